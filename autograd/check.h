@@ -26,7 +26,8 @@ enum class Exit : int {
 
 class Error : public std::runtime_error {
  public:
-  // what: the failure; where: file:line:column, key or tensor (may be empty); advice: what to do (may be empty).
+  // what: the failure; where: file:line:column, key or tensor (may be empty); advice: what to do (may be
+  // empty).
   Error(Exit code, const std::string& what, std::string where = {}, std::string advice = {})
       : std::runtime_error(what), code(code), where(std::move(where)), advice(std::move(advice)) {}
 
@@ -45,8 +46,9 @@ std::string text(const Parts&... parts) {
 
 }  // namespace weft
 
-// A condition that only a mistake in the calling code can break; the message names the operation and both shapes.
-#define CHECK(condition, ...)                                                               \
-  do                                                                                        \
+// A condition that only a mistake in the calling code can break; the message names the operation and both
+// shapes.
+#define CHECK(condition, ...)                                                                 \
+  do                                                                                          \
     if (!(condition)) throw ::weft::Error(::weft::Exit::internal, ::weft::text(__VA_ARGS__)); \
   while (0)

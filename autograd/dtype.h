@@ -37,9 +37,12 @@ using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 template <class T>
 constexpr Dtype dtype_of() {
-  if constexpr (std::is_same_v<T, double>) return Dtype::f64;
-  else if constexpr (std::is_same_v<T, float>) return Dtype::f32;
-  else if constexpr (std::is_same_v<T, bf16>) return Dtype::bf16;
+  if constexpr (std::is_same_v<T, double>)
+    return Dtype::f64;
+  else if constexpr (std::is_same_v<T, float>)
+    return Dtype::f32;
+  else if constexpr (std::is_same_v<T, bf16>)
+    return Dtype::bf16;
   else {
     static_assert(std::is_same_v<T, int32_t>, "not an element type");
     return Dtype::i32;
@@ -49,7 +52,9 @@ constexpr Dtype dtype_of() {
 constexpr int64_t size_of(Dtype dtype) {
   return dtype == Dtype::f64 ? 8 : dtype == Dtype::bf16 ? 2 : 4;
 }
-constexpr bool is_float(Dtype dtype) { return dtype != Dtype::i32; }
+constexpr bool is_float(Dtype dtype) {
+  return dtype != Dtype::i32;
+}
 const char* name_of(Dtype dtype);
 
 // Calls f.operator()<T>() with the C++ type of a floating dtype.

@@ -1,7 +1,7 @@
 #pragma once
-// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): a counter-based generator.
-// A draw is a pure function of (seed, stream, step, index, channel), so recomputation, another number of ranks and a
-// resumed run draw the same numbers.
+// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): a counter-based
+// generator. A draw is a pure function of (seed, stream, step, index, channel), so recomputation, another
+// number of ranks and a resumed run draw the same numbers.
 
 #include <array>
 #include <cstdint>
@@ -38,7 +38,8 @@ struct RandomKey {
   uint32_t step = 0;
 
   WEFT_HOST_DEVICE PhiloxBlock draw(uint64_t index, uint32_t channel = 0) const {
-    return philox({step, static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32), channel}, {seed, stream});
+    return philox({step, static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32), channel},
+                  {seed, stream});
   }
   // Uniform in (0, 1], never 0, so that log() is safe.
   WEFT_HOST_DEVICE double uniform(uint64_t index, uint32_t channel = 0) const {

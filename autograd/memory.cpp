@@ -1,0 +1,151 @@
+#include "autograd/memory.h"
+
+#include <malloc.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <unordered_map>
+
+namespace weft {
+namespace {
+
+class CpuAllocator : public Allocator {
+ public:
+  CpuAllocator() {
+    // A training step takes and returns the same sizes again and again: keep them in the heap instead of
+    // giving pages back to the system and faulting them in anew.
+    mallopt(M_MMAP_THRESHOLD, 1 << 30);
+    mallopt(M_TRIM_THRESHOLD, 1 << 30);
+    mallopt(M_TOP_PAD, 64 << 20);
+  }
+  void* allocate(int64_t bytes) override {
+    return std::aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64));
+  }
+  void release(void* pointer, int64_t) override { std::free(pointer); }
+  void fill(void* pointer, int value, int64_t bytes) override {
+    std::memset(pointer, value, static_cast<size_t>(bytes));
+  }
+};
+
+class MetaAllocator : public Allocator {
+ public:
+  void* allocate(int64_t) override { return nullptr; }
+  void release(void*, int64_t) override {}
+  void fill(void*, int, int64_t) override {}
+};
+
+// Scope names are interned once; a scope is its number.
+class Ledger {
+ public:
+  int enter(int parent, const std::string& name) {
+    const std::lock_guard lock(mutex_);
+    const std::string full = parent == 0 ? name : names_[parent] + "/" + name;
+    const auto [it, fresh] = numbers_.try_emplace(full, static_cast<int>(names_.size()));
+    if (fresh) names_.push_back(full);
+    return it->second;
+  }
+  void book(Device device, int scope, int64_t bytes) {
+    const std::lock_guard lock(mutex_);
+    Account& a = accounts_[static_cast<int>(device)];
+    if (a.by_scope.size() < names_.size()) a.by_scope.resize(names_.size());
+    a.by_scope[scope] += bytes;
+    a.bytes += bytes;
+    if (a.bytes > a.peak) {
+      a.peak = a.bytes;
+      a.at_peak = a.by_scope;
+    }
+  }
+  MemoryReport report(Device device) {
+    const std::lock_guard lock(mutex_);
+    const Account& a = accounts_[static_cast<int>(device)];
+    MemoryReport r{a.bytes, a.peak, {}};
+    for (size_t i = 0; i < a.at_peak.size(); ++i)
+      if (a.at_peak[i] > 0) r.peak_by_scope.emplace_back(names_[i], a.at_peak[i]);
+    std::sort(r.peak_by_scope.begin(), r.peak_by_scope.end(),
+              [](const auto& x, const auto& y) { return x.second > y.second; });
+    return r;
+  }
+  void reset_peak(Device device) {
+    const std::lock_guard lock(mutex_);
+    Account& a = accounts_[static_cast<int>(device)];
+    a.peak = a.bytes;
+    a.at_peak = a.by_scope;
+  }
+
+ private:
+  struct Account {
+    int64_t bytes = 0, peak = 0;
+    std::vector<int64_t> by_scope, at_peak;
+  };
+  std::mutex mutex_;
+  std::vector<std::string> names_{"other"};
+  std::unordered_map<std::string, int> numbers_{{"other", 0}};
+  Account accounts_[3];
+};
+
+Ledger& ledger() {
+  static auto* const instance = new Ledger;  // never destroyed: tensors with static lifetime may outlive main
+  return *instance;
+}
+
+thread_local int current_scope = 0;
+
+bool poison() {
+  static const bool on = [] {
+    const char* value = std::getenv("POISON");
+    return value != nullptr && std::strcmp(value, "0") != 0;
+  }();
+  return on;
+}
+
+}  // namespace
+
+const char* name_of(Device device) {
+  constexpr const char* names[] = {"cpu", "cuda", "meta"};
+  return names[static_cast<int>(device)];
+}
+
+Allocator& allocator_of(Device device) {
+  static auto* const cpu = new CpuAllocator;
+  static auto* const meta = new MetaAllocator;
+  if (device == Device::cpu) return *cpu;
+  if (device == Device::meta) return *meta;
+  throw Error(Exit::internal, "this build has no CUDA allocator");
+}
+
+MemoryScope::MemoryScope(const std::string& name) : previous_(current_scope) {
+  current_scope = ledger().enter(previous_, name);
+}
+MemoryScope::~MemoryScope() {
+  current_scope = previous_;
+}
+
+MemoryReport memory_report(Device device) {
+  return ledger().report(device);
+}
+void reset_peak(Device device) {
+  ledger().reset_peak(device);
+}
+
+Block::Block(Device device, int64_t bytes) : bytes_(bytes), scope_(current_scope), device_(device) {
+  if (bytes > 0 && device != Device::meta) {
+    data_ = allocator_of(device).allocate(bytes);
+    if (data_ == nullptr) {
+      const MemoryReport report = memory_report(device);
+      const std::string largest = report.peak_by_scope.empty() ? "nothing" : report.peak_by_scope[0].first;
+      throw Error(Exit::internal, text("out of memory: ", bytes, " bytes asked, ", report.bytes,
+                                       " in use, most of it by ", largest));
+    }
+    if (poison()) allocator_of(device).fill(data_, 0xff, bytes);
+  }
+  ledger().book(device, scope_, bytes);
+}
+
+Block::~Block() {
+  if (data_ != nullptr) allocator_of(device_).release(data_, bytes_);
+  ledger().book(device_, scope_, -bytes_);
+}
+
+}  // namespace weft

@@ -1,0 +1,18 @@
+#pragma once
+// Element-by-element copies and sums that change the dtype. Kernels, no gradient: the tape and the tensors
+// use them.
+
+#include "autograd/tensor.h"
+
+namespace weft {
+
+namespace cpu {
+void convert(const Tensor& to, const Tensor& from);     // to = from
+void accumulate(const Tensor& to, const Tensor& from);  // to += from, in the wider of the two types
+}  // namespace cpu
+namespace cuda {
+void convert(const Tensor& to, const Tensor& from);
+void accumulate(const Tensor& to, const Tensor& from);
+}  // namespace cuda
+
+}  // namespace weft

@@ -1,0 +1,36 @@
+#pragma once
+// Matrix products.
+
+#include "autograd/tape.h"
+
+namespace weft {
+
+struct Transpose {
+  bool a = false;
+  bool b = false;
+};
+
+// c = op(a) op(b), op the identity or the transpose of the last two dimensions.
+//   a (..., M, K) or (..., K, M), b (..., K, N) or (..., N, K) -> c (..., M, N)
+// The leading dimensions are equal; or b has two, and then every leading dimension of a is a row (a not
+// transposed). Two-dimensional operands may be column views. Sums are kept in f32 (f64 for f64).
+Variable matmul(const Variable& a, const Variable& b, Transpose transpose = {});
+
+// y = x weight^T + bias.  x (..., in), weight (out, in), bias (out) or undefined -> y (..., out)
+Variable linear(const Variable& x, const Variable& weight, const Variable& bias = {});
+
+namespace cpu {
+// c = alpha op(a) op(b) + beta c, batched over leading dimensions; c may be wider than a and b (f32 from
+// bf16).
+void gemm(const Tensor& c, const Tensor& a, const Tensor& b, Transpose transpose, double alpha, double beta);
+// to = beta to + column sums of g.  g (M, N), to (N)
+void sum_rows(const Tensor& to, const Tensor& g, double beta);
+void add_row(const Tensor& y, const Tensor& bias);  // y (M, N) += bias (N)
+}  // namespace cpu
+namespace cuda {
+void gemm(const Tensor& c, const Tensor& a, const Tensor& b, Transpose transpose, double alpha, double beta);
+void sum_rows(const Tensor& to, const Tensor& g, double beta);
+void add_row(const Tensor& y, const Tensor& bias);
+}  // namespace cuda
+
+}  // namespace weft

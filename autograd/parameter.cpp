@@ -1,0 +1,109 @@
+#include "autograd/parameter.h"
+
+namespace weft {
+namespace {
+
+// A gap of up to 60 bytes keeps every parameter on its own cache line.
+int64_t aligned(int64_t numel) {
+  return (numel + 15) / 16 * 16;
+}
+
+void initialise(const ParameterEntry& entry, uint32_t seed) {
+  const Initializer& init = entry.info.init;
+  const RandomKey key{seed, stream_of(entry.info.name), 0};
+  const int64_t n = entry.master.numel();
+  CHECK(init.kind != Initializer::Kind::values || static_cast<int64_t>(init.values.size()) == n,
+        entry.info.name, ": ", init.values.size(), " initial values for ", entry.info.shape);
+  with_float(entry.master.dtype(), [&]<class T>() {
+    T* p = entry.master.data<T>();
+    for (int64_t i = 0; i < n; ++i) {
+      double value = init.scale;
+      if (init.kind == Initializer::Kind::normal) value = init.scale * key.normal(i);
+      if (init.kind == Initializer::Kind::uniform) value = init.scale * (2 * key.uniform(i) - 1);
+      if (init.kind == Initializer::Kind::values) value = init.values[i];
+      // One f32 rounding on every path, so that an f64 store starts from the same numbers.
+      p[i] = static_cast<T>(static_cast<float>(value));
+    }
+  });
+}
+
+}  // namespace
+
+Parameter ParameterStore::declare(ParameterInfo info) {
+  CHECK(groups_.empty(), "parameter ", info.name, " declared after commit");
+  CHECK(!find(info.name).defined(), "parameter ", info.name, " declared twice");
+  entries_.push_back(std::make_unique<ParameterEntry>());
+  entries_.back()->info = std::move(info);
+  return Parameter(entries_.back().get());
+}
+
+void ParameterStore::commit() {
+  CHECK(groups_.empty(), "parameters committed twice");
+  const MemoryScope scope("parameters");
+  const Dtype wide = precision_ == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+  for (const bool trainable : {true, false})
+    for (const ParameterKind kind :
+         {ParameterKind::matrix, ParameterKind::embedding, ParameterKind::vector}) {
+      ParameterGroup group{kind, trainable, {}, {}, {}, {}};
+      int64_t size = 0;
+      for (auto& entry : entries_) {
+        if (entry->info.kind != kind || entry->info.trainable != trainable) continue;
+        entry->group = static_cast<int>(groups_.size());
+        entry->offset = size;
+        size += aligned(entry->info.shape.numel());
+        group.entries.push_back(entry.get());
+      }
+      if (group.entries.empty()) continue;
+      const Dtype working = kind == ParameterKind::vector ? wide : precision_;
+      group.master = zeros({size}, wide, device_);
+      group.working = working == wide ? group.master : zeros({size}, working, device_);
+      if (trainable) {
+        const MemoryScope gradients("gradients");
+        group.gradient = zeros({size}, wide, device_);
+      }
+      for (ParameterEntry* e : group.entries) {
+        const auto part = [&](const Tensor& flat) {
+          return flat.rows(e->offset, e->offset + e->info.shape.numel()).reshape(e->info.shape);
+        };
+        e->master = part(group.master);
+        e->working = part(group.working);
+        if (trainable) e->gradient = part(group.gradient);
+        if (device_ != Device::meta) initialise(*e, seed_);
+      }
+      groups_.push_back(std::move(group));
+    }
+  refresh_working();
+}
+
+void ParameterStore::begin_step() {
+  for (auto& entry : entries_) entry->written = false;
+}
+
+std::vector<std::string> ParameterStore::finish_step() {
+  std::vector<std::string> unwritten;
+  for (auto& entry : entries_) {
+    if (!entry->info.trainable || entry->written) continue;
+    entry->gradient.zero();
+    unwritten.push_back(entry->info.name);
+  }
+  return unwritten;
+}
+
+void ParameterStore::refresh_working() {
+  for (ParameterGroup& group : groups_)
+    if (group.working.block() != group.master.block()) group.working.copy_from(group.master);
+}
+
+Parameter ParameterStore::find(const std::string& name) const {
+  for (const auto& entry : entries_)
+    if (entry->info.name == name) return Parameter(entry.get());
+  return Parameter();
+}
+
+int64_t ParameterStore::numel() const {
+  int64_t n = 0;
+  for (const auto& entry : entries_) n += entry->info.shape.numel();
+  return n;
+}
+
+}  // namespace weft

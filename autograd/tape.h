@@ -1,0 +1,196 @@
+#pragma once
+// Reverse-mode differentiation by a linear tape (Wengert list). An op computes at once and, if a tape is in
+// scope on this thread, records how to go back. The tape is walked backwards entry by entry, not as a graph
+// from the loss: entries marked collective run whether a gradient reached them or not, so that no rank waits
+// for another for ever.
+
+#include <cstddef>
+#include <cstring>
+#include <functional>
+#include <initializer_list>
+#include <memory>
+#include <type_traits>
+#include <vector>
+
+#include "autograd/parameter.h"
+#include "autograd/tensor.h"
+
+namespace weft {
+
+class Tape;
+class Backward;
+
+// A tensor, and where its gradient goes: to a slot of a tape, to a parameter, or nowhere.
+class Variable {
+ public:
+  Variable() = default;
+  Variable(Tensor value) : value_(std::move(value)) {}  // NOLINT: a constant
+  Variable(const Parameter& parameter)                  // NOLINT: the working copy
+      : value_(parameter->working), parameter_(parameter->info.trainable ? parameter : Parameter()) {}
+
+  const Tensor& value() const { return value_; }
+  operator const Tensor&() const { return value_; }  // NOLINT: kernels take tensors
+  bool defined() const { return value_.defined(); }
+  const Shape& shape() const { return value_.shape(); }
+  int rank() const { return value_.rank(); }
+  int64_t dim(int axis) const { return value_.dim(axis); }
+  int64_t numel() const { return value_.numel(); }
+  Dtype dtype() const { return value_.dtype(); }
+  Device device() const { return value_.device(); }
+  bool differentiable() const { return tape_ != nullptr || parameter_.defined(); }
+
+ private:
+  friend class Tape;
+  friend class Backward;
+  Tensor value_;
+  Tape* tape_ = nullptr;
+  int slot_ = -1;
+  Parameter parameter_;
+};
+
+// What an entry keeps for its way back. Tensors only, seen and counted by the engine; `replay` is for
+// checkpointing.
+struct Saved {
+  std::vector<Tensor> tensors;
+  std::function<std::vector<Variable>(const std::vector<Variable>&)> replay;
+};
+template <class... Tensors>
+Saved save(const Tensors&... tensors) {
+  return {{static_cast<const Tensor&>(tensors)...}, nullptr};
+}
+
+// Where a gradient lands: target = beta * target + contribution, in target's own dtype.
+struct Into {
+  Tensor target;
+  double beta;
+};
+
+// One entry on its way back, as a rule sees it.
+class Backward {
+ public:
+  // Gradient of output i; zeros if none arrived.
+  const Tensor& grad(int i = 0);
+  bool has_grad(int i = 0) const;
+  // Whether anybody wants the gradient of input i.
+  bool wants(int i) const;
+  const Tensor& saved(int i) const;
+  // The gradient of input i, whole. The first is kept as it is, later ones are added.
+  void add(int i, const Tensor& gradient);
+  // The same, for ops that can write or accumulate themselves. Must be followed by the write.
+  Into into(int i);
+  const std::vector<Variable>& inputs() const;
+  const Saved& saved() const;
+
+ private:
+  friend class Tape;
+  Backward(Tape& tape, int entry) : tape_(tape), entry_(entry) {}
+  Tape& tape_;
+  int entry_;
+};
+
+struct NoAttributes {};
+
+class Tape {
+ public:
+  Tape();
+  ~Tape();
+  Tape(const Tape&) = delete;
+  Tape& operator=(const Tape&) = delete;
+
+  // The innermost tape of this thread, or null: nothing is recorded.
+  static Tape* current();
+
+  // An input whose gradient is kept after backward().
+  Variable input(const Tensor& value);
+  // From the last entry to the first. seed is the gradient of output; a scalar needs none (it is 1). Called
+  // once.
+  void backward(const Variable& output, const Tensor& seed = {});
+  void backward(const std::vector<Variable>& outputs, const std::vector<Tensor>& seeds);
+  // Of an input(); zeros if nothing reached it.
+  Tensor gradient(const Variable& input) const;
+
+  int size() const { return static_cast<int>(entries_.size()); }
+  // Bytes kept for the way back; storage saved twice is counted once.
+  int64_t saved_bytes() const;
+  // Names of the recorded collectives, in order: equal on every rank.
+  std::vector<const char*> collectives() const;
+
+  using Invoke = void (*)(Backward&, const std::byte* attributes, void (*rule)());
+
+  std::vector<Variable> push(const char* name, std::vector<Variable> inputs,
+                             const std::vector<Tensor>& outputs, Saved saved, bool collective,
+                             const void* attributes, size_t attribute_bytes, void (*rule)(), Invoke invoke);
+
+ private:
+  friend class Backward;
+  static constexpr size_t kAttributeBytes = 64;
+  struct Entry {
+    const char* name;
+    std::vector<Variable> inputs;  // values dropped: only where gradients go
+    std::vector<int> outputs;      // slots
+    Saved saved;
+    bool collective;
+    alignas(std::max_align_t) std::byte attributes[kAttributeBytes];
+    void (*rule)();
+    Invoke invoke;
+  };
+  struct Slot {
+    Shape shape;
+    Dtype dtype;
+    Device device;
+    Tensor gradient;
+    bool keep = false;
+  };
+  int new_slot(const Tensor& value);
+  void run(int entry);
+
+  std::vector<Entry> entries_;
+  std::vector<Slot> slots_;
+  Tape* previous_;
+  bool walked_ = false;
+};
+
+// No recording while it lives.
+class NoTape {
+ public:
+  NoTape();
+  ~NoTape();
+  NoTape(const NoTape&) = delete;
+  NoTape& operator=(const NoTape&) = delete;
+
+ private:
+  Tape* previous_;
+};
+
+// Records an op, and returns its outputs as variables. The rule is a function without captures (a lambda that
+// captures does not compile here); what it needs besides tensors is a small plain struct.
+template <class Attributes>
+std::vector<Variable> record_many(const char* name, std::vector<Variable> inputs,
+                                  const std::vector<Tensor>& outputs, Saved saved,
+                                  const Attributes& attributes,
+                                  std::type_identity_t<void (*)(Backward&, const Attributes&)> rule,
+                                  bool collective = false) {
+  static_assert(std::is_trivially_copyable_v<Attributes> && std::is_aggregate_v<Attributes>,
+                "attributes are a plain struct; tensors go through save()");
+  static_assert(sizeof(Attributes) <= 64);
+  Tape* tape = Tape::current();
+  bool wanted = collective;
+  for (const Variable& v : inputs) wanted |= v.differentiable();
+  if (tape == nullptr || !wanted) return {outputs.begin(), outputs.end()};
+  return tape->push(name, std::move(inputs), outputs, std::move(saved), collective, &attributes,
+                    sizeof(Attributes), reinterpret_cast<void (*)()>(rule),
+                    [](Backward& b, const std::byte* bytes, void (*erased)()) {
+                      Attributes a;
+                      std::memcpy(static_cast<void*>(&a), bytes, sizeof(Attributes));
+                      reinterpret_cast<void (*)(Backward&, const Attributes&)>(erased)(b, a);
+                    });
+}
+
+template <class Attributes>
+Variable record(const char* name, std::vector<Variable> inputs, const Tensor& output, Saved saved,
+                const Attributes& attributes,
+                std::type_identity_t<void (*)(Backward&, const Attributes&)> rule) {
+  return record_many(name, std::move(inputs), {output}, std::move(saved), attributes, rule)[0];
+}
+
+}  // namespace weft

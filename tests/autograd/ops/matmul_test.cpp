@@ -1,0 +1,73 @@
+#include "autograd/ops/matmul.h"
+
+#include "autograd/ops/elementwise.h"
+#include "tests/autograd/test_tensors.h"
+
+namespace weft {
+namespace {
+
+double at(const std::vector<double>& x, int64_t columns, int64_t i, int64_t j, bool t, int64_t rows) {
+  return t ? x[j * rows + i] : x[i * columns + j];
+}
+
+TEST(Matmul, EveryTransposeAgainstLoops) {
+  const int64_t m = 5, n = 7, k = 3;
+  for (const bool ta : {false, true})
+    for (const bool tb : {false, true}) {
+      const Tensor a = random_tensor(ta ? Shape{k, m} : Shape{m, k}, 1),
+                   b = random_tensor(tb ? Shape{n, k} : Shape{k, n}, 2);
+      const std::vector<double> va = to_values(a), vb = to_values(b);
+      std::vector<double> expected(m * n);
+      for (int64_t i = 0; i < m; ++i)
+        for (int64_t j = 0; j < n; ++j)
+          for (int64_t l = 0; l < k; ++l)
+            expected[i * n + j] += at(va, k, i, l, ta, m) * at(vb, n, l, j, tb, k);
+      const Tensor exact = from_values({m, n}, Dtype::f64, expected);
+      for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16})
+        EXPECT_LE(difference(matmul(a.to(dtype), b.to(dtype), {ta, tb}), exact), tolerance::of(dtype));
+      const Function f = [=](const std::vector<Variable>& v) {
+        return std::vector{matmul(v[0], v[1], {ta, tb})};
+      };
+      expect_gradients(f, {a, b});
+      expect_gradients(f, {random_tensor(ta ? Shape{2, 3, k, m} : Shape{2, 3, m, k}, 3),
+                           random_tensor(tb ? Shape{2, 3, n, k} : Shape{2, 3, k, n}, 4)});
+    }
+}
+
+TEST(Matmul, SharedRightOperand) {
+  expect_gradients([](const std::vector<Variable>& v) { return std::vector{matmul(v[0], v[1])}; },
+                   {random_tensor({2, 3, 4}, 1), random_tensor({4, 5}, 2)});
+  EXPECT_THROW(matmul(random_tensor({2, 3}, 1), random_tensor({4, 5}, 2)), Error);
+}
+
+TEST(Linear, GradientsWithBiasAndColumnViews) {
+  const auto f = [](const std::vector<Variable>& v) { return std::vector{linear(v[0], v[1], v[2])}; };
+  expect_gradients(f, {random_tensor({4, 3}, 1), random_tensor({6, 3}, 2), random_tensor({6}, 3)});
+  expect_gradients(f, {random_tensor({2, 4, 3}, 1), random_tensor({6, 3}, 2), random_tensor({6}, 3)});
+  const Tensor wide = random_tensor({4, 9}, 4), weight = random_tensor({5, 3}, 5);
+  EXPECT_TRUE(same_bits(linear(wide.columns(3, 6), weight).value(),
+                        linear(wide.columns(3, 6).contiguous(), weight).value()));
+}
+
+TEST(Linear, Bf16WeightGradientLandsInF32) {
+  ParameterStore store(Dtype::bf16);
+  const Parameter w = store.declare({"w", {8, 16}, ParameterKind::matrix, Initializer::normal(1)});
+  store.commit();
+  store.begin_step();
+  const Tensor x = random_tensor({64, 16}, 1, Dtype::bf16), g = random_tensor({64, 8}, 2, Dtype::bf16);
+  for (int pass = 0; pass < 2; ++pass) {
+    Tape tape;
+    tape.backward(linear(x, w), g);
+  }
+  const Tensor exact = scale(matmul(g.to(Dtype::f64), x.to(Dtype::f64), {true, false}), 2).value();
+  EXPECT_EQ(w->gradient.dtype(), Dtype::f32);
+  EXPECT_LE(difference(w->gradient, exact), tolerance::of(Dtype::f32));
+}
+
+TEST(Matmul, EmptyInner) {
+  EXPECT_EQ(to_values(matmul(random_tensor({2, 0}, 1), random_tensor({0, 2}, 2))),
+            std::vector<double>(4, 0.0));
+}
+
+}  // namespace
+}  // namespace weft

@@ -1,0 +1,75 @@
+#include "autograd/tensor.h"
+
+#include <cmath>
+
+#include "autograd/philox.h"
+#include "tests/autograd/test_tensors.h"
+
+namespace weft {
+namespace {
+
+TEST(Tensor, RowsAndColumnsAreViews) {
+  const Tensor x = from_values({3, 4}, Dtype::f32, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11});
+  const Tensor c = x.columns(1, 3);
+  EXPECT_FALSE(c.dense());
+  EXPECT_EQ(c.pitch(), 4);
+  EXPECT_EQ(to_values(c), (std::vector<double>{1, 2, 5, 6, 9, 10}));
+  EXPECT_EQ(to_values(c.rows(1, 3)), (std::vector<double>{5, 6, 9, 10}));
+  EXPECT_EQ(to_values(c.reshape({3, 2, 1})), to_values(c));
+  EXPECT_THROW(c.reshape({6}), Error);
+  c.zero();
+  EXPECT_EQ(to_values(x), (std::vector<double>{0, 0, 0, 3, 4, 0, 0, 7, 8, 0, 0, 11}));
+  EXPECT_THROW(x.rows(2, 4), Error);
+  EXPECT_THROW(x.data<double>(), Error);
+}
+
+TEST(Tensor, FreshMemoryIsPoisoned) {  // the tests run with POISON=1
+  const Tensor x = empty({5}, Dtype::f32);
+  for (double v : to_values(x)) EXPECT_TRUE(std::isnan(v));
+}
+
+TEST(Tensor, Bf16RoundsToNearestEvenAndKeepsNaN) {
+  EXPECT_EQ(float(bf16(1.0f + 0x1p-8f)), 1.0f);                // a tie: to even
+  EXPECT_EQ(float(bf16(1.0f + 3 * 0x1p-8f)), 1.0f + 0x1p-6f);  // a tie: to even, upwards
+  EXPECT_EQ(float(bf16(3.4e38f)), INFINITY);
+  EXPECT_TRUE(std::isnan(float(bf16(std::bit_cast<float>(0x7f800001u)))));
+}
+
+TEST(Tensor, MetaCarriesShapesOnlyAndIsBooked) {
+  reset_peak(Device::meta);
+  const MemoryReport before = memory_report(Device::meta);
+  {
+    const MemoryScope scope("outer");
+    const MemoryScope inner("inner");
+    const Tensor x = zeros({1 << 20, 1 << 10}, Dtype::f32, Device::meta);
+    EXPECT_EQ(x.raw(), nullptr);
+  }
+  const MemoryReport after = memory_report(Device::meta);
+  EXPECT_EQ(after.bytes, before.bytes);
+  EXPECT_EQ(after.peak_bytes - before.bytes, int64_t{4} << 30);
+  EXPECT_EQ(after.peak_by_scope[0].first, "outer/inner");
+}
+
+TEST(Philox, KnownAnswers) {  // of the authors' own test vectors (Random123, kat_vectors)
+  EXPECT_EQ(philox({0, 0, 0, 0}, {0, 0}), (PhiloxBlock{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
+  EXPECT_EQ(philox({~0u, ~0u, ~0u, ~0u}, {~0u, ~0u}),
+            (PhiloxBlock{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
+  EXPECT_EQ(philox({0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {0xa4093822, 0x299f31d0}),
+            (PhiloxBlock{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
+}
+
+TEST(Philox, MomentsOfTheNormal) {
+  const RandomKey key{1, 2, 3};
+  double sum = 0, squares = 0;
+  const int n = 20000;
+  for (int i = 0; i < n; ++i) {
+    const double x = key.normal(i);
+    sum += x;
+    squares += x * x;
+  }
+  EXPECT_NEAR(sum / n, 0, 0.03);
+  EXPECT_NEAR(squares / n, 1, 0.04);
+}
+
+}  // namespace
+}  // namespace weft

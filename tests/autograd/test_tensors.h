@@ -1,0 +1,39 @@
+#pragma once
+// What tests of tensors share: the largest difference, and bitwise equality.
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "autograd/gradcheck.h"
+#include "tests/tolerances.h"
+
+namespace weft {
+
+// Largest |a - b| / (1 + |b|); infinity where exactly one is not finite.
+inline double difference(const Tensor& a, const Tensor& b) {
+  EXPECT_EQ(a.shape(), b.shape());
+  if (!(a.shape() == b.shape())) return INFINITY;
+  const std::vector<double> x = to_values(a), y = to_values(b);
+  double worst = 0;
+  for (size_t i = 0; i < x.size(); ++i) {
+    const double d = std::abs(x[i] - y[i]) / (1 + std::abs(y[i]));
+    if (!(d <= worst)) worst = std::isnan(d) ? INFINITY : d;
+  }
+  return worst;
+}
+
+inline bool same_bits(const Tensor& a, const Tensor& b) {
+  if (!(a.shape() == b.shape()) || a.dtype() != b.dtype()) return false;
+  const Tensor x = a.contiguous(), y = b.contiguous();
+  return x.numel() == 0 || std::memcmp(x.raw(), y.raw(), static_cast<size_t>(x.bytes())) == 0;
+}
+
+inline void expect_gradients(const Function& f, const std::vector<Tensor>& inputs,
+                             ParameterStore* store = nullptr) {
+  const GradcheckResult r = gradcheck(f, inputs, store);
+  EXPECT_LE(r.error, tolerance::kGradcheck) << r.worst;
+}
+
+}  // namespace weft

@@ -2,7 +2,7 @@
 
 namespace weft {
 
-std::vector<Variable> checkpoint(const std::vector<Variable>& inputs, const Segment& f) {
+std::vector<Variable> checkpoint(const std::vector<Variable>& inputs, const Function& f) {
   Tape* const tape = Tape::current();
   if (tape == nullptr) return f(inputs);
   std::vector<Tensor> outputs;

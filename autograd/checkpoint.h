@@ -2,18 +2,15 @@
 // Activation checkpointing (Chen et al., "Training deep nets with sublinear memory cost", 2016) as an op: the
 // forward runs without a tape and keeps its inputs only; the way back runs it again under a tape of its own.
 
-#include <functional>
 #include <vector>
 
 #include "autograd/tape.h"
 
 namespace weft {
 
-using Segment = std::function<std::vector<Variable>(const std::vector<Variable>&)>;
-
 // f(inputs), with everything inside recomputed in backward. f may use parameters freely, but every variable
 // it reads has to be among the inputs: another one belongs to another tape and is refused in backward. f must
 // give the same bits when it runs again: random draws by key do.
-std::vector<Variable> checkpoint(const std::vector<Variable>& inputs, const Segment& f);
+std::vector<Variable> checkpoint(const std::vector<Variable>& inputs, const Function& f);
 
 }  // namespace weft

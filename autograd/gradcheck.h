@@ -3,7 +3,6 @@
 // the dot product of the outputs with a *random* adjoint, at *random* inputs. A sum for a loss, or ones for
 // gains, would hide wrong factors that cancel there.
 
-#include <functional>
 #include <string>
 #include <vector>
 
@@ -18,7 +17,6 @@ struct GradcheckResult {
 
 // f maps the inputs (f64) to one or more outputs. The gradients of every input, and of every parameter of
 // `store` if given, are checked at up to `samples` random elements each.
-using Function = std::function<std::vector<Variable>(const std::vector<Variable>&)>;
 GradcheckResult gradcheck(const Function& f, const std::vector<Tensor>& inputs,
                           ParameterStore* store = nullptr, int samples = 24, uint32_t seed = 1);
 

@@ -129,7 +129,7 @@ void reset_peak(Device device) {
   ledger().reset_peak(device);
 }
 
-Block::Block(Device device, int64_t bytes) : bytes_(bytes), scope_(current_scope), device_(device) {
+Buffer::Buffer(Device device, int64_t bytes) : bytes_(bytes), scope_(current_scope), device_(device) {
   if (bytes > 0 && device != Device::meta) {
     data_ = allocator_of(device).allocate(bytes);
     if (data_ == nullptr) {
@@ -143,7 +143,7 @@ Block::Block(Device device, int64_t bytes) : bytes_(bytes), scope_(current_scope
   ledger().book(device, scope_, bytes);
 }
 
-Block::~Block() {
+Buffer::~Buffer() {
   if (data_ != nullptr) allocator_of(device_).release(data_, bytes_);
   ledger().book(device_, scope_, -bytes_);
 }

@@ -45,12 +45,12 @@ void reset_peak(Device device);
 
 // A block of memory, booked under the scope in force. With POISON=1 in the environment fresh memory is filled
 // with 0xff, which reads as NaN in every float type, so that a read of something never written shows.
-class Block {
+class Buffer {
  public:
-  Block(Device device, int64_t bytes);
-  ~Block();
-  Block(const Block&) = delete;
-  Block& operator=(const Block&) = delete;
+  Buffer(Device device, int64_t bytes);
+  ~Buffer();
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
 
   void* data() const { return data_; }
   int64_t bytes() const { return bytes_; }

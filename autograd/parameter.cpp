@@ -91,7 +91,7 @@ std::vector<std::string> ParameterStore::finish_step() {
 
 void ParameterStore::refresh_working() {
   for (ParameterGroup& group : groups_)
-    if (group.working.block() != group.master.block()) group.working.copy_from(group.master);
+    if (group.working.buffer() != group.master.buffer()) group.working.copy_from(group.master);
 }
 
 Parameter ParameterStore::find(const std::string& name) const {

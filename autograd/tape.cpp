@@ -195,11 +195,11 @@ Tensor Tape::gradient(const Variable& input) const {
 }
 
 int64_t Tape::saved_bytes() const {
-  std::unordered_set<const Block*> seen;
+  std::unordered_set<const Buffer*> seen;
   int64_t bytes = 0;
   for (const Entry& entry : entries_)
     for (const Tensor& t : entry.saved.tensors)
-      if (t.defined() && seen.insert(t.block()).second) bytes += t.block()->bytes();
+      if (t.defined() && seen.insert(t.buffer()).second) bytes += t.buffer()->bytes();
   return bytes;
 }
 

@@ -48,11 +48,12 @@ class Variable {
   Parameter parameter_;
 };
 
-// What an entry keeps for its way back. Tensors only, seen and counted by the engine; `replay` is for
-// checkpointing.
+using Function = std::function<std::vector<Variable>(const std::vector<Variable>&)>;
+
+// What an entry keeps for its way back. Tensors only, seen and counted by the engine; `replay` is for checkpointing.
 struct Saved {
   std::vector<Tensor> tensors;
-  std::function<std::vector<Variable>(const std::vector<Variable>&)> replay;
+  Function replay;
 };
 template <class... Tensors>
 Saved save(const Tensors&... tensors) {
@@ -170,7 +171,7 @@ std::vector<Variable> record_many(const char* name, std::vector<Variable> inputs
                                   const Attributes& attributes,
                                   std::type_identity_t<void (*)(Backward&, const Attributes&)> rule,
                                   bool collective = false) {
-  static_assert(std::is_trivially_copyable_v<Attributes> && std::is_aggregate_v<Attributes>,
+  static_assert(std::is_trivially_copyable_v<Attributes> && !std::is_pointer_v<Attributes>,
                 "attributes are a plain struct; tensors go through save()");
   static_assert(sizeof(Attributes) <= 64);
   Tape* tape = Tape::current();

@@ -13,7 +13,7 @@ std::ostream& operator<<(std::ostream& out, const Shape& shape) {
 }
 
 Tensor::Tensor(const Shape& shape, Dtype dtype, Device device)
-    : block_(std::make_shared<Block>(device, shape.numel() * size_of(dtype))), shape_(shape), dtype_(dtype) {
+    : buffer_(std::make_shared<Buffer>(device, shape.numel() * size_of(dtype))), shape_(shape), dtype_(dtype) {
   pitch_ = row_size();
 }
 

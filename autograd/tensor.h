@@ -18,13 +18,13 @@ class Tensor {
   Tensor() = default;  // undefined
   Tensor(const Shape& shape, Dtype dtype, Device device);
 
-  bool defined() const { return block_ != nullptr; }
+  bool defined() const { return buffer_ != nullptr; }
   const Shape& shape() const { return shape_; }
   int rank() const { return shape_.rank(); }
   int64_t dim(int axis) const { return shape_[axis]; }
   int64_t numel() const { return shape_.numel(); }
   Dtype dtype() const { return dtype_; }
-  Device device() const { return block_->device(); }
+  Device device() const { return buffer_->device(); }
   int64_t bytes() const { return numel() * size_of(dtype_); }
 
   // Elements from one leading row to the next, and in one leading row.
@@ -38,7 +38,7 @@ class Tensor {
     return static_cast<T*>(raw());
   }
   void* raw() const {
-    return block_ && block_->data() ? static_cast<char*>(block_->data()) + offset_ * size_of(dtype_)
+    return buffer_ && buffer_->data() ? static_cast<char*>(buffer_->data()) + offset_ * size_of(dtype_)
                                     : nullptr;
   }
 
@@ -56,11 +56,11 @@ class Tensor {
   void zero() const;
 
   // True when no other tensor shares the storage, so that writing in place cannot be seen elsewhere.
-  bool unique() const { return block_.use_count() == 1; }
-  const Block* block() const { return block_.get(); }
+  bool unique() const { return buffer_.use_count() == 1; }
+  const Buffer* buffer() const { return buffer_.get(); }
 
  private:
-  std::shared_ptr<Block> block_;
+  std::shared_ptr<Buffer> buffer_;
   int64_t offset_ = 0;
   int64_t pitch_ = 0;
   Shape shape_;

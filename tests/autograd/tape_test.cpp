@@ -81,12 +81,12 @@ struct Net {
   }
   std::vector<Variable> block(const std::vector<Variable>& v, bool nested) const {
     std::vector<Variable> h{tanh(linear(v[0], first))};
-    const Segment f = [this](const std::vector<Variable>& x) { return inner(x); };
+    const Function f = [this](const std::vector<Variable>& x) { return inner(x); };
     h = nested ? checkpoint(h, f) : f(h);
     return {linear(h[0], tied)};  // the second use of the same weight
   }
   Variable forward(const Variable& x, int checkpointing) const {
-    const Segment f = [this, checkpointing](const std::vector<Variable>& v) {
+    const Function f = [this, checkpointing](const std::vector<Variable>& v) {
       return block(v, checkpointing == 2);
     };
     return checkpointing > 0 ? checkpoint({x}, f)[0] : f({x})[0];

@@ -1,0 +1,139 @@
+#include "autograd/ops/arrange.h"
+
+#include <algorithm>
+
+namespace weft {
+namespace {
+
+struct Range {
+  int axis;
+  int64_t begin, end;
+};
+struct Order {
+  int rank;
+  int axis[Shape::kMaxRank];
+};
+
+Tensor copy_slice(const Tensor& x, int axis, int64_t begin, int64_t end) {
+  const Tensor y = empty(x.shape().with(axis, end - begin), x.dtype(), x.device());
+  ON_DEVICE(x.device(), copy_block(y, 0, x.contiguous(), begin, axis, end - begin));
+  return y;
+}
+
+}  // namespace
+
+Variable reshape(const Variable& x, const Shape& shape) {
+  const Tensor y = x.value().contiguous().reshape(shape);
+  return record("reshape", {x}, y, save(), x.shape(), [](Backward& b, const Shape& from) {
+    b.add(0, b.grad().contiguous().reshape(from));
+  });
+}
+
+Variable permute(const Variable& x, const std::vector<int>& order) {
+  CHECK(static_cast<int>(order.size()) == x.rank(), "permute: ", x.shape(), " by ", order.size(), " axes");
+  Shape shape;
+  Order back{x.rank(), {}};
+  for (size_t i = 0; i < order.size(); ++i) {
+    shape.push_back(x.dim(order[i]));
+    back.axis[order[i]] = static_cast<int>(i);
+  }
+  const Tensor y = empty(shape, x.dtype(), x.device());
+  ON_DEVICE(x.device(), permute(y, x.value().contiguous(), order));
+  return record("permute", {x}, y, save(), back, [](Backward& b, const Order& back) {
+    const Tensor g = b.grad().contiguous();
+    const std::vector<int> order(back.axis, back.axis + back.rank);
+    Shape shape;
+    for (int axis : order) shape.push_back(g.dim(axis));
+    const Tensor dx = empty(shape, g.dtype(), g.device());
+    ON_DEVICE(g.device(), permute(dx, g, order));
+    b.add(0, dx);
+  });
+}
+
+Variable slice(const Variable& x, int axis, int64_t begin, int64_t end) {
+  axis = x.shape().index(axis);
+  CHECK(0 <= begin && begin <= end && end <= x.dim(axis), "slice: [", begin, ", ", end, ") of axis ", axis, " of ", x.shape());
+  if (begin == 0 && end == x.dim(axis)) return x;
+  const Tensor y = axis == 0 ? x.value().rows(begin, end) : copy_slice(x, axis, begin, end);
+  // An empty view on the meta device remembers the whole shape.
+  return record("slice", {x}, y, save(empty(x.shape(), x.dtype(), Device::meta)), Range{axis, begin, end},
+                [](Backward& b, const Range& r) {
+                  const Tensor g = b.grad().contiguous();
+                  const Tensor dx = zeros(b.saved(0).shape(), g.dtype(), g.device());
+                  ON_DEVICE(g.device(), copy_block(dx, r.begin, g, 0, r.axis, r.end - r.begin));
+                  b.add(0, dx);
+                });
+}
+
+Variable concatenate(const std::vector<Variable>& parts, int axis) {
+  CHECK(!parts.empty(), "concatenate: no parts");
+  if (parts.size() == 1) return parts[0];
+  axis = parts[0].shape().index(axis);
+  int64_t total = 0;
+  for (const Variable& p : parts) {
+    CHECK(p.rank() == parts[0].rank() && p.shape().with(axis, 0) == parts[0].shape().with(axis, 0) &&
+              p.dtype() == parts[0].dtype(),
+          "concatenate: ", p.shape(), " and ", parts[0].shape(), " along axis ", axis);
+    total += p.dim(axis);
+  }
+  const Tensor y = empty(parts[0].shape().with(axis, total), parts[0].dtype(), parts[0].device());
+  Saved extents;
+  int64_t at = 0;
+  for (const Variable& p : parts) {
+    ON_DEVICE(y.device(), copy_block(y, at, p.value().contiguous(), 0, axis, p.dim(axis)));
+    at += p.dim(axis);
+    extents.tensors.push_back(empty({p.dim(axis)}, Dtype::i32, Device::meta));
+  }
+  return record("concatenate", parts, y, std::move(extents), Range{axis, 0, total}, [](Backward& b, const Range& r) {
+    const Tensor g = b.grad().contiguous();
+    int64_t at = 0;
+    for (int i = 0; i < static_cast<int>(b.inputs().size()); ++i) {
+      const int64_t n = b.saved(i).dim(0);
+      if (b.wants(i)) b.add(i, copy_slice(g, r.axis, at, at + n));
+      at += n;
+    }
+  });
+}
+
+std::vector<Variable> split_columns(const Variable& x, const std::vector<int64_t>& widths) {
+  CHECK(x.rank() == 2, "split_columns: ", x.shape());
+  std::vector<Tensor> parts;
+  int64_t at = 0;
+  for (int64_t w : widths) {
+    parts.push_back(x.value().columns(at, at + w));
+    at += w;
+  }
+  CHECK(at == x.dim(1), "split_columns: widths add up to ", at, ", x is ", x.shape());
+  struct Parts {
+    int count;
+    int64_t rows, columns;
+  };
+  return record_many("split_columns", {x}, parts, save(), Parts{static_cast<int>(widths.size()), x.dim(0), x.dim(1)},
+                     [](Backward& b, const Parts& p) {
+                       const Tensor dx = empty({p.rows, p.columns}, b.grad(0).dtype(), b.grad(0).device());
+                       int64_t at = 0;
+                       for (int i = 0; i < p.count; ++i) {
+                         const int64_t w = b.grad(i).dim(1);
+                         dx.columns(at, at + w).copy_from(b.grad(i));
+                         at += w;
+                       }
+                       b.add(0, dx);
+                     });
+}
+
+Variable gather_rows(const Variable& x, const Tensor& index, double fill) {
+  CHECK(index.rank() == 1 && index.dtype() == Dtype::i32, "gather_rows: index ", index.shape());
+  const Tensor y = empty(x.shape().with(0, index.dim(0)), x.dtype(), x.device());
+  ON_DEVICE(x.device(), gather_rows(y, x.value().contiguous(), index, fill));
+  struct Rows {
+    int64_t count;
+  };
+  return record("gather_rows", {x}, y, save(index), Rows{x.dim(0)}, [](Backward& b, const Rows& rows) {
+    const Tensor g = b.grad().contiguous();
+    const Tensor dx = zeros(g.shape().with(0, rows.count), g.dtype(), g.device());
+    ON_DEVICE(g.device(), scatter_rows(dx, g, b.saved(0)));
+    b.add(0, dx);
+  });
+}
+
+}  // namespace weft

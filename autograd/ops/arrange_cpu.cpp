@@ -1,0 +1,96 @@
+#include <array>
+#include <cstring>
+
+#include "autograd/ops/arrange.h"
+#include "autograd/parallel.h"
+
+namespace weft::cpu {
+
+void permute(const Tensor& y, const Tensor& x, const std::vector<int>& order) {
+  if (y.numel() == 0) return;
+  const int rank = x.rank();
+  std::array<int64_t, Shape::kMaxRank> in{}, step{};
+  int64_t s = 1;
+  for (int i = rank - 1; i >= 0; --i) {
+    in[i] = s;
+    s *= x.dim(i);
+  }
+  for (int i = 0; i < rank; ++i) step[i] = in[order[i]];
+  // Trailing axes that stay in place move as one run of bytes.
+  int64_t run = size_of(x.dtype());
+  int last = rank;
+  while (last > 0 && order[last - 1] == last - 1) run *= x.dim(--last);
+  const char* from = static_cast<const char*>(x.raw());
+  char* to = static_cast<char*>(y.raw());
+  const int64_t item = size_of(x.dtype());
+  parallel_for(y.shape().product(0, last), 1 + (1 << 16) / run, [&](int64_t begin, int64_t end) {
+    std::array<int64_t, Shape::kMaxRank> at{};
+    int64_t rest = begin, offset = 0;
+    for (int i = last - 1; i >= 0; --i) {
+      at[i] = rest % y.dim(i);
+      rest /= y.dim(i);
+      offset += at[i] * step[i];
+    }
+    for (int64_t o = begin; o < end; ++o) {
+      if (run == 4) std::memcpy(to + o * 4, from + offset * 4, 4);
+      else std::memcpy(to + o * run, from + offset * item, static_cast<size_t>(run));
+      for (int i = last - 1; i >= 0; --i) {  // the next index, as an odometer turns
+        offset += step[i];
+        if (++at[i] < y.dim(i)) break;
+        offset -= at[i] * step[i];
+        at[i] = 0;
+      }
+    }
+  });
+}
+
+void copy_block(const Tensor& to, int64_t to_begin, const Tensor& from, int64_t from_begin, int axis, int64_t count) {
+  const int64_t outer = to.shape().product(0, axis);
+  const int64_t inner = to.shape().product(axis + 1, to.rank()) * size_of(to.dtype());
+  const size_t run = static_cast<size_t>(count * inner);
+  if (run == 0 || outer == 0) return;
+  char* y = static_cast<char*>(to.raw()) + to_begin * inner;
+  const char* x = static_cast<const char*>(from.raw()) + from_begin * inner;
+  const int64_t y_step = to.dim(axis) * inner, x_step = from.dim(axis) * inner;
+  parallel_for(outer, 1 + (1 << 16) / static_cast<int64_t>(run), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) std::memcpy(y + i * y_step, x + i * x_step, run);
+  });
+}
+
+void gather_rows(const Tensor& y, const Tensor& x, const Tensor& index, double fill) {
+  const int64_t n = y.row_size(), rows = x.dim(0);
+  const int32_t* at = index.data<int32_t>();
+  for (int64_t i = 0; i < index.dim(0); ++i)
+    CHECK(at[i] >= -1 && at[i] < rows, "gather_rows: index ", at[i], " of ", rows, " rows");
+  const auto move = [&](auto* to, const auto* from, auto value) {
+    parallel_for(index.dim(0), 1 + (1 << 14) / (n + 1), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        if (at[i] < 0) std::fill(to + i * n, to + (i + 1) * n, value);
+        else std::copy(from + at[i] * n, from + (at[i] + 1) * n, to + i * n);
+      }
+    });
+  };
+  if (x.dtype() == Dtype::i32) return move(y.data<int32_t>(), x.data<int32_t>(), static_cast<int32_t>(fill));
+  with_float(x.dtype(), [&]<class T>() { move(y.data<T>(), x.data<T>(), static_cast<T>(static_cast<Acc<T>>(fill))); });
+}
+
+void scatter_rows(const Tensor& to, const Tensor& from, const Tensor& index) {
+  const int64_t n = to.row_size();
+  const int32_t* at = index.data<int32_t>();
+  with_float(to.dtype(), [&]<class T>() {
+    T* y = to.data<T>();
+    const T* x = from.data<T>();
+    // Cut across columns, so that every element of `to` has one writer and sums in order of i.
+    parallel_for(n, 1 + (1 << 14) / (index.dim(0) + 1), [&](int64_t begin, int64_t end) {
+      for (int64_t i = 0; i < index.dim(0); ++i) {
+        if (at[i] < 0) continue;
+        for (int64_t j = begin; j < end; ++j) {
+          T& target = y[at[i] * n + j];
+          target = static_cast<T>(static_cast<Acc<T>>(target) + static_cast<Acc<T>>(x[i * n + j]));
+        }
+      }
+    });
+  });
+}
+
+}  // namespace weft::cpu

@@ -49,12 +49,8 @@ constexpr Dtype dtype_of() {
   }
 }
 
-constexpr int64_t size_of(Dtype dtype) {
-  return dtype == Dtype::f64 ? 8 : dtype == Dtype::bf16 ? 2 : 4;
-}
-constexpr bool is_float(Dtype dtype) {
-  return dtype != Dtype::i32;
-}
+constexpr int64_t size_of(Dtype dtype) { return dtype == Dtype::f64 ? 8 : dtype == Dtype::bf16 ? 2 : 4; }
+constexpr bool is_float(Dtype dtype) { return dtype != Dtype::i32; }
 const char* name_of(Dtype dtype);
 
 // Calls f.operator()<T>() with the C++ type of a floating dtype.

@@ -14,6 +14,17 @@ double dot(const Tensor& a, const Tensor& b) {
 
 }  // namespace
 
+double largest_difference(const Tensor& a, const Tensor& b) {
+  if (!(a.shape() == b.shape())) return INFINITY;
+  const std::vector<double> x = to_values(a), y = to_values(b);
+  double worst = 0;
+  for (size_t i = 0; i < x.size(); ++i) {
+    const double d = x[i] == y[i] ? 0 : std::abs(x[i] - y[i]);
+    if (!(d <= worst)) worst = std::isnan(d) ? INFINITY : d;
+  }
+  return worst;
+}
+
 Tensor random_tensor(const Shape& shape, uint32_t seed, Dtype dtype, double deviation) {
   const RandomKey key{seed, stream_of("random_tensor"), 0};
   std::vector<double> values(static_cast<size_t>(shape.numel()));

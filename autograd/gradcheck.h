@@ -20,6 +20,9 @@ struct GradcheckResult {
 GradcheckResult gradcheck(const Function& f, const std::vector<Tensor>& inputs,
                           ParameterStore* store = nullptr, int samples = 24, uint32_t seed = 1);
 
+// Largest |a - b|; infinity where exactly one is NaN or shapes differ.
+double largest_difference(const Tensor& a, const Tensor& b);
+
 // Random f64 tensor, normal with deviation 1, the same for the same seed.
 Tensor random_tensor(const Shape& shape, uint32_t seed, Dtype dtype = Dtype::f64, double deviation = 1);
 

@@ -5,7 +5,8 @@ namespace weft {
 Layout make_layout(Segments segments, Device device) {
   std::vector<int32_t> position, document;
   for (const Segment& s : segments) {
-    CHECK(0 <= s.begin && s.begin < s.end, "layout: segment [", s.begin, ", ", s.end, ") of document ", s.document);
+    CHECK(0 <= s.begin && s.begin < s.end, "layout: segment [", s.begin, ", ", s.end, ") of document ",
+          s.document);
     for (int64_t t = s.begin; t < s.end; ++t) {
       position.push_back(static_cast<int32_t>(t));
       document.push_back(s.document);

@@ -1,7 +1,7 @@
 #pragma once
-// One token line. Activations are (N, C) and (N, H, D): all tokens of this rank, segment after segment, never padded.
-// A batch of B equal sequences is B documents. What an op needs to know of a token travels beside it: its position in
-// its document and which document that is.
+// One token line. Activations are (N, C) and (N, H, D): all tokens of this rank, segment after segment, never
+// padded. A batch of B equal sequences is B documents. What an op needs to know of a token travels beside it:
+// its position in its document and which document that is.
 
 #include <cstdint>
 #include <vector>

@@ -118,16 +118,10 @@ Allocator& allocator_of(Device device) {
 MemoryScope::MemoryScope(const std::string& name) : previous_(current_scope) {
   current_scope = ledger().enter(previous_, name);
 }
-MemoryScope::~MemoryScope() {
-  current_scope = previous_;
-}
+MemoryScope::~MemoryScope() { current_scope = previous_; }
 
-MemoryReport memory_report(Device device) {
-  return ledger().report(device);
-}
-void reset_peak(Device device) {
-  ledger().reset_peak(device);
-}
+MemoryReport memory_report(Device device) { return ledger().report(device); }
+void reset_peak(Device device) { ledger().reset_peak(device); }
 
 Buffer::Buffer(Device device, int64_t bytes) : bytes_(bytes), scope_(current_scope), device_(device) {
   if (bytes > 0 && device != Device::meta) {

@@ -4,9 +4,7 @@ namespace weft {
 namespace {
 
 // A gap of up to 60 bytes keeps every parameter on its own cache line.
-int64_t aligned(int64_t numel) {
-  return (numel + 15) / 16 * 16;
-}
+int64_t aligned(int64_t numel) { return (numel + 15) / 16 * 16; }
 
 void initialise(const ParameterEntry& entry, uint32_t seed) {
   const Initializer& init = entry.info.init;

@@ -9,24 +9,15 @@ namespace {
 
 thread_local Tape* current_tape = nullptr;
 
-void add_in_place(const Tensor& to, const Tensor& from) {
-  ON_DEVICE(to.device(), accumulate(to, from));
-}
+void add_in_place(const Tensor& to, const Tensor& from) { ON_DEVICE(to.device(), accumulate(to, from)); }
 
 }  // namespace
 
-const std::vector<Variable>& Backward::inputs() const {
-  return tape_.entries_[entry_].inputs;
-}
-const Saved& Backward::saved() const {
-  return tape_.entries_[entry_].saved;
-}
-const Tensor& Backward::saved(int i) const {
-  return tape_.entries_[entry_].saved.tensors[i];
-}
-bool Backward::wants(int i) const {
-  return inputs()[i].differentiable();
-}
+const std::vector<Variable>& Backward::inputs() const { return tape_.entries_[entry_].inputs; }
+const Saved& Backward::saved() const { return tape_.entries_[entry_].saved; }
+const Tensor& Backward::saved(int i) const { return tape_.entries_[entry_].saved.tensors[i]; }
+const Shape& Backward::shape(int i) const { return tape_.entries_[entry_].shapes[i]; }
+bool Backward::wants(int i) const { return inputs()[i].differentiable(); }
 bool Backward::has_grad(int i) const {
   return tape_.slots_[tape_.entries_[entry_].outputs[i]].gradient.defined();
 }
@@ -89,22 +80,18 @@ Into Backward::into(int i) {
   return {slot.gradient, 1.0};
 }
 
-Tape::Tape() : previous_(current_tape) {
-  current_tape = this;
-}
-Tape::~Tape() {
-  current_tape = previous_;
-}
-Tape* Tape::current() {
-  return current_tape;
+Tensor Backward::accumulator(int i) {
+  const Into where = into(i);
+  if (where.beta == 0) where.target.zero();
+  return where.target;
 }
 
-NoTape::NoTape() : previous_(current_tape) {
-  current_tape = nullptr;
-}
-NoTape::~NoTape() {
-  current_tape = previous_;
-}
+Tape::Tape() : previous_(current_tape) { current_tape = this; }
+Tape::~Tape() { current_tape = previous_; }
+Tape* Tape::current() { return current_tape; }
+
+NoTape::NoTape() : previous_(current_tape) { current_tape = nullptr; }
+NoTape::~NoTape() { current_tape = previous_; }
 
 int Tape::new_slot(const Tensor& value) {
   slots_.push_back({value.shape(), value.dtype(), value.device(), {}});
@@ -124,11 +111,13 @@ std::vector<Variable> Tape::push(const char* name, std::vector<Variable> inputs,
                                  const void* attributes, size_t attribute_bytes, void (*rule)(),
                                  Invoke invoke) {
   CHECK(!walked_, name, ": recorded after backward()");
+  std::vector<Shape> shapes;
   for (Variable& v : inputs) {
     CHECK(v.tape_ == nullptr || v.tape_ == this, name, ": an input belongs to another tape");
+    shapes.push_back(v.shape());
     v.value_ = Tensor();
   }
-  Entry entry{name, std::move(inputs), {}, std::move(saved), collective, {}, rule, invoke};
+  Entry entry{name, std::move(inputs), std::move(shapes), {}, std::move(saved), collective, {}, rule, invoke};
   std::memcpy(entry.attributes, attributes, attribute_bytes);
   std::vector<Variable> variables;
   for (const Tensor& output : outputs) {
@@ -155,9 +144,7 @@ void Tape::run(int index) {
     if (!slots_[slot].keep) slots_[slot].gradient = Tensor();
 }
 
-void Tape::backward(const Variable& output, const Tensor& seed) {
-  backward(std::vector{output}, {seed});
-}
+void Tape::backward(const Variable& output, const Tensor& seed) { backward(std::vector{output}, {seed}); }
 
 void Tape::backward(const std::vector<Variable>& outputs, const std::vector<Tensor>& seeds) {
   CHECK(!walked_, "backward: this tape was walked before");

@@ -50,7 +50,8 @@ class Variable {
 
 using Function = std::function<std::vector<Variable>(const std::vector<Variable>&)>;
 
-// What an entry keeps for its way back. Tensors only, seen and counted by the engine; `replay` is for checkpointing.
+// What an entry keeps for its way back. Tensors only, seen and counted by the engine; `replay` is for
+// checkpointing.
 struct Saved {
   std::vector<Tensor> tensors;
   Function replay;
@@ -74,11 +75,14 @@ class Backward {
   bool has_grad(int i = 0) const;
   // Whether anybody wants the gradient of input i.
   bool wants(int i) const;
+  const Shape& shape(int i) const;  // of input i
   const Tensor& saved(int i) const;
   // The gradient of input i, whole. The first is kept as it is, later ones are added.
   void add(int i, const Tensor& gradient);
   // The same, for ops that can write or accumulate themselves. Must be followed by the write.
   Into into(int i);
+  // The same for ops that touch a part of it: what they add to, zero where nothing was added yet.
+  Tensor accumulator(int i);
   const std::vector<Variable>& inputs() const;
   const Saved& saved() const;
 
@@ -128,6 +132,7 @@ class Tape {
   struct Entry {
     const char* name;
     std::vector<Variable> inputs;  // values dropped: only where gradients go
+    std::vector<Shape> shapes;     // of the inputs
     std::vector<int> outputs;      // slots
     Saved saved;
     bool collective;

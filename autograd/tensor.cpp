@@ -13,7 +13,9 @@ std::ostream& operator<<(std::ostream& out, const Shape& shape) {
 }
 
 Tensor::Tensor(const Shape& shape, Dtype dtype, Device device)
-    : buffer_(std::make_shared<Buffer>(device, shape.numel() * size_of(dtype))), shape_(shape), dtype_(dtype) {
+    : buffer_(std::make_shared<Buffer>(device, shape.numel() * size_of(dtype))),
+      shape_(shape),
+      dtype_(dtype) {
   pitch_ = row_size();
 }
 
@@ -74,9 +76,7 @@ void Tensor::zero() const {
   for (int64_t i = 0; i < dim(0); ++i) allocator.fill(rows(i, i + 1).raw(), 0, row_bytes);
 }
 
-Tensor empty(const Shape& shape, Dtype dtype, Device device) {
-  return Tensor(shape, dtype, device);
-}
+Tensor empty(const Shape& shape, Dtype dtype, Device device) { return Tensor(shape, dtype, device); }
 
 Tensor zeros(const Shape& shape, Dtype dtype, Device device) {
   Tensor t(shape, dtype, device);
@@ -84,12 +84,14 @@ Tensor zeros(const Shape& shape, Dtype dtype, Device device) {
   return t;
 }
 
-Tensor empty_like(const Tensor& x) {
-  return Tensor(x.shape(), x.dtype(), x.device());
+Tensor full(const Shape& shape, double value, Dtype dtype, Device device) {
+  Tensor t(shape, dtype, device);
+  ON_DEVICE(device, fill(t, value));
+  return t;
 }
-Tensor zeros_like(const Tensor& x) {
-  return zeros(x.shape(), x.dtype(), x.device());
-}
+
+Tensor empty_like(const Tensor& x) { return Tensor(x.shape(), x.dtype(), x.device()); }
+Tensor zeros_like(const Tensor& x) { return zeros(x.shape(), x.dtype(), x.device()); }
 
 Tensor from_values(const Shape& shape, Dtype dtype, const std::vector<double>& values) {
   CHECK(shape.numel() == static_cast<int64_t>(values.size()), "from_values: ", values.size(), " for ", shape);

@@ -39,7 +39,7 @@ class Tensor {
   }
   void* raw() const {
     return buffer_ && buffer_->data() ? static_cast<char*>(buffer_->data()) + offset_ * size_of(dtype_)
-                                    : nullptr;
+                                      : nullptr;
   }
 
   // Views. The same elements in another shape; a pitched tensor keeps its leading extent.
@@ -69,6 +69,7 @@ class Tensor {
 
 Tensor empty(const Shape& shape, Dtype dtype, Device device = Device::cpu);
 Tensor zeros(const Shape& shape, Dtype dtype, Device device = Device::cpu);
+Tensor full(const Shape& shape, double value, Dtype dtype, Device device = Device::cpu);
 Tensor empty_like(const Tensor& x);
 Tensor zeros_like(const Tensor& x);
 

@@ -10,8 +10,6 @@ inline constexpr double kGradcheck = 1e-7;
 
 // Two computations of the same thing in the same dtype, in another order of summation: relative to 1 +
 // |value|.
-constexpr double of(Dtype dtype) {
-  return dtype == Dtype::f64 ? 1e-10 : dtype == Dtype::f32 ? 2e-5 : 4e-2;
-}
+constexpr double of(Dtype dtype) { return dtype == Dtype::f64 ? 1e-10 : dtype == Dtype::f32 ? 2e-5 : 4e-2; }
 
 }  // namespace weft::tolerance

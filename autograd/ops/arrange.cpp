@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "autograd/ops/convert.h"
+
 namespace weft {
 namespace {
 
@@ -24,8 +26,8 @@ Tensor copy_slice(const Tensor& x, int axis, int64_t begin, int64_t end) {
 
 Variable reshape(const Variable& x, const Shape& shape) {
   const Tensor y = x.value().contiguous().reshape(shape);
-  return record("reshape", {x}, y, save(), x.shape(), [](Backward& b, const Shape& from) {
-    b.add(0, b.grad().contiguous().reshape(from));
+  return record("reshape", {x}, y, save(), NoAttributes{}, [](Backward& b, const NoAttributes&) {
+    b.add(0, b.grad().contiguous().reshape(b.shape(0)));
   });
 }
 
@@ -52,17 +54,20 @@ Variable permute(const Variable& x, const std::vector<int>& order) {
 
 Variable slice(const Variable& x, int axis, int64_t begin, int64_t end) {
   axis = x.shape().index(axis);
-  CHECK(0 <= begin && begin <= end && end <= x.dim(axis), "slice: [", begin, ", ", end, ") of axis ", axis, " of ", x.shape());
+  CHECK(0 <= begin && begin <= end && end <= x.dim(axis), "slice: [", begin, ", ", end, ") of axis ", axis,
+        " of ", x.shape());
   if (begin == 0 && end == x.dim(axis)) return x;
   const Tensor y = axis == 0 ? x.value().rows(begin, end) : copy_slice(x, axis, begin, end);
-  // An empty view on the meta device remembers the whole shape.
-  return record("slice", {x}, y, save(empty(x.shape(), x.dtype(), Device::meta)), Range{axis, begin, end},
-                [](Backward& b, const Range& r) {
-                  const Tensor g = b.grad().contiguous();
-                  const Tensor dx = zeros(b.saved(0).shape(), g.dtype(), g.device());
-                  ON_DEVICE(g.device(), copy_block(dx, r.begin, g, 0, r.axis, r.end - r.begin));
-                  b.add(0, dx);
-                });
+  return record("slice", {x}, y, save(), Range{axis, begin, end}, [](Backward& b, const Range& r) {
+    const Tensor g = b.grad().contiguous();
+    const Tensor dx =
+        b.accumulator(0);  // many slices of one tensor cost their own size, not the whole one's each
+    if (r.axis == 0) {
+      ON_DEVICE(g.device(), accumulate(dx.rows(r.begin, r.end), g));
+    } else {
+      ON_DEVICE(g.device(), add_block(dx, r.begin, g, 0, r.axis, r.end - r.begin));
+    }
+  });
 }
 
 Variable concatenate(const std::vector<Variable>& parts, int axis) {
@@ -77,18 +82,16 @@ Variable concatenate(const std::vector<Variable>& parts, int axis) {
     total += p.dim(axis);
   }
   const Tensor y = empty(parts[0].shape().with(axis, total), parts[0].dtype(), parts[0].device());
-  Saved extents;
   int64_t at = 0;
   for (const Variable& p : parts) {
     ON_DEVICE(y.device(), copy_block(y, at, p.value().contiguous(), 0, axis, p.dim(axis)));
     at += p.dim(axis);
-    extents.tensors.push_back(empty({p.dim(axis)}, Dtype::i32, Device::meta));
   }
-  return record("concatenate", parts, y, std::move(extents), Range{axis, 0, total}, [](Backward& b, const Range& r) {
+  return record("concatenate", parts, y, save(), Range{axis, 0, total}, [](Backward& b, const Range& r) {
     const Tensor g = b.grad().contiguous();
     int64_t at = 0;
     for (int i = 0; i < static_cast<int>(b.inputs().size()); ++i) {
-      const int64_t n = b.saved(i).dim(0);
+      const int64_t n = b.shape(i)[r.axis];
       if (b.wants(i)) b.add(i, copy_slice(g, r.axis, at, at + n));
       at += n;
     }
@@ -108,7 +111,8 @@ std::vector<Variable> split_columns(const Variable& x, const std::vector<int64_t
     int count;
     int64_t rows, columns;
   };
-  return record_many("split_columns", {x}, parts, save(), Parts{static_cast<int>(widths.size()), x.dim(0), x.dim(1)},
+  return record_many("split_columns", {x}, parts, save(),
+                     Parts{static_cast<int>(widths.size()), x.dim(0), x.dim(1)},
                      [](Backward& b, const Parts& p) {
                        const Tensor dx = empty({p.rows, p.columns}, b.grad(0).dtype(), b.grad(0).device());
                        int64_t at = 0;
@@ -125,14 +129,9 @@ Variable gather_rows(const Variable& x, const Tensor& index, double fill) {
   CHECK(index.rank() == 1 && index.dtype() == Dtype::i32, "gather_rows: index ", index.shape());
   const Tensor y = empty(x.shape().with(0, index.dim(0)), x.dtype(), x.device());
   ON_DEVICE(x.device(), gather_rows(y, x.value().contiguous(), index, fill));
-  struct Rows {
-    int64_t count;
-  };
-  return record("gather_rows", {x}, y, save(index), Rows{x.dim(0)}, [](Backward& b, const Rows& rows) {
+  return record("gather_rows", {x}, y, save(index), NoAttributes{}, [](Backward& b, const NoAttributes&) {
     const Tensor g = b.grad().contiguous();
-    const Tensor dx = zeros(g.shape().with(0, rows.count), g.dtype(), g.device());
-    ON_DEVICE(g.device(), scatter_rows(dx, g, b.saved(0)));
-    b.add(0, dx);
+    ON_DEVICE(g.device(), scatter_rows(b.accumulator(0), g, b.saved(0)));
   });
 }
 

@@ -32,8 +32,10 @@ void permute(const Tensor& y, const Tensor& x, const std::vector<int>& order) {
       offset += at[i] * step[i];
     }
     for (int64_t o = begin; o < end; ++o) {
-      if (run == 4) std::memcpy(to + o * 4, from + offset * 4, 4);
-      else std::memcpy(to + o * run, from + offset * item, static_cast<size_t>(run));
+      if (run == 4)
+        std::memcpy(to + o * 4, from + offset * 4, 4);
+      else
+        std::memcpy(to + o * run, from + offset * item, static_cast<size_t>(run));
       for (int i = last - 1; i >= 0; --i) {  // the next index, as an odometer turns
         offset += step[i];
         if (++at[i] < y.dim(i)) break;
@@ -44,16 +46,39 @@ void permute(const Tensor& y, const Tensor& x, const std::vector<int>& order) {
   });
 }
 
-void copy_block(const Tensor& to, int64_t to_begin, const Tensor& from, int64_t from_begin, int axis, int64_t count) {
-  const int64_t outer = to.shape().product(0, axis);
-  const int64_t inner = to.shape().product(axis + 1, to.rank()) * size_of(to.dtype());
-  const size_t run = static_cast<size_t>(count * inner);
+namespace {
+
+// f(row of to, row of from, elements) for each run of a block.
+template <class T, class F>
+void each_run(const Tensor& to, int64_t to_begin, const Tensor& from, int64_t from_begin, int axis,
+              int64_t count, F f) {
+  const int64_t outer = to.shape().product(0, axis), inner = to.shape().product(axis + 1, to.rank()),
+                run = count * inner;
   if (run == 0 || outer == 0) return;
-  char* y = static_cast<char*>(to.raw()) + to_begin * inner;
-  const char* x = static_cast<const char*>(from.raw()) + from_begin * inner;
+  T* y = static_cast<T*>(to.raw()) + to_begin * inner;
+  const T* x = static_cast<const T*>(from.raw()) + from_begin * inner;
   const int64_t y_step = to.dim(axis) * inner, x_step = from.dim(axis) * inner;
-  parallel_for(outer, 1 + (1 << 16) / static_cast<int64_t>(run), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) std::memcpy(y + i * y_step, x + i * x_step, run);
+  parallel_for(outer, 1 + (1 << 14) / run, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) f(y + i * y_step, x + i * x_step, run);
+  });
+}
+
+}  // namespace
+
+void copy_block(const Tensor& to, int64_t to_begin, const Tensor& from, int64_t from_begin, int axis,
+                int64_t count) {
+  const auto copy = [](auto* y, const auto* x, int64_t n) { std::copy(x, x + n, y); };
+  if (to.dtype() == Dtype::i32) return each_run<int32_t>(to, to_begin, from, from_begin, axis, count, copy);
+  with_float(to.dtype(), [&]<class T>() { each_run<T>(to, to_begin, from, from_begin, axis, count, copy); });
+}
+
+void add_block(const Tensor& to, int64_t to_begin, const Tensor& from, int64_t from_begin, int axis,
+               int64_t count) {
+  with_float(to.dtype(), [&]<class T>() {
+    each_run<T>(to, to_begin, from, from_begin, axis, count, [](T* y, const T* x, int64_t n) {
+      for (int64_t i = 0; i < n; ++i)
+        y[i] = static_cast<T>(static_cast<Acc<T>>(y[i]) + static_cast<Acc<T>>(x[i]));
+    });
   });
 }
 
@@ -65,13 +90,16 @@ void gather_rows(const Tensor& y, const Tensor& x, const Tensor& index, double f
   const auto move = [&](auto* to, const auto* from, auto value) {
     parallel_for(index.dim(0), 1 + (1 << 14) / (n + 1), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        if (at[i] < 0) std::fill(to + i * n, to + (i + 1) * n, value);
-        else std::copy(from + at[i] * n, from + (at[i] + 1) * n, to + i * n);
+        if (at[i] < 0)
+          std::fill(to + i * n, to + (i + 1) * n, value);
+        else
+          std::copy(from + at[i] * n, from + (at[i] + 1) * n, to + i * n);
       }
     });
   };
   if (x.dtype() == Dtype::i32) return move(y.data<int32_t>(), x.data<int32_t>(), static_cast<int32_t>(fill));
-  with_float(x.dtype(), [&]<class T>() { move(y.data<T>(), x.data<T>(), static_cast<T>(static_cast<Acc<T>>(fill))); });
+  with_float(x.dtype(),
+             [&]<class T>() { move(y.data<T>(), x.data<T>(), static_cast<T>(static_cast<Acc<T>>(fill))); });
 }
 
 void scatter_rows(const Tensor& to, const Tensor& from, const Tensor& index) {

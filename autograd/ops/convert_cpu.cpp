@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstring>
 
 #include "autograd/ops/convert.h"
@@ -23,6 +24,16 @@ void each_row(const Tensor& to, const Tensor& from, F f) {
 }
 
 }  // namespace
+
+void fill(const Tensor& to, double value) {
+  if (to.dtype() == Dtype::i32) {
+    std::fill_n(to.data<int32_t>(), to.numel(), static_cast<int32_t>(value));
+  } else {
+    with_float(to.dtype(), [&]<class T>() {
+      std::fill_n(to.data<T>(), to.numel(), static_cast<T>(static_cast<Acc<T>>(value)));
+    });
+  }
+}
 
 void convert(const Tensor& to, const Tensor& from) {
   if (to.numel() == 0) return;

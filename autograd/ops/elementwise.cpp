@@ -42,29 +42,29 @@ Variable unary_op(const Variable& input) {
 template <class F>
 Variable binary_op(const Variable& first, const Variable& second) {
   const Tensor a = first.value().contiguous(), b = second.value().contiguous();
-  CHECK(a.dtype() == b.dtype(), "elementwise: ", name_of(a.dtype()), " and ", name_of(b.dtype()));
+  CHECK(a.dtype() == b.dtype() && a.device() == b.device(), "elementwise: ", name_of(a.dtype()), " on ",
+        name_of(a.device()), " and ", name_of(b.dtype()), " on ", name_of(b.device()));
   const Tensor y = empty(broadcast("elementwise", a.shape(), b.shape()), a.dtype(), a.device());
   ON_DEVICE(y.device(), binary_forward<F>(y, a, b));
-  constexpr bool additive = std::is_same_v<F, Add> || std::is_same_v<F, Subtract>;
-  // A sum needs no values on its way back, only shapes: an empty tensor of that shape on the meta device
-  // costs nothing.
-  const auto keep = [&](const Tensor& t) { return additive ? empty(t.shape(), t.dtype(), Device::meta) : t; };
-  return record("elementwise", {first, second}, y, save(keep(a), keep(b)), NoAttributes{},
+  constexpr bool linear =
+      std::is_same_v<F, Add> || std::is_same_v<F, Subtract>;  // needs no values on its way back
+  return record("elementwise", {first, second}, y, linear ? save() : save(a, b), NoAttributes{},
                 [](Backward& grads, const NoAttributes&) {
                   const Tensor dy = grads.grad().contiguous();
                   for (int i = 0; i < 2; ++i) {
                     if (!grads.wants(i)) continue;
                     Tensor d = dy;
-                    if (!(std::is_same_v<F, Add> || (std::is_same_v<F, Subtract> && i == 0))) {
-                      d = empty_like(dy);
-                      if constexpr (std::is_same_v<F, Subtract>) {
+                    if constexpr (std::is_same_v<F, Subtract>) {
+                      if (i == 1) {
+                        d = empty_like(dy);
                         ON_DEVICE(dy.device(), affine(d, dy, -1, 0));
-                      } else {
-                        ON_DEVICE(dy.device(),
-                                  binary_backward<F>(d, grads.saved(0), grads.saved(1), dy, i == 0));
                       }
+                    } else if constexpr (!std::is_same_v<F, Add>) {
+                      d = empty_like(dy);
+                      ON_DEVICE(dy.device(),
+                                binary_backward<F>(d, grads.saved(0), grads.saved(1), dy, i == 0));
                     }
-                    add_summed(grads, i, d, grads.saved(i).shape());
+                    add_summed(grads, i, d, grads.shape(i));
                   }
                 });
 }

@@ -12,76 +12,30 @@ Variable unary(const Variable& x);
 template <class F>
 Variable binary(const Variable& a, const Variable& b);
 
-inline Variable negate(const Variable& x) {
-  return unary<Negate>(x);
-}
-inline Variable exp(const Variable& x) {
-  return unary<Exp>(x);
-}
-inline Variable log(const Variable& x) {
-  return unary<Log>(x);
-}
-inline Variable sqrt(const Variable& x) {
-  return unary<Sqrt>(x);
-}
-inline Variable reciprocal(const Variable& x) {
-  return unary<Reciprocal>(x);
-}
-inline Variable square(const Variable& x) {
-  return unary<Square>(x);
-}
-inline Variable sin(const Variable& x) {
-  return unary<Sin>(x);
-}
-inline Variable cos(const Variable& x) {
-  return unary<Cos>(x);
-}
-inline Variable sigmoid(const Variable& x) {
-  return unary<Sigmoid>(x);
-}
-inline Variable tanh(const Variable& x) {
-  return unary<Tanh>(x);
-}
-inline Variable relu(const Variable& x) {
-  return unary<Relu>(x);
-}
-inline Variable abs(const Variable& x) {
-  return unary<Abs>(x);
-}
-inline Variable silu(const Variable& x) {
-  return unary<Silu>(x);
-}
-inline Variable gelu(const Variable& x) {
-  return unary<Gelu>(x);
-}
-inline Variable softplus(const Variable& x) {
-  return unary<Softplus>(x);
-}
-inline Variable log_sigmoid(const Variable& x) {
-  return unary<LogSigmoid>(x);
-}
-inline Variable elu_plus_one(const Variable& x) {
-  return unary<EluPlusOne>(x);
-}
+inline Variable negate(const Variable& x) { return unary<Negate>(x); }
+inline Variable exp(const Variable& x) { return unary<Exp>(x); }
+inline Variable log(const Variable& x) { return unary<Log>(x); }
+inline Variable sqrt(const Variable& x) { return unary<Sqrt>(x); }
+inline Variable reciprocal(const Variable& x) { return unary<Reciprocal>(x); }
+inline Variable square(const Variable& x) { return unary<Square>(x); }
+inline Variable sin(const Variable& x) { return unary<Sin>(x); }
+inline Variable cos(const Variable& x) { return unary<Cos>(x); }
+inline Variable sigmoid(const Variable& x) { return unary<Sigmoid>(x); }
+inline Variable tanh(const Variable& x) { return unary<Tanh>(x); }
+inline Variable relu(const Variable& x) { return unary<Relu>(x); }
+inline Variable abs(const Variable& x) { return unary<Abs>(x); }
+inline Variable silu(const Variable& x) { return unary<Silu>(x); }
+inline Variable gelu(const Variable& x) { return unary<Gelu>(x); }
+inline Variable softplus(const Variable& x) { return unary<Softplus>(x); }
+inline Variable log_sigmoid(const Variable& x) { return unary<LogSigmoid>(x); }
+inline Variable elu_plus_one(const Variable& x) { return unary<EluPlusOne>(x); }
 
-inline Variable add(const Variable& a, const Variable& b) {
-  return binary<Add>(a, b);
-}
-inline Variable subtract(const Variable& a, const Variable& b) {
-  return binary<Subtract>(a, b);
-}
-inline Variable multiply(const Variable& a, const Variable& b) {
-  return binary<Multiply>(a, b);
-}
-inline Variable divide(const Variable& a, const Variable& b) {
-  return binary<Divide>(a, b);
-}
-inline Variable maximum(const Variable& a, const Variable& b) {
-  return binary<Maximum>(a, b);
-}
-inline Variable minimum(const Variable& a, const Variable& b) {
-  return binary<Minimum>(a, b);
-}
+inline Variable add(const Variable& a, const Variable& b) { return binary<Add>(a, b); }
+inline Variable subtract(const Variable& a, const Variable& b) { return binary<Subtract>(a, b); }
+inline Variable multiply(const Variable& a, const Variable& b) { return binary<Multiply>(a, b); }
+inline Variable divide(const Variable& a, const Variable& b) { return binary<Divide>(a, b); }
+inline Variable maximum(const Variable& a, const Variable& b) { return binary<Maximum>(a, b); }
+inline Variable minimum(const Variable& a, const Variable& b) { return binary<Minimum>(a, b); }
 
 // alpha x + beta
 Variable scale(const Variable& x, double alpha, double beta = 0);

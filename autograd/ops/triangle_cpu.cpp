@@ -12,13 +12,14 @@ void lower_triangle(const Tensor& y, const Tensor& x, int64_t diagonal, double f
     const T* from = x.data<T>();
     T* to = y.data<T>();
     const T blank = static_cast<T>(static_cast<Acc<T>>(fill));
-    parallel_for(x.shape().product(0, x.rank() - 1), 1 + (1 << 14) / (columns + 1), [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) {
-        const int64_t kept = std::clamp<int64_t>(r % rows + diagonal + 1, 0, columns);
-        std::copy(from + r * columns, from + r * columns + kept, to + r * columns);
-        std::fill(to + r * columns + kept, to + (r + 1) * columns, blank);
-      }
-    });
+    parallel_for(x.shape().product(0, x.rank() - 1), 1 + (1 << 14) / (columns + 1),
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t r = begin; r < end; ++r) {
+                     const int64_t kept = std::clamp<int64_t>(r % rows + diagonal + 1, 0, columns);
+                     std::copy(from + r * columns, from + r * columns + kept, to + r * columns);
+                     std::fill(to + r * columns + kept, to + (r + 1) * columns, blank);
+                   }
+                 });
   });
 }
 
@@ -34,7 +35,8 @@ void cumulative_sum(const Tensor& y, const Tensor& x, int axis, bool reverse) {
         std::fill(sum.begin(), sum.end(), Acc<T>(0));
         for (int64_t k = 0; k < n; ++k) {
           const int64_t at = (o * n + (reverse ? n - 1 - k : k)) * inner;
-          for (int64_t i = 0; i < inner; ++i) to[at + i] = static_cast<T>(sum[i] += static_cast<Acc<T>>(from[at + i]));
+          for (int64_t i = 0; i < inner; ++i)
+            to[at + i] = static_cast<T>(sum[i] += static_cast<Acc<T>>(from[at + i]));
         }
       }
     });

@@ -8,9 +8,7 @@
 
 namespace weft::vector_math {
 
-inline double exp(double x) {
-  return std::exp(x);
-}
+inline double exp(double x) { return std::exp(x); }
 
 inline float exp(float x) {
   // e^x = 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2; ln 2 in two parts keeps r exact. NaN passes
@@ -41,9 +39,7 @@ inline T sigmoid(T x) {
   return T(1) / (T(1) + exp(-x));
 }
 
-inline double tanh(double x) {
-  return std::tanh(x);
-}
+inline double tanh(double x) { return std::tanh(x); }
 inline float tanh(float x) {
   // Near zero the quotient cancels: a rational-free odd series takes over below 0.1.
   const float magnitude = x < 0 ? -x : x;

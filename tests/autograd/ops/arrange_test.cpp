@@ -28,7 +28,8 @@ TEST(Arrange, PermuteEveryOrder) {
       for (at[order[1]] = 0; at[order[1]] < x.dim(order[1]); ++at[order[1]])
         for (at[order[2]] = 0; at[order[2]] < x.dim(order[2]); ++at[order[2]])
           EXPECT_EQ(w[i++], v[(at[0] * 3 + at[1]) * 4 + at[2]]);
-    expect_gradients([&](const std::vector<Variable>& u) { return std::vector{permute(u[0], order)}; }, {random_tensor({2, 3, 4}, 1)});
+    expect_gradients([&](const std::vector<Variable>& u) { return std::vector{permute(u[0], order)}; },
+                     {random_tensor({2, 3, 4}, 1)});
   } while (std::next_permutation(order.begin(), order.end()));
 }
 
@@ -36,10 +37,13 @@ TEST(Arrange, SliceAndConcatenateAreInverse) {
   const Tensor x = random_tensor({3, 4, 5}, 1, Dtype::bf16);
   for (const int axis : {0, 1, -1}) {
     const int64_t n = x.dim(axis);
-    EXPECT_TRUE(same_bits(concatenate({slice(x, axis, 0, 1), slice(x, axis, 1, n), slice(x, axis, n, n)}, axis).value(), x));
-    expect_gradients([&](const std::vector<Variable>& u) {
-      return std::vector{concatenate({slice(u[0], axis, 1, 3), u[1], slice(u[0], axis, 0, 2)}, axis)};
-    }, {random_tensor({3, 4, 5}, 1), random_tensor(x.shape().with(axis, 2), 2)});
+    EXPECT_TRUE(same_bits(
+        concatenate({slice(x, axis, 0, 1), slice(x, axis, 1, n), slice(x, axis, n, n)}, axis).value(), x));
+    expect_gradients(
+        [&](const std::vector<Variable>& u) {
+          return std::vector{concatenate({slice(u[0], axis, 1, 3), u[1], slice(u[0], axis, 0, 2)}, axis)};
+        },
+        {random_tensor({3, 4, 5}, 1), random_tensor(x.shape().with(axis, 2), 2)});
   }
   EXPECT_THROW(slice(x, 1, 2, 5), Error);
   EXPECT_THROW(concatenate({random_tensor({2, 2}, 1), random_tensor({2, 3}, 1)}, 0), Error);
@@ -58,17 +62,22 @@ TEST(Arrange, GatherRowsWithRepeatsAndBlanks) {
   const Tensor index = from_ints({2, -1, 0, 2});
   const Tensor y = gather_rows(counting({3, 2}), index, 7).value();
   EXPECT_EQ(to_values(y), (std::vector<double>{4, 5, 7, 7, 0, 1, 4, 5}));
-  expect_gradients([&](const std::vector<Variable>& u) { return std::vector{gather_rows(u[0], index)}; }, {random_tensor({3, 2, 3}, 1)});
+  expect_gradients([&](const std::vector<Variable>& u) { return std::vector{gather_rows(u[0], index)}; },
+                   {random_tensor({3, 2, 3}, 1)});
   EXPECT_THROW(gather_rows(counting({3, 2}), from_ints({3})), Error);
 }
 
 TEST(Triangle, MaskAndCumulativeSum) {
-  EXPECT_EQ(to_values(lower_triangle(counting({2, 3}), 0, -1).value()), (std::vector<double>{0, -1, -1, 3, 4, -1}));
+  EXPECT_EQ(to_values(lower_triangle(counting({2, 3}), 0, -1).value()),
+            (std::vector<double>{0, -1, -1, 3, 4, -1}));
   EXPECT_EQ(to_values(lower_triangle(counting({2, 3}), -1).value()), (std::vector<double>{0, 0, 0, 3, 0, 0}));
   EXPECT_EQ(to_values(cumulative_sum(counting({2, 3}), 0).value()), (std::vector<double>{0, 1, 2, 3, 5, 7}));
   for (const int axis : {0, 1, 2})
-    expect_gradients([&](const std::vector<Variable>& u) { return std::vector{cumulative_sum(u[0], axis), lower_triangle(u[0], 1)}; },
-                     {random_tensor({2, 3, 4}, 1)});
+    expect_gradients(
+        [&](const std::vector<Variable>& u) {
+          return std::vector{cumulative_sum(u[0], axis), lower_triangle(u[0], 1)};
+        },
+        {random_tensor({2, 3, 4}, 1)});
 }
 
 TEST(Layout, PositionsAndDocuments) {

@@ -44,12 +44,8 @@ void check_all(FunctionList<F...>) {
     (check_binary<F>(typeid(F).name()), ...);
 }
 
-TEST(Elementwise, EveryUnaryFunction) {
-  check_all(UnaryFunctions{});
-}
-TEST(Elementwise, EveryBinaryFunctionBroadcasts) {
-  check_all(BinaryFunctions{});
-}
+TEST(Elementwise, EveryUnaryFunction) { check_all(UnaryFunctions{}); }
+TEST(Elementwise, EveryBinaryFunctionBroadcasts) { check_all(BinaryFunctions{}); }
 
 TEST(Elementwise, BroadcastValues) {
   const Variable a = from_values({2, 1}, Dtype::f32, {1, 2}), b = from_values({3}, Dtype::f32, {10, 20, 30});

@@ -5,9 +5,7 @@
 namespace weft {
 namespace {
 
-std::vector<Variable> look_up(const std::vector<Variable>& v) {
-  return {embedding(v[0], v[1])};
-}
+std::vector<Variable> look_up(const std::vector<Variable>& v) { return {embedding(v[0], v[1])}; }
 
 TEST(Embedding, ValuesAndGradients) {
   const Tensor table = random_tensor({5, 3}, 1);
@@ -23,8 +21,7 @@ TEST(Embedding, ValuesAndGradients) {
 }
 
 TEST(Embedding, AnIdOutsideTheTableIsADataErrorThatNamesIt) {
-  for (const int32_t id : {5, -1})
-    try {
+  for (const int32_t id : {5, -1}) try {
       embedding(random_tensor({5, 3}, 1), from_ints({0, id}));
       FAIL();
     } catch (const Error& e) {

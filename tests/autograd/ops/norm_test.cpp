@@ -90,10 +90,10 @@ TEST(Norms, F32GainsWithBf16Activations) {
     EXPECT_LE(difference(gain->gradient, exact_tape.gradient(exact)), tolerance::of(Dtype::f32));
   }
   const Tensor far = from_values({1, 4}, Dtype::f32, {10000, 10001, 10002, 10003});
-  EXPECT_LE(difference(layer_norm(far, {}, {}, 0), from_values({1, 4}, Dtype::f64,
-                                                              {-1.3416407865, -0.4472135955, 0.4472135955,
-                                                               1.3416407865})),
-            tolerance::of(Dtype::f32));
+  EXPECT_LE(
+      difference(layer_norm(far, {}, {}, 0),
+                 from_values({1, 4}, Dtype::f64, {-1.3416407865, -0.4472135955, 0.4472135955, 1.3416407865})),
+      tolerance::of(Dtype::f32));
 }
 
 TEST(Norms, WrongGainsAreRefused) {

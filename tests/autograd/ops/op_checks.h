@@ -37,8 +37,8 @@ std::vector<Tensor> each_float(const std::vector<Tensor>& inputs, F f) {
 inline void expect_precision(const Function& f, const std::vector<Tensor>& inputs) {
   for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
     const std::vector<Tensor> rounded = each_float(inputs, [&](const Tensor& x) { return x.to(dtype); });
-    const std::vector<Tensor> exact = outputs_and_gradients(
-        f, each_float(rounded, [](const Tensor& x) { return x.to(Dtype::f64); }));
+    const std::vector<Tensor> exact =
+        outputs_and_gradients(f, each_float(rounded, [](const Tensor& x) { return x.to(Dtype::f64); }));
     const std::vector<Tensor> got = outputs_and_gradients(f, rounded);
     for (size_t i = 0; i < got.size(); ++i)
       EXPECT_LE(difference(got[i], exact[i]), tolerance::of(dtype)) << name_of(dtype) << " result " << i;

@@ -1,0 +1,96 @@
+#include "attention/based.h"
+
+#include <cmath>
+
+#include "attention/linear_attention.h"
+#include "attention/naive.h"
+#include "attention/softmax.h"
+#include "autograd/gradcheck.h"
+#include "autograd/ops/arrange.h"
+#include "autograd/ops/elementwise.h"
+#include "autograd/ops/matmul.h"
+#include "autograd/ops/reduce.h"
+#include "autograd/ops/triangle.h"
+
+namespace weft {
+namespace {
+
+Variable constant_column(const Variable& like, double value) {
+  return full({like.dim(0), like.dim(1), 1}, value, like.dtype(), like.device());
+}
+
+}  // namespace
+
+Variable taylor_features(const Variable& x) {
+  const int64_t d = x.dim(2);
+  const double root = std::sqrt(static_cast<double>(d));
+  std::vector<Variable> parts{constant_column(x, 1), scale(x, 1 / std::sqrt(root))};
+  for (int64_t i = 0; i < d; ++i) {  // products with the features behind i, stored once
+    const Variable xi = slice(x, 2, i, i + 1);
+    parts.push_back(scale(square(xi), 1 / (std::sqrt(2.0) * root)));
+    if (i + 1 < d) parts.push_back(scale(multiply(xi, slice(x, 2, i + 1, d)), 1 / root));
+  }
+  return concatenate(parts, 2);
+}
+
+void BasedConfig::fields(FieldVisitor& f) {
+  f("chunk", chunk, "tokens handled as one matrix product; changes speed, not results",
+    {.unit = "tokens", .min = 1});
+  f("window", window, "exact softmax over this many last tokens is added; 0 = none",
+    {.unit = "tokens", .min = 0});
+}
+
+Based::Based(Config config, Dimensions dims, const ParameterScope&) : Mechanism(dims), config_(config) {
+  if (dims.heads != dims.kv_heads)
+    throw Error(Exit::recipe,
+                text("Based has one key head a query head, got ", dims.heads, " and ", dims.kv_heads),
+                "kv_heads", "set kv_heads = heads");
+}
+
+std::vector<Input> Based::inputs() const { return {{"q", "h k"}, {"k", "h k"}, {"v", "h v"}}; }
+
+Variable Based::forward(const Block& block, Crossing& cross) const {
+  const Variable q = block.x[0], k = block.x[1], v = block.x[2];
+  const int64_t d = dims().key, e = dims().value, features = 1 + d + d * (d + 1) / 2;
+  const Block mapped{{taylor_features(q), taylor_features(k), concatenate({v, constant_column(v, 1)}, 2)},
+                     block.position,
+                     block.document};
+  const Variable o = cross(
+      linear_scan(1, config_.chunk, false, dims().heads, features, e + 1, v.dtype(), v.device()), mapped);
+  const Variable linear = divide(slice(o, 2, 0, e), slice(o, 2, e, e + 1));
+  if (config_.window == 0) return linear;
+  const AttentionOptions options{.scale = 1 / std::sqrt(static_cast<double>(d))};
+  return add(linear, slice(cross(window_attention(options, config_.window), block), 2, 0, e));
+}
+
+// The polynomial of the scores themselves, over the whole matrix.
+Variable Based::reference(const Block& block) const {
+  const double factor = 1 / std::sqrt(static_cast<double>(dims().key));
+  const Variable q = permute(block.x[0], {1, 0, 2}), k = permute(block.x[1], {1, 0, 2}),
+                 v = permute(block.x[2], {1, 0, 2});
+  const Variable s = scale(matmul(q, k, {false, true}), factor);
+  const Variable weights = lower_triangle(add(scale(s, 1, 1), scale(square(s), 0.5)));
+  const Variable linear = permute(divide(matmul(weights, v), sum(weights, 2, true)), {1, 0, 2});
+  if (config_.window == 0) return linear;
+  const Tensor bias = naive_bias(dims().heads, q.dim(1), q.dtype(), [&](int64_t, int64_t i, int64_t j) {
+    return j <= i && i - j < config_.window ? 0.0 : -INFINITY;
+  });
+  return add(linear, naive_attention(block.x[0], block.x[1], block.x[2], bias, factor));
+}
+
+std::vector<Identity> Based::identities() const {
+  return {{"phi(q) . phi(k) = 1 + s + s^2/2", 1e-12, [d = dims()] {
+             const Tensor q = random_tensor({6, 2, d.key}, 1), k = random_tensor({6, 2, d.key}, 2);
+             const std::vector<double> features =
+                 to_values(sum(multiply(taylor_features(q), taylor_features(k)), 2));
+             const std::vector<double> dot = to_values(sum(multiply(q, k), 2));
+             double worst = 0;
+             for (size_t i = 0; i < dot.size(); ++i) {
+               const double s = dot[i] / std::sqrt(static_cast<double>(d.key));
+               worst = std::max(worst, std::abs(features[i] - (1 + s + s * s / 2)));
+             }
+             return worst;
+           }}};
+}
+
+}  // namespace weft

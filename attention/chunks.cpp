@@ -1,0 +1,122 @@
+#include "attention/chunks.h"
+
+#include <algorithm>
+
+#include "autograd/ops/arrange.h"
+#include "autograd/ops/scan.h"
+
+namespace weft {
+
+Chunks cut_chunks(const Layout& layout, int64_t length, Device device) {
+  Chunks c;
+  // One short document needs no longer chunk than itself: a decoded token is a chunk of one.
+  int64_t longest = 1;
+  for (const Segment& s : layout.segments) longest = std::max(longest, s.size());
+  c.length = std::min(length, longest);
+  std::vector<int32_t> to_chunks, to_tokens, segment;
+  int32_t token = 0;
+  for (size_t g = 0; g < layout.segments.size(); ++g) {
+    c.first.push_back(static_cast<int>(segment.size()));
+    const int64_t size = layout.segments[g].size(), count = (size + c.length - 1) / c.length;
+    for (int64_t i = 0; i < count * c.length; ++i) {
+      if (i < size) to_tokens.push_back(static_cast<int32_t>(to_chunks.size()));
+      to_chunks.push_back(i < size ? token++ : -1);
+    }
+    segment.insert(segment.end(), static_cast<size_t>(count), static_cast<int32_t>(g));
+  }
+  c.count = static_cast<int64_t>(segment.size());
+  c.first.push_back(static_cast<int>(c.count));
+  c.exact = to_chunks.size() == to_tokens.size();
+  c.to_chunks = from_ints(to_chunks, device);
+  c.to_tokens = from_ints(to_tokens, device);
+  c.segment = from_ints(segment, device);
+  return c;
+}
+
+Block into_chunks(const Block& block, const Chunks& chunks, const std::vector<double>& pad) {
+  const auto chunked = [&](const Variable& x, double fill) {
+    Shape shape{chunks.count, chunks.length};
+    for (int i = 1; i < x.rank(); ++i) shape.push_back(x.dim(i));
+    return reshape(chunks.exact ? x : gather_rows(x, chunks.to_chunks, fill), shape);
+  };
+  Block out;
+  CHECK(pad.size() == block.x.size(), "scan: ", block.x.size(), " inputs, ", pad.size(), " pads");
+  for (size_t i = 0; i < block.x.size(); ++i) out.x.push_back(chunked(block.x[i], pad[i]));
+  out.position = chunked(block.position, -1);
+  out.document = chunked(block.document, -1);
+  return out;
+}
+
+Variable out_of_chunks(const Variable& y, const Chunks& chunks) {
+  Shape shape{chunks.count * chunks.length};
+  for (int i = 2; i < y.rank(); ++i) shape.push_back(y.dim(i));
+  const Variable rows = reshape(y, shape);
+  return chunks.exact ? rows : gather_rows(rows, chunks.to_tokens);
+}
+
+State gather_state(const State& state, const Tensor& index) {
+  State out;
+  for (const Variable& v : state) out.push_back(gather_rows(v, index));
+  return out;
+}
+
+State concatenate_states(const std::vector<State>& states) {
+  State out;
+  for (size_t i = 0; i < states[0].size(); ++i) {
+    std::vector<Variable> parts;
+    for (const State& s : states) parts.push_back(s[i]);
+    out.push_back(concatenate(parts, 0));
+  }
+  return out;
+}
+
+namespace {
+
+// By `combine`, all segments abreast: step j folds chunk j of every segment that has one.
+Folded fold_by_combining(const Scan& scan, const State& summaries, const Chunks& chunks) {
+  const int segments = static_cast<int>(chunks.first.size()) - 1;
+  const Device device = chunks.segment.device();
+  std::vector<int> active;
+  for (int g = 0; g < segments; ++g)
+    if (chunks.first[g + 1] > chunks.first[g]) active.push_back(g);
+  std::vector<State> prefixes, totals;
+  std::vector<int32_t> prefix_of(static_cast<size_t>(chunks.count)), total_of(static_cast<size_t>(segments));
+  int prefix_rows = 0, total_rows = 0;
+  State state = gather_state(scan.identity(), from_ints(std::vector<int32_t>(active.size(), 0), device));
+  for (int j = 0; !active.empty(); ++j) {
+    std::vector<int32_t> chunk, on, off;
+    std::vector<int> next;
+    for (size_t i = 0; i < active.size(); ++i) {
+      const int g = active[i];
+      chunk.push_back(chunks.first[g] + j);
+      prefix_of[chunk.back()] = prefix_rows++;
+      if (chunks.first[g] + j + 1 < chunks.first[g + 1]) {
+        on.push_back(static_cast<int32_t>(i));
+        next.push_back(g);
+      } else {
+        off.push_back(static_cast<int32_t>(i));
+        total_of[g] = total_rows++;
+      }
+    }
+    prefixes.push_back(state);
+    const State after = scan.combine(state, gather_state(summaries, from_ints(chunk, device)));
+    if (!off.empty())
+      totals.push_back(off.size() == active.size() ? after : gather_state(after, from_ints(off, device)));
+    if (!on.empty()) state = on.size() == active.size() ? after : gather_state(after, from_ints(on, device));
+    active = next;
+  }
+  return {gather_state(concatenate_states(prefixes), from_ints(prefix_of, device)),
+          gather_state(concatenate_states(totals), from_ints(total_of, device))};
+}
+
+}  // namespace
+
+Folded fold(const Scan& scan, const State& summaries, const Chunks& chunks) {
+  if (!scan.decay) return fold_by_combining(scan, summaries, chunks);
+  CHECK(summaries.size() == 2, "scan: a decay scan has the state {a, S}");
+  const std::vector<int32_t> first(chunks.first.begin(), chunks.first.end());
+  const auto folded = decay_scan(summaries[0], summaries[1], from_ints(first, Device::cpu));
+  return {{folded[0], folded[1]}, {folded[2], folded[3]}};
+}
+
+}  // namespace weft

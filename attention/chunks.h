@@ -1,0 +1,37 @@
+#pragma once
+// Scans work chunk by chunk. Here tokens are cut into chunks, and states folded along them; the crossings of
+// one rank and of many share these pieces.
+
+#include "attention/part.h"
+
+namespace weft {
+
+// How N tokens become M chunks of equal length. A chunk never straddles a segment; the last one of a segment
+// is padded.
+struct Chunks {
+  int64_t count = 0, length = 0;
+  bool exact = false;      // no padding anywhere: a reshape does it
+  Tensor to_chunks;        // (M length) i32: token, or -1
+  Tensor to_tokens;        // (N) i32: row among the M length
+  std::vector<int> first;  // of each segment, its first chunk; and the total behind the last
+  Tensor segment;          // (M) i32: of each chunk, its segment
+};
+Chunks cut_chunks(const Layout& layout, int64_t length, Device device);
+
+// (N, ...) -> (M, length, ...), positions and documents too (-1 in the padding).
+Block into_chunks(const Block& block, const Chunks& chunks, const std::vector<double>& pad);
+// (M, length, ...) -> (N, ...)
+Variable out_of_chunks(const Variable& y, const Chunks& chunks);
+
+// States of M chunks folded within each of G segments, from the identity on.
+struct Folded {
+  State prefix;  // (M, ...): of the chunks before
+  State total;   // (G, ...): of the whole segment
+};
+Folded fold(const Scan& scan, const State& summaries, const Chunks& chunks);
+
+// Rows of every tensor of a state by index, and states one after another.
+State gather_state(const State& state, const Tensor& index);
+State concatenate_states(const std::vector<State>& states);
+
+}  // namespace weft

@@ -1,0 +1,92 @@
+#pragma once
+// Where a mechanism's parts meet the rest of the sequence. One text of a mechanism serves training, prefill,
+// decoding and context parallelism: they differ in the Crossing alone.
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "attention/part.h"
+
+namespace weft {
+
+class Crossing {
+ public:
+  explicit Crossing(const Layout& layout) : layout_(layout) {}
+  virtual ~Crossing() = default;
+  Crossing(const Crossing&) = delete;
+  Crossing& operator=(const Crossing&) = delete;
+
+  const Layout& layout() const { return layout_; }
+
+  // Tokens (N, ...) of this rank in, outputs (N, ...) back. Called in the same order on every rank and every
+  // step.
+  virtual Variable operator()(const Scan& part, const Block& block) = 0;
+  // block.x = {q, k, v}; returns {o (N, H, Dv), lse (N, H)}.
+  virtual std::vector<Variable> operator()(const Merge& part, const Block& block) = 0;
+  virtual Variable operator()(const Halo& part, const Block& block) = 0;
+  virtual Variable operator()(const Carry& part, const Block& block) = 0;
+
+  // An auxiliary loss, a scalar; added to the objective with the recipe's weight.
+  void loss(const std::string& name, const Variable& value) { losses_.emplace_back(name, value); }
+  // Sums over tokens that a mechanism keeps statistics of; buffers without gradient.
+  void observe(const std::string& name, const Tensor& sums) { observations_.emplace_back(name, sums); }
+  const std::vector<std::pair<std::string, Variable>>& losses() const { return losses_; }
+  const std::vector<std::pair<std::string, Tensor>>& observations() const { return observations_; }
+
+ private:
+  const Layout& layout_;
+  std::vector<std::pair<std::string, Variable>> losses_;
+  std::vector<std::pair<std::string, Tensor>> observations_;
+};
+
+// Rows of one document that later tokens will look at, growing without copying the old ones each time.
+class RowCache {
+ public:
+  void append(const std::vector<Tensor>& rows);
+  // Keeps the last `count` rows.
+  void keep_last(int64_t count);
+  int64_t size() const { return size_; }
+  Tensor rows(int i) const { return buffers_[i].rows(begin_, begin_ + size_); }
+  bool empty() const { return buffers_.empty(); }
+  int64_t bytes() const;
+
+ private:
+  std::vector<Tensor> buffers_;
+  int64_t begin_ = 0, size_ = 0;
+};
+
+// What decoding keeps between calls: one slot for each part a mechanism crosses with, in the order of the
+// calls; in it, by document, the state of a Scan or Carry, or the rows of a Merge or Halo.
+struct Stream {
+  struct Slot {
+    std::vector<std::string> names;  // of the state's tensors
+    std::map<int, State> states;
+    std::map<int, RowCache> rows;
+  };
+  std::vector<Slot> slots;
+  std::map<int, int64_t> tokens;  // seen so far, by document
+
+  int64_t bytes() const;
+};
+
+// One rank holding whole documents; or, with a stream, the next tokens of documents whose past the stream
+// keeps.
+class LocalCrossing : public Crossing {
+ public:
+  explicit LocalCrossing(const Layout& layout, Stream* stream = nullptr)
+      : Crossing(layout), stream_(stream) {}
+
+  Variable operator()(const Scan& part, const Block& block) override;
+  std::vector<Variable> operator()(const Merge& part, const Block& block) override;
+  Variable operator()(const Halo& part, const Block& block) override;
+  Variable operator()(const Carry& part, const Block& block) override;
+
+ private:
+  Stream::Slot* next_slot();
+
+  Stream* stream_;
+  size_t calls_ = 0;
+};
+
+}  // namespace weft

@@ -1,0 +1,215 @@
+#include "attention/linear_attention.h"
+
+#include <cmath>
+#include <limits>
+
+#include "autograd/gradcheck.h"
+#include "autograd/ops/arrange.h"
+#include "autograd/ops/elementwise.h"
+#include "autograd/ops/matmul.h"
+#include "autograd/ops/triangle.h"
+
+namespace weft {
+namespace {
+
+Dtype wide(Dtype dtype) { return dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32; }
+
+// (M, C, H, D) -> (M, H, C, D), widened: a chunk's arithmetic is in f32 (f64).
+Variable by_head(const Variable& x) { return permute(cast(x, wide(x.dtype())), {0, 2, 1, 3}); }
+
+// (M, C, H) -> running sum of log decays in each chunk, (M, H, C)
+Variable running_decay(const Variable& g) {
+  return cumulative_sum(permute(cast(g, wide(g.dtype())), {0, 2, 1}), 2);
+}
+
+Variable as_column(const Variable& x) { return reshape(x, {x.dim(0), x.dim(1), x.dim(2), 1}); }
+Variable as_row(const Variable& x) { return reshape(x, {x.dim(0), x.dim(1), 1, x.dim(2)}); }
+
+}  // namespace
+
+Scan linear_scan(double scale, int64_t chunk, bool gated, int64_t heads, int64_t key, int64_t value,
+                 Dtype dtype, Device device) {
+  Scan scan;
+  scan.names = {"", "S"};
+  scan.pad = gated ? std::vector<double>{0, 0, 0, 0} : std::vector<double>{0, 0, 0};
+  scan.chunk = chunk;
+  scan.decay = true;
+  const Dtype type = wide(dtype);
+  scan.identity = [=] {
+    return State{full({1, heads, 1, 1}, 1, type, device), zeros({1, heads, key, value}, type, device)};
+  };
+  scan.summarize = [=](const Block& b) {
+    const Variable k = by_head(b.x[1]), v = by_head(b.x[2]);
+    const int64_t chunks = k.dim(0), n = k.dim(2);
+    if (!gated) return State{full({chunks, heads, 1, 1}, 1, type, device), matmul(k, v, {true, false})};
+    const Variable decay = running_decay(b.x[3]), last = slice(decay, 2, n - 1, n);
+    const Variable weight = exp(subtract(last, decay));  // from token j to the end of the chunk
+    return State{as_column(exp(last)), matmul(multiply(k, as_column(weight)), v, {true, false})};
+  };
+  scan.combine = [](const State& before, const State& after) {
+    return State{multiply(before[0], after[0]), add(multiply(after[0], before[1]), after[1])};
+  };
+  scan.apply = [=](const Block& b, const State& prefix) {
+    const Variable q = weft::scale(by_head(b.x[0]), scale), k = by_head(b.x[1]), v = by_head(b.x[2]);
+    Variable scores = matmul(q, k, {false, true}), from_state = q;
+    if (gated) {
+      const Variable decay = running_decay(b.x[3]);
+      const Variable apart = subtract(as_column(decay), as_row(decay));  // b_i - b_j
+      scores = multiply(scores, exp(lower_triangle(apart, 0, -std::numeric_limits<double>::infinity())));
+      from_state = multiply(q, as_column(exp(decay)));
+    } else {
+      scores = lower_triangle(scores);
+    }
+    const Variable o = add(matmul(scores, v), matmul(from_state, prefix[1]));
+    return cast(permute(o, {0, 2, 1, 3}), b.x[2].dtype());
+  };
+  return scan;
+}
+
+void LinearConfig::fields(FieldVisitor& f) {
+  f("scale", scale, "factor of q k; 0 = 1 / sqrt(key size)", {.min = 0});
+  f("chunk", chunk, "tokens handled as one matrix product; changes speed, not results",
+    {.unit = "tokens", .min = 1});
+  f("feature_map", feature_map, "applied to queries and keys", {.choices = {"identity", "elu", "relu"}});
+  f("normalize", normalize, "divide by the sum of the weights (needs a positive feature map)");
+}
+
+LinearAttention::LinearAttention(Config config, Dimensions dims, const ParameterScope&)
+    : Mechanism(dims), config_(std::move(config)) {
+  if (config_.scale == 0) config_.scale = 1 / std::sqrt(static_cast<double>(dims.key));
+  if (dims.heads != dims.kv_heads)
+    throw Error(
+        Exit::recipe,
+        text("linear attention has one key head a query head, got ", dims.heads, " and ", dims.kv_heads),
+        "kv_heads", "set kv_heads = heads");
+}
+
+std::vector<Input> LinearAttention::inputs() const { return {{"q", "h k"}, {"k", "h k"}, {"v", "h v"}}; }
+
+namespace {
+
+Variable map_features(const Variable& x, const std::string& map) {
+  if (map == "elu") return elu_plus_one(x);
+  if (map == "relu") return relu(x);
+  return x;
+}
+
+// v with a column of ones: its output is the sum of the weights.
+Variable with_ones(const Variable& v) {
+  const Tensor ones = full({v.dim(0), v.dim(1), 1}, 1, v.dtype(), v.device());
+  return concatenate({v, ones}, 2);
+}
+
+Variable normalized(const Variable& o) {
+  const int64_t d = o.dim(2) - 1;
+  return divide(slice(o, 2, 0, d), slice(o, 2, d, d + 1));
+}
+
+}  // namespace
+
+Variable LinearAttention::forward(const Block& block, Crossing& cross) const {
+  Block in = block;
+  for (int i = 0; i < 2; ++i) in.x[i] = map_features(in.x[i], config_.feature_map);
+  if (config_.normalize) in.x[2] = with_ones(in.x[2]);
+  const Scan scan = linear_scan(config_.scale, config_.chunk, gated(), dims().heads, dims().key,
+                                in.x[2].dim(2), in.x[2].dtype(), in.x[2].device());
+  const Variable o = cross(scan, in);
+  return config_.normalize ? normalized(o) : o;
+}
+
+// Token by token, as the recurrence is written.
+Variable LinearAttention::reference(const Block& block) const {
+  const Variable q = map_features(block.x[0], config_.feature_map),
+                 k = map_features(block.x[1], config_.feature_map);
+  const Variable v = config_.normalize ? with_ones(block.x[2]) : block.x[2];
+  const int64_t n = q.dim(0), h = dims().heads, d = dims().key, e = v.dim(2);
+  Variable s = zeros({h, d, e}, q.dtype(), q.device());
+  std::vector<Variable> outputs;
+  for (int64_t t = 0; t < n; ++t) {
+    const Variable write =
+        matmul(reshape(slice(k, 0, t, t + 1), {h, d, 1}), reshape(slice(v, 0, t, t + 1), {h, 1, e}));
+    if (gated()) s = multiply(s, reshape(exp(slice(block.x[3], 0, t, t + 1)), {h, 1, 1}));
+    s = add(s, write);
+    outputs.push_back(
+        reshape(scale(matmul(reshape(slice(q, 0, t, t + 1), {h, 1, d}), s), config_.scale), {1, h, e}));
+  }
+  const Variable o = concatenate(outputs, 0);
+  return config_.normalize ? normalized(o) : o;
+}
+
+std::vector<Input> SimpleGla::inputs() const {
+  std::vector<Input> inputs = LinearAttention::inputs();
+  inputs.push_back({"g", "h", Domain::log_decay});
+  return inputs;
+}
+
+namespace {
+
+Block random_block(const Mechanism& m, const Layout& layout, int64_t n) {
+  Block block{{}, layout.position, layout.document};
+  uint32_t seed = 1;
+  for (const Input& input : m.inputs()) {
+    Variable x = random_tensor(input_shape(input, m.dims(), n), seed++);
+    if (input.domain == Domain::log_decay) x = negate(square(x));
+    block.x.push_back(x);
+  }
+  return block;
+}
+
+}  // namespace
+
+std::vector<Identity> LinearAttention::identities() const {
+  const Dimensions d = dims();
+  return {{"equals the masked quadratic form (Katharopoulos et al. 2020, eq. 9)", 1e-10, [d] {
+             const int64_t n = 37;
+             ParameterStore store(Dtype::f64);
+             const LinearAttention m({.chunk = 8}, d, {store, ""});
+             const Layout layout = whole_documents({n});
+             const Block b = random_block(m, layout, n);
+             LocalCrossing cross(layout);
+             const Variable q = permute(b.x[0], {1, 0, 2}), k = permute(b.x[1], {1, 0, 2}),
+                            v = permute(b.x[2], {1, 0, 2});
+             const Variable o = matmul(lower_triangle(matmul(q, k, {false, true})), v);
+             return largest_difference(m.forward(b, cross), scale(permute(o, {1, 0, 2}),
+                                                                  1 / std::sqrt(static_cast<double>(d.key))));
+           }}};
+}
+
+std::vector<Identity> SimpleGla::identities() const {
+  const Dimensions d = dims();
+  return {{"without decay it is linear attention", 1e-10,
+           [d] {
+             const int64_t n = 37;
+             ParameterStore store(Dtype::f64);
+             const SimpleGla gla({.chunk = 8}, d, {store, "a."});
+             const LinearAttention linear({.chunk = 16}, d, {store, "b."});
+             const Layout layout = whole_documents({n});
+             Block b = random_block(gla, layout, n);
+             b.x[3] = zeros(b.x[3].shape(), Dtype::f64);
+             LocalCrossing first(layout), second(layout);
+             const Variable with = gla.forward(b, first);
+             b.x.pop_back();
+             return largest_difference(with, linear.forward(b, second));
+           }},
+          {"strong decay stays finite and leaves the own token (no inverse powers)", 1e-12, [d] {
+             const int64_t n = 40;
+             ParameterStore store(Dtype::f64);
+             const SimpleGla gla({.chunk = 16}, d, {store, ""});
+             const Layout layout = whole_documents({n});
+             Block b = random_block(gla, layout, n);
+             b.x[3] = full(b.x[3].shape(), -1000, Dtype::f64);
+             LocalCrossing cross(layout);
+             std::vector<double> own;
+             const std::vector<double> q = to_values(b.x[0]), k = to_values(b.x[1]), v = to_values(b.x[2]);
+             for (int64_t row = 0; row < n * d.heads; ++row) {
+               double dot = 0;
+               for (int64_t i = 0; i < d.key; ++i) dot += q[row * d.key + i] * k[row * d.key + i];
+               for (int64_t i = 0; i < d.value; ++i)
+                 own.push_back(dot * v[row * d.value + i] / std::sqrt(static_cast<double>(d.key)));
+             }
+             return largest_difference(gla.forward(b, cross),
+                                       from_values({n, d.heads, d.value}, Dtype::f64, own));
+           }}};
+}
+
+}  // namespace weft

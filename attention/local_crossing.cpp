@@ -1,0 +1,176 @@
+#include <algorithm>
+
+#include "attention/chunks.h"
+#include "attention/crossing.h"
+#include "attention/merge.h"
+#include "autograd/ops/arrange.h"
+
+namespace weft {
+namespace {
+
+Block slice_block(const Block& block, int64_t begin, int64_t end) {
+  Block out{{}, block.position.rows(begin, end), block.document.rows(begin, end)};
+  for (const Variable& x : block.x) out.x.push_back(slice(x, 0, begin, end));
+  return out;
+}
+
+std::vector<Tensor> values_of(const Block& block) {
+  std::vector<Tensor> values;
+  for (const Variable& x : block.x) values.push_back(x.value());
+  values.push_back(block.position);
+  values.push_back(block.document);
+  return values;
+}
+
+}  // namespace
+
+void RowCache::append(const std::vector<Tensor>& rows) {
+  const int64_t n = rows[0].dim(0);
+  if (buffers_.empty())
+    for (const Tensor& r : rows) buffers_.push_back(weft::empty(r.shape().with(0, 0), r.dtype(), r.device()));
+  const int64_t capacity = buffers_[0].dim(0);
+  if (begin_ + size_ + n > capacity) {
+    const int64_t larger = std::max<int64_t>(16, 2 * (size_ + n));
+    for (Tensor& buffer : buffers_) {
+      const Tensor grown = weft::empty(buffer.shape().with(0, larger), buffer.dtype(), buffer.device());
+      if (size_ > 0) grown.rows(0, size_).copy_from(buffer.rows(begin_, begin_ + size_));
+      buffer = grown;
+    }
+    begin_ = 0;
+  }
+  for (size_t i = 0; i < rows.size(); ++i)
+    if (n > 0) buffers_[i].rows(begin_ + size_, begin_ + size_ + n).copy_from(rows[i]);
+  size_ += n;
+}
+
+void RowCache::keep_last(int64_t count) {
+  if (size_ <= count) return;
+  begin_ += size_ - count;
+  size_ = count;
+}
+
+int64_t RowCache::bytes() const {
+  int64_t bytes = 0;
+  for (const Tensor& b : buffers_) bytes += size_ * b.row_size() * size_of(b.dtype());
+  return bytes;
+}
+
+int64_t Stream::bytes() const {
+  int64_t bytes = 0;
+  for (const Slot& slot : slots) {
+    for (const auto& [document, state] : slot.states)
+      for (const Variable& v : state) bytes += v.value().bytes();
+    for (const auto& [document, rows] : slot.rows) bytes += rows.bytes();
+  }
+  return bytes;
+}
+
+Stream::Slot* LocalCrossing::next_slot() {
+  if (stream_ == nullptr) {
+    for (const Segment& s : layout().segments)
+      CHECK(s.begin == 0, "document ", s.document, " starts at token ", s.begin,
+            ": its past is in no stream");
+    return nullptr;
+  }
+  if (calls_ == stream_->slots.size()) stream_->slots.emplace_back();
+  return &stream_->slots[calls_++];
+}
+
+Variable LocalCrossing::operator()(const Scan& part, const Block& block) {
+  Stream::Slot* slot = next_slot();
+  const Device device = block.x[0].device();
+  const Chunks chunks = cut_chunks(layout(), part.chunk, device);
+  const Block cut = into_chunks(block, chunks, part.pad);
+  const State summaries = part.summarize(cut);
+  Folded folded = fold(part, summaries, chunks);
+  State total = folded.total;
+  if (slot != nullptr) {
+    slot->names = part.names;
+    std::vector<State> past;
+    for (const Segment& s : layout().segments) {
+      const auto known = slot->states.find(s.document);
+      past.push_back(known == slot->states.end() ? part.identity() : known->second);
+    }
+    const State initial = concatenate_states(past);
+    folded.prefix = part.combine(gather_state(initial, chunks.segment), folded.prefix);
+    total = part.combine(initial, folded.total);
+    for (size_t g = 0; g < layout().segments.size(); ++g) {
+      const auto row = static_cast<int64_t>(g);
+      State last;
+      for (size_t i = 0; i < total.size(); ++i)
+        last.push_back(part.names[i].empty() ? part.identity()[i] : slice(total[i], 0, row, row + 1));
+      slot->states[layout().segments[g].document] = last;
+    }
+  }
+  CHECK(!part.total || slot == nullptr, "a bidirectional scan cannot be streamed");
+  if (part.total) folded.prefix = gather_state(total, chunks.segment);
+  return out_of_chunks(part.apply(cut, folded.prefix), chunks);
+}
+
+std::vector<Variable> LocalCrossing::operator()(const Merge& part, const Block& block) {
+  Stream::Slot* slot = next_slot();
+  if (slot == nullptr) return merge(part, block, block);
+  std::vector<Variable> outputs, lses;
+  int64_t at = 0;
+  for (const Segment& s : layout().segments) {
+    const Block query = slice_block(block, at, at + s.size());
+    at += s.size();
+    RowCache& cache = slot->rows[s.document];
+    cache.append({query.x[1], query.x[2], query.position, query.document});
+    const Block past{{query.x[0], cache.rows(0), cache.rows(1)}, cache.rows(2), cache.rows(3)};
+    const auto result = merge(part, query, past);
+    outputs.push_back(result[0]);
+    lses.push_back(result[1]);
+  }
+  return {concatenate(outputs, 0), concatenate(lses, 0)};
+}
+
+Variable LocalCrossing::operator()(const Halo& part, const Block& block) {
+  Stream::Slot* slot = next_slot();
+  const Device device = block.x[0].device();
+  const auto segments = static_cast<int64_t>(layout().segments.size());
+  // Whole documents have nothing before them: rows of no document.
+  const std::vector<int32_t> nobody(static_cast<size_t>(segments * part.width), -1);
+  Block before{{}, from_ints(nobody, device), from_ints(nobody, device)};
+  for (const Variable& x : block.x)
+    before.x.push_back(zeros(x.shape().with(0, segments * part.width), x.dtype(), device));
+  if (slot != nullptr) {
+    int64_t at = 0;
+    for (int64_t g = 0; g < segments; ++g) {
+      const Segment& s = layout().segments[static_cast<size_t>(g)];
+      RowCache& cache = slot->rows[s.document];
+      if (!cache.empty()) {
+        const int64_t end = (g + 1) * part.width, begin = end - cache.size();
+        const int count = static_cast<int>(block.x.size());
+        for (int i = 0; i < count; ++i) before.x[i].value().rows(begin, end).copy_from(cache.rows(i));
+        before.position.rows(begin, end).copy_from(cache.rows(count));
+        before.document.rows(begin, end).copy_from(cache.rows(count + 1));
+      }
+      cache.append(values_of(slice_block(block, at, at + s.size())));
+      cache.keep_last(part.width);
+      at += s.size();
+    }
+  }
+  return part.apply(block, before);
+}
+
+Variable LocalCrossing::operator()(const Carry& part, const Block& block) {
+  Stream::Slot* slot = next_slot();
+  std::vector<Variable> outputs;
+  int64_t at = 0;
+  for (const Segment& s : layout().segments) {
+    State state = part.start();
+    if (slot != nullptr) {
+      slot->names = part.names;
+      if (const auto known = slot->states.find(s.document); known != slot->states.end())
+        state = known->second;
+    }
+    auto [y, after] = part.step(slice_block(block, at, at + s.size()), state);
+    at += s.size();
+    outputs.push_back(y);
+    if (slot != nullptr) slot->states[s.document] = after;
+  }
+  return concatenate(outputs, 0);
+}
+
+}  // namespace weft

@@ -1,0 +1,38 @@
+#include "attention/mechanism.h"
+
+#include "autograd/ops/arrange.h"
+
+namespace weft {
+
+int64_t Dimensions::of(char letter) const {
+  switch (letter) {
+    case 'h': return heads;
+    case 'g': return kv_heads;
+    case 'k': return key;
+    case 'v': return value;
+    case 'c': return width;
+  }
+  throw Error(Exit::internal, text("no dimension is called ", letter));
+}
+
+Shape input_shape(const Input& input, const Dimensions& dims, int64_t n) {
+  Shape shape{n};
+  for (const char* p = input.dims; *p; ++p)
+    if (*p != ' ') shape.push_back(dims.of(*p));
+  return shape;
+}
+
+Variable reference_by_document(const Mechanism& mechanism, const Block& block) {
+  const std::vector<double> document = to_values(block.document);
+  std::vector<Variable> outputs;
+  for (size_t begin = 0, end = 0; begin < document.size(); begin = end) {
+    while (end < document.size() && document[end] == document[begin]) ++end;
+    const auto b = static_cast<int64_t>(begin), e = static_cast<int64_t>(end);
+    Block one{{}, block.position.rows(b, e), block.document.rows(b, e)};
+    for (const Variable& x : block.x) one.x.push_back(slice(x, 0, b, e));
+    outputs.push_back(mechanism.reference(one));
+  }
+  return concatenate(outputs, 0);
+}
+
+}  // namespace weft

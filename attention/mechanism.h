@@ -1,0 +1,89 @@
+#pragma once
+// A mechanism: its definition, its fast form, and what it declares about itself. Everything else (context
+// parallelism, prefill, decoding, checkpointing, tests, `weft apply`) is derived from these.
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "attention/crossing.h"
+#include "autograd/fields.h"
+#include "autograd/parameter.h"
+
+namespace weft {
+
+// Where random values of an input are drawn from by tests, and what its values mean.
+enum class Domain : uint8_t {
+  real,       // any
+  log_decay,  // <= 0: natural log of a decay
+  unit,       // (0, 1)
+  direction,  // vectors of length 1
+};
+
+struct Input {
+  const char* name;  // as in `weft apply`
+  const char*
+      dims;  // behind the token axis, of: h heads, g key-value heads, k key size, v value size, c width
+  Domain domain = Domain::real;
+};
+
+// Sizes that the caller chooses.
+struct Dimensions {
+  int64_t heads = 1, kv_heads = 1, key = 1, value = 1, width = 1;
+  int64_t of(char letter) const;
+};
+
+// "h k" with these sizes, behind n tokens: (n, heads, key).
+Shape input_shape(const Input& input, const Dimensions& dims, int64_t n);
+
+// An exact statement of the paper: deviation() of both sides must not exceed the tolerance.
+struct Identity {
+  std::string says;
+  double tolerance;
+  std::function<double()> deviation;
+};
+
+// Declares a mechanism's parameters under a prefix of a store.
+class ParameterScope {
+ public:
+  ParameterScope(ParameterStore& store, std::string prefix) : store_(store), prefix_(std::move(prefix)) {}
+  Parameter declare(ParameterInfo info) const {
+    info.name = prefix_ + info.name;
+    return store_.declare(std::move(info));
+  }
+  ParameterScope inner(const std::string& name) const { return {store_, prefix_ + name + "."}; }
+  ParameterStore& store() const { return store_; }
+
+ private:
+  ParameterStore& store_;
+  std::string prefix_;
+};
+
+class Mechanism {
+ public:
+  explicit Mechanism(Dimensions dims) : dims_(dims) {}
+  virtual ~Mechanism() = default;
+
+  const Dimensions& dims() const { return dims_; }
+
+  virtual std::vector<Input> inputs() const = 0;
+  // Tokens (N, ...) in; (N, H, Dv), or (N, C) for a mechanism that takes x.
+  virtual Variable forward(const Block& block, Crossing& cross) const = 0;
+  // The definition, naive and independent of forward, written from the paper: one document at a time, from
+  // the start.
+  virtual Variable reference(const Block& block) const = 0;
+  // The paper's exact statements.
+  virtual std::vector<Identity> identities() const { return {}; }
+  // The largest chunk that is part of the function: rank cuts fall on its multiples.
+  virtual int64_t align() const { return 1; }
+  virtual bool causal() const { return true; }
+
+ private:
+  Dimensions dims_;
+};
+
+// Runs reference() document by document and puts the outputs back on the token line.
+Variable reference_by_document(const Mechanism& mechanism, const Block& block);
+
+}  // namespace weft

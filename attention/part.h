@@ -1,0 +1,89 @@
+#pragma once
+// The four ways in which a mechanism may look across a chunk border. A mechanism states its mathematics on
+// one block of tokens as one of these parts; who holds the other tokens (this rank a moment ago, another
+// rank, a decode cache) is the business of the Crossing.
+//
+//   Scan    an associative state, combined along chunks       linear attention, EMA, state-space models
+//   Merge   keys of anywhere, partial results merge by lse    softmax attention
+//   Halo    the last `width` tokens before a segment          sliding window, short convolution
+//   Carry   a state handed on in strict order                 test-time-trained memory
+
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "autograd/layout.h"
+#include "autograd/tape.h"
+
+namespace weft {
+
+// n tokens: one tensor an input, (n, ...), and who they are. Inside a Scan n is (chunks, chunk length).
+struct Block {
+  std::vector<Variable> x;
+  Tensor position, document;  // (n) i32; document -1 is no token
+};
+
+// The tensors of a state, in f32 (f64 for f64 inputs).
+using State = std::vector<Variable>;
+
+struct Scan {
+  // Names of the state's tensors, as `weft apply` writes them; "" for one that restarts at identity, such as
+  // a transition.
+  std::vector<std::string> names;
+  std::vector<double> pad;  // one an input: the value of a token that changes nothing
+  int64_t chunk = 64;       // tokens a chunk; the function does not depend on it
+
+  std::function<State()> identity;                                        // each (1, ...)
+  std::function<State(const Block&)> summarize;                           // (M, chunk, ...) -> (M, ...)
+  std::function<State(const State& before, const State& after)> combine;  // (M, ...), (M, ...) -> (M, ...)
+  std::function<Variable(const Block&, const State& prefix)> apply;       // -> (M, chunk, ...)
+
+  // The state is {a, S} and combines as {a_before a_after, a_after S_before + S_after}, a broadcasting over
+  // S's last dimensions: the framework may use the fused scan op instead of `combine`.
+  bool decay = false;
+  // Bidirectional: every chunk sees the state of its whole document.
+  bool total = false;
+};
+
+// What the two functions of a Merge may depend on besides tensors; plain data.
+struct AttentionOptions {
+  double scale = 1;    // of q k^T
+  bool causal = true;  // keys at positions <= the query's only
+  int64_t window = 0;  // > 0: keys at distance < window only
+  bool alibi = false;  // score -= slope_h * distance
+};
+
+struct Merge {
+  // Softmax-like partial results over the keys at hand: o (N, H, Dv) in q's dtype, lse (N, H) in f32 (f64),
+  // -inf where a query saw no key. Query and key meet if they are of one document and the options allow their
+  // positions.
+  using Forward = std::vector<Tensor> (*)(const AttentionOptions&, const Tensor& q, const Tensor& k,
+                                          const Tensor& v, const Tensor& q_position, const Tensor& q_document,
+                                          const Tensor& k_position, const Tensor& k_document);
+  // Given o and lse of the whole row, the part of {dq, dk, dv} that these keys give.
+  using Backward = std::vector<Tensor> (*)(const AttentionOptions&, const Tensor& q, const Tensor& k,
+                                           const Tensor& v, const Tensor& q_position,
+                                           const Tensor& q_document, const Tensor& k_position,
+                                           const Tensor& k_document, const Tensor& o, const Tensor& lse,
+                                           const Tensor& d_o, const Tensor& d_lse);
+  AttentionOptions options;
+  Forward forward;
+  Backward backward;
+};
+
+struct Halo {
+  int64_t width;
+  // `before` holds exactly `width` rows for each segment of the layout, the tokens right before it in order;
+  // rows that do not exist (the document starts) are zero with document -1.
+  std::function<Variable(const Block&, const Block& before)> apply;
+};
+
+struct Carry {
+  std::vector<std::string> names;  // of the state's tensors
+  std::function<State()> start;
+  // Any number of tokens >= 1 of one document, cut anywhere: the state knows its place.
+  std::function<std::pair<Variable, State>(const Block&, const State&)> step;
+};
+
+}  // namespace weft

@@ -1,0 +1,59 @@
+#include "autograd/ops/projected_cross_entropy.h"
+
+#include <algorithm>
+
+#include "autograd/ops/matmul.h"
+#include "autograd/ops/reduce.h"
+#include "autograd/ops/rows.h"
+
+namespace weft {
+
+CrossEntropy projected_cross_entropy(const Variable& hidden, const Variable& weight, const Tensor& targets,
+                                     const CrossEntropyOptions& options) {
+  CHECK(hidden.rank() == 2 && weight.rank() == 2 && hidden.dim(1) == weight.dim(1) &&
+            hidden.dtype() == weight.dtype() && weight.dim(0) > 0,
+        "projected_cross_entropy: hidden ", hidden.shape(), " ", name_of(hidden.dtype()), ", weight ",
+        weight.shape(), " ", name_of(weight.dtype()));
+  const int64_t tokens = hidden.dim(0), vocabulary = weight.dim(0);
+  CHECK(targets.shape() == Shape{tokens} && targets.dtype() == Dtype::i32, "projected_cross_entropy: hidden ",
+        hidden.shape(), ", targets ", targets.shape(), " ", name_of(targets.dtype()));
+  CHECK(!options.weights.defined() || options.weights.shape() == Shape{tokens},
+        "projected_cross_entropy: hidden ", hidden.shape(), ", weights ", options.weights.shape());
+  const Device device = hidden.device();
+  const Dtype wide = accumulator_of(hidden.dtype());
+  const Tensor token_weights = options.weights.defined() ? options.weights.to(wide) : Tensor();
+  const int64_t chunk =
+      options.chunk > 0 ? options.chunk : std::max<int64_t>(64, (int64_t{1} << 24) / vocabulary);
+
+  const Tensor x = hidden, w = device == Device::cpu ? weight.value().to(wide) : weight.value();
+  const Tensor loss = empty({tokens}, wide, device), nll = empty({tokens}, wide, device);
+  const bool taped = Tape::current() != nullptr;
+  Tensor dhidden, dweight;
+  if (taped && hidden.differentiable()) dhidden = empty_like(hidden);
+  if (taped && weight.differentiable()) dweight = zeros(weight.shape(), wide, device);
+  const bool gradient = dhidden.defined() || dweight.defined();
+  const Tensor buffer = empty({std::min(chunk, tokens), vocabulary}, wide, device);
+  for (int64_t begin = 0; begin < tokens; begin += chunk) {
+    const int64_t end = std::min(tokens, begin + chunk);
+    const auto part = [&](const Tensor& t) { return t.defined() ? t.rows(begin, end) : t; };
+    const Tensor logits = buffer.rows(0, end - begin);
+    ON_DEVICE(device, gemm(logits, part(x), w, {false, true}, 1, 0));
+    ON_DEVICE(device, cross_entropy(part(loss), part(nll), logits, part(targets), part(token_weights),
+                                    options.softcap, options.z_loss, gradient));
+    if (dhidden.defined()) ON_DEVICE(device, gemm(part(dhidden), logits, w, {}, 1, 0));
+    if (dweight.defined()) ON_DEVICE(device, gemm(dweight, logits, part(x), {true, false}, 1, 1));
+  }
+  return {record("projected_cross_entropy", {hidden, weight}, sum(loss, 0).value(), save(dhidden, dweight),
+                 NoAttributes{},
+                 [](Backward& grads, const NoAttributes&) {
+                   for (int i = 0; i < 2; ++i) {
+                     if (!grads.wants(i)) continue;
+                     const Into into = grads.into(i);
+                     ON_DEVICE(into.target.device(),
+                               add_scaled(into.target, grads.saved(i), grads.grad(), into.beta));
+                   }
+                 }),
+          nll};
+}
+
+}  // namespace weft

@@ -1,0 +1,42 @@
+#pragma once
+// Cross-entropy fused with the output projection, in chunks of tokens, so that the logits (N, V) never exist
+// whole.
+
+#include "autograd/tape.h"
+
+namespace weft {
+
+struct CrossEntropyOptions {
+  int64_t chunk = 0;    // tokens at a time; 0: as many as make 16 Mi logits, at least 64
+  double softcap = 0;   // > 0: a logit z becomes softcap tanh(z / softcap)
+  double z_loss = 0;    // adds z_loss * (log of the sum of e^logit)^2 for each token
+  Tensor weights = {};  // (N) f32 or f64, of each token's loss; undefined: ones
+};
+
+struct CrossEntropy {
+  Variable loss;  // scalar, f32 (f64 of f64): the weighted sum over tokens
+  Tensor nll;     // (N), f32 (f64): -log p(target), no weight, no z-loss, no gradient; 0 where ignored
+};
+
+// Logits hidden weight^T against targets.  hidden (N, C), weight (V, C), targets (N) i32, -1 is ignored.
+// Where a tape is in scope, the gradients are made here, while a chunk's logits are at hand, and the way back
+// only scales them. Kept for it: d hidden (N, C), and d weight (V, C) in f32 (f64). Besides those, one chunk
+// of logits (chunk, V) in f32 (f64), and on the CPU a bf16 weight widened once.
+// A target outside [-1, V) is an Error with Exit::data. The loss of nothing but ignored targets is 0.
+CrossEntropy projected_cross_entropy(const Variable& hidden, const Variable& weight, const Tensor& targets,
+                                     const CrossEntropyOptions& options = {});
+
+namespace cpu {
+// Of one chunk: loss and nll (n) of logits (n, V); with `gradient`, logits become d loss / d logits.
+void cross_entropy(const Tensor& loss, const Tensor& nll, const Tensor& logits, const Tensor& targets,
+                   const Tensor& weights, double softcap, double z_loss, bool gradient);
+// to = beta to + scale[0] from, beta 0 or 1
+void add_scaled(const Tensor& to, const Tensor& from, const Tensor& scale, double beta);
+}  // namespace cpu
+namespace cuda {
+void cross_entropy(const Tensor& loss, const Tensor& nll, const Tensor& logits, const Tensor& targets,
+                   const Tensor& weights, double softcap, double z_loss, bool gradient);
+void add_scaled(const Tensor& to, const Tensor& from, const Tensor& scale, double beta);
+}  // namespace cuda
+
+}  // namespace weft

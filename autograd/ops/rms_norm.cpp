@@ -1,0 +1,33 @@
+#include "autograd/ops/rms_norm.h"
+
+#include "autograd/ops/matmul.h"
+#include "autograd/ops/rows.h"
+
+namespace weft {
+
+Variable rms_norm(const Variable& x, const Variable& gain, double eps) {
+  CHECK(x.rank() >= 1 && is_float(x.dtype()), "rms_norm: x ", x.shape(), " ", name_of(x.dtype()));
+  CHECK(!gain.defined() || gain.shape() == Shape{x.dim(-1)}, "rms_norm: x ", x.shape(), ", gain ",
+        gain.shape());
+  const Dtype wide = accumulator_of(x.dtype());
+  const Tensor factors = gain.defined() ? gain.value().to(wide) : Tensor();
+  const Tensor y = empty_like(x), rstd = empty({row_count(x)}, wide, x.device());
+  ON_DEVICE(x.device(), rms_norm_forward(y, rstd, x, factors, eps));
+  std::vector<Variable> inputs{x};
+  if (gain.defined()) inputs.push_back(gain);
+  return record(
+      "rms_norm", inputs, y, save(x, rstd, factors), NoAttributes{},
+      [](Backward& grads, const NoAttributes&) {
+        const Tensor dy = grads.grad().contiguous(), dx = empty_like(dy);
+        const Tensor& rstd = grads.saved(1);
+        const Tensor dgain = empty({row_blocks(rstd.dim(0)).count, dy.dim(-1)}, rstd.dtype(), dy.device());
+        ON_DEVICE(dy.device(), rms_norm_backward(dx, dgain, grads.saved(0), rstd, grads.saved(2), dy));
+        grads.add(0, dx);
+        if (grads.inputs().size() == 2 && grads.wants(1)) {
+          const Into into = grads.into(1);
+          ON_DEVICE(dy.device(), sum_rows(into.target, dgain, into.beta));
+        }
+      });
+}
+
+}  // namespace weft

@@ -1,0 +1,90 @@
+#pragma once
+// A tensor as rows of its last dimension, and sums in an order that depends on sizes alone: what
+// normalisation, softmax and losses share on the CPU.
+
+#include <algorithm>
+#include <limits>
+
+#include "autograd/tensor.h"
+
+namespace weft {
+
+// The dtype in which sums over a dtype are kept.
+constexpr Dtype accumulator_of(Dtype dtype) { return dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32; }
+
+// All dimensions but the last.
+inline int64_t row_count(const Tensor& x) { return x.shape().product(0, x.rank() - 1); }
+
+// Rows per task such that a task moves some 16 thousand elements.
+inline int64_t row_grain(int64_t width) { return 1 + (int64_t{1} << 14) / (width + 1); }
+
+// Row r of a tensor that may be a column view: (N, C) or (N, H, D) with a pitch between leading rows.
+template <class T>
+class Rows {
+ public:
+  explicit Rows(const Tensor& x)
+      : data_(x.data<T>()),
+        pitch_(x.pitch()),
+        width_(x.dim(-1)),
+        groups_(x.rank() < 2 || width_ == 0 ? 1 : x.row_size() / width_) {}
+  T* operator[](int64_t r) const { return data_ + r / groups_ * pitch_ + r % groups_ * width_; }
+
+ private:
+  T* data_;
+  int64_t pitch_, width_, groups_;
+};
+
+// to = value. An assignment of a bf16 as a whole keeps gcc from vectorising a simd loop.
+template <class T>
+inline void store(T& to, Acc<T> value) {
+  if constexpr (std::is_same_v<T, bf16>)
+    to.bits = bf16(value).bits;
+  else
+    to = value;
+}
+
+// Blocks of rows over which a parameter's gradient is summed apart, and then block by block. At most 128.
+struct RowBlocks {
+  int64_t size, count;
+};
+inline RowBlocks row_blocks(int64_t rows) {
+  const int64_t size = std::max<int64_t>(32, (rows + 127) / 128);
+  return {size, (rows + size - 1) / size};
+}
+
+// f(0) + ... + f(n-1) in lanes that a compiler turns into vectors, folded as a tree: the same sum whatever
+// the vector width, and a smaller error than one running sum.
+template <class A, class F>
+A row_sum(int64_t n, F f) {
+  constexpr int kLanes = 32;
+  A lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+#pragma omp simd
+    for (int l = 0; l < kLanes; ++l) lanes[l] += f(i + l);
+  }
+  for (int l = 0; i < n; ++i, ++l) lanes[l] += f(i);
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+  return lanes[0];
+}
+
+// The largest of f(0) ... f(n-1); -infinity for none. NaN is passed over.
+template <class A, class F>
+A row_max(int64_t n, F f) {
+  constexpr int kLanes = 32;
+  A lanes[kLanes];
+  std::fill_n(lanes, kLanes, -std::numeric_limits<A>::infinity());
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+#pragma omp simd
+    for (int l = 0; l < kLanes; ++l) {
+      const A value = f(i + l);
+      lanes[l] = value > lanes[l] ? value : lanes[l];
+    }
+  }
+  for (int l = 0; i < n; ++i, ++l) lanes[l] = std::max(lanes[l], A(f(i)));
+  return *std::max_element(lanes, lanes + kLanes);
+}
+
+}  // namespace weft

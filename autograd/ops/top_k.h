@@ -1,0 +1,29 @@
+#pragma once
+// The largest elements of each row, and elements of each row by their index.
+
+#include "autograd/tape.h"
+
+namespace weft {
+
+// y[..., j] = x[..., indices[..., j]].  x (..., M), indices (..., k) i32, repeats allowed -> y (..., k)
+Variable gather_last(const Variable& x, const Tensor& indices);
+
+struct TopK {
+  Variable values;  // (..., k), largest first, with a gradient
+  Tensor indices;   // (..., k) i32
+};
+// 0 <= k <= M. Of equal elements the one of lower index comes first; a NaN counts as larger than anything.
+TopK top_k(const Variable& x, int64_t k);
+
+namespace cpu {
+void gather_last_forward(const Tensor& y, const Tensor& x, const Tensor& indices);
+void gather_last_backward(const Tensor& dx, const Tensor& indices, const Tensor& dy);
+void top_k_indices(const Tensor& indices, const Tensor& x);
+}  // namespace cpu
+namespace cuda {
+void gather_last_forward(const Tensor& y, const Tensor& x, const Tensor& indices);
+void gather_last_backward(const Tensor& dx, const Tensor& indices, const Tensor& dy);
+void top_k_indices(const Tensor& indices, const Tensor& x);
+}  // namespace cuda
+
+}  // namespace weft

@@ -1,0 +1,76 @@
+#pragma once
+// Who of this node's ranks is still alive: a board in shared memory with one cell a rank, and a thread that
+// watches it. A rank that dies (its process is gone or a zombie), leaves with a code, or stops making
+// progress is noticed within a fraction of a second by the others, which may be waiting for it inside MPI.
+// Death across nodes is mpirun's to see.
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "autograd/check.h"
+
+namespace weft {
+
+class PeerBoard {
+ public:
+  struct Lost {
+    Exit code;  // peer_lost or hang
+    std::string what;
+  };
+
+  // Opens or creates the board of this job and enters rank. Error (io) where shared memory is not to be had.
+  PeerBoard(const std::string& job, int rank, int ranks);
+  ~PeerBoard();
+  PeerBoard(const PeerBoard&) = delete;
+  PeerBoard& operator=(const PeerBoard&) = delete;
+
+  // Call when every rank has entered: the name goes, so that nothing stays behind however the job ends.
+  void unlink();
+
+  void beat(int64_t step, const char* phase);      // progress; any thread
+  void leave(Exit code, const std::string& what);  // this rank ends on its own account
+  void done();                                     // this rank ends as planned
+
+  std::vector<int> missing(
+      int local_ranks) const;        // ranks not entered yet, if fewer than local_ranks are here
+  std::optional<Lost> lost() const;  // the first rank that died or left
+  bool first_to_say();               // true for one rank of this node: one failure is one line
+  int64_t beats() const;             // of this rank
+  std::string slowest() const;       // the rank that is stopped or has the fewest beats, and all places
+
+ private:
+  struct Cell;
+  struct Shared;
+  const Cell& cell(int rank) const;
+
+  std::string path_;
+  int rank_, ranks_;
+  size_t bytes_;
+  Shared* shared_ = nullptr;
+};
+
+// Calls on_loss once, from its own thread, when board.lost(), when the parent process is gone, or when this
+// rank has not made progress for hang_limit since its last beat (0: never).
+class Watch {
+ public:
+  using OnLoss = std::function<void(Exit code, const std::string& what)>;
+  Watch(PeerBoard& board, std::chrono::seconds hang_limit, OnLoss on_loss);
+  ~Watch();
+
+ private:
+  void run();
+
+  PeerBoard& board_;
+  std::chrono::seconds hang_limit_;
+  OnLoss on_loss_;
+  std::atomic<bool> stop_{false};
+  std::thread thread_;
+};
+
+}  // namespace weft

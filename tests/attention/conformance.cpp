@@ -1,0 +1,101 @@
+#include "tests/attention/conformance.h"
+
+#include "autograd/ops/reduce.h"
+
+namespace weft {
+
+std::vector<ConformanceCase> conformance_cases() {
+  std::vector<ConformanceCase> cases;
+  for (const MechanismEntry& entry : mechanisms()) {
+    cases.push_back({entry.id, ""});
+    for (const std::string& settings : entry.variants) cases.push_back({entry.id, settings});
+  }
+  return cases;
+}
+
+void PrintTo(const ConformanceCase& c, std::ostream* out) { *out << c.id << " " << c.settings; }
+
+std::string case_name(const testing::TestParamInfo<ConformanceCase>& info) {
+  std::string name = info.param.id + "_" + info.param.settings;
+  for (char& ch : name)
+    if (!std::isalnum(static_cast<unsigned char>(ch))) ch = '_';
+  while (name.back() == '_') name.pop_back();
+  return name;
+}
+
+Dimensions small_dimensions(const MechanismEntry& entry) {
+  const auto refuses = [&](Dimensions dims) {
+    ParameterStore store;
+    try {
+      entry.make({}, dims, {store, ""});
+    } catch (const Error&) {
+      return true;
+    }
+    return false;
+  };
+  const Dimensions grouped{.heads = 4, .kv_heads = 2, .key = 4, .value = 6, .width = 8};
+  const Dimensions plain{.heads = 3, .kv_heads = 3, .key = 4, .value = 6, .width = 8};
+  return refuses(grouped) ? plain : grouped;
+}
+
+Subject::Subject(const ConformanceCase& c, Dtype dtype, const std::vector<std::string>& more)
+    : dims(small_dimensions(find_mechanism(c.id))), store(dtype, Device::cpu, 3) {
+  std::vector<std::string> settings = split_settings(c.settings);
+  for (const std::string& s : more) {  // overrides what the case says
+    const std::string name = s.substr(0, s.find('=') + 1);
+    std::erase_if(settings, [&](const std::string& old) { return old.starts_with(name); });
+    settings.push_back(s);
+  }
+  mechanism = find_mechanism(c.id).make(parse_attributes(settings), dims, {store, ""});
+  store.commit();
+  // Gains of one and sinks of zero would hide mistakes: every parameter is moved by a random amount.
+  uint32_t seed = 77;
+  for (const auto& entry : store.entries()) {
+    const Tensor shift = random_tensor(entry->info.shape, seed++, entry->master.dtype(), 0.3);
+    entry->master.copy_from(add(entry->master, shift).value());
+  }
+  store.refresh_working();
+}
+
+std::vector<Tensor> random_inputs(const Mechanism& mechanism, int64_t tokens, Dtype dtype, uint32_t seed) {
+  std::vector<Tensor> inputs;
+  for (const Input& input : mechanism.inputs()) {
+    Variable x = random_tensor(input_shape(input, mechanism.dims(), tokens), seed++);
+    if (input.domain == Domain::log_decay) x = negate(square(scale(x, 0.5)));
+    if (input.domain == Domain::unit) x = sigmoid(x);
+    if (input.domain == Domain::direction) x = divide(x, sqrt(sum(square(x), -1, true)));
+    inputs.push_back(x.value().to(dtype));
+  }
+  return inputs;
+}
+
+Block block_of(const std::vector<Variable>& inputs, const Layout& layout) {
+  return {inputs, layout.position, layout.document};
+}
+
+Variable run_whole(const Mechanism& mechanism, const Layout& layout, const std::vector<Variable>& inputs) {
+  LocalCrossing cross(layout);
+  return mechanism.forward(block_of(inputs, layout), cross);
+}
+
+Outcome run_with_gradients(Subject& subject, const Layout& layout, const std::vector<Tensor>& inputs,
+                           const Function& wrap) {
+  Outcome outcome;
+  subject.store.begin_step();
+  Tape tape;
+  std::vector<Variable> leaves;
+  for (const Tensor& x : inputs) leaves.push_back(tape.input(x));
+  const Variable y = wrap ? wrap(leaves)[0] : run_whole(*subject.mechanism, layout, leaves);
+  outcome.output = y.value();
+  tape.backward(y, random_tensor(y.shape(), 99, y.dtype()));
+  subject.store.finish_step();
+  for (const Variable& leaf : leaves) outcome.gradients.push_back(tape.gradient(leaf));
+  for (const auto& entry : subject.store.entries()) {
+    const Tensor copy = empty_like(entry->gradient);
+    copy.copy_from(entry->gradient);
+    outcome.gradients.push_back(copy);
+  }
+  return outcome;
+}
+
+}  // namespace weft

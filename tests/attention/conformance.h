@@ -1,0 +1,45 @@
+#pragma once
+// What the conformance suite asks of a mechanism, whichever it is. A case is a registry entry with one
+// setting of its attributes; nothing here knows a mechanism by name.
+
+#include <gtest/gtest.h>
+
+#include "attention/registry.h"
+#include "autograd/ops/elementwise.h"
+#include "tests/autograd/test_tensors.h"
+
+namespace weft {
+
+struct ConformanceCase {
+  std::string id, settings;
+};
+std::vector<ConformanceCase> conformance_cases();
+void PrintTo(const ConformanceCase& c, std::ostream* out);
+std::string case_name(const testing::TestParamInfo<ConformanceCase>& info);
+
+// A mechanism with random parameters in a store of its own.
+struct Subject {
+  Subject(const ConformanceCase& c, Dtype dtype, const std::vector<std::string>& more = {});
+  Dimensions dims;
+  ParameterStore store;
+  std::unique_ptr<Mechanism> mechanism;
+};
+
+Dimensions small_dimensions(const MechanismEntry& entry);
+
+// Random inputs in their domains for these documents, f64 rounded to dtype.
+std::vector<Tensor> random_inputs(const Mechanism& mechanism, int64_t tokens, Dtype dtype, uint32_t seed = 1);
+Block block_of(const std::vector<Variable>& inputs, const Layout& layout);
+
+// Outputs of a whole forward over a layout on one rank.
+Variable run_whole(const Mechanism& mechanism, const Layout& layout, const std::vector<Variable>& inputs);
+
+// Output, and the gradients of all inputs and parameters for a random adjoint.
+struct Outcome {
+  Tensor output;
+  std::vector<Tensor> gradients;
+};
+Outcome run_with_gradients(Subject& subject, const Layout& layout, const std::vector<Tensor>& inputs,
+                           const Function& wrap = nullptr);
+
+}  // namespace weft

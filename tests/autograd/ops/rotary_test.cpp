@@ -1,0 +1,76 @@
+#include "autograd/ops/rotary.h"
+
+#include "tests/autograd/ops/op_checks.h"
+
+namespace weft {
+namespace {
+
+// In long double, one angle at a time.
+Tensor definition(const Tensor& x, const std::vector<int32_t>& position, double theta, int64_t rotated) {
+  const int64_t n = x.dim(0), heads = x.dim(1), width = x.dim(2), half = rotated / 2;
+  std::vector<double> a = to_values(x), y = a;
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t h = 0; h < heads; ++h)
+      for (int64_t j = 0; j < half; ++j) {
+        const long double angle =
+            position[i] * std::pow(static_cast<long double>(theta), -2.0L * j / rotated);
+        const int64_t first = (i * heads + h) * width + j, second = first + half;
+        y[first] = static_cast<double>(a[first] * std::cos(angle) - a[second] * std::sin(angle));
+        y[second] = static_cast<double>(a[second] * std::cos(angle) + a[first] * std::sin(angle));
+      }
+  return from_values(x.shape(), Dtype::f64, y);
+}
+
+Function turned(double theta, int64_t rotated) {
+  return [=](const std::vector<Variable>& v) { return std::vector{rotary(v[0], v[1], theta, rotated)}; };
+}
+
+TEST(Rotary, AgainstTheDefinitionAtAnyPosition) {
+  const std::vector<int32_t> position{0, 1, 63, 64, 65, 0, 5000, 1000000, 999999, 1 << 30};
+  const Tensor x = random_tensor({10, 3, 14}, 1);
+  for (const int64_t rotated : {14, 6, 2}) {
+    const Tensor exact = definition(x, position, 500000, rotated);
+    EXPECT_LE(difference(rotary(x, from_ints(position), 500000, rotated), exact), 1e-6);
+    const Tensor single = x.to(Dtype::f32);
+    EXPECT_LE(difference(rotary(single, from_ints(position), 500000, rotated),
+                         definition(single, position, 500000, rotated)),
+              1e-6);
+    // 2^30 radians leave ten digits in f64; a million leaves all that matter.
+    EXPECT_LE(
+        difference(rotary(x.rows(0, 9), from_ints(position).rows(0, 9), 500000, rotated), exact.rows(0, 9)),
+        1e-9);
+  }
+}
+
+TEST(Rotary, Gradients) {
+  const Tensor position = from_ints({7, 0, 130, 3});
+  for (const int64_t rotated : {0, 2, 8})
+    expect_op(turned(100, rotated), {random_tensor({4, 3, 8}, 1), position});
+  expect_op(turned(100, 0), {random_tensor({1, 1, 2}, 1), from_ints({5})});
+  expect_op(turned(100, 0), {random_tensor({0, 2, 4}, 1), from_ints({})});
+  expect_same_bits_on_threads(turned(1e4, 0), {random_tensor({500, 3, 34}, 2), random_ints(500, 100000, 3)});
+}
+
+TEST(Rotary, ScoresDependOnTheDistanceAlone) {
+  const Tensor q = random_tensor({1, 1, 16}, 1), k = random_tensor({1, 1, 16}, 2);
+  const auto score = [&](int32_t m, int32_t n) {
+    const std::vector<double> a = to_values(rotary(q, from_ints({m}))),
+                              b = to_values(rotary(k, from_ints({n})));
+    double dot = 0;
+    for (size_t i = 0; i < a.size(); ++i) dot += a[i] * b[i];
+    return dot;
+  };
+  EXPECT_NEAR(score(20, 3), score(100020, 100003), 1e-9);
+}
+
+TEST(Rotary, ColumnViewsAndBadArguments) {
+  const Tensor wide = random_tensor({6, 20}, 1), view = wide.columns(4, 16).reshape({6, 2, 6});
+  const Tensor position = from_ints({0, 1, 2, 3, 4, 5});
+  EXPECT_TRUE(same_bits(rotary(view, position), rotary(view.contiguous(), position)));
+  EXPECT_THROW(rotary(view, position, 10000, 3), Error);
+  EXPECT_THROW(rotary(view, position, 10000, 8), Error);
+  EXPECT_THROW(rotary(view, from_ints({1})), Error);
+}
+
+}  // namespace
+}  // namespace weft

@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# The house rules that grep can hold: imports point one way, headers and .cu files stay light, files stay short.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source tools/machine.sh
+
+# shellcheck disable=SC2016
+check='
+BEGIN {
+  # Which folders a folder may include. The longest matching folder name counts.
+  may["autograd"] = "autograd"
+  may["attention"] = "attention autograd"
+  may["layers"] = "layers attention autograd"
+  may["optim"] = "optim autograd"
+  may["distributed"] = "distributed layers attention optim autograd"
+  data = "training/data training/checkpoint training/recipe"   # these know no model
+  may["training/data"] = may["training/checkpoint"] = may["training/recipe"] = data " autograd"
+  may["training"] = "training " data " distributed layers attention optim autograd"
+  may["tools"] = "tools " may["training"]
+  may["tests"] = "tests " may["tools"]
+  heavy = "^(nlohmann|yaml-cpp|CLI|fmt|spdlog|Eigen|unsupported|hdf5|mpi)[./]"
+}
+
+function say(message) { print FILENAME ":" FNR ": " message; failed = 1 }
+
+function folder_of(path,   folder) {
+  folder = path
+  while (folder != "" && !(folder in may)) if (!sub("/[^/]*$", "", folder)) folder = ""
+  return folder
+}
+
+FNR == 1 {
+  folder = folder_of(FILENAME)
+}
+FNR == 601 { say("more than 600 lines") }
+
+/^[ \t]*#[ \t]*include[ \t]*"/ && folder != "" {
+  split($0, part, "\"")
+  if (folder == "tests" && part[2] !~ "/") next   # a helper beside the test
+  target = folder_of(part[2])
+  if (target == "") say("include by the path from the root, not \"" part[2] "\"")
+  else if (index(" " may[folder] " ", " " target " ") == 0)
+    say(folder " may not include " target " (" part[2] ")")
+  used[part[2]] = used[part[2]] " " FILENAME
+}
+
+/^[ \t]*#[ \t]*include[ \t]*</ {
+  split($0, part, "[<>]")
+  if (part[2] ~ heavy && FILENAME ~ /\.cuh?$/) say("<" part[2] "> belongs in a .cpp file")
+  if (part[2] ~ heavy && FILENAME ~ /\.h$/) brings[FILENAME] = part[2]
+  if (part[2] ~ /^(Eigen|unsupported)\// && folder != "tests") eigen[FILENAME] = 1
+}
+
+END {
+  # nvcc chokes on some heavy headers and takes half a minute over others, so a header that includes one is
+  # private: for the .cpp files beside it, and for tests.
+  for (header in brings) {
+    beside = header
+    sub("[^/]*$", "", beside)
+    users = split(used[header], user, " ")
+    for (i = 1; i <= users; i++)
+      if (user[i] !~ /^tests\// && user[i] !~ "^" beside "[^/]*[.]cpp$") {
+        print user[i] ": includes " header ", which brings in <" brings[header] ">"
+        failed = 1
+      }
+  }
+  for (file in eigen) { count++; files = files " " file }
+  # Eigen is the slowest header of all to compile.
+  if (count > 3) { print "Eigen in more than three files:" files; failed = 1 }
+  exit failed
+}'
+
+sources '*.h' '*.cpp' '*.cu' '*.cuh' '*.sh' '*.cmake' '*CMakeLists.txt' '*.py' '.ci/run' | xargs -0 -r awk "$check" ||
+  { echo "check_imports: see above" >&2; exit 1; }
+echo "check_imports: good"

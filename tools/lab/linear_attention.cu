@@ -1,0 +1,60 @@
+// The launchers of attention/kernels/linear_attention.h under C names, for linear_attention.py.
+
+#include "attention/kernels/linear_attention.h"
+
+#include <cstdio>
+
+using namespace weft;
+using namespace weft::cuda;
+
+// As in linear_attention.py.
+struct Arguments {
+  int64_t tokens, documents, heads, d_k, d_v, is_f32, gated, path;
+  double scale;
+  const int* offsets;
+  const float* log_decay;
+  Rows q, k, v, d_o;
+  MutableRows o, d_q, d_k_rows, d_v_rows;
+  const float *initial_state, *d_final_state;
+  float *final_state, *d_initial_state, *d_log_decay, *workspace;
+};
+
+namespace {
+
+LinearAttention shape_of(const Arguments& a) {
+  LinearAttention p;
+  p.tokens = a.tokens, p.documents = int(a.documents), p.offsets = a.offsets, p.heads = int(a.heads);
+  p.d_k = int(a.d_k), p.d_v = int(a.d_v), p.dtype = a.is_f32 ? Dtype::f32 : Dtype::bf16,
+  p.scale = float(a.scale);
+  p.log_decay = a.log_decay, p.gated = a.gated != 0, p.path = Path(a.path);
+  return p;
+}
+
+template <class F>
+int guarded(F f) {
+  try {
+    f();
+    return 0;
+  } catch (const Error& e) {
+    std::fprintf(stderr, "%s (%s)\n", e.what(), e.advice.c_str());
+    return static_cast<int>(e.code);
+  }
+}
+
+}  // namespace
+
+extern "C" int forward(const Arguments* a, cudaStream_t stream) {
+  return guarded([&] {
+    linear_attention_forward(shape_of(*a), a->q, a->k, a->v, a->initial_state, a->o, a->final_state, stream);
+  });
+}
+
+extern "C" int backward(const Arguments* a, cudaStream_t stream) {
+  return guarded([&] {
+    linear_attention_backward(
+        shape_of(*a), a->q, a->k, a->v, a->initial_state, a->d_o, a->d_final_state,
+        {a->d_q, a->d_k_rows, a->d_v_rows, a->d_initial_state, a->d_log_decay, a->workspace}, stream);
+  });
+}
+
+extern "C" int64_t workspace(const Arguments* a) { return linear_attention_workspace(shape_of(*a)); }

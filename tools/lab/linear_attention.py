@@ -1,0 +1,317 @@
+"""Checks and times attention/kernels/linear_attention.h against a float64 definition, and times fla beside it.
+
+    tools/lab/build.sh && python3 tools/lab/linear_attention.py check lengths time peer
+
+Needs torch and a GPU; `peer` also flash-linear-attention on PYTHONPATH.
+"""
+
+import ctypes
+import gc
+import math
+import os
+import statistics
+import sys
+import time
+
+import torch
+
+LIBRARY = os.environ.get("LAB_LIBRARY", os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../.lab/liblab.so"))
+PATHS = {"automatic": 0, "plain": 1, "mma": 2, "wgmma": 3}
+BF16 = torch.bfloat16
+
+
+# Gates whose memory is a few, tens and hundreds of tokens, from standard normal noise.
+GATES = {
+    "gated": lambda x: torch.nn.functional.logsigmoid(x + 2),
+    "gated tens": lambda x: torch.nn.functional.logsigmoid(x) / 16,
+    "gated hundreds": lambda x: torch.nn.functional.logsigmoid(x + 6),
+}
+
+
+class Rows(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("pitch", ctypes.c_int64)]
+
+
+class Arguments(ctypes.Structure):
+    _fields_ = (
+        [(n, ctypes.c_int64) for n in "tokens documents heads d_k d_v is_f32 gated path".split()]
+        + [("scale", ctypes.c_double), ("offsets", ctypes.c_void_p), ("log_decay", ctypes.c_void_p)]
+        + [(n, Rows) for n in "q k v d_o o d_q d_k_rows d_v_rows".split()]
+        + [(n, ctypes.c_void_p) for n in "initial_state d_final_state final_state d_initial_state d_log_decay workspace".split()]
+    )
+
+
+library = ctypes.CDLL(LIBRARY)
+library.workspace.restype = ctypes.c_int64
+
+
+def rows(x):
+    return Rows(x.data_ptr(), x.stride(0))
+
+
+def pointer(x):
+    return None if x is None else x.data_ptr()
+
+
+def poison(*shape, dtype):
+    return torch.full(shape, float("nan"), dtype=dtype, device="cuda")
+
+
+class Problem:
+    """Inputs (tokens, heads, d) of one call, and its outputs."""
+
+    def __init__(self, lengths, heads, d_k, d_v, decay, dtype=BF16, states=True, packed=False, equal=False, scale=None, seed=0):
+        torch.manual_seed(seed)
+        self.gated = decay in GATES
+        self.lengths, self.heads, self.d_k, self.d_v, self.decay = lengths, heads, d_k, d_v, decay
+        n, self.tokens = sum(lengths), sum(lengths)
+        self.scale = d_k**-0.5 if scale is None else scale
+
+        def make(d):
+            return torch.randn(n, heads, d, device="cuda").to(dtype)
+
+        if packed:  # three column ranges of one projection
+            w = heads * (2 * d_k + d_v)
+            both = torch.randn(n, w, device="cuda").to(dtype)
+            self.q = both[:, : heads * d_k].unflatten(1, (heads, d_k))
+            self.k = both[:, heads * d_k : 2 * heads * d_k].unflatten(1, (heads, d_k))
+            self.v = both[:, 2 * heads * d_k :].unflatten(1, (heads, d_v))
+        else:
+            self.q, self.k, self.v = make(d_k), make(d_k), make(d_v)
+        self.d_o = make(d_v)
+        self.offsets = None
+        if not equal:
+            starts = [0]
+            for x in lengths:
+                starts.append(starts[-1] + x)
+            self.offsets = torch.tensor(starts, dtype=torch.int32, device="cuda")
+        self.g = None
+        if decay == "fixed":
+            self.g = -torch.exp2(-8.0 * torch.arange(1, heads + 1, device="cuda") / heads).float()
+        elif self.gated:
+            self.g = GATES[decay](torch.randn(n, heads, device="cuda")).contiguous()
+        shape = (len(lengths), heads, d_k, d_v)
+        self.s0 = torch.randn(shape, device="cuda") if states else None
+        self.d_s1 = torch.randn(shape, device="cuda") if states else None
+        self.outputs = {}
+
+    def f32(self):
+        other = Problem.__new__(Problem)
+        other.__dict__ = dict(self.__dict__, outputs={})
+        for n in "q k v d_o".split():
+            setattr(other, n, getattr(self, n).float())
+        return other
+
+    def call(self, path, backward=True):
+        a, dtype, shape = self.arguments(path), self.q.dtype, (len(self.lengths), self.heads, self.d_k, self.d_v)
+        out = {"o": poison(self.tokens, self.heads, self.d_v, dtype=dtype), "s1": poison(*shape, dtype=torch.float32)}
+        out["dq"], out["dk"] = (poison(self.tokens, self.heads, self.d_k, dtype=dtype) for _ in range(2))
+        out["dv"], out["ds0"] = poison(self.tokens, self.heads, self.d_v, dtype=dtype), poison(*shape, dtype=torch.float32)
+        if self.gated:
+            out["dg"] = poison(self.tokens, self.heads, dtype=torch.float32)
+            out["workspace"] = torch.empty(library.workspace(ctypes.byref(a)) // 4, device="cuda")
+        a.o, a.d_q, a.d_k_rows, a.d_v_rows = (rows(out[n]) for n in ("o", "dq", "dk", "dv"))
+        a.final_state, a.d_initial_state = pointer(out["s1"]), pointer(out["ds0"])
+        a.d_log_decay, a.workspace = pointer(out.get("dg")), pointer(out.get("workspace"))
+        self.outputs, self.prepared = out, a
+        self.again(backward)
+        return out
+
+    def arguments(self, path):
+        a = Arguments(self.tokens, len(self.lengths), self.heads, self.d_k, self.d_v, self.q.dtype == torch.float32,
+                      self.gated, PATHS[path], self.scale)
+        a.offsets, a.log_decay = pointer(self.offsets), pointer(self.g)
+        a.q, a.k, a.v, a.d_o = rows(self.q), rows(self.k), rows(self.v), rows(self.d_o)
+        a.initial_state, a.d_final_state = pointer(self.s0), pointer(self.d_s1)
+        return a
+
+    def again(self, backward=True, forward=True):
+        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+        if forward and library.forward(ctypes.byref(self.prepared), stream):
+            raise SystemExit("forward refused")
+        if backward and library.backward(ctypes.byref(self.prepared), stream):
+            raise SystemExit("backward refused")
+
+    def definition(self):
+        """In float64, from the quadratic form, gradients by autograd."""
+        leaves = {n: getattr(self, n).double().requires_grad_() for n in ("q", "k", "v")}
+        zero = torch.zeros(len(self.lengths), self.heads, self.d_k, self.d_v, device="cuda", dtype=torch.float64)
+        s0 = (zero if self.s0 is None else self.s0.double()).clone().requires_grad_()
+        g = torch.zeros(self.tokens, self.heads, device="cuda", dtype=torch.float64)
+        if self.g is not None:
+            g = (self.g.double() if self.gated else self.g.double().expand(self.tokens, -1)).clone()
+        g.requires_grad_()
+        at, outs, ends = 0, [], []
+        for doc, t in enumerate(self.lengths):
+            q, k, v = (leaves[n][at : at + t].transpose(0, 1) for n in ("q", "k", "v"))
+            c = g[at : at + t].cumsum(0).T  # (heads, t)
+            mask = torch.ones(t, t, device="cuda", dtype=torch.bool).tril()
+            decay = (c[:, :, None] - c[:, None, :]).masked_fill(~mask, -math.inf).exp()
+            outs.append((((q @ k.mT) * decay) @ v + c.exp()[..., None] * (q @ s0[doc])).transpose(0, 1) * self.scale)
+            last = c[:, -1:] if t else torch.zeros(self.heads, 1, device="cuda", dtype=torch.float64)
+            ends.append(last.exp()[..., None] * s0[doc] + ((last - c).exp()[..., None] * k).mT @ v)
+            at += t
+        o, s1 = torch.cat(outs), torch.stack(ends)
+        loss = (o * self.d_o.double()).sum()
+        if self.d_s1 is not None:
+            loss = loss + (s1 * self.d_s1.double()).sum()
+        grads = torch.autograd.grad(loss, [leaves["q"], leaves["k"], leaves["v"], s0, g], allow_unused=True)
+        return dict(zip(("o", "s1", "dq", "dk", "dv", "ds0", "dg"), (o, s1, *grads)))
+
+
+def error(x, ref):
+    ref = ref.double()
+    return ((x.double() - ref).norm() / ref.norm().clamp_min(1e-300)).item()
+
+
+def errors(out, ref):
+    return {n: error(out[n], ref[n]) for n in ("o", "s1", "dq", "dk", "dv", "ds0", "dg") if n in out}
+
+
+def show(label, e, limit):
+    worst = max(e.values()) if not any(math.isnan(x) for x in e.values()) else math.nan
+    print(f"{label:58s}", " ".join(f"{n} {x:.1e}" for n, x in e.items()), "" if worst <= limit else "  <-- BAD", flush=True)
+    return worst <= limit
+
+
+def check():
+    good = True
+    for dtype, path, limit in ((torch.float32, "plain", 2e-5), (BF16, "plain", 4e-3), (BF16, "mma", 8e-3), (BF16, "wgmma", 8e-3)):
+        widths = [(64, 64), (128, 128), (64, 128), (128, 64), (256, 128), (128, 256), (256, 256)]
+        if path == "plain":
+            widths = [(64, 64), (48, 80)]
+        for d_k, d_v in widths:
+            for decay in ("none", "fixed", "gated"):
+                p = Problem([300, 0, 1, 129, 64, 77], 2, d_k, d_v, decay, dtype, packed=decay != "none")
+                out = p.call(path)
+                torch.cuda.synchronize()
+                label = f"{path} {str(dtype)[6:]} {d_k}x{d_v} {decay}"
+                good &= show(label, errors(out, p.definition()), limit)
+    p = Problem([257] * 3, 3, 128, 128, "fixed", states=False, equal=True)
+    good &= show("wgmma equal documents, no states", errors(p.call("wgmma"), p.definition()), 8e-3)
+    first = {n: x.clone() for n, x in p.call("wgmma").items()}
+    same = all(torch.equal(first[n].nan_to_num(7), x.nan_to_num(7)) for n, x in p.call("wgmma").items())
+    print("same bits twice:", same)
+    print("check:", "PASS" if good and same else "FAIL")
+
+
+def lengths():
+    """Every length from 1 to 513 in one packed batch, against the plain f32 kernel."""
+    good = True
+    for path in ("wgmma", "mma"):
+        for d_k, d_v in ((64, 64), (128, 128), (256, 128)):
+            for decay in ("fixed", "gated"):
+                p = Problem(list(range(1, 514)), 1, d_k, d_v, decay)
+                good &= show(f"{path} T 1..513 {d_k}x{d_v} {decay}", errors(p.call(path), p.f32().call("plain")), 8e-3)
+    print("lengths:", "PASS" if good else "FAIL")
+
+
+def median_ms(run, repeat=50, warm=5):
+    for _ in range(warm):
+        run()
+    marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeat)]
+    for a, b in marks:
+        a.record()
+        run()
+        b.record()
+    torch.cuda.synchronize()
+    return statistics.median(a.elapsed_time(b) for a, b in marks)
+
+
+SHAPES = [(8, 8192, 16, 128, 128), (2, 16384, 16, 128, 128)]
+MORE = [(4, 4096, 64, 128, 128), (8, 8192, 16, 64, 64), (8, 2048, 32, 256, 256), (1, 256, 16, 64, 64)]
+
+
+def timings(shapes=SHAPES, paths=("wgmma",)):
+    print(torch.cuda.get_device_name(), "copy TB/s:", end=" ")
+    x = torch.empty(1 << 30, dtype=torch.int8, device="cuda")
+    y = torch.empty_like(x)
+    print(f"{2 * x.numel() / median_ms(lambda: y.copy_(x), 20) / 1e9:.2f}", flush=True)
+    del x, y
+    for b, t, h, d_k, d_v in shapes:
+        for decay in ("none", "fixed", "gated"):
+            for path in paths:
+                sets = [Problem([t] * b, h, d_k, d_v, decay, states=False, equal=True, seed=i) for i in range(2)]
+                for p in sets:
+                    p.call(path)
+                turn = [0]
+
+                def run(**what):
+                    turn[0] += 1
+                    sets[turn[0] % 2].again(**what)
+
+                f = median_ms(lambda: run(backward=False))
+                back = median_ms(lambda: run(forward=False))
+                both = median_ms(run)
+                unit = 2e-9 * b * t * h
+                print(f"{path} B{b} T{t} H{h} D{d_k}x{d_v} {decay:6s} fwd {f:.3f} ms ({unit * (2 * d_k + 2 * d_v) / f:.2f} TB/s)"
+                      f"  bwd {back:.3f}  f+b {both:.3f} ms", flush=True)
+
+
+def simple_gla(p):
+    """fla on the problem's inputs: what computes o, and what computes o and the gradients."""
+    import fla.ops.common.chunk_o as chunk_o
+    import triton
+    from fla.ops.simple_gla import chunk_simple_gla
+
+    chunk_o.TRITON_ABOVE_3_7_1 = True  # it refuses this Triton; at D 128 the gradients are compared in `accuracy`
+    if os.environ.get("LAB_UNTUNED"):  # minutes of tuning change no result: for accuracy only
+        for tuner in [x for x in gc.get_objects() if isinstance(x, triton.runtime.Autotuner)]:
+            tuner.configs = [next((c for c in tuner.configs if c.num_warps == 4), tuner.configs[0])]
+    b, t = len(p.lengths), p.lengths[0]
+    q, k, v, g_o = (x.view(b, t, p.heads, -1).clone().requires_grad_(i < 3) for i, x in enumerate((p.q, p.k, p.v, p.d_o)))
+    gate = p.g.view(b, t, p.heads).clone().requires_grad_() if p.gated else None
+    how = dict(g=gate) if p.gated else dict(g_gamma=p.g)
+    inputs = [q, k, v] + ([gate] if p.gated else [])
+
+    def forward():
+        return chunk_simple_gla(q, k, v, scale=p.scale, **how)[0]
+
+    return forward, lambda: torch.autograd.grad(forward(), inputs, g_o)
+
+
+def accuracy(with_fla=True):
+    """Relative errors of fla and of ours on the same inputs, against the plain f32 kernel."""
+    for b, t, h in ((4, 513, 8), (1, 8192, 16)):
+        for decay in ("fixed", *GATES):
+            p = Problem([t] * b, h, 128, 128, decay, states=False, equal=True)
+            ref, ours = p.f32().call("plain"), p.call("automatic")
+            if with_fla:
+                forward, both = simple_gla(p)
+                theirs = {n: x.reshape(ref[n].shape) for n, x in zip(("o", "dq", "dk", "dv", "dg"), (forward().detach(), *both()))}
+                show(f"  fla  B{b} T{t} {decay}", errors(theirs, ref), 1)
+            show(f"  weft B{b} T{t} {decay}", errors({n: ours[n] for n in ("o", "dq", "dk", "dv", "dg") if n in ours}, ref), 1)
+
+
+def peer(shapes=SHAPES):
+    import triton
+
+    print("torch", torch.__version__, "triton", triton.__version__, flush=True)
+    for b, t, h, d, _ in shapes:
+        for decay in ("fixed", "gated"):
+            p = Problem([t] * b, h, d, d, decay, states=False, equal=True)
+            forward, both = simple_gla(p)
+            start = time.time()
+            both()
+            torch.cuda.synchronize()
+            tuned = time.time() - start
+            p.call("automatic")
+            with torch.no_grad():
+                f = median_ms(forward, 50)
+            fb = median_ms(both, 50)
+            our_f, our_fb = median_ms(lambda: p.again(backward=False)), median_ms(p.again)
+            print(f"B{b} T{t} H{h} D{d} {decay}: fla {f:.3f} / {fb:.3f} ms (tuning {tuned:.0f} s)  weft {our_f:.3f} / {our_fb:.3f}"
+                  f"  ratio {f / our_f:.2f} / {fb / our_fb:.2f}", flush=True)
+
+
+def small():
+    """For compute-sanitizer."""
+    for path in ("wgmma", "mma"):
+        p = Problem([130, 70], 2, 128, 128, "gated", packed=True)
+        show(path, errors(p.call(path), p.definition()), 8e-3)
+
+
+if __name__ == "__main__":
+    for what in sys.argv[1:]:
+        {"check": check, "lengths": lengths, "time": timings, "peer": peer, "accuracy": accuracy, "ours": lambda: accuracy(False), "small": small,
+         "more": lambda: timings(MORE), "mma": lambda: timings(SHAPES[:1], ("mma",))}[what]()

@@ -1,0 +1,243 @@
+#include "tools/launch.h"
+
+#include <fcntl.h>
+#include <sched.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+
+#include "distributed/exit_code.h"
+
+namespace weft {
+namespace {
+
+namespace fs = std::filesystem;
+
+bool in_path(const std::string& program) {
+  const char* path = std::getenv("PATH");
+  std::istringstream folders(path ? path : "");
+  for (std::string folder; std::getline(folders, folder, ':');)
+    if (access((fs::path(folder) / program).c_str(), X_OK) == 0) return true;
+  return false;
+}
+
+int number_in(const char* variable, int absent) {
+  const char* value = std::getenv(variable);
+  return value && std::atoi(value) > 0 ? std::atoi(value) : absent;
+}
+
+std::string output_of(const char* command) {
+  std::string output;
+  FILE* pipe = popen(command, "r");
+  if (!pipe) return output;
+  char part[512];
+  while (std::fgets(part, sizeof part, pipe)) output += part;
+  pclose(pipe);
+  return output;
+}
+
+// A folder for the codes of this launch, gone when it ends.
+class CodesFolder {
+ public:
+  CodesFolder() {
+    std::string name = fs::temp_directory_path() / "weft-launch-XXXXXX";
+    if (!mkdtemp(name.data()))
+      throw Error(Exit::cannot_create, text("cannot create a folder for exit codes: ", std::strerror(errno)),
+                  name, "set TMPDIR to a writable folder");
+    path_ = name;
+  }
+  ~CodesFolder() {
+    std::error_code ignored;
+    fs::remove_all(path_, ignored);
+  }
+  CodesFolder(const CodesFolder&) = delete;
+  CodesFolder& operator=(const CodesFolder&) = delete;
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+// In a process group of its own, so that Ctrl-C reaches the job once, through us; without the terminal, which
+// only the foreground group may read; ended when we are.
+[[noreturn]] void become(const LaunchCommand& command, const sigset_t& signals) {
+  setpgid(0, 0);
+  prctl(PR_SET_PDEATHSIG, SIGTERM);
+  const int nothing = open("/dev/null", O_RDONLY);
+  if (nothing >= 0) dup2(nothing, STDIN_FILENO), close(nothing);
+  sigprocmask(SIG_UNBLOCK, &signals, nullptr);
+  for (const std::string& setting : command.environment) {
+    const size_t equals = setting.find('=');
+    setenv(setting.substr(0, equals).c_str(), setting.substr(equals + 1).c_str(), 1);
+  }
+  std::vector<char*> words;
+  for (const std::string& word : command.words) words.push_back(const_cast<char*>(word.c_str()));
+  words.push_back(nullptr);
+  execvp(words[0], words.data());
+  std::fprintf(stderr, "weft: cannot start %s: %s\n", words[0], std::strerror(errno));
+  _exit(127);
+}
+
+struct Ended {
+  int wait_status;
+  bool stop;
+};
+
+Ended run(const LaunchCommand& command) {
+  // Signals are waited for rather than handled: no code runs at a bad moment.
+  sigset_t signals, before;
+  sigemptyset(&signals);
+  for (int s : {SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGCHLD}) sigaddset(&signals, s);
+  sigprocmask(SIG_BLOCK, &signals, &before);
+  const pid_t child = fork();
+  if (child < 0) throw Error(Exit::internal, text("cannot start a process: ", std::strerror(errno)));
+  if (child == 0) become(command, signals);
+
+  Ended ended{0, false};
+  int stops = 0;
+  for (;;) {
+    const int signal = sigwaitinfo(&signals, nullptr);
+    if (signal == SIGCHLD) {
+      if (waitpid(child, &ended.wait_status, WNOHANG) == child) break;
+    } else if (signal == SIGUSR1 || signal == SIGUSR2) {
+      ended.stop |= signal == SIGUSR1;
+      kill(child, signal);
+    } else if (signal > 0) {
+      ended.stop = true;
+      ++stops;
+      if (stops == 1)
+        std::fprintf(stderr, "weft: asking all ranks to save and leave; again to end them at once\n");
+      if (stops <= 2)
+        kill(child, stops == 1 ? SIGUSR1 : SIGTERM);
+      else
+        kill(-child, SIGKILL);
+    }
+  }
+  sigprocmask(SIG_SETMASK, &before, nullptr);
+  return ended;
+}
+
+bool in_contract(int code) {
+  for (Exit e : {Exit::usage, Exit::data, Exit::no_checkpoint, Exit::peer_lost, Exit::internal,
+                 Exit::cannot_create, Exit::io, Exit::stopped, Exit::recipe, Exit::numerics, Exit::hang})
+    if (static_cast<int>(e) == code) return true;
+  return false;
+}
+
+}  // namespace
+
+void read_mpi_version(const std::string& output, LaunchHost& host) {
+  host.mpi = LaunchHost::Mpi::none;
+  if (const size_t at = output.find("Open MPI) "); at != std::string::npos) {
+    host.mpi = LaunchHost::Mpi::open_mpi;
+    host.mpi_major = std::atoi(output.c_str() + at + std::strlen("Open MPI) "));
+  } else if (output.find("HYDRA") != std::string::npos || output.find("Intel(R) MPI") != std::string::npos) {
+    host.mpi = LaunchHost::Mpi::mpich;
+  }
+}
+
+LaunchHost look_around() {
+  LaunchHost host;
+  if (in_path("mpirun")) read_mpi_version(output_of("mpirun --version 2>/dev/null"), host);
+  host.srun = std::getenv("SLURM_JOB_ID") && in_path("srun");
+  host.root = geteuid() == 0;
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) host.cores = std::max(1, CPU_COUNT(&allowed));
+  host.nodes = host.srun ? number_in("SLURM_JOB_NUM_NODES", 1) : 1;
+  host.omp_threads = number_in("OMP_NUM_THREADS", 0);
+  return host;
+}
+
+LaunchCommand launch_command(const LaunchOptions& options, const LaunchHost& host, const std::string& program,
+                             const std::vector<std::string>& arguments) {
+  if (options.ranks < 1) throw Error(Exit::usage, text("cannot launch ", options.ranks, " ranks"), "-n");
+  if (options.with != "auto" && options.with != "mpirun" && options.with != "srun")
+    throw Error(Exit::usage, text("unknown launcher '", options.with, "'"), "--with", "auto, mpirun or srun");
+  const bool srun = options.with == "srun" || (options.with == "auto" && host.srun);
+  if (!srun && host.mpi == LaunchHost::Mpi::none)
+    throw Error(Exit::usage, "several ranks need mpirun, and none is in PATH", "PATH",
+                "install openmpi-bin and libopenmpi-dev, then build again");
+
+  LaunchCommand command;
+  const int ranks_a_node = (options.ranks + host.nodes - 1) / host.nodes;
+  const int threads = host.omp_threads > 0 ? host.omp_threads : std::max(1, host.cores / ranks_a_node);
+  command.environment = {text("OMP_NUM_THREADS=", threads)};
+  auto& words = command.words;
+  const std::string n = std::to_string(options.ranks);
+  if (srun) {
+    words = {"srun", "-n", n, "--kill-on-bad-exit=1", "--cpu-bind=none"};
+    words.push_back(host.mpi == LaunchHost::Mpi::mpich ? "--mpi=pmi2" : "--mpi=pmix");
+  } else if (host.mpi == LaunchHost::Mpi::open_mpi) {
+    // Quiet: the ranks report failures themselves. Any number of ranks on any number of cores, bound to none
+    // of them.
+    words = {"mpirun", "-n", n, "--quiet", "--bind-to", "none"};
+    if (host.mpi_major >= 5)
+      words.insert(words.end(), {"--map-by", ":OVERSUBSCRIBE"});
+    else
+      words.push_back("--oversubscribe");
+    if (host.root) words.push_back("--allow-run-as-root");
+    words.insert(words.end(), {"-x", "OMP_NUM_THREADS", "-x", launch_variable});
+  } else {
+    words = {"mpirun", "-n", n, "-bind-to", "none"};
+  }
+  words.insert(words.end(), options.extra.begin(), options.extra.end());
+  words.push_back(program);
+  words.insert(words.end(), arguments.begin(), arguments.end());
+  return command;
+}
+
+std::string LaunchCommand::shown() const {
+  std::string line;
+  const auto add = [&](const std::string& word) {
+    const bool plain =
+        !word.empty() && word.find_first_of(" \t\n\"'\\$&|;<>()*?[]{}`~#") == std::string::npos;
+    line += (line.empty() ? "" : " ") + (plain ? word : "'" + word + "'");
+  };
+  for (const std::string& setting : environment) add(setting);
+  for (const std::string& word : words) add(word);
+  return line;
+}
+
+LaunchResult read_launcher_status(int wait_status, bool stop) {
+  const bool exited = WIFEXITED(wait_status);
+  const int code = exited ? WEXITSTATUS(wait_status) : 128 + WTERMSIG(wait_status);
+  if (exited && code == 0) return {};
+  if (exited && in_contract(code)) return {static_cast<Exit>(code), {}};
+  if (stop) return {Exit::stopped, "stopped by a signal before any rank could answer"};
+  if (!exited) return {Exit::peer_lost, text("the launcher was ended by signal ", code - 128)};
+  // Open MPI 4 says 137 whenever it had to kill, whatever the others said.
+  if (code > 128) return {Exit::peer_lost, text("a rank was ended by signal ", code - 128)};
+  return {Exit::internal,
+          text("the ranks did not start or ended in an unknown way: the launcher returned ", code)};
+}
+
+LaunchResult launch(const LaunchOptions& options, const std::vector<std::string>& arguments,
+                    const std::string& program) {
+  std::error_code unresolved;
+  const fs::path resolved = fs::canonical(program, unresolved);
+  if (unresolved) throw Error(Exit::usage, text("no such program: ", unresolved.message()), program);
+  LaunchCommand command = launch_command(options, look_around(), resolved, arguments);
+  std::fprintf(stderr, "%s\n", command.shown().c_str());
+  const CodesFolder codes;
+  command.environment.push_back(text(launch_variable, "=", codes.path()));
+
+  const Ended ended = run(command);
+  std::vector<ExitRecord> records = read_exit_codes(codes.path());
+  if (!options.run_folder.empty()) {
+    const auto more = read_exit_codes(fs::path(options.run_folder) / "log", codes.path());
+    records.insert(records.end(), more.begin(), more.end());
+  }
+  if (const auto cause = first_cause(records)) return {cause->code, {}};
+  return read_launcher_status(ended.wait_status, ended.stop);
+}
+
+}  // namespace weft

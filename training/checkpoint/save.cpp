@@ -1,0 +1,154 @@
+#include "training/checkpoint/save.h"
+
+#include <exception>
+#include <sstream>
+
+#include "autograd/fault.h"
+#include "training/checkpoint/checkpoint.h"
+#include "training/checkpoint/files.h"
+#include "training/checkpoint/folder.h"
+#include "training/checkpoint/hash.h"
+#include "training/checkpoint/shard.h"
+
+namespace weft::ckpt {
+namespace {
+
+using fault::Phase;
+
+constexpr int64_t shard_overhead = 1 << 16;   // HDF5's own structures
+constexpr int64_t bytes_per_piece = 1 << 10;  // a dataset's header and attributes
+
+class Save {
+ public:
+  Save(const SaveRequest& request, const Peers& peers)
+      : request_(request),
+        peers_(peers),
+        manifest_(request.manifest),
+        final_(step_folder(request.run_folder, manifest_.step)),
+        temporary_(temporary_folder(request.run_folder, manifest_.step, manifest_.run)) {
+    manifest_.world = peers.size;
+    manifest_.files.clear();  // those of the checkpoint that the run came from
+  }
+
+  std::vector<std::string> run() {
+    together([&] {
+      if (first()) prepare();
+    });
+    together([&] { write_own_shard(); });
+    together([&] { commit(); });
+    if (!first()) return {};
+    // Once more, before anything is deleted.
+    parse_manifest(read_text_file(final_ + "/MANIFEST", longest_manifest), final_);
+    return retain(request_.run_folder, manifest_.step, request_.keep);
+  }
+
+ private:
+  bool first() const { return peers_.rank == 0; }
+
+  // Runs one stage on every rank; throws on every rank if it fails on any.
+  template <class Stage>
+  void together(Stage stage) {
+    std::exception_ptr failure;
+    try {
+      stage();
+    } catch (...) {
+      failure = std::current_exception();
+    }
+    if (peers_.agree(!failure)) return;
+    if (first()) discard();
+    peers_.agree(true);  // nobody tries again before the remains are gone
+    if (failure) std::rethrow_exception(failure);
+    throw Error(Exit::io, text("checkpoint of step ", manifest_.step, " not saved: another rank failed"),
+                final_, "see that rank's log");
+  }
+
+  void discard() noexcept {
+    try {
+      remove_tree(temporary_);
+    } catch (const Error&) {
+      // clean() takes it at the next start
+    }
+  }
+
+  void prepare() {
+    make_folder(request_.run_folder + "/checkpoints");
+    remove_tree(temporary_);
+    int64_t own = shard_overhead;
+    for (const Piece& piece : request_.pieces) own += piece.bytes() + bytes_per_piece;
+    // The other ranks hold about as much.
+    const int64_t needed = own * peers_.size, free = free_bytes(request_.run_folder);
+    if (free < needed)
+      throw Error(Exit::io, text("a checkpoint needs about ", needed, " bytes, ", free, " are free"), final_,
+                  "free space, or lower checkpoint.keep");
+    make_folder(temporary_);
+  }
+
+  std::string digest_path(int64_t rank) const { return temporary_ + "/" + shard_name(rank) + ".digest"; }
+
+  void write_own_shard() {
+    const std::string path = temporary_ + "/" + shard_name(peers_.rank);
+    write_shard(path, {manifest_.run, manifest_.step, peers_.rank, peers_.size}, request_.pieces);
+    const std::string written = hash_file(path);
+    fault::point(Phase::save_fsync);
+    const File file = File::open_read(path);
+    file.sync();
+    file.drop_cache();
+    if (hash_file(path) != written)
+      throw Error(Exit::io, "what the disk holds is not what was written", path, "check the disk");
+    write_file_atomically(digest_path(peers_.rank), text(file.size(), " ", written, "\n"));
+  }
+
+  void collect_digests() {
+    for (int64_t rank = 0; rank < peers_.size; ++rank) {
+      std::istringstream line(read_text_file(digest_path(rank), 256));
+      FileDigest digest{shard_name(rank), 0, ""};
+      line >> digest.bytes >> digest.xxh3;
+      manifest_.files.push_back(digest);
+      remove_tree(digest_path(rank));
+    }
+  }
+
+  void commit() {
+    // The other ranks pass the same fault points, so that a test can kill any of them here.
+    if (first()) {
+      collect_digests();
+      Checkpoint(temporary_, manifest_);  // every array is there exactly once, or this would never load
+    }
+    fault::point(Phase::save_manifest);
+    if (first()) {
+      write_file_atomically(temporary_ + "/MANIFEST", manifest_text(manifest_));
+      sync_folder(temporary_);
+    }
+    fault::point(Phase::save_rename);
+    if (first()) move_into_place();
+    fault::point(Phase::save_latest);
+    if (first()) write_latest(request_.run_folder, manifest_.step);
+  }
+
+  void move_into_place() {
+    const std::string parent = request_.run_folder + "/checkpoints";
+    if (!exists(final_)) {
+      rename_path(temporary_, final_);
+    } else if (exchange_paths(temporary_, final_)) {  // a step saved again after a rewind
+      sync_folder(parent);
+      remove_tree(temporary_);
+    } else {
+      delete_step(request_.run_folder, manifest_.step);
+      rename_path(temporary_, final_);
+    }
+    sync_folder(parent);
+  }
+
+  const SaveRequest& request_;
+  const Peers& peers_;
+  Manifest manifest_;
+  const std::string final_, temporary_;
+};
+
+}  // namespace
+
+std::vector<std::string> save(const SaveRequest& request, const Peers& peers) {
+  return Save(request, peers).run();
+}
+
+}  // namespace weft::ckpt

@@ -1,0 +1,30 @@
+#pragma once
+// A recipe written out whole, and what differs between two.
+
+#include <string>
+#include <vector>
+
+#include "training/recipe/recipe.h"
+
+namespace weft {
+
+// YAML with every key; it reloads to an equal recipe.
+std::string resolved_recipe(const Recipe& recipe);
+
+struct RecipeDifference {
+  std::string key;
+  std::string before;
+  std::string after;
+  bool fixed;  // a resumed run has to keep this key
+
+  std::string line() const { return key + ": " + before + " -> " + after; }
+};
+
+// In the order of the keys; empty where the recipes are equal.
+std::vector<RecipeDifference> recipe_diff(const Recipe& before, const Recipe& after);
+
+// Whether a run saved with one recipe may go on with another. Model, precision, optimizer kind, tokenizer,
+// data and seed have to stay: Exit::recipe names what differs. Returns the differences that are allowed.
+std::vector<RecipeDifference> check_resume(const Recipe& saved, const Recipe& now);
+
+}  // namespace weft

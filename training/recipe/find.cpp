@@ -1,0 +1,57 @@
+#include "training/recipe/find.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+
+#include "autograd/check.h"
+#include "autograd/field_value.h"
+#include "autograd/nearest_name.h"
+
+namespace weft {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+// The first comment line that says something, if the file begins with comments.
+std::string summary_of(const fs::path& path) {
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) {
+    if (!line.empty() && line.back() == '\r') line.pop_back();
+    if (line.empty()) continue;
+    if (line[0] != '#') break;
+    const size_t start = line.find_first_not_of("# ");
+    if (start != std::string::npos) return line.substr(start);
+  }
+  return {};
+}
+
+}  // namespace
+
+std::vector<RecipeEntry> list_recipes(const std::string& root) {
+  std::vector<RecipeEntry> recipes;
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(fs::path(root) / "recipes", error)) {
+    const fs::path& path = entry.path();
+    if (path.extension() == ".yaml" && entry.is_regular_file(error))
+      recipes.push_back({path.stem().string(), path.string(), summary_of(path)});
+  }
+  std::sort(recipes.begin(), recipes.end(),
+            [](const RecipeEntry& a, const RecipeEntry& b) { return a.name < b.name; });
+  return recipes;
+}
+
+std::string find_recipe(const std::string& name, const std::string& root) {
+  std::error_code error;
+  if (fs::is_regular_file(name, error)) return name;
+  std::vector<std::string> names;
+  for (const RecipeEntry& recipe : list_recipes(root)) {
+    if (recipe.name == name || recipe.name + ".yaml" == name) return recipe.path;
+    names.push_back(recipe.name);
+  }
+  const std::string wanted = fs::path(name).stem().string();
+  throw Error(Exit::usage, "there is no recipe " + shown(name), "", suggest_name(wanted, names, "recipes"));
+}
+
+}  // namespace weft

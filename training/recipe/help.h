@@ -1,0 +1,15 @@
+#pragma once
+// The recipe's documentation, from the same list of fields that reads it.
+
+#include <string>
+
+namespace weft {
+
+// What a key means, its unit, default and range; a section ("optim") lists its keys, "" lists all sections.
+// Unknown is Exit::usage with the nearest key.
+std::string recipe_help(const std::string& key);
+
+// JSON Schema (2020-12) of a recipe file, for editors and validators.
+std::string recipe_schema();
+
+}  // namespace weft

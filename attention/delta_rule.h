@@ -23,6 +23,7 @@ class DeltaRule : public Mechanism {
   Variable forward(const Block& block, Crossing& cross) const override;
   Variable reference(const Block& block) const override;
   std::vector<Identity> identities() const override;
+  bool normalize_output() const override { return true; }
 
  private:
   Config config_;

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 
+#include "attention/flash_attention.h"
 #include "autograd/gradcheck.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
@@ -135,6 +136,13 @@ Variable LinearAttention::reference(const Block& block) const {
   }
   const Variable o = concatenate(outputs, 0);
   return config_.normalize ? normalized(o) : o;
+}
+
+std::vector<double> Lightning::fixed_input(const std::string& name) const {
+  if (name != "g") return {};
+  std::vector<double> decay = alibi_slopes(dims().heads);
+  for (double& d : decay) d = -d;
+  return decay;
 }
 
 std::vector<Input> SimpleGla::inputs() const {

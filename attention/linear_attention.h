@@ -35,6 +35,7 @@ class LinearAttention : public Mechanism {
   Variable forward(const Block& block, Crossing& cross) const override;
   Variable reference(const Block& block) const override;
   std::vector<Identity> identities() const override;
+  bool normalize_output() const override { return !config_.normalize; }
 
  protected:
   virtual bool gated() const { return false; }
@@ -56,6 +57,7 @@ class SimpleGla : public LinearAttention {
 class Lightning : public SimpleGla {
  public:
   using SimpleGla::SimpleGla;
+  std::vector<double> fixed_input(const std::string& name) const override;
 };
 
 }  // namespace weft

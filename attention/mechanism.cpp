@@ -22,6 +22,14 @@ Shape input_shape(const Input& input, const Dimensions& dims, int64_t n) {
   return shape;
 }
 
+Tensor fixed_rows(const Mechanism& mechanism, const Input& input, int64_t n, Dtype dtype, Device device) {
+  const std::vector<double> row = mechanism.fixed_input(input.name);
+  const auto heads = static_cast<int64_t>(row.size());
+  if (device == Device::meta) return empty({n, heads}, dtype, device);
+  const Tensor one = from_values({1, heads}, dtype, row);
+  return gather_rows(one, from_ints(std::vector<int32_t>(static_cast<size_t>(n), 0), device));
+}
+
 Variable reference_by_document(const Mechanism& mechanism, const Block& block) {
   const std::vector<double> document = to_values(block.document);
   std::vector<Variable> outputs;

@@ -78,10 +78,17 @@ class Mechanism {
   // The largest chunk that is part of the function: rank cuts fall on its multiples.
   virtual int64_t align() const { return 1; }
   virtual bool causal() const { return true; }
+  // An input that a layer does not learn: one value a head. Empty: it does.
+  virtual std::vector<double> fixed_input(const std::string&) const { return {}; }
+  // Outputs that grow with the text, as sums do, want a norm behind them in a layer.
+  virtual bool normalize_output() const { return false; }
 
  private:
   Dimensions dims_;
 };
+
+// A fixed input for n tokens: (n, heads).
+Tensor fixed_rows(const Mechanism& mechanism, const Input& input, int64_t n, Dtype dtype, Device device);
 
 // Runs reference() document by document and puts the outputs back on the token line.
 Variable reference_by_document(const Mechanism& mechanism, const Block& block);

@@ -1,0 +1,124 @@
+#include "layers/attention_layer.h"
+
+#include <algorithm>
+#include <string_view>
+
+#include "autograd/ops/arrange.h"
+#include "autograd/ops/elementwise.h"
+#include "autograd/ops/matmul.h"
+#include "autograd/ops/reduce.h"
+#include "autograd/ops/rms_norm.h"
+#include "autograd/ops/short_conv.h"
+#include "layers/initialize.h"
+
+namespace weft {
+namespace {
+
+// How an input comes about.
+enum class Source { x, heads, gate, fixed };
+
+Source source_of(const Mechanism& mechanism, const Input& input) {
+  if (std::string_view(input.dims) == "c") return Source::x;
+  if (!mechanism.fixed_input(input.name).empty()) return Source::fixed;
+  return std::string_view(input.dims) == "h" ? Source::gate : Source::heads;
+}
+
+// Log decays start near -1/16 of log 2 a token and stay there until learning says otherwise (Yang et al. 2024 divide
+// the logit by the same 16).
+constexpr double kDecayTemperature = 16;
+
+Variable in_domain(const Variable& x, Domain domain) {
+  switch (domain) {
+    case Domain::real: return x;
+    case Domain::log_decay: return scale(log_sigmoid(x), 1 / kDecayTemperature);
+    case Domain::unit: return sigmoid(x);
+    case Domain::direction: return multiply(x, reciprocal(sqrt(scale(sum(square(x), -1, true), 1, 1e-6))));
+  }
+  return x;
+}
+
+}  // namespace
+
+AttentionLayer::AttentionLayer(const AttentionLayerConfig& config, const ParameterScope& scope)
+    : config_(config), mechanism_(find_mechanism(config.mechanism).make(config.attributes, config.dims, scope.inner("mechanism"))) {
+  inputs_ = mechanism_->inputs();
+  const Dimensions& dims = config.dims;
+  std::vector<int64_t> parts;
+  int64_t packed = 0, gates = 0;
+  for (const Input& input : inputs_) {
+    const int64_t size = input_shape(input, dims, 1).numel();
+    const Source source = source_of(*mechanism_, input);
+    if (source == Source::heads) {
+      parts.push_back(size);
+      packed += size;
+    }
+    if (source == Source::gate) gates += size;
+  }
+  if (packed > 0)
+    projection_ = scope.declare({"in.weight", {packed, dims.width}, ParameterKind::matrix, projection_init(dims.width), parts});
+  if (gates > 0) {
+    gates_ = scope.declare({"gate.weight", {gates, dims.width}, ParameterKind::matrix, projection_init(dims.width)});
+    gate_bias_ = scope.declare({"gate.bias", {gates}, ParameterKind::vector, Initializer::constant(0)});
+  }
+  if (config.short_conv > 0 && packed > 0)
+    conv_ = scope.declare({"conv.weight", {packed, config.short_conv}, ParameterKind::vector,
+                           Initializer::uniform(1 / std::sqrt(static_cast<double>(config.short_conv)))});
+  if (mechanism_->normalize_output())
+    output_gain_ = scope.declare({"out_norm.weight", {dims.value}, ParameterKind::vector, Initializer::constant(1)});
+  if (packed > 0)  // a mechanism that takes x has its own output projection
+    output_ = scope.declare({"out.weight", {dims.width, dims.heads * dims.value}, ParameterKind::matrix,
+                             residual_init(dims.heads * dims.value, config.depth)});
+}
+
+Variable AttentionLayer::convolve(const Variable& packed, Crossing& cross) const {
+  const int64_t reach = config_.short_conv - 1;
+  const Layout& layout = cross.layout();
+  const Halo halo{reach, [&](const Block& block, const Block& before) {
+                    const bool from_starts = std::all_of(layout.segments.begin(), layout.segments.end(),
+                                                         [](const Segment& s) { return s.begin == 0; });
+                    if (from_starts) return short_conv(block.x[0], conv_, {}, block.position);
+                    std::vector<Variable> parts;
+                    int64_t at = 0, row = 0;
+                    for (const Segment& s : layout.segments) {
+                      parts.push_back(short_conv(slice(block.x[0], 0, at, at + s.size()), conv_, {},
+                                                 block.position.rows(at, at + s.size()),
+                                                 slice(before.x[0], 0, row, row + reach)));
+                      at += s.size();
+                      row += reach;
+                    }
+                    return parts.empty() ? block.x[0] : concatenate(parts, 0);
+                  }};
+  return silu(cross(halo, {{packed}, layout.position, layout.document}));
+}
+
+Variable AttentionLayer::operator()(const Variable& x, Crossing& cross) const {
+  const int64_t n = x.dim(0);
+  const Dimensions& dims = config_.dims;
+  std::vector<Variable> heads, gates;
+  if (projection_.defined()) {
+    Variable packed = linear(x, projection_);
+    if (conv_.defined()) packed = convolve(packed, cross);
+    heads = split_columns(packed, projection_->info.parts);
+  }
+  if (gates_.defined()) {
+    const Variable all = linear(x, gates_, gate_bias_);
+    gates = split_columns(all, std::vector<int64_t>(static_cast<size_t>(all.dim(1) / dims.heads), dims.heads));
+  }
+  Block block{{}, cross.layout().position, cross.layout().document};
+  size_t head = 0, gate = 0;
+  for (const Input& input : inputs_) {
+    switch (source_of(*mechanism_, input)) {
+      case Source::x: block.x.push_back(x); break;
+      case Source::heads:
+        block.x.push_back(in_domain(reshape(heads[head++], input_shape(input, dims, n)), input.domain));
+        break;
+      case Source::gate: block.x.push_back(in_domain(gates[gate++], input.domain)); break;
+      case Source::fixed: block.x.push_back(fixed_rows(*mechanism_, input, n, x.dtype(), x.device())); break;
+    }
+  }
+  Variable y = mechanism_->forward(block, cross);
+  if (output_gain_.defined()) y = rms_norm(y, output_gain_, config_.norm_eps);
+  return output_.defined() ? linear(reshape(y, {n, dims.heads * dims.value}), output_) : y;
+}
+
+}  // namespace weft

@@ -1,0 +1,37 @@
+#pragma once
+// A mechanism between its projections: whatever inputs it declares are projected from x, its outputs are normalised if
+// it asks for it, and projected back.
+
+#include "attention/registry.h"
+
+namespace weft {
+
+struct AttentionLayerConfig {
+  std::string mechanism = "softmax";
+  FieldValue attributes = {};  // of the mechanism
+  Dimensions dims = {};
+  int64_t depth = 1;       // blocks of the model
+  int64_t short_conv = 0;  // width of a causal convolution over the projections; 0 = none
+  double norm_eps = 1e-6;
+};
+
+class AttentionLayer {
+ public:
+  AttentionLayer(const AttentionLayerConfig& config, const ParameterScope& scope);
+
+  // x (N, C) -> (N, C)
+  Variable operator()(const Variable& x, Crossing& cross) const;
+  const Mechanism& mechanism() const { return *mechanism_; }
+
+ private:
+  Variable convolve(const Variable& packed, Crossing& cross) const;
+
+  AttentionLayerConfig config_;
+  std::unique_ptr<Mechanism> mechanism_;
+  std::vector<Input> inputs_;
+  Parameter projection_;            // the heads' inputs, packed
+  Parameter gates_, gate_bias_;     // decays and strengths, one a head each
+  Parameter conv_, output_gain_, output_;
+};
+
+}  // namespace weft

@@ -1,0 +1,65 @@
+#pragma once
+// One pre-norm residual block: x + attention(norm(x)), then x + feed_forward(norm(x)).
+
+#include "layers/attention_layer.h"
+#include "layers/feed_forward.h"
+#include "layers/norm.h"
+
+namespace weft {
+
+// Makes the crossing of one layer for one forward. Called again when a checkpointed block runs again, so it must outlive
+// the way back.
+class CrossingFactory {
+ public:
+  virtual ~CrossingFactory() = default;
+  virtual std::unique_ptr<Crossing> make(const Layout& layout, int layer) = 0;
+};
+
+// Training or scoring whole documents on one rank.
+class LocalCrossings : public CrossingFactory {
+ public:
+  std::unique_ptr<Crossing> make(const Layout& layout, int) override { return std::make_unique<LocalCrossing>(layout); }
+};
+
+// Prefill and decoding: one stream a layer.
+class StreamCrossings : public CrossingFactory {
+ public:
+  explicit StreamCrossings(int layers) : streams_(static_cast<size_t>(layers)) {}
+  std::unique_ptr<Crossing> make(const Layout& layout, int layer) override {
+    return std::make_unique<LocalCrossing>(layout, &streams_[static_cast<size_t>(layer)]);
+  }
+  int64_t bytes() const {
+    int64_t bytes = 0;
+    for (const Stream& s : streams_) bytes += s.bytes();
+    return bytes;
+  }
+
+ private:
+  std::vector<Stream> streams_;
+};
+
+struct BlockConfig {
+  AttentionLayerConfig attention;
+  std::string norm = "rms";
+  std::string ffn_kind = "swiglu";
+  int64_t ffn = 0;
+  std::string checkpointing = "none";  // none, attention, ffn or block
+};
+
+class TransformerBlock {
+ public:
+  TransformerBlock(const BlockConfig& config, const ParameterScope& scope);
+
+  // Output (N, C), then the auxiliary losses of the mechanism, scalars.
+  std::vector<Variable> operator()(const Variable& x, const Layout& layout, CrossingFactory& crossings, int layer) const;
+  const AttentionLayer& attention() const { return attention_; }
+
+ private:
+  std::string checkpointing_;
+  Norm attention_norm_;
+  AttentionLayer attention_;
+  Norm ffn_norm_;
+  FeedForward ffn_;
+};
+
+}  // namespace weft

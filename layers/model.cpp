@@ -1,0 +1,77 @@
+#include "layers/model.h"
+
+#include <numeric>
+
+#include "autograd/ops/embedding.h"
+#include "autograd/ops/matmul.h"
+#include "layers/initialize.h"
+
+namespace weft {
+
+int64_t derived_ffn(const std::string& kind, int64_t width) {
+  const int64_t exact = kind == "swiglu" ? (8 * width + 2) / 3 : 4 * width;
+  return (exact + 63) / 64 * 64;
+}
+
+Model::Model(const ModelConfig& config, ParameterStore& store) : config_(config) {
+  const ParameterScope scope(store, "");
+  const Initializer rows = Initializer::normal(1 / std::sqrt(static_cast<double>(config.width)));
+  embedding_ = scope.declare({"embedding.weight", {config.vocab, config.width}, ParameterKind::embedding, rows});
+  if (config_.ffn == 0) config_.ffn = derived_ffn(config.ffn_kind, config.width);
+  const auto depth = static_cast<int64_t>(config.layers.size());
+  for (int64_t i = 0; i < depth; ++i) {
+    const std::string& id = config.layers[static_cast<size_t>(i)];
+    BlockConfig block;
+    block.attention = {.mechanism = id,
+                       .attributes = config.attributes ? config.attributes(find_mechanism(id).id) : FieldValue{},
+                       .dims = {.heads = config.heads,
+                                .kv_heads = config.kv_heads,
+                                .key = config.head_size,
+                                .value = config.head_size,
+                                .width = config.width},
+                       .depth = depth,
+                       .short_conv = config.short_conv,
+                       .norm_eps = config.norm_eps};
+    block.norm = config.norm;
+    block.ffn_kind = config.ffn_kind;
+    block.ffn = config_.ffn;
+    block.checkpointing = config.checkpointing;
+    blocks_.emplace_back(block, scope.inner(text("blocks.", i)));
+  }
+  norm_ = std::make_unique<Norm>(config.norm, config.width, config.norm_eps, scope.inner("norm"));
+  if (!config.tied) head_ = scope.declare({"head.weight", {config.vocab, config.width}, ParameterKind::embedding, rows});
+}
+
+Variable Model::hidden(const Tensor& tokens, const Layout& layout, CrossingFactory& crossings,
+                       std::vector<Variable>* losses, std::vector<Variable>* states) const {
+  CHECK(tokens.dim(0) == layout.tokens(), "model: ", tokens.dim(0), " tokens, a layout of ", layout.tokens());
+  Variable x;
+  {
+    const MemoryScope scope("embedding");
+    x = embedding(embedding_, tokens);
+  }
+  if (states != nullptr) states->push_back(x);
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    const MemoryScope scope(text("layer ", i));
+    const std::vector<Variable> out = blocks_[i](x, layout, crossings, static_cast<int>(i));
+    x = out[0];
+    if (states != nullptr) states->push_back(x);
+    if (losses != nullptr) losses->insert(losses->end(), out.begin() + 1, out.end());
+  }
+  const MemoryScope scope("output");
+  return (*norm_)(x);
+}
+
+Tensor Model::logits(const Tensor& hidden) const {
+  const NoTape pause;
+  const Dtype wide = hidden.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+  return linear(hidden.to(wide), output_weight()->working.to(wide));
+}
+
+int64_t Model::align() const {
+  int64_t align = 1;
+  for (const TransformerBlock& b : blocks_) align = std::lcm(align, b.attention().mechanism().align());
+  return align;
+}
+
+}  // namespace weft

@@ -1,0 +1,47 @@
+#pragma once
+// A language model: embedding, blocks with a mechanism each, norm, output projection.
+
+#include "layers/block.h"
+
+namespace weft {
+
+struct ModelConfig {
+  std::vector<std::string> layers;  // a mechanism a block
+  // Attributes by mechanism id, a map value each; missing ids take their defaults.
+  std::function<FieldValue(const std::string& id)> attributes;
+  int64_t width = 256, heads = 4, kv_heads = 4, head_size = 64, ffn = 0;
+  std::string ffn_kind = "swiglu", norm = "rms", checkpointing = "none";
+  double norm_eps = 1e-6;
+  bool tied = true;
+  int64_t vocab = 0, short_conv = 0;
+};
+
+class Model {
+ public:
+  // Declares every parameter in the store, which the caller commits.
+  Model(const ModelConfig& config, ParameterStore& store);
+
+  // tokens (N) i32 -> normed outputs of the last block (N, C). `losses` receives auxiliary losses, `states` the output
+  // of the embedding and of every block.
+  Variable hidden(const Tensor& tokens, const Layout& layout, CrossingFactory& crossings,
+                  std::vector<Variable>* losses = nullptr, std::vector<Variable>* states = nullptr) const;
+  // (N, C) -> logits (N, V) in f32 (f64): for a few tokens; training uses projected_cross_entropy.
+  Tensor logits(const Tensor& hidden) const;
+  const Parameter& output_weight() const { return head_.defined() ? head_ : embedding_; }
+
+  const ModelConfig& config() const { return config_; }
+  const std::vector<TransformerBlock>& blocks() const { return blocks_; }
+  // Rank cuts inside a document fall on multiples of this.
+  int64_t align() const;
+
+ private:
+  ModelConfig config_;
+  Parameter embedding_, head_;
+  std::vector<TransformerBlock> blocks_;
+  std::unique_ptr<Norm> norm_;
+};
+
+// Two thirds of 4 x width for a gated unit, 4 x width otherwise, rounded up to a multiple of 64.
+int64_t derived_ffn(const std::string& kind, int64_t width);
+
+}  // namespace weft

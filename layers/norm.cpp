@@ -1,0 +1,17 @@
+#include "layers/norm.h"
+
+#include "autograd/ops/layer_norm.h"
+#include "autograd/ops/rms_norm.h"
+
+namespace weft {
+
+Norm::Norm(const std::string& kind, int64_t width, double eps, const ParameterScope& scope) : eps_(eps) {
+  gain_ = scope.declare({"weight", {width}, ParameterKind::vector, Initializer::constant(1)});
+  if (kind == "layer") bias_ = scope.declare({"bias", {width}, ParameterKind::vector, Initializer::constant(0)});
+}
+
+Variable Norm::operator()(const Variable& x) const {
+  return bias_.defined() ? layer_norm(x, gain_, bias_, eps_) : rms_norm(x, gain_, eps_);
+}
+
+}  // namespace weft

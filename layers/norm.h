@@ -1,0 +1,19 @@
+#pragma once
+// RMS norm (Zhang & Sennrich 2019) or layer norm with its parameters.
+
+#include "attention/mechanism.h"
+
+namespace weft {
+
+class Norm {
+ public:
+  // kind: rms or layer
+  Norm(const std::string& kind, int64_t width, double eps, const ParameterScope& scope);
+  Variable operator()(const Variable& x) const;  // over the last dimension
+
+ private:
+  Parameter gain_, bias_;
+  double eps_;
+};
+
+}  // namespace weft

@@ -1,5 +1,7 @@
 #include "autograd/ops/matmul.h"
 
+#include "autograd/flops.h"
+
 namespace weft {
 namespace {
 
@@ -22,10 +24,15 @@ void gradient_product(Backward& grads, int i, const Tensor& a, const Tensor& b, 
   if (!grads.wants(i)) return;
   const Into into = grads.into(i);
   const Tensor target = into.target.rank() == a.rank() ? into.target : as_matrix(into.target);
-  ON_DEVICE(a.device(), gemm(target, a, b, t, 1.0, into.beta));
+  gemm(target, a, b, t, 1.0, into.beta);
 }
 
 }  // namespace
+
+void gemm(const Tensor& c, const Tensor& a, const Tensor& b, Transpose transpose, double alpha, double beta) {
+  count_flops(2.0 * static_cast<double>(c.numel()) * static_cast<double>(a.dim(transpose.a ? -2 : -1)));
+  ON_DEVICE(c.device(), gemm(c, a, b, transpose, alpha, beta));
+}
 
 Variable matmul(const Variable& a, const Variable& b, Transpose transpose) {
   if (a.rank() > 2 && b.rank() == 2 && !transpose.a) {
@@ -34,7 +41,7 @@ Variable matmul(const Variable& a, const Variable& b, Transpose transpose) {
       const Tensor rows = as_matrix(a.value().contiguous());
       Tensor c(a.shape().with(-1, b.dim(1)), a.dtype(), a.device());
       CHECK(a.dtype() == b.dtype() && rows.dim(1) == b.dim(0), "matmul: ", a.shape(), " by ", b.shape());
-      ON_DEVICE(a.device(), gemm(as_matrix(c), rows, b, {}, 1.0, 0.0));
+      gemm(as_matrix(c), rows, b, {}, 1.0, 0.0);
       return record("matmul", {a, b}, c, save(rows, b), NoAttributes{},
                     [](Backward& grads, const NoAttributes&) {
                       const Tensor g = as_matrix(grads.grad().contiguous());
@@ -48,7 +55,7 @@ Variable matmul(const Variable& a, const Variable& b, Transpose transpose) {
   shape[-2] = a.dim(transpose.a ? -1 : -2);
   shape[-1] = b.dim(transpose.b ? -2 : -1);
   Tensor c(shape, a.dtype(), a.device());
-  ON_DEVICE(a.device(), gemm(c, a, b, transpose, 1.0, 0.0));
+  gemm(c, a, b, transpose, 1.0, 0.0);
   return record("matmul", {a, b}, c, save(a, b), transpose, [](Backward& grads, const Transpose& t) {
     const Tensor g = grads.grad().contiguous();
     const Tensor &a = grads.saved(0), &b = grads.saved(1);
@@ -70,7 +77,7 @@ Variable linear(const Variable& x, const Variable& weight, const Variable& bias)
         name_of(weight.dtype()));
   const Tensor rows = x.rank() == 2 ? x.value() : as_matrix(x.value().contiguous());
   Tensor y(x.shape().with(-1, weight.dim(0)), x.dtype(), x.device());
-  ON_DEVICE(x.device(), gemm(as_matrix(y), rows, weight, {false, true}, 1.0, 0.0));
+  gemm(as_matrix(y), rows, weight, {false, true}, 1.0, 0.0);
   if (bias.defined()) {
     CHECK(bias.rank() == 1 && bias.dim(0) == weight.dim(0), "linear: weight ", weight.shape(), ", bias ",
           bias.shape());

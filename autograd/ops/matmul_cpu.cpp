@@ -2,6 +2,7 @@
 // bf16 product is several times slower than the widening.
 
 #include <Eigen/Core>
+#include <algorithm>
 
 #include "autograd/ops/matmul.h"
 #include "autograd/parallel.h"
@@ -46,18 +47,35 @@ void product(T* c, Extent ec, const T* a, Extent ea, const T* b, Extent eb, Tran
     C.noalias() += alpha * (A * B);
 }
 
+// The product is cut into tiles of c of fixed size, one core a tile: the blocking, and with it the order of every sum,
+// does not depend on the number of cores. (Eigen's own threading has neither property, and collapses when cores are
+// shared with other programs.)
+constexpr int64_t kTile = 256;
+constexpr int64_t kSmall = 64 * 64 * 64;  // operations below which a second core costs more than it gives
+
 template <class T>
 void batched(const Tensor& c, const Tensor& a, const Tensor& b, Transpose t, T alpha, T beta) {
+  static const bool one_thread_each = [] {
+    Eigen::setNbThreads(1);
+    return true;
+  }();
+  static_cast<void>(one_thread_each);
   const Extent ec = extent_of(c), ea = extent_of(a), eb = extent_of(b);
-  const int64_t batch = c.shape().product(0, c.rank() - 2);
+  const int64_t batch = c.shape().product(0, c.rank() - 2), inner = t.a ? ea.rows : ea.columns;
+  const int64_t across = (ec.columns + kTile - 1) / kTile, tiles = (ec.rows + kTile - 1) / kTile * across;
   T* pc = c.data<T>();
   const T *pa = a.data<T>(), *pb = b.data<T>();
-  const auto one = [&](int64_t i) {
-    product<T>(pc + i * ec.stride, ec, pa + i * ea.stride, ea, pb + i * eb.stride, eb, t, alpha, beta);
-  };
-  if (batch == 1) return one(0);  // Eigen spreads it over the cores
-  parallel_for(batch, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) one(i);
+  const int64_t work = std::min(ec.rows, kTile) * std::min(ec.columns, kTile) * std::max<int64_t>(1, inner);
+  parallel_for(batch * tiles, 1 + kSmall / work, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t i = task / tiles, row = task % tiles / across * kTile, column = task % across * kTile;
+      const int64_t rows = std::min(kTile, ec.rows - row), columns = std::min(kTile, ec.columns - column);
+      const Extent tc{rows, columns, ec.pitch, 0};
+      const Extent ta = t.a ? Extent{ea.rows, rows, ea.pitch, 0} : Extent{rows, ea.columns, ea.pitch, 0};
+      const Extent tb = t.b ? Extent{columns, eb.columns, eb.pitch, 0} : Extent{eb.rows, columns, eb.pitch, 0};
+      product<T>(pc + i * ec.stride + row * ec.pitch + column, tc, pa + i * ea.stride + (t.a ? row : row * ea.pitch), ta,
+                 pb + i * eb.stride + (t.b ? column * eb.pitch : column), tb, t, alpha, beta);
+    }
   });
 }
 

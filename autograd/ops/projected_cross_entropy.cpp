@@ -37,11 +37,11 @@ CrossEntropy projected_cross_entropy(const Variable& hidden, const Variable& wei
     const int64_t end = std::min(tokens, begin + chunk);
     const auto part = [&](const Tensor& t) { return t.defined() ? t.rows(begin, end) : t; };
     const Tensor logits = buffer.rows(0, end - begin);
-    ON_DEVICE(device, gemm(logits, part(x), w, {false, true}, 1, 0));
+    gemm(logits, part(x), w, {false, true}, 1, 0);
     ON_DEVICE(device, cross_entropy(part(loss), part(nll), logits, part(targets), part(token_weights),
                                     options.softcap, options.z_loss, gradient));
-    if (dhidden.defined()) ON_DEVICE(device, gemm(part(dhidden), logits, w, {}, 1, 0));
-    if (dweight.defined()) ON_DEVICE(device, gemm(dweight, logits, part(x), {true, false}, 1, 1));
+    if (dhidden.defined()) gemm(part(dhidden), logits, w, {}, 1, 0);
+    if (dweight.defined()) gemm(dweight, logits, part(x), {true, false}, 1, 1);
   }
   return {record("projected_cross_entropy", {hidden, weight}, sum(loss, 0).value(), save(dhidden, dweight),
                  NoAttributes{},

@@ -82,15 +82,10 @@ void add_scaled(const Tensor& to, const Tensor& from, const Tensor& scale, doubl
         for (int64_t i = begin; i < end; ++i) {
           To* a = y[i];
           const From* b = x[i];
-          if (beta == 0) {
 #pragma omp simd
-            for (int64_t j = 0; j < columns; ++j)
-              store(a[j], k * static_cast<A>(static_cast<Acc<From>>(b[j])));
-          } else {
-#pragma omp simd
-            for (int64_t j = 0; j < columns; ++j)
-              store(a[j], static_cast<A>(a[j]) + k * static_cast<A>(static_cast<Acc<From>>(b[j])));
-          }
+          for (int64_t j = 0; j < columns; ++j)
+            store(a[j], (beta == 0 ? A(0) : static_cast<A>(a[j])) +
+                            k * static_cast<A>(static_cast<Acc<From>>(b[j])));
         }
       });
     });

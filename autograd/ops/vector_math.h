@@ -13,7 +13,7 @@ inline double exp(double x) { return std::exp(x); }
 inline float exp(float x) {
   // e^x = 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2; ln 2 in two parts keeps r exact. NaN passes
   // through.
-  const float clamped = x > 88.72283f ? 88.72283f : (x < -105.0f ? -105.0f : x);
+  const float clamped = x > 89.0f ? 89.0f : (x < -105.0f ? -105.0f : x);
   const float shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the integer ends in the low bits
   const float n = shifted - 12582912.0f;
   const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
@@ -30,8 +30,7 @@ inline float exp(float x) {
   const int32_t half = whole >> 1;
   const float a = std::bit_cast<float>((half + 127) << 23);
   const float b = std::bit_cast<float>((whole - half + 127) << 23);
-  const float y = p * a * b;
-  return x > 88.72283f ? std::bit_cast<float>(0x7f800000) : y;
+  return p * a * b;  // infinity from x = 88.73 on, by overflow
 }
 
 template <class T>

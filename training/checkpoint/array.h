@@ -53,7 +53,7 @@ struct OwnedArray {
 };
 
 // Elements [begin, begin + count) of the flattened array `name`: what one rank holds of it.
-struct Piece {
+struct ArrayPiece {
   std::string name;
   Dtype dtype = Dtype::f32;
   std::vector<int64_t> shape;  // of the whole array
@@ -61,7 +61,7 @@ struct Piece {
   int64_t count = 0;
   const void* data = nullptr;
 
-  Piece(std::string name, Dtype dtype, std::vector<int64_t> shape, int64_t begin, int64_t count,
+  ArrayPiece(std::string name, Dtype dtype, std::vector<int64_t> shape, int64_t begin, int64_t count,
         const void* data)
       : name(std::move(name)),
         dtype(dtype),
@@ -69,8 +69,8 @@ struct Piece {
         begin(begin),
         count(count),
         data(data) {}
-  Piece(const NamedArray& whole)  // NOLINT: a whole array is a piece of itself
-      : Piece(whole.name, whole.dtype, whole.shape, 0, whole.count(), whole.data) {}
+  ArrayPiece(const NamedArray& whole)  // NOLINT: a whole array is a piece of itself
+      : ArrayPiece(whole.name, whole.dtype, whole.shape, 0, whole.count(), whole.data) {}
 
   int64_t bytes() const { return count * size_of(dtype); }
   bool whole() const { return begin == 0 && count == count_of(shape); }

@@ -74,7 +74,7 @@ class Save {
     make_folder(request_.run_folder + "/checkpoints");
     remove_tree(temporary_);
     int64_t own = shard_overhead;
-    for (const Piece& piece : request_.pieces) own += piece.bytes() + bytes_per_piece;
+    for (const ArrayPiece& piece : request_.pieces) own += piece.bytes() + bytes_per_piece;
     // The other ranks hold about as much.
     const int64_t needed = own * peers_.size, free = free_bytes(request_.run_folder);
     if (free < needed)

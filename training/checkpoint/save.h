@@ -24,7 +24,7 @@ struct Peers {
 struct SaveRequest {
   std::string run_folder;
   Manifest manifest;          // `files` and `world` are filled in
-  std::vector<Piece> pieces;  // what this rank holds; over all ranks each array exactly once
+  std::vector<ArrayPiece> pieces;  // what this rank holds; over all ranks each array exactly once
   int64_t keep = 2;           // complete steps to keep, this one included
 };
 

@@ -34,7 +34,7 @@ struct Writer {
     ok(H5Awrite(made, H5T_NATIVE_INT64, values.data()), "write an attribute");
   }
 
-  void dataset(const Piece& piece) const;
+  void dataset(const ArrayPiece& piece) const;
 };
 
 struct Stored {
@@ -52,7 +52,7 @@ Stored stored_as(Dtype dtype) {
   return {"", -1};
 }
 
-void Writer::dataset(const Piece& piece) const {
+void Writer::dataset(const ArrayPiece& piece) const {
   const int64_t total = count_of(piece.shape);
   CHECK(piece.begin >= 0 && piece.count >= 0 && piece.begin + piece.count <= total,
         "checkpoint: ", piece.name, " [", piece.begin, ", +", piece.count, ") is outside its ", total,
@@ -88,7 +88,7 @@ void Writer::dataset(const Piece& piece) const {
 
 }  // namespace
 
-void write_shard(const std::string& path, const ShardIdentity& identity, const std::vector<Piece>& pieces) {
+void write_shard(const std::string& path, const ShardIdentity& identity, const std::vector<ArrayPiece>& pieces) {
   const auto lock = hdf5::enter();
   fault::point(fault::Phase::save_data);
   const Handle access = hdf5::access_without_lock();

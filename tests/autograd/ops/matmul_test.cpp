@@ -1,5 +1,7 @@
 #include "autograd/ops/matmul.h"
 
+#include <omp.h>
+
 #include "autograd/ops/elementwise.h"
 #include "tests/autograd/test_tensors.h"
 
@@ -62,6 +64,22 @@ TEST(Linear, Bf16WeightGradientLandsInF32) {
   const Tensor exact = scale(matmul(g.to(Dtype::f64), x.to(Dtype::f64), {true, false}), 2).value();
   EXPECT_EQ(w->gradient.dtype(), Dtype::f32);
   EXPECT_LE(difference(w->gradient, exact), tolerance::of(Dtype::f32));
+}
+
+TEST(Matmul, BitsDoNotDependOnTheNumberOfThreads) {
+  for (const Shape& shape : {Shape{130, 700}, Shape{1, 300}, Shape{513, 257}})
+    for (const bool transposed : {false, true}) {
+      const Tensor a = random_tensor(transposed ? Shape{1000, shape[0]} : Shape{shape[0], 1000}, 1, Dtype::f32);
+      const Tensor b = random_tensor(transposed ? Shape{shape[1], 1000} : Shape{1000, shape[1]}, 2, Dtype::f32);
+      const int threads = omp_get_max_threads();
+      omp_set_num_threads(1);
+      const Tensor one = matmul(a, b, {transposed, transposed});
+      omp_set_num_threads(3);
+      const Tensor three = matmul(a, b, {transposed, transposed});
+      omp_set_num_threads(threads);
+      EXPECT_TRUE(same_bits(one, three)) << shape;
+      EXPECT_LE(difference(one, matmul(a.to(Dtype::f64), b.to(Dtype::f64), {transposed, transposed})), 1e-3);
+    }
 }
 
 TEST(Matmul, EmptyInner) {

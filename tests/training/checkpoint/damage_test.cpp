@@ -160,7 +160,7 @@ TEST_F(DamageTest, SwappedShardsOfOneSizeAreNamed) {
   const std::vector<float> values = {1, 2, 3, 4};
   on_ranks(2, [&](const Peers& peers) {
     SaveRequest request = request_for(run_.path(), 2);
-    request.pieces = {Piece("w", Dtype::f32, {4}, 2 * peers.rank, 2, values.data() + 2 * peers.rank)};
+    request.pieces = {ArrayPiece("w", Dtype::f32, {4}, 2 * peers.rank, 2, values.data() + 2 * peers.rank)};
     save(request, peers);
   });
   const std::string first = in_step(2, "rank-0000.h5"), second = in_step(2, "rank-0001.h5");
@@ -327,7 +327,7 @@ TEST_F(ShardTest, NamesThatHdf5WouldMisread) {
 
 TEST_F(ShardTest, TheSameContentMakesTheSameBytes) {
   const std::vector<float> values(6, 1.0f);
-  const std::vector<Piece> pieces = {NamedArray{"w", Dtype::f32, {2, 3}, values.data()}};
+  const std::vector<ArrayPiece> pieces = {NamedArray{"w", Dtype::f32, {2, 3}, values.data()}};
   write_shard(path_, identity_, pieces);
   write_shard(folder_ / "again.h5", identity_, pieces);
   EXPECT_EQ(read_bytes(path_), read_bytes(folder_ / "again.h5"));

@@ -52,7 +52,7 @@ TEST_F(SaveLoadTest, AnyWorldReadsWhatAnyWorldWrote) {
         const Loaded loaded = load(run.path(), {}, peers);
         EXPECT_EQ(loaded.checkpoint.manifest().world, writers);
         state.expect_equal(loaded.checkpoint);
-        for (const Piece& piece : state.pieces(peers.rank, peers.size)) {
+        for (const ArrayPiece& piece : state.pieces(peers.rank, peers.size)) {
           std::vector<std::byte> out(static_cast<size_t>(piece.bytes()));
           loaded.checkpoint.read(piece.name, piece.begin, piece.count, out.data());
           EXPECT_TRUE(out.empty() || std::memcmp(out.data(), piece.data, out.size()) == 0) << piece.name;
@@ -175,14 +175,14 @@ TEST_F(SaveLoadTest, APeerThatVanishesLeavesOnlyATemporaryFolder) {
 TEST_F(SaveLoadTest, PiecesThatDoNotTileAreRefusedBeforeTheCommit) {
   save_step(run_.path(), 1);
   const std::vector<float> data(6, 1.0f);
-  const auto attempt = [&](const std::vector<Piece>& pieces, const std::string& word) {
+  const auto attempt = [&](const std::vector<ArrayPiece>& pieces, const std::string& word) {
     SaveRequest request = request_for(run_.path(), 2);
     request.pieces = pieces;
     expect_error(Exit::data, {"w", word}, [&] { save(request); });
     EXPECT_EQ(entries(run_.path()), std::vector<std::string>{"step-1"});
   };
   const auto piece = [&](int64_t begin, int64_t count, Dtype dtype = Dtype::f32) {
-    return Piece("w", dtype, {2, 3}, begin, count, data.data());
+    return ArrayPiece("w", dtype, {2, 3}, begin, count, data.data());
   };
   attempt({piece(0, 2), piece(3, 3)}, "missing from element 2");
   attempt({piece(0, 2)}, "missing from element 2");

@@ -38,8 +38,8 @@ struct State {
   }
 
   // What `rank` of `world` holds: an equal range of each flattened array, as sharded optimizer state is cut.
-  std::vector<Piece> pieces(int64_t rank, int64_t world) const {
-    std::vector<Piece> out;
+  std::vector<ArrayPiece> pieces(int64_t rank, int64_t world) const {
+    std::vector<ArrayPiece> out;
     for (const OwnedArray& array : arrays) {
       const int64_t begin = array.count() * rank / world, end = array.count() * (rank + 1) / world;
       if (end == begin && rank > 0) continue;

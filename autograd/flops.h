@@ -1,0 +1,10 @@
+#pragma once
+// Floating-point operations, counted where they are spent: products of matrices and attention. The counter is this
+// thread's; a dry run on the meta device counts what a real step would do.
+
+namespace weft {
+
+void count_flops(double operations);
+double counted_flops();  // since the thread started; take differences
+
+}  // namespace weft

@@ -1,0 +1,114 @@
+#include "optim/muon.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "autograd/ops/elementwise.h"
+#include "autograd/ops/matmul.h"
+#include "autograd/parallel.h"
+#include "optim/gradient_norm.h"
+
+namespace weft {
+namespace {
+
+// p(x) = a x + b x^3 + c x^5: the steepest start at 0 for which five steps still end near 1.
+constexpr double kA = 3.4445, kB = -4.7750, kC = 2.0315;
+constexpr int kSteps = 5;
+
+// Products inside run on one thread: how a GEMM cuts its sums must not depend on the number of threads.
+class SingleThread {
+ public:
+  SingleThread() : before_(omp_get_max_threads()) { omp_set_num_threads(1); }
+  ~SingleThread() { omp_set_num_threads(before_); }
+  SingleThread(const SingleThread&) = delete;
+  SingleThread& operator=(const SingleThread&) = delete;
+
+ private:
+  int before_;
+};
+
+}  // namespace
+
+Tensor orthogonalize(const Tensor& x) {
+  CHECK(x.rank() == 2 && x.dense(), "orthogonalize: ", x.shape());
+  const bool tall = x.dim(0) > x.dim(1);
+  const int64_t side = std::min(x.dim(0), x.dim(1));
+  const double norm = std::sqrt(sum_of_squares(x.reshape({x.numel()})));
+  Tensor y = empty_like(x), next = empty_like(x);
+  const Tensor gram = empty({side, side}, x.dtype(), x.device()), factor = empty_like(gram);
+  ON_DEVICE(x.device(), affine(y, x, 1 / std::max(norm, 1e-30), 0));
+  for (int i = 0; i < kSteps; ++i) {
+    // With G the smaller of y y^T and y^T y:  p(y) = a y + (b G + c G^2) y, from whichever side fits.
+    ON_DEVICE(x.device(), gemm(gram, y, y, {tall, !tall}, 1, 0));
+    factor.copy_from(gram);
+    ON_DEVICE(x.device(), gemm(factor, gram, gram, {}, kC, kB));
+    next.copy_from(y);
+    ON_DEVICE(x.device(), gemm(next, tall ? y : factor, tall ? factor : y, {}, 1, kA));
+    std::swap(y, next);
+  }
+  return y;
+}
+
+Muon::Muon(const MuonConfig& config, ParameterStore& store, Ranges owned)
+    : Optimizer(store, std::move(owned)), config_(config), momentum_("muon.momentum", store, owned_) {
+  for (const Range& range : owned_) {
+    CHECK(group_of(range).kind == ParameterKind::matrix, "muon: a group that holds no matrices");
+    for (const ParameterPiece& piece : pieces(store, range)) {
+      const ParameterEntry& e = *piece.entry;
+      CHECK(piece.count == e.master.numel(), "muon: a range cuts ", e.info.name);
+      matrices_of(e);
+    }
+  }
+}
+
+std::vector<Muon::Matrix> Muon::matrices_of(const ParameterEntry& entry) {
+  const Shape& shape = entry.info.shape;
+  CHECK(shape.rank() >= 2, "muon: ", entry.info.name, " ", shape, " is no matrix");
+  const int64_t columns = shape[-1];
+  std::vector<int64_t> parts = entry.info.parts;
+  if (parts.empty()) parts.assign(static_cast<size_t>(shape.product(0, shape.rank() - 2)), shape[-2]);
+  std::vector<Matrix> matrices;
+  int64_t row = 0;
+  for (const int64_t rows : parts) {
+    if (rows * columns > 0) matrices.push_back({entry.offset + row * columns, rows, columns});
+    row += rows;
+  }
+  CHECK(row * columns == shape.numel(), "muon: the parts of ", entry.info.name, " have ", row,
+        " rows, its shape is ", shape);
+  return matrices;
+}
+
+void Muon::apply(const Range& range, const StepState& s) {
+  std::vector<Matrix> matrices;
+  for (const ParameterPiece& piece : pieces(store_, range)) {
+    CHECK(piece.count == piece.entry->master.numel(), "muon: a range cuts ", piece.entry->info.name);
+    for (const Matrix& m : matrices_of(*piece.entry)) matrices.push_back(m);
+  }
+  const auto update = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) update_matrix(matrices[static_cast<size_t>(i)], range, s);
+  };
+  const auto count = static_cast<int64_t>(matrices.size());
+  if (store_.device() != Device::cpu) return update(0, count);
+  parallel_for(count, 1, [&](int64_t begin, int64_t end) {
+    const SingleThread serial;
+    update(begin, end);
+  });
+}
+
+void Muon::update_matrix(const Matrix& matrix, const Range& range, const StepState& s) {
+  const MemoryScope scope("muon");
+  const ParameterGroup& group = group_of(range);
+  const int64_t begin = matrix.offset, end = begin + matrix.rows * matrix.columns;
+  const auto part = [&](const Tensor& flat) { return flat.rows(begin, end); };
+  const Device device = store_.device();
+  const Tensor u = empty({end - begin}, group.master.dtype(), device);
+  ON_DEVICE(device, muon_momentum(u, momentum_.at({range.group, begin, end}), part(group.gradient),
+                                  config_.momentum, s.gradient_scale * s.clip));
+  const Tensor direction = orthogonalize(u.reshape({matrix.rows, matrix.columns}));
+  const double lr = config_.lr * s.rate;
+  const double shape = std::sqrt(std::max(1.0, static_cast<double>(matrix.rows) / matrix.columns));
+  ON_DEVICE(device, muon_apply(part(group.master), part(group.working), direction.reshape({end - begin}),
+                               1 - lr * config_.weight_decay, lr * shape));
+}
+
+}  // namespace weft

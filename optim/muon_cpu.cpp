@@ -1,0 +1,53 @@
+#include "autograd/ops/rows.h"
+#include "optim/blocks.h"
+#include "optim/muon.h"
+
+namespace weft::cpu {
+namespace {
+
+template <class T, class Low>
+void apply(const Tensor& master, const Tensor& working, const Tensor& direction, double keep, double rate) {
+  T* w = master.data<T>();
+  Low* low = working.data<Low>();
+  const T* u = direction.data<T>();
+  const auto k = static_cast<T>(keep), r = static_cast<T>(rate);
+  each_block(master.numel(), [=](int64_t, int64_t begin, int64_t end) {
+#pragma omp simd
+    for (int64_t i = begin; i < end; ++i) {
+      const T y = k * w[i] - r * u[i];
+      w[i] = y;
+      if constexpr (!std::is_same_v<Low, T>) store(low[i], y);
+    }
+  });
+}
+
+}  // namespace
+
+void muon_momentum(const Tensor& u, const Tensor& m, const Tensor& gradient, double beta, double scale) {
+  with_float(m.dtype(), [&]<class T>() {
+    using A = Acc<T>;
+    T *out = u.data<T>(), *momentum = m.data<T>();
+    const T* g = gradient.data<T>();
+    const auto b = static_cast<A>(beta), rest = static_cast<A>((1 - beta) * scale);
+    each_block(m.numel(), [=](int64_t, int64_t begin, int64_t end) {
+#pragma omp simd
+      for (int64_t i = begin; i < end; ++i) {
+        const A x = rest * A(g[i]);
+        const A mean = b * A(momentum[i]) + x;
+        store(momentum[i], mean);
+        store(out[i], b * mean + x);
+      }
+    });
+  });
+}
+
+void muon_apply(const Tensor& master, const Tensor& working, const Tensor& u, double keep, double rate) {
+  if (master.dtype() == Dtype::f64)
+    apply<double, double>(master, working, u, keep, rate);
+  else if (working.dtype() == Dtype::f32)
+    apply<float, float>(master, working, u, keep, rate);
+  else
+    apply<float, bf16>(master, working, u, keep, rate);
+}
+
+}  // namespace weft::cpu

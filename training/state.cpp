@@ -1,0 +1,127 @@
+#include "training/state.h"
+
+#include <nlohmann/json.hpp>
+
+#include "distributed/agree.h"
+#include "training/checkpoint/hash.h"
+#include "training/data/order.h"
+#include "training/recipe/diff.h"
+
+namespace weft {
+namespace {
+
+using nlohmann::json;
+
+std::vector<int64_t> dims_of(const Shape& shape) { return {shape.begin(), shape.end()}; }
+
+// Every array of the run: its name, its shape, and where its elements lie here.
+struct StoredArray {
+  std::string name;
+  Shape shape;
+  Tensor flat;
+};
+
+std::vector<StoredArray> arrays_of(Trainer& trainer) {
+  std::vector<StoredArray> arrays;
+  for (const auto& e : trainer.store().entries())
+    arrays.push_back({"master." + e->info.name, e->info.shape, e->master.reshape({e->master.numel()})});
+  for (const StateTensor& state : trainer.optimizer().state())
+    for (const ParameterPiece& p : pieces(trainer.store(), state.range)) {
+      CHECK(p.begin == 0 && p.count == p.entry->info.shape.numel(), state.name, ": a parameter cut between ranks");
+      arrays.push_back({state.name + "." + p.entry->info.name, p.entry->info.shape, state.values.rows(p.offset, p.offset + p.count)});
+    }
+  return arrays;
+}
+
+void read_into(const Tensor& flat, const Shape& shape, const ckpt::Checkpoint& checkpoint, const std::string& name) {
+  if (!checkpoint.contains(name))
+    throw Error(Exit::no_checkpoint, text(name, " is not in the checkpoint"), checkpoint.folder(), "resume with the recipe it was saved with");
+  const ckpt::Checkpoint::Array& array = checkpoint.at(name);
+  if (array.shape != dims_of(shape) || array.dtype != flat.dtype())
+    throw Error(Exit::no_checkpoint,
+                text(name, " is ", Shape(array.shape.begin(), array.shape.end()), " ", name_of(array.dtype), ", the model wants ",
+                     shape, " ", name_of(flat.dtype())),
+                checkpoint.folder(), "resume with the recipe it was saved with");
+  checkpoint.read(name, 0, flat.numel(), flat.raw());
+}
+
+}  // namespace
+
+std::string weights_hash_of(const ParameterStore& store) {
+  std::vector<NamedArray> masters;
+  std::vector<Tensor> narrow;  // f64 masters as f32
+  for (const auto& e : store.entries()) {
+    narrow.push_back(e->master.to(Dtype::f32));
+    masters.push_back({e->info.name, Dtype::f32, dims_of(e->info.shape), narrow.back().raw()});
+  }
+  return weights_hash(std::move(masters));
+}
+
+ckpt::Peers peers_of(Communicator* world) {
+  if (world == nullptr) return {};
+  return {world->rank(), world->size(), [world](bool ok) { return all_ranks(*world, ok); }};
+}
+
+std::vector<std::string> save_run(Trainer& trainer, const RunState& state, const std::string& run_id) {
+  const ckpt::Peers peers = peers_of(trainer.world());
+  ckpt::SaveRequest request;
+  request.run_folder = trainer.recipe().run;
+  const int64_t keep = trainer.recipe().checkpoint.keep;
+  request.keep = keep == 0 ? std::numeric_limits<int64_t>::max() : keep;
+  ckpt::Manifest& m = request.manifest;
+  m.run = run_id;
+  m.step = state.step;
+  const std::string recipe = resolved_recipe(trainer.recipe());
+  m.recipe_hash = hash128(recipe.data(), recipe.size());
+  m.tokenizer_hash = trainer.tokenizer().hash();
+  m.order_hash = state.order_hash;
+  m.weights_hash = weights_hash_of(trainer.store());
+  m.extra = json{{"tokens", state.tokens},
+                 {"skipped_steps", state.skipped_steps},
+                 {"updates", trainer.updates()},
+                 {"guard", trainer.guard().state()}}
+                .dump();
+  // Every rank holds every array: each writes its share of the elements.
+  const std::vector<StoredArray> arrays = arrays_of(trainer);
+  for (const StoredArray& a : arrays) {
+    const Slice own = slice_of(a.flat.numel(), static_cast<int>(peers.rank), static_cast<int>(peers.size));
+    if (own.begin < own.end)
+      request.pieces.push_back({a.name, a.flat.dtype(), dims_of(a.shape), own.begin, own.end - own.begin,
+                                a.flat.rows(own.begin, own.end).raw()});
+  }
+  return ckpt::save(request, peers);
+}
+
+RunState restore_run(Trainer& trainer, const ckpt::Checkpoint& checkpoint) {
+  const ckpt::Manifest& m = checkpoint.manifest();
+  if (m.tokenizer_hash != trainer.tokenizer().hash())
+    throw Error(Exit::recipe, "the tokenizer is another than the checkpoint's", trainer.recipe().where("data.tokenizer"),
+                "use the tokenizer the run was started with");
+  for (const StoredArray& a : arrays_of(trainer)) read_into(a.flat, a.shape, checkpoint, a.name);
+  trainer.store().refresh_working();
+  try {
+    const json extra = json::parse(m.extra);
+    trainer.set_updates(extra.at("updates"));
+    trainer.guard().restore(extra.at("guard").get<std::vector<double>>());
+    return {m.step, extra.at("tokens"), extra.at("skipped_steps"), m.order_hash};
+  } catch (const json::exception& e) {
+    throw Error(Exit::no_checkpoint, text("the manifest's state of the run cannot be read: ", e.what()), checkpoint.folder());
+  }
+}
+
+void restore_weights(ParameterStore& store, const ckpt::Checkpoint& checkpoint) {
+  for (const auto& e : store.entries()) {
+    const std::string name = "master." + e->info.name;
+    const Tensor flat = e->master.reshape({e->master.numel()});
+    if (checkpoint.contains(name) && checkpoint.at(name).dtype == flat.dtype()) {
+      read_into(flat, e->info.shape, checkpoint, name);
+    } else {  // another precision than it was trained in
+      const Tensor stored(flat.shape(), flat.dtype() == Dtype::f64 ? Dtype::f32 : Dtype::f64, Device::cpu);
+      read_into(stored, e->info.shape, checkpoint, name);
+      flat.copy_from(stored);
+    }
+  }
+  store.refresh_working();
+}
+
+}  // namespace weft

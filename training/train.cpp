@@ -1,0 +1,299 @@
+#include "training/train.h"
+
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+
+#include "autograd/fault.h"
+#include "distributed/agree.h"
+#include "training/checkpoint/files.h"
+#include "training/checkpoint/folder.h"
+#include "training/checkpoint/lock.h"
+#include "training/data/baseline.h"
+#include "training/data/loader.h"
+#include "training/generate.h"
+#include "training/log/run_log.h"
+#include "training/log/step_timer.h"
+#include "training/log/stop_request.h"
+#include "training/recipe/diff.h"
+#include "training/recipe/load.h"
+#include "training/state.h"
+
+namespace weft {
+namespace {
+
+namespace fs = std::filesystem;
+
+// A failed save is a warning; so many in a row end the run.
+constexpr int kFailedSaves = 3;
+
+bool run_exists(const std::string& run) { return fs::exists(run + "/recipe.yaml") || fs::exists(run + "/checkpoints"); }
+
+// What each rank does alone first is done by rank 0, and all ranks learn whether it went well.
+template <class F>
+void on_first_rank(Communicator* world, F f) {
+  const bool first = world == nullptr || world->rank() == 0;
+  if (first) f();  // an exception ends the job with its own code
+  if (world != nullptr) world->barrier("first rank is ready");
+}
+
+class Run {
+ public:
+  Run(const Recipe& recipe, const TrainOptions& options, Communicator* world)
+      : recipe_(recipe), options_(options), world_(world), first_(world == nullptr || world->rank() == 0) {}
+
+  TrainSummary train();
+
+ private:
+  bool prepare_folder();  // true: continue
+  void load_checkpoint();
+  void start_loader();
+  bool step();
+  void evaluate();
+  void sample();
+  void save();
+  void rewind();
+  StopRequest stop_{true};
+
+  const Recipe& recipe_;
+  const TrainOptions& options_;
+  Communicator* world_;
+  bool first_;
+  std::optional<ckpt::RunLock> lock_;
+  std::optional<RunLog> log_;
+  std::shared_ptr<const Tokenizer> tokenizer_;
+  std::unique_ptr<Trainer> trainer_;
+  std::optional<Datasets> data_;
+  std::optional<SampleOrder> order_;
+  std::unique_ptr<Loader> loader_;
+  std::optional<StepTimer> timer_;
+  OrderHash order_hash_;
+  RunState state_;
+  std::string run_id_;
+  int64_t saved_step_ = -1;
+  int failed_saves_ = 0;
+  std::optional<Evaluation> last_evaluation_;
+  TrainSummary summary_;
+};
+
+bool Run::prepare_folder() {
+  bool resume = false;
+  on_first_rank(world_, [&] {
+    const bool exists = run_exists(recipe_.run);
+    if (exists && !options_.resume && !options_.resume_auto)
+      throw Error(Exit::cannot_create, "a run is there already", recipe_.run, "continue it with --resume " + recipe_.run + ", or set run=another/folder");
+    std::error_code failed;
+    fs::create_directories(recipe_.run, failed);
+    if (failed) throw Error(Exit::cannot_create, "cannot create the run folder: " + failed.message(), recipe_.run);
+    lock_.emplace(recipe_.run);
+    ckpt::clean(recipe_.run);
+    resume = exists && !ckpt::list_steps(recipe_.run).empty();
+    if (exists && options_.resume && !resume)
+      throw Error(Exit::no_checkpoint, "the run has no complete checkpoint", recipe_.run, "start it anew in another folder");
+    if (exists && fs::exists(recipe_.run + "/recipe.yaml")) {
+      const Recipe saved = load_recipe(recipe_.run + "/recipe.yaml");
+      check_resume(saved, recipe_);
+    }
+    write_file_atomically(recipe_.run + "/recipe.yaml", resolved_recipe(recipe_));
+  });
+  return world_ == nullptr ? resume : any_rank(*world_, resume);
+}
+
+void Run::load_checkpoint() {
+  const ckpt::Loaded loaded = ckpt::load(recipe_.run, {.strict = recipe_.checkpoint.strict}, peers_of(world_));
+  for (const std::string& w : loaded.warnings) log_->warning(w);
+  state_ = restore_run(*trainer_, loaded.checkpoint);
+  run_id_ = loaded.checkpoint.manifest().run;
+  order_hash_ = state_.order_hash.empty() ? OrderHash() : OrderHash(state_.order_hash);
+  saved_step_ = state_.step;
+}
+
+void Run::start_loader() {
+  const Slice own = trainer_->samples_of_step();
+  loader_ = std::make_unique<Loader>(data_->train, *order_,
+                                     Loader::Config{.samples_per_step = trainer_->samples_per_step(),
+                                                    .begin = own.begin,
+                                                    .end = own.end,
+                                                    .first_step = state_.step + state_.skipped_steps,
+                                                    .ahead = recipe_.data.prefetch});
+}
+
+void Run::evaluate() {
+  if (!data_->val) return;
+  const auto span = timer_->pause();
+  last_evaluation_ = trainer_->evaluate(*data_->val, recipe_.eval.batches * trainer_->samples_per_step());
+  summary_.val_loss = last_evaluation_->loss;
+  summary_.val_bpb = last_evaluation_->bits_per_byte;
+}
+
+void Run::sample() {
+  const auto span = timer_->pause();
+  if (!first_) return;
+  const AveragedWeights averaged(trainer_->store(), trainer_->optimizer());
+  std::vector<int32_t> prompt = tokenizer_->encode(recipe_.sample.prompt);
+  if (prompt.empty()) prompt = {tokenizer_->eos_id()};
+  const SamplingOptions options{.tokens = recipe_.sample.tokens,
+                                .temperature = recipe_.sample.temperature,
+                                .top_k = recipe_.sample.top_k,
+                                .seed = static_cast<uint32_t>(recipe_.sample.seed),
+                                .stop = tokenizer_->eos_id()};
+  const std::vector<int32_t> tokens = generate(trainer_->model(), prompt, options);
+  summary_.sample = recipe_.sample.prompt + tokenizer_->decode(tokens);
+  log_->sample(state_.step, summary_.sample);
+}
+
+void Run::save() {
+  if (saved_step_ == state_.step) return;
+  const auto span = timer_->pause();
+  state_.order_hash = order_hash_.hex();
+  try {
+    for (const std::string& w : save_run(*trainer_, state_, run_id_)) log_->warning(w);
+    saved_step_ = state_.step;
+    failed_saves_ = 0;
+    log_->event(Event::checkpoint, state_.step);
+  } catch (const Error& e) {
+    if (e.code != Exit::io || ++failed_saves_ >= kFailedSaves) throw;
+    log_->warning(text("step ", state_.step, " was not saved: ", e.what(), "; training goes on"));
+    log_->event(Event::fault, state_.step, {{"what", std::string(e.what())}});
+  }
+}
+
+// Back to the last good checkpoint, and past the data that led astray.
+void Run::rewind() {
+  const int64_t from = state_.step, data = state_.step + state_.skipped_steps;
+  loader_.reset();
+  load_checkpoint();
+  state_.skipped_steps = data - state_.step;
+  log_->rewind(from, state_.step);
+  log_->warning(text("went back from step ", from, " to the checkpoint of step ", state_.step, ", skipping the data in between"));
+  start_loader();
+}
+
+bool Run::step() {
+  fault::set_position(world_ == nullptr ? 0 : world_->rank(), state_.step);
+  if (world_ != nullptr) world_->beat(state_.step, "step");
+  fault::point(fault::Phase::load);
+  Batch batch;
+  {
+    const auto span = timer_->data();
+    batch = loader_->next();
+  }
+  const StepResult result = trainer_->step(state_.step, batch);
+  const int64_t tokens = trainer_->samples_per_step() * recipe_.context;
+  order_hash_.update(order_->step(state_.step + state_.skipped_steps, trainer_->samples_per_step()));
+  ++state_.step;
+  state_.tokens += tokens;
+  timer_->add_communication(result.comm_s);
+  const StepTimes times = timer_->finish_step(tokens);
+  if (summary_.first_step_s == 0) summary_.first_step_s = times.step_s;
+  if (!result.applied) {
+    log_->event(Event::skip, state_.step, {{"reason", result.reason}});
+    log_->warning(text("step ", state_.step, " was not applied: ", result.reason));
+  }
+  const bool last = state_.step == recipe_.steps;
+  if (last || (recipe_.eval.every > 0 && state_.step % recipe_.eval.every == 0)) evaluate();
+
+  StepRecord record;
+  record.step = state_.step;
+  record.tokens = state_.tokens;
+  record.loss = result.loss;
+  record.grad_norm = result.grad_norm;
+  record.lr = result.lr;
+  record.tokens_per_s = times.tokens_per_s;
+  record.step_s = times.step_s;
+  record.data_s = times.data_s;
+  record.comm_s = times.comm_s;
+  record.peak_bytes = memory_report(Device::cpu).peak_bytes;
+  if (world_ != nullptr) record.peak_bytes = max_over_ranks(*world_, record.peak_bytes);
+  if (last_evaluation_) {
+    record.val_loss = last_evaluation_->loss;
+    record.val_bpb = last_evaluation_->bits_per_byte;
+    last_evaluation_.reset();
+  }
+  const Pace pace = timer_->pace();
+  log_->step(record, pace);
+  summary_.loss = result.loss;
+  summary_.grad_norm = result.grad_norm;
+  summary_.tokens_per_s = pace.tokens_per_s;
+  summary_.peak_bytes = record.peak_bytes;
+
+  if (result.rewind) {
+    if (saved_step_ < 0)
+      throw Error(Exit::numerics, text("step ", state_.step, ": ", result.reason, ", too often, and no checkpoint to go back to"),
+                  {}, "lower optim.lr, or save earlier with checkpoint.every");
+    rewind();
+    return true;
+  }
+  if (last || (recipe_.sample.every > 0 && state_.step % recipe_.sample.every == 0)) sample();
+  const bool stop = world_ == nullptr ? stop_.requested() : any_rank(*world_, stop_.requested());
+  if (last || stop || (recipe_.checkpoint.every > 0 && state_.step % recipe_.checkpoint.every == 0)) save();
+  return !stop;
+}
+
+TrainSummary Run::train() {
+  const auto start = std::chrono::steady_clock::now();
+  const std::string recipe_text = resolved_recipe(recipe_);
+  if (world_ != nullptr) require_same(*world_, "recipe", recipe_text);
+  tokenizer_ = open_tokenizer(recipe_);
+  const int64_t vocab = vocabulary_of(recipe_, *tokenizer_);
+  trainer_ = std::make_unique<Trainer>(recipe_, *tokenizer_, world_);
+  data_.emplace(open_recipe_data(recipe_, *tokenizer_, vocab));
+  order_.emplace(data_->train.order(static_cast<uint64_t>(recipe_.seed), recipe_.data.shuffle));
+  const bool resume = prepare_folder();
+
+  std::optional<int64_t> resume_step;
+  if (resume || options_.resume_auto || options_.resume)
+    resume_step = resume ? ckpt::read_latest(recipe_.run).value_or(ckpt::list_steps(recipe_.run).back()) : 0;
+  log_.emplace(RunLogOptions{.folder = recipe_.run,
+                             .rank = world_ == nullptr ? 0 : world_->rank(),
+                             .steps = recipe_.steps,
+                             .every = recipe_.log.every,
+                             .tensorboard = recipe_.log.tensorboard,
+                             .resume_step = resume_step});
+  if (lock_ && !lock_->note().empty()) log_->warning(lock_->note());
+  log_->environment({.command_line = options_.command_line, .device = "cpu", .world = world_ == nullptr ? 1 : world_->size(), .versions = {}});
+  if (!trainer_->mesh().note.empty()) log_->info(trainer_->mesh().note);
+  run_id_ = ckpt::new_run_id();
+  if (world_ != nullptr) run_id_ = gather_texts(*world_, run_id_)[0];
+  if (resume) {
+    load_checkpoint();
+    log_->event(Event::resume, state_.step);
+    log_->info(text("continuing at step ", state_.step));
+  }
+  log_->info(text(trainer_->store().numel(), " parameters, ", data_->train.tokens(), " tokens an epoch, ", recipe_.steps, " steps of ",
+                  trainer_->samples_per_step() * recipe_.context, " tokens"));
+
+  timer_.emplace(recipe_.steps - state_.step);
+  bool go_on = true;
+  if (state_.step < recipe_.steps) start_loader();
+  while (go_on && state_.step < recipe_.steps) go_on = step();
+  loader_.reset();
+  if (saved_step_ != state_.step && go_on) save();
+
+  summary_.exit = state_.step < recipe_.steps ? Exit::stopped : Exit::ok;
+  summary_.status = summary_.exit == Exit::ok ? "done" : "stopped";
+  if (summary_.exit == Exit::ok && summary_.first_step_s == 0) evaluate();  // nothing was left to do
+  summary_.baseline_bpb = first_ && data_->val && summary_.exit == Exit::ok ? baseline_bits_per_byte(data_->train, *data_->val, *tokenizer_) : NAN;
+  if (!data_->val) summary_.val_loss = summary_.val_bpb = NAN;
+  summary_.run = recipe_.run;
+  summary_.step = state_.step;
+  summary_.steps = recipe_.steps;
+  summary_.tokens = state_.tokens;
+  summary_.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  summary_.world = world_ == nullptr ? 1 : world_->size();
+  summary_.mesh = trainer_->mesh();
+  summary_.weights_hash = weights_hash_of(trainer_->store());
+  summary_.order_hash = order_hash_.hex();
+  summary_.wire = trainer_->wire();
+  log_->finish();
+  return summary_;
+}
+
+}  // namespace
+
+TrainSummary train(const Recipe& recipe, const TrainOptions& options, Communicator* world) {
+  return Run(recipe, options, world).train();
+}
+
+}  // namespace weft

@@ -1,0 +1,37 @@
+#pragma once
+// `weft train`: a run from its recipe to its last checkpoint.
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "training/trainer.h"
+
+namespace weft {
+
+struct TrainOptions {
+  bool resume = false;        // continue the run in recipe.run
+  bool resume_auto = false;   // continue it if there is one, else start
+  std::vector<std::string> command_line = {};
+};
+
+struct TrainSummary {
+  Exit exit = Exit::ok;
+  std::string run, status;  // done or stopped
+  int64_t step = 0, steps = 0, tokens = 0;
+  double loss = 0, val_loss = 0, val_bpb = 0, baseline_bpb = 0, grad_norm = 0, tokens_per_s = 0;
+  double seconds = 0, first_step_s = 0;
+  int64_t peak_bytes = 0;
+  int world = 1;
+  MeshShape mesh;
+  std::string weights_hash, order_hash, sample;
+  WireBytes wire;
+};
+
+// Collective over world (null: one rank). Errors carry the exit code of docs/contract.md.
+TrainSummary train(const Recipe& recipe, const TrainOptions& options, Communicator* world);
+
+// One line of JSON, train/1.
+std::string to_json(const TrainSummary& summary);
+
+}  // namespace weft

@@ -1,0 +1,214 @@
+#include "training/trainer.h"
+
+#include <chrono>
+#include <cmath>
+
+#include "autograd/fault.h"
+#include "autograd/flops.h"
+#include "autograd/ops/projected_cross_entropy.h"
+#include "distributed/agree.h"
+#include "optim/gradient_norm.h"
+
+namespace weft {
+namespace {
+
+OptimizerConfig optimizer_config(const Recipe& recipe) {
+  const Recipe::Optim& o = recipe.optim;
+  return {.kind = o.kind, .lr = o.lr, .beta1 = o.beta1, .beta2 = o.beta2, .eps = o.eps, .weight_decay = o.weight_decay,
+          .clip = o.clip, .ema = o.ema, .muon_lr = o.muon_lr, .muon_momentum = o.muon_momentum};
+}
+
+Schedule schedule_of(const Recipe& recipe) {
+  const Recipe::Optim& o = recipe.optim;
+  return {.kind = Schedule::kind_of(o.schedule), .steps = recipe.steps, .warmup = o.warmup, .decay = o.decay,
+          .floor = o.min_lr / o.lr};
+}
+
+CrossingStrategy strategy_of(const Recipe& recipe) {
+  const std::string& s = recipe.mesh.strategy;
+  return s == "gather" ? CrossingStrategy::gather : s == "ring" ? CrossingStrategy::ring
+         : s == "heads" ? CrossingStrategy::heads : CrossingStrategy::native;
+}
+
+Mesh mesh_of(const Recipe& recipe, Communicator* world) {
+  if (world == nullptr) return {};
+  return make_mesh(*world, plan_mesh(world->size(), static_cast<int>(recipe.mesh.cp), static_cast<int>(recipe.mesh.dp)));
+}
+
+// Crossings of one micro-batch over the ranks of a context group; it lives as long as the tape.
+class RankCrossings : public CrossingFactory {
+ public:
+  RankCrossings(const MicroBatch& micro, Communicator& ranks, CrossingStrategy strategy, WireBytes* expected)
+      : plan_(micro.all, ranks.rank()), ranks_(ranks), strategy_(strategy), expected_(expected) {}
+  std::unique_ptr<Crossing> make(const Layout& layout, int) override {
+    return std::make_unique<RankCrossing>(layout, plan_, ranks_, strategy_, expected_);
+  }
+
+ private:
+  RankPlan plan_;
+  Communicator& ranks_;
+  CrossingStrategy strategy_;
+  WireBytes* expected_;
+};
+
+double value_of(const Tensor& scalar) { return scalar.device() == Device::meta ? 0 : to_values(scalar)[0]; }
+
+// About four thousand tokens at a time keep the activations of a CPU run in its caches' reach.
+constexpr int64_t kMicroTokens = 4096;
+
+}  // namespace
+
+Trainer::Trainer(const Recipe& recipe, const Tokenizer& tokenizer, Communicator* world, Device device)
+    : recipe_(recipe),
+      tokenizer_(tokenizer),
+      world_(world),
+      device_(device),
+      mesh_(mesh_of(recipe, world)),
+      store_(precision_of(recipe), device, static_cast<uint32_t>(recipe.seed)),
+      model_(model_config(recipe, vocabulary_of(recipe, tokenizer)), store_),
+      schedule_(schedule_of(recipe)),
+      guard_({.max_skips = recipe.numerics.max_skips,
+              .window = recipe.numerics.window,
+              .spike_zscore = recipe.numerics.spike_zscore,
+              .rewinds = recipe.numerics.rewind}),
+      plan_(segment_plan(recipe, model_)),
+      samples_per_step_(recipe.batch_tokens / recipe.context) {
+  store_.commit();
+  const MemoryScope scope("optimizer");
+  optimizer_ = make_optimizer(optimizer_config(recipe), store_);
+  const int64_t tokens = recipe.micro_tokens > 0 ? recipe.micro_tokens : kMicroTokens;
+  micro_samples_ = std::max<int64_t>(1, tokens / recipe.context);
+}
+
+Slice Trainer::samples_of_step() const {
+  const int rank = mesh_.data ? mesh_.data->rank() : 0;
+  return slice_of(samples_per_step_, rank, mesh_.shape.dp);
+}
+
+MicroBatch Trainer::cut(const Batch& batch) const {
+  const int rank = mesh_.context ? mesh_.context->rank() : 0;
+  return cut_micro_batch(batch, plan_, mesh_.shape.cp, rank, model_.align(), device_);
+}
+
+std::unique_ptr<CrossingFactory> Trainer::crossings(const MicroBatch& micro) const {
+  if (mesh_.shape.cp == 1) return std::make_unique<LocalCrossings>();
+  return std::make_unique<RankCrossings>(micro, *mesh_.context, strategy_of(recipe_), nullptr);
+}
+
+WireBytes Trainer::wire() const {
+  WireBytes bytes;
+  for (const Communicator* c : {static_cast<const Communicator*>(world_), static_cast<const Communicator*>(mesh_.data.get()),
+                                static_cast<const Communicator*>(mesh_.context.get())})
+    if (c != nullptr) bytes += c->wire();
+  return bytes;
+}
+
+void Trainer::reduce_gradients() {
+  if (world_ == nullptr || world_->size() == 1) return;
+  for (ParameterGroup& group : store_.groups())
+    if (group.trainable)
+      world_->all_reduce(group.gradient.raw(), group.gradient.numel(), group.gradient.dtype(), Reduce::sum, "gradients");
+}
+
+StepResult Trainer::step(int64_t step, const Batch& batch) {
+  using Clock = std::chrono::steady_clock;
+  StepResult result;
+  const double flops_before = counted_flops();
+  const int64_t own_labels = static_cast<int64_t>(batch.targets.size()) -
+                             std::count(batch.targets.begin(), batch.targets.end(), -1);
+  // Ranks of a context group hold the same samples: their labels count once.
+  result.labels = mesh_.data ? sum_over_ranks(*mesh_.data, own_labels) : own_labels;
+  const double share = 1 / static_cast<double>(std::max<int64_t>(1, result.labels));
+
+  store_.begin_step();
+  double loss = 0;
+  for (const Batch& part : split_batch(batch, recipe_.context, micro_samples_)) {
+    const MicroBatch micro = cut(part);
+    const std::unique_ptr<CrossingFactory> cross = crossings(micro);
+    Tape tape;
+    fault::point(fault::Phase::forward);
+    std::vector<Variable> extra;
+    const Variable h = model_.hidden(micro.tokens, micro.layout, *cross, &extra);
+    std::vector<Variable> outputs;
+    {
+      const MemoryScope scope("loss");
+      outputs.push_back(projected_cross_entropy(h, model_.output_weight(), micro.targets).loss);
+    }
+    loss += value_of(outputs[0]);
+    std::vector<Tensor> seeds{full(outputs[0].shape(), share, outputs[0].dtype(), device_)};
+    for (const Variable& aux : extra) {  // weighted like the tokens they come from
+      outputs.push_back(aux);
+      seeds.push_back(full(aux.shape(), share * static_cast<double>(micro.labels), aux.dtype(), device_));
+    }
+    fault::point(fault::Phase::backward);
+    tape.backward(outputs, seeds);
+  }
+  store_.finish_step();
+  if (fault::wants(fault::Kind::nan, fault::Phase::backward)) store_.groups()[0].gradient.rows(0, 1).copy_from(full({1}, NAN, store_.groups()[0].gradient.dtype()));
+
+  const auto start = Clock::now();
+  fault::point(fault::Phase::collective);
+  reduce_gradients();
+  if (world_ != nullptr && world_->size() > 1) world_->all_reduce(&loss, 1, Dtype::f64, Reduce::sum, "loss");
+  result.comm_s = std::chrono::duration<double>(Clock::now() - start).count();
+  result.loss = loss * share;
+
+  const GradientNorm norm = device_ == Device::meta ? GradientNorm{} : gradient_norm(store_);
+  result.grad_norm = norm.value;
+  const SpikeGuard::Verdict verdict = guard_.judge(step, result.loss, result.grad_norm);
+  if (verdict.action == SpikeGuard::Action::stop)
+    throw Error(Exit::numerics, text("step ", step, ": ", verdict.reason, ", again after going back"), norm.non_finite,
+                "lower optim.lr, or look at the data of these steps");
+  result.applied = verdict.action == SpikeGuard::Action::apply;
+  result.rewind = verdict.action == SpikeGuard::Action::rewind;
+  result.reason = verdict.reason;
+  if (!norm.non_finite.empty()) result.reason += text(" (first in the gradient of ", norm.non_finite, ")");
+
+  StepState state;
+  state.rate = schedule_.at(step);
+  state.gradient_norm = norm.value;
+  state.skip = !result.applied;
+  state.updates = updates_;
+  result.lr = state.rate * recipe_.optim.lr;
+  fault::point(fault::Phase::optimizer);
+  optimizer_->step(state);
+  updates_ = state.updates;
+  step_flops_ = counted_flops() - flops_before;
+  return result;
+}
+
+Evaluation Trainer::evaluate(const Dataset& data, int64_t samples) {
+  const NoTape pause;
+  const AveragedWeights averaged(store_, *optimizer_);
+  const Slice own = slice_of(std::min(samples, data.samples()), mesh_.data ? mesh_.data->rank() : 0, mesh_.shape.dp);
+  double sums[3] = {0, 0, 0};  // nats over all targets, nats over text, bytes of text
+  int64_t tokens = 0;
+  for (int64_t first = own.begin; first < own.end; first += micro_samples_) {
+    std::vector<int64_t> which;
+    for (int64_t i = first; i < std::min(own.end, first + micro_samples_); ++i) which.push_back(i);
+    const MicroBatch micro = cut(data.batch(which));
+    const std::unique_ptr<CrossingFactory> cross = crossings(micro);
+    const Variable h = model_.hidden(micro.tokens, micro.layout, *cross);
+    const std::vector<double> nll = to_values(projected_cross_entropy(h, model_.output_weight(), micro.targets).nll);
+    const int32_t* target = micro.targets.data<int32_t>();
+    for (size_t i = 0; i < nll.size(); ++i) {
+      if (target[i] < 0) continue;
+      ++tokens;
+      sums[0] += nll[i];
+      if (target[i] == tokenizer_.eos_id()) continue;
+      sums[1] += nll[i];
+      sums[2] += static_cast<double>(tokenizer_.token_bytes(target[i]).size());
+    }
+  }
+  if (world_ != nullptr && world_->size() > 1) {
+    world_->all_reduce(sums, 3, Dtype::f64, Reduce::sum, "evaluation");
+    tokens = sum_over_ranks(*world_, tokens);
+  }
+  Evaluation e;
+  e.tokens = tokens;
+  e.loss = sums[0] / static_cast<double>(std::max<int64_t>(1, tokens));
+  e.bits_per_byte = sums[2] > 0 ? sums[1] / (sums[2] * std::log(2.0)) : NAN;
+  return e;
+}
+
+}  // namespace weft

@@ -1,0 +1,88 @@
+#pragma once
+// One optimizer step after another, on one rank of a mesh. What it computes (loss, order of the data, updates) does not
+// depend on the mesh, up to the order of sums.
+
+#include <functional>
+#include <memory>
+
+#include "distributed/mesh.h"
+#include "distributed/rank_crossing.h"
+#include "optim/ema.h"
+#include "optim/optimizer.h"
+#include "optim/schedule.h"
+#include "optim/spike_guard.h"
+#include "training/micro_batch.h"
+#include "training/setup.h"
+
+namespace weft {
+
+struct StepResult {
+  double loss = 0;  // nats a token, of the global batch, auxiliary losses apart
+  double grad_norm = 0;
+  double lr = 0;
+  int64_t labels = 0;      // tokens that had a target, of the global batch
+  bool applied = true;     // false: the guard refused it and no weight changed
+  bool rewind = false;     // the guard asks for the last checkpoint
+  std::string reason;      // why it was not applied
+  double comm_s = 0;
+};
+
+struct Evaluation {
+  double loss = 0;  // nats a token
+  double bits_per_byte = 0;
+  int64_t tokens = 0;
+};
+
+class Trainer {
+ public:
+  // world: all ranks, or null for one. device meta: a dry run.
+  Trainer(const Recipe& recipe, const Tokenizer& tokenizer, Communicator* world, Device device = Device::cpu);
+
+  // The samples of this rank in a step: [begin, end) of the global batch.
+  Slice samples_of_step() const;
+  int64_t samples_per_step() const { return samples_per_step_; }
+  // Samples a micro-batch.
+  int64_t micro_samples() const { return micro_samples_; }
+
+  StepResult step(int64_t step, const Batch& batch);
+  // Over the first `samples` samples of a data set, shared among the data ranks.
+  Evaluation evaluate(const Dataset& data, int64_t samples);
+
+  const Recipe& recipe() const { return recipe_; }
+  const Tokenizer& tokenizer() const { return tokenizer_; }
+  const Model& model() const { return model_; }
+  ParameterStore& store() { return store_; }
+  Optimizer& optimizer() { return *optimizer_; }
+  SpikeGuard& guard() { return guard_; }
+  Communicator* world() { return world_; }
+  const MeshShape& mesh() const { return mesh_.shape; }
+  // Updates made so far: of the checkpoint's state, with the optimizer's and the guard's.
+  int64_t updates() const { return updates_; }
+  void set_updates(int64_t updates) { updates_ = updates; }
+  WireBytes wire() const;
+  bool first_rank() const { return world_ == nullptr || world_->rank() == 0; }
+  // Floating-point operations of the last step on this rank.
+  double step_flops() const { return step_flops_; }
+
+ private:
+  MicroBatch cut(const Batch& batch) const;
+  std::unique_ptr<CrossingFactory> crossings(const MicroBatch& micro) const;
+  void reduce_gradients();
+
+  Recipe recipe_;
+  const Tokenizer& tokenizer_;
+  Communicator* world_;
+  Device device_;
+  Mesh mesh_;
+  ParameterStore store_;
+  Model model_;
+  std::unique_ptr<Optimizer> optimizer_;
+  Schedule schedule_;
+  SpikeGuard guard_;
+  SegmentPlan plan_;
+  int64_t samples_per_step_, micro_samples_;
+  double step_flops_ = 0;
+  int64_t updates_ = 0;
+};
+
+}  // namespace weft

@@ -54,6 +54,12 @@ Variable out_of_chunks(const Variable& y, const Chunks& chunks) {
   return chunks.exact ? rows : gather_rows(rows, chunks.to_tokens);
 }
 
+Block slice_block(const Block& block, int64_t begin, int64_t end) {
+  Block out{{}, block.position.rows(begin, end), block.document.rows(begin, end)};
+  for (const Variable& x : block.x) out.x.push_back(slice(x, 0, begin, end));
+  return out;
+}
+
 State gather_state(const State& state, const Tensor& index) {
   State out;
   for (const Variable& v : state) out.push_back(gather_rows(v, index));
@@ -112,6 +118,10 @@ Folded fold_by_combining(const Scan& scan, const State& summaries, const Chunks&
 }  // namespace
 
 Folded fold(const Scan& scan, const State& summaries, const Chunks& chunks) {
+  if (chunks.count == 0) {
+    const State none = gather_state(scan.identity(), chunks.segment);
+    return {none, none};
+  }
   if (!scan.decay) return fold_by_combining(scan, summaries, chunks);
   CHECK(summaries.size() == 2, "scan: a decay scan has the state {a, S}");
   const std::vector<int32_t> first(chunks.first.begin(), chunks.first.end());

@@ -30,6 +30,9 @@ struct Folded {
 };
 Folded fold(const Scan& scan, const State& summaries, const Chunks& chunks);
 
+// Tokens [begin, end).
+Block slice_block(const Block& block, int64_t begin, int64_t end);
+
 // Rows of every tensor of a state by index, and states one after another.
 State gather_state(const State& state, const Tensor& index);
 State concatenate_states(const std::vector<State>& states);

@@ -8,12 +8,6 @@
 namespace weft {
 namespace {
 
-Block slice_block(const Block& block, int64_t begin, int64_t end) {
-  Block out{{}, block.position.rows(begin, end), block.document.rows(begin, end)};
-  for (const Variable& x : block.x) out.x.push_back(slice(x, 0, begin, end));
-  return out;
-}
-
 std::vector<Tensor> values_of(const Block& block) {
   std::vector<Tensor> values;
   for (const Variable& x : block.x) values.push_back(x.value());

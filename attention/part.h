@@ -76,6 +76,8 @@ struct Halo {
   int64_t width;
   // `before` holds exactly `width` rows for each segment of the layout, the tokens right before it in order;
   // rows that do not exist (the document starts) are zero with document -1.
+  // Two segments of one document on one rank are apart here: `document` of both blocks tells segments apart,
+  // so that no token meets a key in its own segment and again in another's halo.
   std::function<Variable(const Block&, const Block& before)> apply;
 };
 

@@ -15,18 +15,6 @@ namespace {
 constexpr double kA = 3.4445, kB = -4.7750, kC = 2.0315;
 constexpr int kSteps = 5;
 
-// Products inside run on one thread: how a GEMM cuts its sums must not depend on the number of threads.
-class SingleThread {
- public:
-  SingleThread() : before_(omp_get_max_threads()) { omp_set_num_threads(1); }
-  ~SingleThread() { omp_set_num_threads(before_); }
-  SingleThread(const SingleThread&) = delete;
-  SingleThread& operator=(const SingleThread&) = delete;
-
- private:
-  int before_;
-};
-
 }  // namespace
 
 Tensor orthogonalize(const Tensor& x) {
@@ -88,11 +76,11 @@ void Muon::apply(const Range& range, const StepState& s) {
     for (int64_t i = begin; i < end; ++i) update_matrix(matrices[static_cast<size_t>(i)], range, s);
   };
   const auto count = static_cast<int64_t>(matrices.size());
-  if (store_.device() != Device::cpu) return update(0, count);
-  parallel_for(count, 1, [&](int64_t begin, int64_t end) {
-    const SingleThread serial;
-    update(begin, end);
-  });
+  // One core a matrix; a single matrix is spread over the cores by its products. Same bits either way.
+  if (store_.device() == Device::cpu)
+    parallel_for(count, 1, update);
+  else
+    update(0, count);
 }
 
 void Muon::update_matrix(const Matrix& matrix, const Range& range, const StepState& s) {

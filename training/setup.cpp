@@ -1,6 +1,6 @@
 #include "training/setup.h"
 
-#include <algorithm>
+#include "attention/recording_crossing.h"
 
 namespace weft {
 
@@ -95,6 +95,27 @@ Datasets open_recipe_data(const Recipe& recipe, const Tokenizer& tokenizer, int6
   return open_datasets(config, recipe.context, options);
 }
 
+namespace {
+
+// Whether a block of the model crosses with such a part: asked of one token without values.
+bool has_part(const Model& model, PartKind kind) {
+  const NoTape pause;
+  const Layout layout = whole_documents({1}, Device::meta);
+  for (const TransformerBlock& block : model.blocks()) {
+    const Mechanism& m = block.attention().mechanism();
+    Block one{{}, layout.position, layout.document};
+    for (const Input& input : m.inputs()) one.x.push_back(empty(input_shape(input, m.dims(), 1), Dtype::f32, Device::meta));
+    LocalCrossing local(layout);
+    RecordingCrossing record(local);
+    m.forward(one, record);
+    for (const PartCall& call : record.calls())
+      if (call.kind == kind) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
 SegmentPlan segment_plan(const Recipe& recipe, const Model& model) {
   const std::string& layout = recipe.mesh.layout;
   if (layout == "contiguous") return SegmentPlan::contiguous;
@@ -102,8 +123,7 @@ SegmentPlan segment_plan(const Recipe& recipe, const Model& model) {
   if (layout == "balanced") return SegmentPlan::balanced;
   // A carried state runs from rank to rank: with contiguous parts it crosses each border once. Otherwise the cost of
   // causal attention decides.
-  for (const std::string& id : model.config().layers)
-    if (id == "delta_rule") return SegmentPlan::contiguous;
+  if (has_part(model, PartKind::carry)) return SegmentPlan::contiguous;
   return SegmentPlan::zigzag;
 }
 

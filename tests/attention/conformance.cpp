@@ -38,15 +38,28 @@ Dimensions small_dimensions(const MechanismEntry& entry) {
   return refuses(grouped) ? plain : grouped;
 }
 
-Subject::Subject(const ConformanceCase& c, Dtype dtype, const std::vector<std::string>& more)
-    : dims(small_dimensions(find_mechanism(c.id))), store(dtype, Device::cpu, 3) {
+namespace {
+
+Subject::Make make_of(const ConformanceCase& c, const std::vector<std::string>& more) {
   std::vector<std::string> settings = split_settings(c.settings);
   for (const std::string& s : more) {  // overrides what the case says
     const std::string name = s.substr(0, s.find('=') + 1);
     std::erase_if(settings, [&](const std::string& old) { return old.starts_with(name); });
     settings.push_back(s);
   }
-  mechanism = find_mechanism(c.id).make(parse_attributes(settings), dims, {store, ""});
+  return [id = c.id, settings](const Dimensions& dims, const ParameterScope& scope) {
+    return find_mechanism(id).make(parse_attributes(settings), dims, scope);
+  };
+}
+
+}  // namespace
+
+Subject::Subject(const ConformanceCase& c, Dtype dtype, const std::vector<std::string>& more)
+    : Subject(small_dimensions(find_mechanism(c.id)), dtype, make_of(c, more)) {}
+
+Subject::Subject(const Dimensions& sizes, Dtype dtype, const Make& make)
+    : dims(sizes), store(dtype, Device::cpu, 3) {
+  mechanism = make(dims, {store, ""});
   store.commit();
   // Gains of one and sinks of zero would hide mistakes: every parameter is moved by a random amount.
   uint32_t seed = 77;
@@ -78,8 +91,10 @@ Variable run_whole(const Mechanism& mechanism, const Layout& layout, const std::
   return mechanism.forward(block_of(inputs, layout), cross);
 }
 
+Tensor random_adjoint(const Shape& output, Dtype dtype) { return random_tensor(output, 99, dtype); }
+
 Outcome run_with_gradients(Subject& subject, const Layout& layout, const std::vector<Tensor>& inputs,
-                           const Function& wrap) {
+                           const Function& wrap, const Tensor& adjoint) {
   Outcome outcome;
   subject.store.begin_step();
   Tape tape;
@@ -87,7 +102,7 @@ Outcome run_with_gradients(Subject& subject, const Layout& layout, const std::ve
   for (const Tensor& x : inputs) leaves.push_back(tape.input(x));
   const Variable y = wrap ? wrap(leaves)[0] : run_whole(*subject.mechanism, layout, leaves);
   outcome.output = y.value();
-  tape.backward(y, random_tensor(y.shape(), 99, y.dtype()));
+  tape.backward(y, adjoint.defined() ? adjoint : random_adjoint(y.shape(), y.dtype()));
   subject.store.finish_step();
   for (const Variable& leaf : leaves) outcome.gradients.push_back(tape.gradient(leaf));
   for (const auto& entry : subject.store.entries()) {

@@ -19,6 +19,8 @@ std::string case_name(const testing::TestParamInfo<ConformanceCase>& info);
 
 // A mechanism with random parameters in a store of its own.
 struct Subject {
+  using Make = std::function<std::unique_ptr<Mechanism>(const Dimensions&, const ParameterScope&)>;
+  Subject(const Dimensions& dims, Dtype dtype, const Make& make);
   Subject(const ConformanceCase& c, Dtype dtype, const std::vector<std::string>& more = {});
   Dimensions dims;
   ParameterStore store;
@@ -34,12 +36,13 @@ Block block_of(const std::vector<Variable>& inputs, const Layout& layout);
 // Outputs of a whole forward over a layout on one rank.
 Variable run_whole(const Mechanism& mechanism, const Layout& layout, const std::vector<Variable>& inputs);
 
-// Output, and the gradients of all inputs and parameters for a random adjoint.
+// Output, and the gradients of all inputs and parameters for an adjoint, by default a random one.
 struct Outcome {
   Tensor output;
   std::vector<Tensor> gradients;
 };
+Tensor random_adjoint(const Shape& output, Dtype dtype);
 Outcome run_with_gradients(Subject& subject, const Layout& layout, const std::vector<Tensor>& inputs,
-                           const Function& wrap = nullptr);
+                           const Function& wrap = nullptr, const Tensor& adjoint = {});
 
 }  // namespace weft

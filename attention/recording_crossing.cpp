@@ -1,0 +1,54 @@
+#include "attention/recording_crossing.h"
+
+namespace weft {
+namespace {
+
+int64_t state_bytes(const State& state) {
+  int64_t bytes = 0;
+  for (const Variable& v : state) bytes += v.value().bytes();
+  return bytes;
+}
+
+// Of one token of these inputs.
+int64_t row_bytes(const Block& block, size_t first) {
+  int64_t bytes = 0;
+  for (size_t i = first; i < block.x.size(); ++i) {
+    const Tensor& x = block.x[i].value();
+    bytes += x.row_size() * size_of(x.dtype());
+  }
+  return bytes;
+}
+
+}  // namespace
+
+const char* name_of(PartKind kind) {
+  switch (kind) {
+    case PartKind::scan: return "scan";
+    case PartKind::merge: return "merge";
+    case PartKind::halo: return "halo";
+    case PartKind::carry: return "carry";
+  }
+  return "";
+}
+
+Variable RecordingCrossing::operator()(const Scan& part, const Block& block) {
+  calls_.push_back({PartKind::scan, state_bytes(part.identity()), false});
+  return inner_(part, block);
+}
+
+std::vector<Variable> RecordingCrossing::operator()(const Merge& part, const Block& block) {
+  calls_.push_back({PartKind::merge, row_bytes(block, 1), true});
+  return inner_(part, block);
+}
+
+Variable RecordingCrossing::operator()(const Halo& part, const Block& block) {
+  calls_.push_back({PartKind::halo, part.width * row_bytes(block, 0), false});
+  return inner_(part, block);
+}
+
+Variable RecordingCrossing::operator()(const Carry& part, const Block& block) {
+  calls_.push_back({PartKind::carry, state_bytes(part.start()), false});
+  return inner_(part, block);
+}
+
+}  // namespace weft

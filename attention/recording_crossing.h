@@ -1,0 +1,39 @@
+#pragma once
+// A crossing that writes down what a mechanism asks of it, while another crossing does the work. Nothing that a
+// mechanism crosses with has to be declared anywhere else.
+
+#include <vector>
+
+#include "attention/crossing.h"
+
+namespace weft {
+
+enum class PartKind : uint8_t { scan, merge, halo, carry };
+const char* name_of(PartKind kind);
+
+// One call of the crossing, in order.
+struct PartCall {
+  PartKind kind;
+  // What passes a border between ranks: of a Scan or Carry the state, of a Halo its rows; of a Merge the key and
+  // value of one token.
+  int64_t bytes;
+  bool fused;  // the part comes with a kernel of its own
+};
+
+class RecordingCrossing : public Crossing {
+ public:
+  explicit RecordingCrossing(Crossing& inner) : Crossing(inner.layout()), inner_(inner) {}
+
+  Variable operator()(const Scan& part, const Block& block) override;
+  std::vector<Variable> operator()(const Merge& part, const Block& block) override;
+  Variable operator()(const Halo& part, const Block& block) override;
+  Variable operator()(const Carry& part, const Block& block) override;
+
+  const std::vector<PartCall>& calls() const { return calls_; }
+
+ private:
+  Crossing& inner_;
+  std::vector<PartCall> calls_;
+};
+
+}  // namespace weft

@@ -1,0 +1,108 @@
+#include "distributed/rank_crossing_merge.h"
+
+#include "attention/merge.h"
+#include "autograd/ops/arrange.h"
+#include "distributed/collectives.h"
+#include "distributed/rank_crossing.h"
+
+namespace weft {
+namespace {
+
+Block gather_block(const Block& block, const Tensor& index) {
+  Block out{{}, gather_rows(block.position, index), gather_rows(block.document, index)};
+  for (const Variable& x : block.x) out.x.push_back(gather_rows(x, index));
+  return out;
+}
+
+// Tokens of this rank with all heads -> tokens of all ranks with this rank's heads, and back. (n, H, D) is cut
+// into (n, P, H/P, D); in between, rows are (P n, H/P, D).
+class HeadTrade {
+ public:
+  HeadTrade(Communicator& ranks, const std::vector<int64_t>& tokens)
+      : ranks_(ranks), tokens_(tokens), parts_(ranks.size()), own_(tokens[static_cast<size_t>(ranks.rank())]) {
+    same_.assign(tokens.size(), own_);
+  }
+
+  Variable to_heads(const Variable& x) {
+    const int64_t heads = x.dim(1) / parts_, size = x.value().row_size() / x.dim(1);
+    const Variable cut = permute(reshape(x, {own_, parts_, heads, size}), {1, 0, 2, 3});
+    return exchange_rows(ranks_, reshape(cut, {parts_ * own_, heads, size}), same_, tokens_,
+                         Recompute::repeated);
+  }
+
+  Variable to_tokens(const Variable& y) {
+    const int64_t heads = y.dim(1), size = y.dim(2);
+    const Variable got = exchange_rows(ranks_, y, tokens_, same_, Recompute::repeated);
+    return reshape(permute(reshape(got, {parts_, own_, heads, size}), {1, 0, 2, 3}),
+                   {own_, parts_ * heads, size});
+  }
+
+ private:
+  Communicator& ranks_;
+  const std::vector<int64_t>& tokens_;
+  std::vector<int64_t> same_;
+  int64_t parts_, own_;
+};
+
+}  // namespace
+
+std::vector<Variable> RankCrossing::operator()(const Merge& part, const Block& block) {
+  if (strategy_ == CrossingStrategy::gather) {
+    const Block whole = gather_whole(block);
+    std::vector<Variable> y = merge(part, whole, whole);
+    for (Variable& v : y) v = own_of_whole(v);
+    return y;
+  }
+  const RankPlan::Cut& cut = plan_.cut();
+  if (cut.rows.total == 0) return merge(part, block, block);
+  if (cut.rest.dim(0) == 0) return merge_across(part, block);
+  const Block rest = gather_block(block, cut.rest);
+  const std::vector<Variable> here = merge(part, rest, rest),
+                              across = merge_across(part, gather_block(block, cut.own));
+  std::vector<Variable> y;
+  for (size_t i = 0; i < here.size(); ++i)
+    y.push_back(gather_rows(concatenate({here[i], across[i]}, 0), cut.back));
+  return y;
+}
+
+std::vector<Variable> RankCrossing::merge_across(const Merge& part, const Block& block) {
+  const std::vector<Variable> keys{block.x[1], block.x[2]};
+  switch (strategy_) {
+    case CrossingStrategy::heads: return merge_by_heads(part, block);
+    case CrossingStrategy::ring: {
+      const Dtype wide = block.x[0].dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+      const int64_t elements = keys[0].value().row_size() + keys[1].value().row_size();
+      expect(ring_bytes(plan_, row_bytes(keys), elements * size_of(wide)), false);
+      return ring_merge(ranks_, plan_, part, block);
+    }
+    default: break;
+  }
+  const GatheredRows& rows = plan_.cut().rows;
+  expect(merge_bytes(plan_, row_bytes(keys)), false);
+  Block all{{{}}, rows.position, rows.document};
+  for (const Variable& x : keys)
+    all.x.push_back(all_gather_rows(ranks_, x, rows.counts, Recompute::repeated));
+  return merge(part, block, all);
+}
+
+std::vector<Variable> RankCrossing::merge_by_heads(const Merge& part, const Block& block) {
+  for (const Variable& x : block.x)
+    if (x.dim(1) % ranks_.size() != 0)
+      throw Error(Exit::recipe,
+                  text("crossing by heads: ", x.dim(1), " heads do not divide by ", ranks_.size(), " ranks"),
+                  "mesh.strategy", "use native or ring, or another number of ranks");
+  if (part.options.alibi && ranks_.size() > 1)
+    throw Error(Exit::recipe, "crossing by heads: ALiBi gives every head a slope of its own", "mesh.strategy",
+                "use native or ring");
+  const GatheredRows& rows = plan_.cut().rows;
+  HeadTrade trade(ranks_, rows.counts);
+  Block mine{{}, rows.position, rows.document};
+  for (const Variable& x : block.x) mine.x.push_back(trade.to_heads(x));
+  const std::vector<Variable> y = merge(part, mine, mine);
+  const Variable o = trade.to_tokens(y[0]);
+  const Variable lse = trade.to_tokens(reshape(y[1], {y[1].dim(0), y[1].dim(1), 1}));
+  expect(heads_bytes(plan_, row_bytes(block.x), row_bytes({o, lse})), false);
+  return {o, reshape(lse, {lse.dim(0), lse.dim(1)})};
+}
+
+}  // namespace weft

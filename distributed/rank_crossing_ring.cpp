@@ -1,0 +1,123 @@
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "autograd/ops/convert.h"
+#include "autograd/parallel.h"
+#include "distributed/collectives.h"
+#include "distributed/rank_crossing_merge.h"
+
+namespace weft {
+namespace {
+
+Dtype wide_of(const Tensor& x) { return x.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32; }
+
+void add_to(const Tensor& to, const Tensor& from) { ON_DEVICE(to.device(), accumulate(to, from)); }
+
+// Tensors of one rank on their way around: each turn sends what is here to the next rank.
+class Ring {
+ public:
+  Ring(Communicator& ranks, const std::vector<int64_t>& rows)
+      : ranks_(ranks), rows_(rows), owner_(ranks.rank()) {}
+
+  // Whose tensors are here, and where his rows start among those of all ranks.
+  int owner() const { return owner_; }
+  int64_t first_row() const { return std::accumulate(rows_.begin(), rows_.begin() + owner_, int64_t{0}); }
+  int64_t rows() const { return rows_[static_cast<size_t>(owner_)]; }
+
+  void turn(std::vector<Tensor*> tensors) {
+    const int size = ranks_.size(), next = (ranks_.rank() + 1) % size,
+              previous = (ranks_.rank() + size - 1) % size;
+    owner_ = (owner_ + size - 1) % size;
+    for (Tensor* x : tensors) {
+      const Tensor y = empty(x->shape().with(0, rows()), x->dtype(), x->device());
+      if (exchanges(*x))
+        ranks_.send_recv(x->raw(), x->numel(), next, y.raw(), y.numel(), previous, x->dtype(), "ring_merge");
+      else
+        y.zero();
+      *x = y;
+    }
+  }
+
+ private:
+  Communicator& ranks_;
+  const std::vector<int64_t>& rows_;
+  int owner_;
+};
+
+}  // namespace
+
+std::vector<Variable> ring_merge(Communicator& ranks, const RankPlan& plan, const Merge& part,
+                                 const Block& block) {
+  const GatheredRows& all = plan.cut().rows;
+  const Tensor q = block.x[0].value().contiguous(), k = block.x[1].value().contiguous(),
+               v = block.x[2].value().contiguous();
+  const Dtype wide = wide_of(q);
+  const Tensor o = zeros({q.dim(0), q.dim(1), v.dim(2)}, wide, q.device());
+  const Tensor lse = full({q.dim(0), q.dim(1)}, -std::numeric_limits<double>::infinity(), wide, q.device());
+  {
+    Ring ring(ranks, all.counts);
+    Tensor keys = k, values = v;
+    for (int i = 0; i < ranks.size(); ++i) {
+      if (i > 0) ring.turn({&keys, &values});
+      const int64_t begin = ring.first_row(), end = begin + ring.rows();
+      const std::vector<Tensor> more =
+          part.forward(part.options, q.to(wide), keys.to(wide), values.to(wide), block.position,
+                       block.document, all.position.rows(begin, end), all.document.rows(begin, end));
+      ON_DEVICE(q.device(), add_partial(o, lse, more[0], more[1]));
+    }
+  }
+  const Tensor y = o.to(q.dtype());
+  const auto adjoint = [&ranks, counts = all.counts, options = part.options,
+                        backward = part.backward](const std::vector<Variable>& x) -> std::vector<Variable> {
+    const Tensor &q = x[0], &position = x[3], &document = x[4], &all_position = x[5], &all_document = x[6];
+    const Dtype wide = wide_of(q), narrow = q.dtype();
+    const Tensor query = q.to(wide), o = x[7].value().to(wide), lse = x[8], d_o = x[9].value().to(wide),
+                 d_lse = x[10];
+    Tensor keys = x[1], values = x[2];
+    const Tensor dq = zeros(q.shape(), wide, q.device());
+    Tensor dk = zeros(keys.shape(), wide, q.device()), dv = zeros(values.shape(), wide, q.device());
+    Ring ring(ranks, counts);
+    for (int i = 0; i < ranks.size(); ++i) {
+      const int64_t begin = ring.first_row(), end = begin + ring.rows();
+      const std::vector<Tensor> d = backward(
+          options, query, keys.to(wide), values.to(wide), position, document, all_position.rows(begin, end),
+          all_document.rows(begin, end), o, lse, d_o, d_lse);
+      add_to(dq, d[0]);
+      add_to(dk, d[1]);
+      add_to(dv, d[2]);
+      if (i + 1 < ranks.size())
+        ring.turn({&keys, &values, &dk, &dv});
+      else
+        ring.turn({&dk, &dv});  // home
+    }
+    return {dq.to(narrow), dk.to(narrow), dv.to(narrow)};
+  };
+  return record_collective("ring_merge", {block.x[0], block.x[1], block.x[2]}, {y, lse},
+                           {q, k, v, block.position, block.document, all.position, all.document, y, lse},
+                           adjoint);
+}
+
+namespace cpu {
+
+void add_partial(const Tensor& o, const Tensor& lse, const Tensor& more_o, const Tensor& more_lse) {
+  const int64_t width = o.dim(2);
+  with_float(o.dtype(), [&]<class T>() {
+    T *a = o.data<T>(), *l = lse.data<T>();
+    const T *b = more_o.data<T>(), *m = more_lse.data<T>();
+    parallel_for(lse.numel(), 1 + (1 << 14) / (width + 1), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const auto x = static_cast<Acc<T>>(l[i]), y = static_cast<Acc<T>>(m[i]), top = std::max(x, y);
+        if (top == -std::numeric_limits<Acc<T>>::infinity()) continue;
+        const Acc<T> p = std::exp(x - top), q = std::exp(y - top), sum = p + q;
+        for (int64_t j = i * width; j < (i + 1) * width; ++j)
+          a[j] = static_cast<T>((p * static_cast<Acc<T>>(a[j]) + q * static_cast<Acc<T>>(b[j])) / sum);
+        l[i] = static_cast<T>(top + std::log(sum));
+      }
+    });
+  });
+}
+
+}  // namespace cpu
+
+}  // namespace weft

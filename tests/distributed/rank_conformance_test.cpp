@@ -1,0 +1,108 @@
+// Every mechanism of the registry over ranks: the same outputs and gradients as on one, however the documents
+// are cut. A new mechanism is tested by existing.
+
+#include "tests/distributed/rank_conformance.h"
+
+#include "autograd/fault.h"
+
+namespace weft {
+namespace {
+
+class RankConformance : public testing::TestWithParam<ConformanceCase> {};
+INSTANTIATE_TEST_SUITE_P(Registry, RankConformance, testing::ValuesIn(conformance_cases()), case_name);
+
+constexpr auto contiguous = SegmentPlan::contiguous;
+constexpr auto zigzag = SegmentPlan::zigzag;
+constexpr auto balanced = SegmentPlan::balanced;
+constexpr auto native = CrossingStrategy::native;
+constexpr auto ring = CrossingStrategy::ring;
+constexpr auto heads = CrossingStrategy::heads;
+constexpr auto gather = CrossingStrategy::gather;
+
+const std::vector<int64_t> one{61}, packed{17, 1, 0, 40, 5}, few{2, 1}, even{24, 24, 24};
+
+// Every pair of ranks x plan, plan x strategy and ranks x strategy. Segments are shorter than a halo of 63,
+// and with `few` some ranks hold nothing.
+const std::vector<Placing> placings{
+    {1, contiguous, native, packed}, {1, zigzag, ring, one},          {1, balanced, gather, one},
+    {2, contiguous, gather, packed}, {2, zigzag, native, one},        {2, balanced, ring, packed},
+    {2, contiguous, heads, packed},  {2, zigzag, heads, one},         {3, contiguous, ring, one},
+    {3, zigzag, gather, packed},     {3, balanced, native, one},      {4, contiguous, native, packed},
+    {4, zigzag, ring, one},          {4, balanced, gather, packed},   {4, contiguous, native, few},
+    {4, contiguous, ring, few},      {4, contiguous, gather, few},    {4, balanced, native, packed},
+    {3, balanced, heads, even},      {3, contiguous, native, even}, {2, contiguous, heads, few},
+};
+
+bool refused(const ConformanceCase& c, const Placing& placing) {
+  if (placing.strategy != heads || c.id != "softmax") return false;
+  return placing.ranks == 3 || c.settings.find("alibi") != std::string::npos;
+}
+
+MakeSubject of(const ConformanceCase& c, Dtype dtype) {
+  return [c, dtype] { return std::make_unique<Subject>(c, dtype); };
+}
+
+TEST_P(RankConformance, EqualsOneRank) {
+  const MakeSubject subject = of(GetParam(), Dtype::f64);
+  for (const Placing& placing : placings) {
+    SCOPED_TRACE(testing::Message() << placing);
+    if (refused(GetParam(), placing)) continue;
+    expect_equal(run_on_ranks(subject, placing), run_on_one(subject, placing), tolerance::of(Dtype::f64));
+  }
+}
+
+TEST_P(RankConformance, NarrowEqualsOneRank) {
+  const MakeSubject subject = of(GetParam(), Dtype::bf16);
+  for (const Placing& placing : {Placing{3, zigzag, native, packed}, Placing{4, contiguous, ring, one}}) {
+    SCOPED_TRACE(testing::Message() << placing);
+    expect_equal(run_on_ranks(subject, placing), run_on_one(subject, placing), tolerance::of(Dtype::bf16));
+  }
+}
+
+TEST_P(RankConformance, CheckpointedEqualsPlainBitForBit) {
+  for (const Placing& placing : {Placing{3, zigzag, native, packed}, Placing{2, contiguous, ring, packed}}) {
+    SCOPED_TRACE(testing::Message() << placing);
+    const RankOutcome plain = run_on_ranks(of(GetParam(), Dtype::f32), placing);
+    const RankOutcome again = run_on_ranks(of(GetParam(), Dtype::f32), placing, true);
+    EXPECT_TRUE(same_bits(again.whole.output, plain.whole.output));
+    for (size_t i = 0; i < plain.whole.gradients.size(); ++i)
+      EXPECT_TRUE(same_bits(again.whole.gradients[i], plain.whole.gradients[i])) << i;
+    for (size_t r = 0; r < again.sent.size(); ++r) {
+      EXPECT_EQ(again.sent[r], again.expected[r]) << "rank " << r;
+      // States and halos are kept from the first run; keys and values come again.
+      const WireBytes more = again.sent[r] - plain.sent[r];
+      EXPECT_EQ(more.all_to_all, 0);
+      EXPECT_EQ(more.reduce_scatter, 0);
+      if (GetParam().id != "softmax") {
+        EXPECT_EQ(more, WireBytes{});
+      }
+    }
+  }
+}
+
+TEST_P(RankConformance, SameBitsTwice) {
+  const Placing placing{4, balanced, native, packed};
+  const MakeSubject subject = of(GetParam(), Dtype::f32);
+  const RankOutcome first = run_on_ranks(subject, placing), second = run_on_ranks(subject, placing);
+  EXPECT_TRUE(same_bits(first.whole.output, second.whole.output));
+  for (size_t i = 0; i < first.whole.gradients.size(); ++i)
+    EXPECT_TRUE(same_bits(first.whole.gradients[i], second.whole.gradients[i])) << i;
+}
+
+// An exchange that silently does not happen shows in the bytes, and nowhere else is it sure to.
+TEST_P(RankConformance, BytesTellASkippedExchange) {
+  for (const CrossingStrategy strategy : {native, gather}) {
+    fault::configure("skip_exchange@phase=collective");
+    const RankOutcome ranks = run_on_ranks(of(GetParam(), Dtype::f32), {2, contiguous, strategy, one});
+    fault::configure("");
+    for (size_t r = 0; r < ranks.sent.size(); ++r) {
+      EXPECT_EQ(ranks.sent[r], WireBytes{}) << "rank " << r;
+      // A window of one token looks at nobody else.
+      if (strategy == native && GetParam().settings == "window=1") continue;
+      EXPECT_NE(ranks.expected[r], WireBytes{}) << "rank " << r;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace weft

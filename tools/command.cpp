@@ -1,0 +1,42 @@
+#include "tools/command.h"
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+
+#include "autograd/check.h"
+
+namespace weft {
+namespace {
+
+bool printed = false;
+
+}  // namespace
+
+const Command* find_command(const std::string& name) {
+  for (const Command& command : commands())
+    if (command.name == name) return &command;
+  return nullptr;
+}
+
+bool wants_json(const Words& words) {
+  for (const std::string& word : words) {
+    if (word == "--") return false;
+    if (word == "--json" || word == "--json-summary") return true;
+  }
+  return false;
+}
+
+void print(const std::string& text) {
+  errno = 0;
+  if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0) {
+    const std::string why = std::strerror(errno);
+    std::clearerr(stdout);
+    throw Error(Exit::io, "cannot write the result: " + why, "stdout");
+  }
+  printed |= !text.empty();
+}
+
+bool anything_printed() { return printed; }
+
+}  // namespace weft

@@ -1,0 +1,32 @@
+#pragma once
+// What main.cpp lists: a command is one file in tools/commands and one line there.
+
+#include <string>
+#include <vector>
+
+#include "autograd/check.h"
+
+namespace weft {
+
+using Words = std::vector<std::string>;
+
+struct Command {
+  const char* name;
+  const char* summary;               // a line of `weft --help`
+  int (*run)(const Words& words);    // the words behind the name; returns the exit code, or throws Error
+  bool ranks = false;                // works on several ranks; of any other command, only rank 0 runs
+};
+
+const std::vector<Command>& commands();
+// Null where there is no such command.
+const Command* find_command(const std::string& name);
+
+// Whether the words ask for one line of JSON, --json or --json-summary: then it comes on failure, too.
+bool wants_json(const Words& words);
+
+// A result, on stdout. Error (io) where it cannot be written: a full disk must not look like success.
+void print(const std::string& text);
+// Whether anything was: a result that is out is not followed by another one.
+bool anything_printed();
+
+}  // namespace weft

@@ -1,0 +1,43 @@
+// `weft corpus`: text to train on where there is none.
+
+#include <nlohmann/json.hpp>
+
+#include "tools/commands.h"
+#include "tools/flags.h"
+#include "training/checkpoint/files.h"
+#include "training/data/stories.h"
+
+namespace weft {
+
+int run_corpus(const Words& words) {
+  Flags flags("corpus", "",
+              "Writes short generated stories with two blank lines between them: the same bytes for the same seed on\n"
+              "every machine.");
+  int64_t bytes = 0, seed = 1;
+  std::string out;
+  bool json = false;
+  flags.add("--bytes", bytes, "N", "length; the last story is told to its end", {.required = true, .min = 1});
+  flags.add("--out", out, "FILE", "a new file", {.required = true});
+  flags.add("--seed", seed, "S", "of the stories; default 1", {.min = 0});
+  flags.add("--json", json, "one line, corpus/1");
+  if (!flags.parse(words)) return 0;
+  if (exists(out)) throw Error(Exit::cannot_create, "the file is there already", out, "name another one, or remove it");
+
+  AtomicFile file(out);
+  std::string part;
+  int64_t written = 0, stories = 0;
+  for (; written < bytes; ++stories) {
+    const std::string next = (stories > 0 ? "\n\n\n" : "") + story(static_cast<uint64_t>(seed), stories);
+    part += next;
+    written += static_cast<int64_t>(next.size());
+    if (part.size() < (1 << 20) && written < bytes) continue;
+    file.write(part.data(), part.size());
+    part.clear();
+  }
+  file.commit();
+  if (json)
+    print(nlohmann::ordered_json{{"weft", "corpus/1"}, {"exit", 0}, {"path", out}, {"bytes", written}, {"stories", stories}}.dump() + "\n");
+  return 0;
+}
+
+}  // namespace weft

@@ -1,0 +1,146 @@
+// `weft ls`: mechanisms with what each can do, recipes, tasks.
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "tools/commands.h"
+#include "tools/describe_mechanism.h"
+#include "tools/flags.h"
+#include "tools/recipe_path.h"
+#include "training/recipe/find.h"
+#include "training/recipe/load.h"
+#include "training/setup.h"
+
+namespace weft {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+// Sizes of the mechanism in a recipe: its first layer there, or the recipe's defaults where it has none.
+MechanismSize size_in(const Recipe& recipe, const MechanismEntry& entry) {
+  const ModelConfig config = model_config(recipe, 1);
+  return {.attributes = config.attributes(entry.id),
+          .dims = {.heads = config.heads,
+                   .kv_heads = config.kv_heads,
+                   .key = config.head_size,
+                   .value = config.head_size,
+                   .width = config.width},
+          .dtype = precision_of(recipe),
+          .tokens = recipe.context};
+}
+
+Json crosses(const std::vector<PartCall>& calls) {
+  Json list = Json::array();
+  for (const PartCall& call : calls)
+    list.push_back({{"kind", name_of(call.kind)},
+                    {"bytes", call.bytes},
+                    {"per", call.kind == PartKind::merge ? "token" : "border"}});
+  return list;
+}
+
+Json describe(const MechanismEntry& entry, const std::string& root) {
+  const std::string path = mechanism_recipe(root, entry.id);
+  const MechanismFacts facts = learn(entry, size_in(path.empty() ? Recipe() : load_recipe(path), entry));
+  Json devices = {{"cpu", facts.form()}, {"cuda", nullptr}};
+#ifdef WEFT_CUDA
+  devices["cuda"] = facts.form();
+#endif
+  return {{"id", entry.id},
+          {"aliases", entry.aliases},
+          {"kinds", facts.kinds()},
+          {"causal", facts.causal},
+          {"bidirectional", facts.bidirectional},
+          {"streaming", facts.streaming},
+          {"state_bytes", facts.streaming ? Json(facts.state_bytes) : Json()},
+          {"crosses", crosses(facts.calls)},
+          {"devices", devices},
+          {"dtypes", facts.dtypes},
+          {"context_parallel", {{"contiguous", facts.contiguous}, {"zigzag", facts.zigzag}}},
+          {"paper", {{"title", entry.title}, {"url", entry.url}}},
+          {"recipe", path.empty() ? Json() : Json(path)}};
+}
+
+int64_t count_parameters(const Recipe& recipe) {
+  const int64_t vocab = recipe.model.vocab > 0 ? recipe.model.vocab : open_tokenizer(recipe)->vocab_size();
+  ParameterStore store(precision_of(recipe), Device::meta);
+  const Model model(model_config(recipe, vocab), store);
+  return store.numel();
+}
+
+// One broken recipe does not hide the others.
+Json describe(const RecipeEntry& entry) {
+  Json row = {{"name", entry.name}, {"path", entry.path}, {"parameters", nullptr}, {"summary", entry.summary}};
+  try {
+    row["parameters"] = count_parameters(load_recipe(entry.path));
+  } catch (const Error& error) {
+    row["error"] = error.what();
+  }
+  return row;
+}
+
+std::string with_unit(double number, double step, const std::vector<const char*>& units) {
+  size_t unit = 0;
+  while (number >= step && unit + 1 < units.size()) number /= step, ++unit;
+  char out[32];
+  std::snprintf(out, sizeof out, unit == 0 ? "%.0f %s" : "%.1f %s", number, units[unit]);
+  return out;
+}
+
+std::string joined(const Json& texts, const char* between) {
+  std::string out;
+  for (const Json& text : texts) out += (out.empty() ? "" : between) + text.get<std::string>();
+  return out;
+}
+
+// Columns as wide as their widest cell.
+std::string table(const std::vector<Words>& rows) {
+  std::vector<size_t> widths;
+  for (const Words& row : rows)
+    for (size_t c = 0; c < row.size(); ++c) {
+      if (c == widths.size()) widths.push_back(0);
+      widths[c] = std::max(widths[c], row[c].size());
+    }
+  std::string out;
+  for (const Words& row : rows) {
+    std::string line;
+    for (size_t c = 0; c < row.size(); ++c) line += "  " + row[c] + std::string(widths[c] - row[c].size(), ' ');
+    out += line.substr(0, line.find_last_not_of(' ') + 1) + "\n";
+  }
+  return out;
+}
+
+std::string readable(const Json& all) {
+  std::vector<Words> rows{{"MECHANISM", "PARTS", "SEES", "STATE", "CPU", "CUDA", "RANKS", "ALSO CALLED"}};
+  for (const Json& m : all["mechanisms"]) {
+    const bool causal = m["causal"], bidirectional = m["bidirectional"];
+    rows.push_back({m["id"], joined(m["kinds"], "+"), causal && bidirectional ? "past or all" : causal ? "past" : "all",
+                    m["state_bytes"].is_null() ? "-" : with_unit(m["state_bytes"], 1024, {"B", "KiB", "MiB", "GiB"}),
+                    m["devices"]["cpu"], m["devices"]["cuda"].is_null() ? "-" : m["devices"]["cuda"],
+                    joined(m["context_parallel"]["contiguous"], " "), joined(m["aliases"], ", ")});
+  }
+  std::string out = table(rows);
+  rows = {{"RECIPE", "PARAMETERS", ""}};
+  for (const Json& r : all["recipes"])
+    rows.push_back({r["name"], r["parameters"].is_null() ? "-" : with_unit(r["parameters"], 1000, {"", "K", "M", "G"}),
+                    r.contains("error") ? "broken: " + r["error"].get<std::string>() : r["summary"].get<std::string>()});
+  if (rows.size() > 1) out.append("\n").append(table(rows));
+  if (!all["tasks"].empty()) out += "\n  TASKS  " + joined(all["tasks"], " ") + "\n";
+  return out + "\n  STATE is what one layer keeps of one document at the recipe's context.\n";
+}
+
+}  // namespace
+
+int run_ls(const Words& words) {
+  Flags flags("ls", "", "Lists mechanisms, with what each can do, and recipes.");
+  bool json = false;
+  flags.add("--json", json, "one line, ls/1");
+  if (!flags.parse(words)) return 0;
+  const std::string root = recipe_root();
+  Json all = {{"weft", "ls/1"}, {"exit", 0}, {"mechanisms", Json::array()}, {"recipes", Json::array()}, {"tasks", Json::array()}};
+  for (const MechanismEntry& entry : mechanisms()) all["mechanisms"].push_back(describe(entry, root));
+  for (const RecipeEntry& entry : list_recipes(root)) all["recipes"].push_back(describe(entry));
+  print(json ? all.dump() + "\n" : readable(all));
+  return 0;
+}
+
+}  // namespace weft

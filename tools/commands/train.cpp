@@ -1,0 +1,112 @@
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+
+#include "distributed/environment.h"
+#include "distributed/exit_code.h"
+#include "tools/command.h"
+#include "tools/commands.h"
+#include "tools/recipe_path.h"
+#include "training/log/failure.h"
+#include "training/recipe/load.h"
+#include "training/train.h"
+
+namespace weft {
+namespace {
+
+constexpr const char* kHelp =
+    "weft train RECIPE [KEY=VALUE ...] [--resume auto] [--json-summary]\n"
+    "weft train --resume RUN [KEY=VALUE ...]\n"
+    "\n"
+    "Trains the model that a recipe describes. Overrides are written optim.lr=3e-4 or --optim.lr 3e-4.\n"
+    "  --resume RUN    continues the run in that folder from its last good checkpoint\n"
+    "  --resume auto   continues the recipe's run if it is there, else starts it\n"
+    "  --json-summary  prints one line of JSON on stdout at the end (train/1), also on failure\n";
+
+struct Request {
+  Recipe recipe;
+  TrainOptions options;
+};
+
+Request parse(const Words& words) {
+  Words rest;
+  std::string resume, recipe;
+  for (size_t i = 0; i < words.size(); ++i) {
+    if (words[i] == "--json-summary") continue;
+    if (words[i] == "--resume") {
+      if (++i == words.size()) throw Error(Exit::usage, "--resume wants a run folder, or auto", "--resume");
+      resume = words[i];
+    } else if (words[i].starts_with("--resume=")) {
+      resume = words[i].substr(9);
+    } else if (recipe.empty() && rest.empty() && !words[i].starts_with("-") && words[i].find('=') == std::string::npos) {
+      recipe = words[i];
+    } else {
+      rest.push_back(words[i]);
+    }
+  }
+  Request r;
+  r.options.resume_auto = resume == "auto";
+  r.options.resume = !resume.empty() && !r.options.resume_auto;
+  r.options.command_line = {"weft", "train"};
+  r.options.command_line.insert(r.options.command_line.end(), words.begin(), words.end());
+  if (r.options.resume && recipe.empty()) {
+    recipe = resume + "/recipe.yaml";
+    if (!std::filesystem::exists(recipe))
+      throw Error(Exit::no_checkpoint, "no run to continue", resume, "start it with weft train RECIPE");
+  }
+  if (recipe.empty()) throw Error(Exit::usage, "no recipe named", {}, "try weft train recipes/quickstart.yaml, or weft ls");
+  r.recipe = load_recipe(recipe_path(recipe), split_overrides(rest));
+  if (r.options.resume) r.recipe.run = resume;
+  while (r.recipe.run.size() > 1 && r.recipe.run.back() == '/') r.recipe.run.pop_back();
+  return r;
+}
+
+void print_summary(const TrainSummary& s) {
+  std::printf("%s: %lld of %lld steps, loss %.4f", s.status.c_str(), static_cast<long long>(s.step),
+              static_cast<long long>(s.steps), s.loss);
+  if (std::isfinite(s.val_bpb)) std::printf(", validation %.3f bits a byte", s.val_bpb);
+  if (std::isfinite(s.baseline_bpb)) std::printf(" (5-gram model of the same text: %.3f)", s.baseline_bpb);
+  std::printf(", %.0f s\n", s.seconds);
+  if (!s.sample.empty()) std::printf("\n%s\n", s.sample.c_str());
+}
+
+}  // namespace
+
+int run_train(const Words& words) {
+  const auto has = [&](const char* flag) { return std::find(words.begin(), words.end(), flag) != words.end(); };
+  if (has("--help")) {
+    print(kHelp);
+    return 0;
+  }
+  const bool json = has("--json-summary");
+  std::unique_ptr<Communicator> world;
+  const Launched launched = detect_launch();
+  std::string run;
+  try {
+    if (launched.size > 1) world = world_communicator(launched);
+    const Request request = parse(words);
+    run = request.recipe.run;
+    if (world)
+      world->on_leave([run, rank = launched.rank](Exit code, const std::string& what) { leave_exit_code(run, rank, code, what); });
+    const TrainSummary summary = train(request.recipe, request.options, world.get());
+    if (launched.rank == 0) {
+      if (json) print(to_json(summary) + "\n");
+      else print_summary(summary);
+      std::fflush(stdout);
+    }
+    world.reset();
+    if (launched.size > 1) leave_exit_code(run, launched.rank, summary.exit, summary.exit == Exit::ok ? "" : "stopped by a signal; continue with --resume");
+    return static_cast<int>(summary.exit);
+  } catch (const std::exception& e) {
+    const Error error = as_error(e);
+    if (json && launched.rank == 0) print(failure_json("train/1", error, launched.rank) + "\n");
+    if (!world) throw error;
+    std::fflush(stdout);
+    print_error(error);
+    world->leave(error.code, error_line(error));
+    return static_cast<int>(error.code);
+  }
+}
+
+}  // namespace weft

@@ -1,0 +1,63 @@
+#pragma once
+// The words of one command, declared once and used to read, check and document them.
+//
+//   Flags flags("corpus", "", "Writes text.");
+//   flags.add("--bytes", bytes, "N", "at least so many", {.required = true});
+//   if (!flags.parse(words)) return 0;  // --help was asked for and answered
+//
+// A value is written `--bytes 10` or `--bytes=10`; words behind `--` are no flags. A flag given twice counts as
+// given last. Every mistake is an Error (usage) that names the flag.
+
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <variant>
+#include <vector>
+
+namespace weft {
+
+struct FlagTraits {
+  bool required = false;
+  int64_t min = std::numeric_limits<int64_t>::min();
+  int64_t max = std::numeric_limits<int64_t>::max();
+};
+
+class Flags {
+ public:
+  // arguments: what the command takes besides flags, as its usage line shows it: "NAME [FILE]". A name in
+  // brackets may be left out, one with "..." may be repeated.
+  Flags(std::string command, std::string arguments, std::string summary);
+
+  void add(const char* name, bool& value, const char* help);
+  void add(const char* name, int64_t& value, const char* unit, const char* help, FlagTraits traits = {});
+  void add(const char* name, std::string& value, const char* unit, const char* help, FlagTraits traits = {});
+  // Flags end at the first argument: everything from there on belongs to another command.
+  void end_at_first_argument() { ends_early_ = true; }
+
+  bool parse(const std::vector<std::string>& words);
+  const std::vector<std::string>& arguments() const { return arguments_; }
+  // The i-th argument, or `absent` where it was left out.
+  std::string argument(size_t i, const std::string& absent = {}) const;
+
+  std::string usage() const;  // "weft corpus --bytes N [--json]"
+  std::string help() const;
+
+ private:
+  using Slot = std::variant<bool*, int64_t*, std::string*>;
+  struct Flag {
+    std::string name, unit, help;
+    Slot slot;
+    FlagTraits traits;
+    bool given = false;
+  };
+
+  Flag& find(const std::string& name);
+  void check_arguments() const;
+
+  std::string command_, shown_arguments_, summary_;
+  std::vector<Flag> flags_;
+  std::vector<std::string> arguments_;
+  bool ends_early_ = false;
+};
+
+}  // namespace weft

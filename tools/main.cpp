@@ -1,0 +1,30 @@
+// The weft command: its list of commands.
+
+#include "tools/commands.h"
+#include "tools/run_command.h"
+
+namespace weft {
+
+// One line a command, in the order of `weft --help`.
+const std::vector<Command>& commands() {
+  static const std::vector<Command> all{
+      {"ls", "mechanisms with what each can do, and recipes", run_ls},
+      {"cp", "copy a recipe, to edit it", run_cp},
+      {"help", "what a key of a recipe means", run_help},
+      {"schema", "JSON Schema of a recipe", run_schema},
+      {"diff", "how two recipes or runs differ", run_diff},
+      {"validate", "what a run will need, without running it", run_validate},
+      {"train", "train a recipe, or resume a run", run_train, true},
+      {"launch", "run a command on several ranks", run_launch},
+      {"generate", "continue a text with a trained model", run_generate},
+      {"logits", "logits and losses of given tokens", run_logits, true},
+      {"apply", "one mechanism on tensors of a file", run_apply},
+      {"tokenize", "text files to token shards", run_tokenize},
+      {"corpus", "write a text to train on", run_corpus},
+  };
+  return all;
+}
+
+}  // namespace weft
+
+int main(int count, char** words) { return weft::run_command({words + 1, words + count}); }

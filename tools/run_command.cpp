@@ -1,0 +1,89 @@
+#include "tools/run_command.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "autograd/check.h"
+#include "autograd/field_value.h"
+#include "autograd/nearest_name.h"
+#include "distributed/environment.h"
+#include "distributed/mpi_comm.h"
+#include "training/log/failure.h"
+
+namespace weft {
+namespace {
+
+std::string overview() {
+  std::string out = "usage: weft COMMAND [...]\n\n";
+  for (const Command& c : commands()) out += "  " + std::string(c.name) + std::string(10 - std::string(c.name).size(), ' ') + c.summary + "\n";
+  return out + "\n`weft COMMAND --help` says more; `weft help KEY` explains a key of a recipe.\n";
+}
+
+std::string version(bool json) {
+#ifdef WEFT_CUDA
+  const bool cuda = true;
+#else
+  const bool cuda = false;
+#endif
+  if (json) {
+    const nlohmann::ordered_json line = {{"weft", "version/1"}, {"exit", 0}, {"version", WEFT_VERSION}, {"cuda", cuda}, {"mpi", built_with_mpi()}};
+    return line.dump() + "\n";
+  }
+  return text("weft ", WEFT_VERSION, " (cpu", cuda ? ", cuda" : "", built_with_mpi() ? ", mpi" : "", ")\n");
+}
+
+const Command& named(const std::string& name) {
+  if (const Command* command = find_command(name)) return *command;
+  Words names;
+  for (const Command& c : commands()) names.push_back(c.name);
+  throw Error(Exit::usage, "unknown command " + shown(name), "", suggest_name(name, names, "commands"));
+}
+
+int dispatch(const Words& words, int rank) {
+  const std::string first = words.empty() ? "--help" : words[0];
+  const bool about = first == "--help" || first == "-h" || first == "--version";
+  if (about) {
+    if (rank == 0) print(first == "--version" ? version(wants_json(words)) : overview());
+    return 0;
+  }
+  const Command& command = named(first);
+  if (rank > 0 && !command.ranks) return 0;
+  return command.run({words.begin() + 1, words.end()});
+}
+
+// Whose result a failure stands for: of `weft launch`, the launched command's.
+std::string speaker(const Words& words) {
+  if (words.empty()) return "weft";
+  if (words[0] == "launch")
+    for (size_t i = 1; i < words.size(); ++i)
+      if (find_command(words[i])) return words[i];
+  return words[0];
+}
+
+void report(const Error& error, const Words& words, int rank) {
+  if (rank > 0) return;
+  print_error(error);
+  // Where stdout is what failed, the exit code has to do.
+  if (wants_json(words) && !anything_printed() && error.where != "stdout") print(failure_json(speaker(words) + "/1", error, rank) + "\n");
+}
+
+}  // namespace
+
+int run_command(const Words& words) noexcept {
+  int rank = 0;
+  try {
+    try {
+      rank = detect_launch().rank;
+      return dispatch(words, rank);
+    } catch (const std::exception& exception) {
+      const Error error = as_error(exception);
+      report(error, words, rank);
+      return static_cast<int>(error.code);
+    }
+  } catch (...) {  // the report itself failed
+    return static_cast<int>(Exit::internal);
+  }
+}
+
+}  // namespace weft

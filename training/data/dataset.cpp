@@ -1,0 +1,91 @@
+#include "training/data/dataset.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "autograd/check.h"
+
+namespace weft {
+
+Dataset::Dataset(std::vector<Part> parts, int64_t context, Tail tail)
+    : parts_(std::move(parts)), context_(context), first_{0} {
+  CHECK(context > 0, "Dataset: context ", context);
+  CHECK(!parts_.empty(), "Dataset: no parts");
+  for (const Part& part : parts_) {
+    const int64_t tokens = part.corpus.tokens();
+    const int64_t samples = tail == Tail::keep ? (tokens + context - 1) / context : tokens / context;
+    if (samples == 0)
+      throw Error(Exit::data, text("has ", tokens, " tokens, less than one sample of ", context),
+                  tokens > 0 ? part.corpus.spans().front().source->path() : "",
+                  "give more text or a shorter context");
+    first_.push_back(first_.back() + samples);
+  }
+}
+
+int64_t Dataset::tokens() const {
+  int64_t sum = 0;
+  for (size_t p = 0; p < parts_.size(); ++p)
+    sum += std::min(parts_[p].corpus.tokens(), (first_[p + 1] - first_[p]) * context_);
+  return sum;
+}
+
+Batch Dataset::batch(std::span<const int64_t> samples) const {
+  Batch batch;
+  batch.tokens.reserve(samples.size() * static_cast<size_t>(context_));
+  batch.targets.reserve(samples.size() * static_cast<size_t>(context_));
+  batch.offsets.push_back(0);
+  batch.samples.assign(samples.begin(), samples.end());
+  for (const int64_t sample : samples) {
+    CHECK(0 <= sample && sample < this->samples(), "batch: sample ", sample, " of ", this->samples());
+    const auto part = std::upper_bound(first_.begin(), first_.end(), sample) - first_.begin() - 1;
+    const Corpus& corpus = parts_[part].corpus;
+    const int64_t begin = (sample - first_[part]) * context_;
+    corpus.append(begin, std::min(begin + context_, corpus.tokens()), batch.tokens, batch.targets,
+                  batch.offsets);
+  }
+  return batch;
+}
+
+SampleOrder Dataset::order(uint64_t seed, bool shuffle) const {
+  std::vector<SampleOrder::Part> parts;
+  for (size_t p = 0; p < parts_.size(); ++p) parts.push_back({first_[p + 1] - first_[p], parts_[p].weight});
+  return SampleOrder(std::move(parts), seed, shuffle);
+}
+
+Datasets open_datasets(const DataConfig& config, int64_t context, const SourceOptions& options) {
+  std::vector<std::string> together;
+  std::vector<Dataset::Part> train;
+  for (const DataConfig::Source& source : config.train) {
+    if (!std::isfinite(source.weight) || source.weight < 0)
+      throw Error(Exit::recipe, text("weight ", source.weight, " is not positive"), "data.train");
+    if (source.weight == 0)
+      together.push_back(source.path);
+    else
+      train.push_back({open_corpus({source.path}, options), source.weight});
+  }
+  if (!together.empty() && !train.empty())
+    throw Error(Exit::recipe, "some sources have a weight and some have none", "data.train",
+                "give all of them one, or none");
+  if (!together.empty()) train.push_back({open_corpus(together, options), 1});
+  if (train.empty())
+    throw Error(Exit::recipe, "names no file", "data.train", "give a path, a list, or {path, weight}");
+
+  std::vector<Span> held_out;
+  if (!config.val_paths.empty()) {
+    held_out = open_corpus(config.val_paths, options).spans();
+  } else {
+    for (Dataset::Part& part : train) {
+      Split split = split_corpus(part.corpus, config.val_share);
+      part.corpus = std::move(split.train);
+      held_out.insert(held_out.end(), split.held_out.spans().begin(), split.held_out.spans().end());
+    }
+  }
+  Datasets sets{Dataset(std::move(train), context), {}};
+  if (!held_out.empty())
+    sets.val.emplace(std::vector<Dataset::Part>{{Corpus(std::move(held_out)), 1}}, context,
+                     Dataset::Tail::keep);
+  return sets;
+}
+
+}  // namespace weft

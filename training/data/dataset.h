@@ -1,0 +1,78 @@
+#pragma once
+// Samples: pieces of equal length of a line of documents, and batches of them as one token line.
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "training/data/corpus.h"
+#include "training/data/order.h"
+
+namespace weft {
+
+// One token line: all samples of a rank one after another, and in them (pieces of) documents one after
+// another.
+struct Batch {
+  std::vector<int32_t> tokens;   // (N)
+  std::vector<int32_t> targets;  // (N) the next token of the document; -1 after its last one: no loss there
+  std::vector<int64_t> offsets;  // (documents + 1) where documents start, and N; states and masks reset there
+  std::vector<int64_t> samples;  // which samples these are, in order
+};
+
+// Each part is cut into samples of exactly `context` tokens, documents in order; a document longer than what
+// is left of a sample goes on in the next one, where it starts anew. Nothing is padded and no label is lost
+// at a cut.
+class Dataset {
+ public:
+  struct Part {
+    Corpus corpus;
+    double weight = 1;
+  };
+  // What happens to the tokens after a part's last full sample: left out (training), or one shorter sample
+  // (evaluation).
+  enum class Tail { drop, keep };
+
+  // Errors: Exit::data when a part has no sample.
+  Dataset(std::vector<Part> parts, int64_t context, Tail tail = Tail::drop);
+
+  int64_t context() const { return context_; }
+  int64_t samples() const { return first_.back(); }  // numbered through the parts
+  int64_t tokens() const;                            // in all samples
+  const std::vector<Part>& parts() const { return parts_; }
+
+  // Thread-safe. Errors: those of TokenSource::read.
+  Batch batch(std::span<const int64_t> samples) const;
+
+  // The endless shuffled order of the samples, in the proportions of the parts.
+  SampleOrder order(uint64_t seed, bool shuffle = true) const;
+
+ private:
+  std::vector<Part> parts_;
+  int64_t context_;
+  std::vector<int64_t> first_;  // first sample of each part, and the end
+};
+
+// data.train and data.val of a recipe.
+struct DataConfig {
+  struct Source {
+    std::string path;   // file, folder or pattern
+    double weight = 0;  // 0: none given
+  };
+  // Without weights all sources are one part: every sample once an epoch. With weights (all of them) each is
+  // a part, drawn in that proportion however large it is.
+  std::vector<Source> train;
+  double val_share = 0;                // of each part, held out; used where there are no val_paths
+  std::vector<std::string> val_paths;  // files, folders or patterns
+};
+
+struct Datasets {
+  Dataset train;
+  std::optional<Dataset> val;
+};
+
+// Errors: Exit::recipe when only some sources have weights or one is not positive; Exit::data for the files.
+Datasets open_datasets(const DataConfig& config, int64_t context, const SourceOptions& options);
+
+}  // namespace weft

@@ -1,0 +1,112 @@
+#include "training/log/metrics_file.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+#include <string_view>
+
+#include "autograd/check.h"
+#include "training/checkpoint/files.h"
+#include "training/log/clock.h"
+
+namespace weft {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+std::string line_of(const Json& json) {
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace) + '\n';
+}
+
+bool stays(std::string_view line, int64_t step, bool keep_events) {
+  const Json json = Json::parse(line, nullptr, false);
+  if (!json.is_object()) return false;
+  const auto at = json.find("step");
+  if (at == json.end() || !at->is_number_integer() || at->get<int64_t>() <= step) return true;
+  const auto event = json.find("event");
+  if (event == json.end()) return false;
+  return keep_events || *event == name_of(Event::fault) || *event == name_of(Event::resume);
+}
+
+}  // namespace
+
+const char* name_of(Event event) {
+  switch (event) {
+    case Event::resume: return "resume";
+    case Event::checkpoint: return "checkpoint";
+    case Event::skip: return "skip";
+    case Event::rewind: return "rewind";
+    case Event::sample: return "sample";
+    case Event::fault: return "fault";
+  }
+  return "unknown";
+}
+
+MetricsFile::MetricsFile(std::string path, std::optional<int64_t> resume_step, Warn warn)
+    : path_(std::move(path)), warn_(std::move(warn)) {
+  if (resume_step) prune(*resume_step, false);
+  file_.emplace(path_, resume_step ? AppendFile::Open::append : AppendFile::Open::create, warn_);
+}
+
+void MetricsFile::step(const StepRecord& r) {
+  Json json = {{"step", r.step},
+               {"tokens", r.tokens},
+               {"loss", r.loss},
+               {"grad_norm", r.grad_norm},
+               {"lr", r.lr},
+               {"tokens_per_s", r.tokens_per_s},
+               {"mfu", r.mfu.value_or(StepRecord::unknown)},
+               {"step_s", r.step_s},
+               {"data_s", r.data_s},
+               {"comm_s", r.comm_s},
+               {"peak_bytes", r.peak_bytes},
+               {"time", r.time}};
+  if (r.val_loss) json["val_loss"] = *r.val_loss;
+  if (r.val_bpb) json["val_bpb"] = *r.val_bpb;
+  file_->append(line_of(json));
+}
+
+void MetricsFile::event(Event event, int64_t step, const EventFields& fields) {
+  Json json = {{"event", name_of(event)}, {"step", step}, {"time", wall_seconds()}};
+  for (const auto& [key, value] : fields)
+    std::visit([&json, &key = key](const auto& v) { json[key] = v; }, value);
+  file_->append(line_of(json));
+}
+
+void MetricsFile::rewind(int64_t step) {
+  file_.reset();
+  prune(step, true);
+  file_.emplace(path_, AppendFile::Open::append, warn_);
+}
+
+void MetricsFile::prune(int64_t step, bool keep_events) {
+  std::ifstream in(path_, std::ios::binary);
+  const std::string content{std::istreambuf_iterator<char>(in), {}};
+  std::string kept;
+  std::optional<size_t> first_gone;
+  for (size_t begin = 0; begin < content.size();) {
+    const size_t end = std::min(content.find('\n', begin), content.size());
+    const std::string_view line = std::string_view(content).substr(begin, end - begin);
+    if (stays(line, step, keep_events))
+      kept.append(line) += '\n';
+    else if (!first_gone)
+      first_gone = begin;
+    begin = end + 1;
+  }
+  if (kept == content) return;
+  try {
+    write_file_atomically(path_, kept);
+  } catch (const Error& error) {
+    // No room for a copy: losing lines is better than having a step twice.
+    warn_(text("cannot rewrite ", path_, ": ", error.what(), "; its last lines are cut off"));
+    const auto length = static_cast<off_t>(first_gone.value_or(content.size()));
+    if (::truncate(path_.c_str(), length) != 0)
+      throw Error(Exit::io, "cannot remove lines of steps that will be repeated", path_,
+                  "move the file away");
+  }
+}
+
+}  // namespace weft

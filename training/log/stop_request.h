@@ -1,0 +1,22 @@
+#pragma once
+// Being asked to stop: SIGTERM, SIGINT, SIGUSR1 and SIGHUP (unless ignored, as under nohup). The first sets a
+// flag, on which the run saves at the next step boundary and ends with Exit::stopped; the second ends the
+// process at once with the same code, which is safe at any moment because checkpoints are published whole.
+
+namespace weft {
+
+class StopRequest {
+ public:
+  // Installs the handlers; one object at a time. announce: the handler says on stderr what happens (rank 0).
+  // Also makes a file that meets a size limit an error of the write (SIGXFSZ), as on a full disk.
+  explicit StopRequest(bool announce = true);
+  ~StopRequest();  // puts back the handlers of before
+  StopRequest(const StopRequest&) = delete;
+  StopRequest& operator=(const StopRequest&) = delete;
+
+  bool requested() const { return signal() != 0; }
+  int signal() const;        // the first that came, 0 if none
+  const char* name() const;  // "SIGTERM"; "" if none
+};
+
+}  // namespace weft

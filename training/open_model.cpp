@@ -1,0 +1,30 @@
+#include "training/open_model.h"
+
+#include <filesystem>
+
+#include "training/checkpoint/load.h"
+#include "training/recipe/load.h"
+#include "training/state.h"
+
+namespace weft {
+
+OpenModel open_model(const std::string& path, std::optional<Dtype> dtype) {
+  const std::string recipe = path + "/recipe.yaml";
+  if (!std::filesystem::exists(recipe))
+    throw Error(Exit::usage, "not a run: it has no recipe.yaml", path, "name the folder that weft train wrote");
+  OpenModel m;
+  m.recipe = load_recipe(recipe);
+  m.tokenizer = open_tokenizer(m.recipe);
+  m.store = std::make_unique<ParameterStore>(dtype.value_or(precision_of(m.recipe)));
+  m.model = std::make_unique<Model>(model_config(m.recipe, vocabulary_of(m.recipe, *m.tokenizer)), *m.store);
+  m.store->commit();
+  const ckpt::Loaded loaded = ckpt::load(path);
+  if (loaded.checkpoint.manifest().tokenizer_hash != m.tokenizer->hash())
+    throw Error(Exit::recipe, "the tokenizer is another than the model's", m.recipe.where("data.tokenizer"),
+                "put back the tokenizer it was trained with");
+  restore_weights(*m.store, loaded.checkpoint);
+  m.step = loaded.checkpoint.manifest().step;
+  return m;
+}
+
+}  // namespace weft

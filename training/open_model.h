@@ -1,0 +1,20 @@
+#pragma once
+// A trained model from its run folder, for generation and scoring.
+
+#include "training/setup.h"
+
+namespace weft {
+
+struct OpenModel {
+  Recipe recipe;
+  std::shared_ptr<const Tokenizer> tokenizer;
+  std::unique_ptr<ParameterStore> store;
+  std::unique_ptr<Model> model;
+  int64_t step = 0;
+};
+
+// path: a run folder. dtype: what it computes in; by default the recipe's. Errors: Exit::no_checkpoint where there is
+// none, Exit::usage for something that is no run.
+OpenModel open_model(const std::string& path, std::optional<Dtype> dtype = {});
+
+}  // namespace weft

@@ -30,6 +30,8 @@ done
 
 left_out=() # said at the very end, where it is seen
 
+# The CUDA preset builds device code beside the CPU program; training on the card needs the ops' kernels, which are
+# not there yet (DESIGN.md).
 choose_preset() {
   preset=cpu
   if [ "$device" = cpu ]; then return; fi

@@ -117,9 +117,8 @@ part_nvcc() {
     echo "nvcc: no CMakeLists.txt builds ${forgotten//$'\n'/ }"
     return 1
   fi
-  # The linker is the registry of kernels: a missing one shows when ./weft is linked.
   # shellcheck disable=SC2086
-  compile cuda --target $objects weft
+  compile cuda --target $objects weft_lab
 }
 
 mpi_on_a_small_machine

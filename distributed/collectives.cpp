@@ -115,8 +115,9 @@ Variable exchange_rows(Communicator& ranks, const Variable& x, const Counts& sen
 
 Variable hand_on(Communicator& ranks, const Variable& x, int from, int to, const Tensor& like) {
   const bool mine = ranks.rank() == from;
-  CHECK(from != to && (!mine || (x.shape() == like.shape() && x.dtype() == like.dtype())), "hand_on: ",
-        mine ? x.shape() : like.shape(), " like ", like.shape(), " from rank ", from, " to ", to);
+  CHECK(from != to && (!mine || (x.shape() == like.shape() && x.dtype() == like.dtype())),
+        "hand_on: ", mine ? x.shape() : like.shape(), " like ", like.shape(), " from rank ", from, " to ",
+        to);
   const Parcel parcel{like.shape(), like.dtype(), like.device()};
   const Tensor y = keep([&] { return pass(ranks, x, from, to, parcel); });
   const Variable source = mine ? x : Variable(empty({0}, like.dtype(), like.device()));

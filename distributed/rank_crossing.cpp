@@ -17,8 +17,8 @@ RankCrossing::RankCrossing(const Layout& layout, RankPlan& plan, Communicator& r
                            CrossingStrategy strategy, WireBytes* expected)
     : Crossing(layout), plan_(plan), ranks_(ranks), strategy_(strategy), expected_(expected) {
   CHECK(layout.segments == plan.segments(), "crossing: the layout is not this rank's of the plan");
-  CHECK(plan.rank() == ranks.rank() && plan.ranks() == ranks.size(), "crossing: a plan for rank ", plan.rank(),
-        " of ", plan.ranks(), ", a communicator of rank ", ranks.rank(), " of ", ranks.size());
+  CHECK(plan.rank() == ranks.rank() && plan.ranks() == ranks.size(), "crossing: a plan for rank ",
+        plan.rank(), " of ", plan.ranks(), ", a communicator of rank ", ranks.rank(), " of ", ranks.size());
 }
 
 void RankCrossing::expect(const PartBytes& bytes, bool kept) {
@@ -52,8 +52,7 @@ Variable RankCrossing::operator()(const Scan& part, const Block& block) {
   if (states.total > 0) {
     State pieces;  // of all ranks, then those of the documents here, in order
     for (const Variable& s : gather_state(local.total, states.own))
-      pieces.push_back(
-          gather_rows(all_gather_rows(ranks_, s, states.counts, Recompute::kept), states.order));
+      pieces.push_back(gather_rows(all_gather_rows(ranks_, s, states.counts, Recompute::kept), states.order));
     expect(scan_bytes(plan_, row_bytes(pieces)), true);
     const Folded across = fold(part, pieces, states.documents);
     const State before =

@@ -1,7 +1,7 @@
 #pragma once
-// Context parallelism: a Crossing over ranks that hold pieces of the same documents. A mechanism runs unchanged;
-// what crosses a border is what decoding would keep at that token. Outputs and gradients are those of one rank,
-// for any placing of the pieces; a parameter's gradient is the sum over the ranks.
+// Context parallelism: a Crossing over ranks that hold pieces of the same documents. A mechanism runs
+// unchanged; what crosses a border is what decoding would keep at that token. Outputs and gradients are those
+// of one rank, for any placing of the pieces; a parameter's gradient is the sum over the ranks.
 //
 //   Scan    one state a piece, gathered; every rank folds those before its own
 //   Merge   keys and values, in one of the ways below
@@ -17,18 +17,19 @@ namespace weft {
 
 enum class CrossingStrategy : uint8_t {
   native,  // Merge: all keys and values are gathered, then one attention
-  ring,    // Merge: they travel around the ranks, and again on the way back; nobody ever holds all (Liu et al.
-           // 2023, "Ring attention with blockwise transformers")
-  heads,   // Merge: ranks trade tokens for heads (Jacobs et al. 2023, "DeepSpeed Ulysses"); q and k heads must
-           // divide by the ranks, or it is an Error (recipe)
-  gather,  // every part: inputs are gathered and the whole is computed everywhere; the fallback, and the oracle
+  ring,   // Merge: they travel around the ranks, and again on the way back; nobody ever holds all (Liu et al.
+          // 2023, "Ring attention with blockwise transformers")
+  heads,  // Merge: ranks trade tokens for heads (Jacobs et al. 2023, "DeepSpeed Ulysses"); q and k heads must
+          // divide by the ranks, or it is an Error (recipe)
+  gather,  // every part: inputs are gathered and the whole is computed everywhere; the fallback, and the
+           // oracle
 };
 
 class RankCrossing : public Crossing {
  public:
-  // layout: of this rank, as in the plan. Plan and communicator outlive the tape. `expected` grows by the bytes
-  // that this rank has to send for the parts crossed, forward and, under a tape, on the way back, checkpoints
-  // accounted for; it equals what the communicator counts, unless an exchange does not happen.
+  // layout: of this rank, as in the plan. Plan and communicator outlive the tape. `expected` grows by the
+  // bytes that this rank has to send for the parts crossed, forward and, under a tape, on the way back,
+  // checkpoints accounted for; it equals what the communicator counts, unless an exchange does not happen.
   RankCrossing(const Layout& layout, RankPlan& plan, Communicator& ranks,
                CrossingStrategy strategy = CrossingStrategy::native, WireBytes* expected = nullptr);
 

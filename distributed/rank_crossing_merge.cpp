@@ -14,12 +14,15 @@ Block gather_block(const Block& block, const Tensor& index) {
   return out;
 }
 
-// Tokens of this rank with all heads -> tokens of all ranks with this rank's heads, and back. (n, H, D) is cut
-// into (n, P, H/P, D); in between, rows are (P n, H/P, D).
+// Tokens of this rank with all heads -> tokens of all ranks with this rank's heads, and back. (n, H, D) is
+// cut into (n, P, H/P, D); in between, rows are (P n, H/P, D).
 class HeadTrade {
  public:
   HeadTrade(Communicator& ranks, const std::vector<int64_t>& tokens)
-      : ranks_(ranks), tokens_(tokens), parts_(ranks.size()), own_(tokens[static_cast<size_t>(ranks.rank())]) {
+      : ranks_(ranks),
+        tokens_(tokens),
+        parts_(ranks.size()),
+        own_(tokens[static_cast<size_t>(ranks.rank())]) {
     same_.assign(tokens.size(), own_);
   }
 

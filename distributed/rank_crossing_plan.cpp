@@ -191,8 +191,7 @@ const RankPlan::Halos& RankPlan::halos(int64_t width) {
       const auto g = static_cast<size_t>(slot / width);
       place[static_cast<size_t>(slot)] = at++;
       line[static_cast<size_t>(slot)] = static_cast<int32_t>(line_rows[g] - width + slot % width);
-      position[static_cast<size_t>(slot)] =
-          static_cast<int32_t>(segments()[g].begin - width + slot % width);
+      position[static_cast<size_t>(slot)] = static_cast<int32_t>(segments()[g].begin - width + slot % width);
       segment[static_cast<size_t>(slot)] = static_cast<int32_t>(g);
     }
   }

@@ -1,7 +1,7 @@
 #pragma once
-// What one rank of a context group has to know to cross the borders between ranks: where every token lies, and
-// which rows go where. All of it follows from the segments of all ranks; nothing is asked of anybody. Made once
-// a batch and shared by all layers.
+// What one rank of a context group has to know to cross the borders between ranks: where every token lies,
+// and which rows go where. All of it follows from the segments of all ranks; nothing is asked of anybody.
+// Made once a batch and shared by all layers.
 //
 // A document that lies on one rank in one piece needs nobody: most crossings concern the cut ones alone.
 
@@ -76,10 +76,10 @@ class RankPlan {
   // The `width` tokens before each segment.
   struct Halos {
     std::vector<int64_t> sent, received;
-    Tensor send;                // own rows, by receiving rank
-    Tensor place;               // (segments x width) row of what is received, or -1
-    Tensor line;                // (segments x width) row of the whole documents, or -1
-    Tensor position, segment;   // (segments x width), -1 where there is no such token
+    Tensor send;               // own rows, by receiving rank
+    Tensor place;              // (segments x width) row of what is received, or -1
+    Tensor line;               // (segments x width) row of the whole documents, or -1
+    Tensor position, segment;  // (segments x width), -1 where there is no such token
   };
   const Halos& halos(int64_t width);
 

@@ -80,9 +80,9 @@ std::vector<Variable> ring_merge(Communicator& ranks, const RankPlan& plan, cons
     Ring ring(ranks, counts);
     for (int i = 0; i < ranks.size(); ++i) {
       const int64_t begin = ring.first_row(), end = begin + ring.rows();
-      const std::vector<Tensor> d = backward(
-          options, query, keys.to(wide), values.to(wide), position, document, all_position.rows(begin, end),
-          all_document.rows(begin, end), o, lse, d_o, d_lse);
+      const std::vector<Tensor> d =
+          backward(options, query, keys.to(wide), values.to(wide), position, document,
+                   all_position.rows(begin, end), all_document.rows(begin, end), o, lse, d_o, d_lse);
       add_to(dq, d[0]);
       add_to(dk, d[1]);
       add_to(dv, d[2]);

@@ -21,7 +21,7 @@ OptimizerConfig optimizer_config(const Recipe& recipe) {
 Schedule schedule_of(const Recipe& recipe) {
   const Recipe::Optim& o = recipe.optim;
   return {.kind = Schedule::kind_of(o.schedule), .steps = recipe.steps, .warmup = o.warmup, .decay = o.decay,
-          .floor = o.min_lr / o.lr};
+          .floor = o.lr > 0 ? o.min_lr / o.lr : 0};
 }
 
 CrossingStrategy strategy_of(const Recipe& recipe) {
@@ -92,7 +92,7 @@ MicroBatch Trainer::cut(const Batch& batch) const {
 
 std::unique_ptr<CrossingFactory> Trainer::crossings(const MicroBatch& micro) const {
   if (mesh_.shape.cp == 1) return std::make_unique<LocalCrossings>();
-  return std::make_unique<RankCrossings>(micro, *mesh_.context, strategy_of(recipe_), nullptr);
+  return std::make_unique<RankCrossings>(micro, *mesh_.context, strategy_of(recipe_), &expected_);
 }
 
 WireBytes Trainer::wire() const {
@@ -101,6 +101,16 @@ WireBytes Trainer::wire() const {
                                 static_cast<const Communicator*>(mesh_.context.get())})
     if (c != nullptr) bytes += c->wire();
   return bytes;
+}
+
+// An exchange that silently does not happen would train a model that cannot see across ranks: count what was sent.
+void Trainer::check_wire() const {
+  if (mesh_.shape.cp == 1) return;
+  const WireBytes& sent = mesh_.context->wire();
+  const auto total = [](const WireBytes& w) { return w.all_gather + w.reduce_scatter + w.send_recv + w.all_to_all; };
+  if (total(sent) != total(expected_))
+    throw Error(Exit::internal, text("accounting mismatch: ", total(sent), " bytes were sent inside the context group, the formula says ",
+                                     total(expected_)), "context parallelism", "report this: an exchange was skipped or doubled");
 }
 
 void Trainer::reduce_gradients() {
@@ -144,6 +154,7 @@ StepResult Trainer::step(int64_t step, const Batch& batch) {
     tape.backward(outputs, seeds);
   }
   store_.finish_step();
+  check_wire();
   if (fault::wants(fault::Kind::nan, fault::Phase::backward)) store_.groups()[0].gradient.rows(0, 1).copy_from(full({1}, NAN, store_.groups()[0].gradient.dtype()));
 
   const auto start = Clock::now();

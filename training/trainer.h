@@ -68,6 +68,7 @@ class Trainer {
   MicroBatch cut(const Batch& batch) const;
   std::unique_ptr<CrossingFactory> crossings(const MicroBatch& micro) const;
   void reduce_gradients();
+  void check_wire() const;
 
   Recipe recipe_;
   const Tokenizer& tokenizer_;
@@ -82,6 +83,7 @@ class Trainer {
   SegmentPlan plan_;
   int64_t samples_per_step_, micro_samples_;
   double step_flops_ = 0;
+  mutable WireBytes expected_;  // of the context group, by the formulas of the parts crossed
   int64_t updates_ = 0;
 };
 

@@ -104,10 +104,13 @@ TEST(Collectives, RunBackwardsWhetherAGradientArrivesOrNot) {
     Tape tape;
     const Variable constant = random_tensor({2, 2}, 1);
     const Variable y = all_gather_rows(comm, constant, {2, 2, 2}, Recompute::repeated);
-    const Variable z = exchange_rows(comm, constant, {1, 1, 0}, [&] {
-      const int64_t n = comm.rank() < 2 ? 1 : 0;
-      return std::vector<int64_t>{n, n, n};
-    }(), Recompute::repeated);
+    const Variable z = exchange_rows(
+        comm, constant, {1, 1, 0},
+        [&] {
+          const int64_t n = comm.rank() < 2 ? 1 : 0;
+          return std::vector<int64_t>{n, n, n};
+        }(),
+        Recompute::repeated);
     if (comm.rank() == 0)
       tape.backward(y, random_tensor({6, 2}, 2));
     else

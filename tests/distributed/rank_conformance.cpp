@@ -104,8 +104,8 @@ RankOutcome run_on_ranks(const MakeSubject& make, const Placing& placing, bool c
 Outcome run_on_one(const MakeSubject& make, const Placing& placing) {
   const std::unique_ptr<Subject> subject = make();
   const Layout layout = whole_documents(placing.lengths);
-  return run_with_gradients(
-      *subject, layout, random_inputs(*subject->mechanism, layout.tokens(), subject->store.precision()));
+  return run_with_gradients(*subject, layout,
+                            random_inputs(*subject->mechanism, layout.tokens(), subject->store.precision()));
 }
 
 void expect_equal(const RankOutcome& ranks, const Outcome& one, double tolerance) {

@@ -24,12 +24,12 @@ const std::vector<int64_t> one{61}, packed{17, 1, 0, 40, 5}, few{2, 1}, even{24,
 // Every pair of ranks x plan, plan x strategy and ranks x strategy. Segments are shorter than a halo of 63,
 // and with `few` some ranks hold nothing.
 const std::vector<Placing> placings{
-    {1, contiguous, native, packed}, {1, zigzag, ring, one},          {1, balanced, gather, one},
-    {2, contiguous, gather, packed}, {2, zigzag, native, one},        {2, balanced, ring, packed},
-    {2, contiguous, heads, packed},  {2, zigzag, heads, one},         {3, contiguous, ring, one},
-    {3, zigzag, gather, packed},     {3, balanced, native, one},      {4, contiguous, native, packed},
-    {4, zigzag, ring, one},          {4, balanced, gather, packed},   {4, contiguous, native, few},
-    {4, contiguous, ring, few},      {4, contiguous, gather, few},    {4, balanced, native, packed},
+    {1, contiguous, native, packed}, {1, zigzag, ring, one},        {1, balanced, gather, one},
+    {2, contiguous, gather, packed}, {2, zigzag, native, one},      {2, balanced, ring, packed},
+    {2, contiguous, heads, packed},  {2, zigzag, heads, one},       {3, contiguous, ring, one},
+    {3, zigzag, gather, packed},     {3, balanced, native, one},    {4, contiguous, native, packed},
+    {4, zigzag, ring, one},          {4, balanced, gather, packed}, {4, contiguous, native, few},
+    {4, contiguous, ring, few},      {4, contiguous, gather, few},  {4, balanced, native, packed},
     {3, balanced, heads, even},      {3, contiguous, native, even}, {2, contiguous, heads, few},
 };
 

@@ -1,4 +1,5 @@
-// Parts that no mechanism of the registry has in this form, the bytes on the wire in numbers, and a whole model.
+// Parts that no mechanism of the registry has in this form, the bytes on the wire in numbers, and a whole
+// model.
 
 #include "distributed/rank_crossing.h"
 
@@ -108,7 +109,8 @@ Halo halo_of(int64_t width) {
             for (int64_t i = 1; i <= width; ++i) {
               std::vector<int32_t> index;
               for (int64_t t = 0, begin = 0; t < n; ++t) {
-                if (t > 0 && segment[static_cast<size_t>(t)] != segment[static_cast<size_t>(t - 1)]) begin = t;
+                if (t > 0 && segment[static_cast<size_t>(t)] != segment[static_cast<size_t>(t - 1)])
+                  begin = t;
                 const int64_t g = segment[static_cast<size_t>(t)];
                 index.push_back(static_cast<int32_t>(t - i >= begin ? before.position.dim(0) + t - i
                                                                     : (g + 1) * width + t - begin - i));
@@ -152,8 +154,7 @@ TEST(RankCrossing, BytesOfAScanDoNotDependOnTheLength) {
     for (const WireBytes& w : sent)
       EXPECT_EQ(w, (WireBytes{.all_gather = 2 * state, .reduce_scatter = 2 * state}));
     // Two pieces a rank. Documents that nobody shares cost nothing.
-    for (const WireBytes& w : sent_for(subject, {2, zigzag, native, {length, 0}}))
-      EXPECT_GT(w.all_gather, 0);
+    for (const WireBytes& w : sent_for(subject, {2, zigzag, native, {length, 0}})) EXPECT_GT(w.all_gather, 0);
     for (const WireBytes& w : sent_for(subject, {3, contiguous, native, {length, length, length}}))
       EXPECT_EQ(w, WireBytes{});
   }
@@ -179,9 +180,9 @@ TEST(RankCrossing, BytesOfAMerge) {
 }
 
 TEST(RankCrossing, BytesOfAHaloAndACarry) {
-  const MakeSubject subject =
-      bare({.width = 3}, {{"x", "c"}},
-           [](const Block& block, Crossing& cross) { return cross(halo_of(4), block); }, Dtype::f32);
+  const MakeSubject subject = bare(
+      {.width = 3}, {{"x", "c"}},
+      [](const Block& block, Crossing& cross) { return cross(halo_of(4), block); }, Dtype::f32);
   const int64_t row = 3 * 4;
   const auto sent = sent_for(subject, {3, contiguous, native, {9}});  // a halo spans two neighbours
   EXPECT_EQ(sent[0].all_to_all, (3 + 1) * row);
@@ -309,8 +310,8 @@ TEST(RankCrossing, AWholeModel) {
         store.commit();
         const auto own = static_cast<int64_t>(rows.size());
         Tape tape;
-        const Variable y = model.hidden(empty({own}, Dtype::i32, Device::meta),
-                                        make_layout(segments[r], Device::meta), dry);
+        const Variable y =
+            model.hidden(empty({own}, Dtype::i32, Device::meta), make_layout(segments[r], Device::meta), dry);
         tape.backward(y, empty_like(y));
         EXPECT_EQ(comm.wire(), sent[r]);
       });

@@ -21,8 +21,8 @@ struct RunLogOptions {
   int64_t steps = 0;  // of the whole run
   int64_t every = 1;  // log.every
   bool tensorboard = true;
-  std::optional<int64_t> resume_step =
-      {};  // none: a new run; else what it continues from (0: from the start)
+  // None: a new run; else the step that the run continues from (0: from the start).
+  std::optional<int64_t> resume_step = {};
 };
 
 class RunLog {

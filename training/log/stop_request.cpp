@@ -15,7 +15,7 @@
 namespace weft {
 namespace {
 
-// timeout(1) and some batch systems send one request twice, to the process and to its group.
+// timeout(1) and some batch systems send a request to the process and once more to its group.
 constexpr int64_t same_request_ns = 250'000'000;
 
 constexpr std::array stop_signals{SIGTERM, SIGINT, SIGUSR1, SIGHUP};

@@ -2,6 +2,7 @@
 // Being asked to stop: SIGTERM, SIGINT, SIGUSR1 and SIGHUP (unless ignored, as under nohup). The first sets a
 // flag, on which the run saves at the next step boundary and ends with Exit::stopped; the second ends the
 // process at once with the same code, which is safe at any moment because checkpoints are published whole.
+// What comes within a quarter of a second of the first is the same request: timeout(1) signals twice.
 
 namespace weft {
 

@@ -1,0 +1,160 @@
+// The four uses of a sweep that make linear attention and its gradients (README, "One sweep, four uses").
+
+#include "attention/kernels/linear_attention.h"
+
+#include <cmath>
+
+#include "attention/kernels/sweep.h"
+
+namespace weft::cuda {
+
+namespace {
+
+void require(bool condition, const std::string& what, const std::string& advice) {
+  if (!condition) throw Error(Exit::internal, "linear attention: " + what, {}, advice);
+}
+
+bool has_tiles(int width) { return width == 64 || width == 128 || width == 256; }
+
+bool aligned(const Rows& r) { return reinterpret_cast<uintptr_t>(r.data) % 16 == 0 && r.pitch % 8 == 0; }
+
+bool hopper() {
+  int device = 0, major = 0;
+  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+             "cudaDeviceGetAttribute");
+  return major == 9;
+}
+
+void check(const LinearAttention& p) {
+  require(p.dtype == Dtype::bf16 || p.dtype == Dtype::f32,
+          text("dtype ", int(p.dtype), " is neither bf16 nor f32"), "convert first");
+  require(p.d_k > 0 && p.d_k <= 256 && p.d_v > 0 && p.d_v <= 256, text("widths ", p.d_k, " and ", p.d_v),
+          "use 1 to 256");
+  require(p.heads > 0 && p.documents > 0 && p.tokens >= 0 && p.tokens < (int64_t(1) << 31),
+          text(p.tokens, " tokens, ", p.documents, " documents, ", p.heads, " heads"),
+          "use fewer than 2^31 tokens");
+  require(p.offsets || p.tokens % p.documents == 0,
+          text(p.tokens, " tokens in ", p.documents, " documents without offsets"),
+          "give offsets, or equal documents");
+  require(p.scale > 0, text("scale ", p.scale), "it has to be positive");
+  require(!p.gated || p.log_decay, "gated without log_decay", "give (tokens, heads) log decays");
+}
+
+void check(const char* name, const Rows& r, int heads, int width) {
+  require(r.data, text(name, " is null"), "give a device pointer");
+  require(r.pitch >= int64_t(heads) * width,
+          text(name, " has pitch ", r.pitch, " for ", heads, " heads of ", width), "pitch counts elements");
+}
+
+Rows read_only(const MutableRows& r) { return {r.data, r.pitch}; }
+
+Path choose(const LinearAttention& p, std::initializer_list<Rows> all) {
+  bool tiles = p.dtype == Dtype::bf16 && has_tiles(p.d_k) && has_tiles(p.d_v);
+  for (const Rows& r : all) tiles = tiles && aligned(r);
+  require(p.path == Path::automatic || p.path == Path::plain || tiles,
+          "this path needs bf16, widths of 64, 128 or 256, and 16-byte alignment", "use Path::automatic");
+  if (p.tokens == 0) return Path::plain;  // states only
+  if (p.path != Path::automatic) return p.path;
+  return !tiles ? Path::plain : hopper() ? Path::wgmma : Path::mma;
+}
+
+Sweeps sweeps_of(const LinearAttention& p, int d_a, int d_c) {
+  Sweeps s;
+  s.d_a = d_a, s.d_c = d_c;
+  s.tokens = p.tokens, s.documents = p.documents, s.offsets = p.offsets;
+  s.heads = p.heads, s.scale = p.scale, s.log2_scale = std::log2(p.scale), s.log_decay = p.log_decay,
+  s.gated = p.gated;
+  return s;
+}
+
+void run(const Sweeps& s, Path path, Dtype dtype, cudaStream_t stream) {
+  if (path == Path::plain)
+    sweep_plain(s, dtype, stream);
+  else if (path == Path::mma)
+    sweep_mma(s, stream);
+  else
+    sweep_wgmma(s, stream);
+}
+
+int end_parts(Path path, int d_a, int d_c) {
+  return path == Path::plain ? plain_end_parts(d_c)
+         : path == Path::mma ? mma_end_parts(d_c)
+                             : wgmma_end_parts(d_a, d_c);
+}
+
+}  // namespace
+
+void linear_attention_forward(const LinearAttention& p, Rows q, Rows k, Rows v, const float* initial_state,
+                              MutableRows o, float* final_state, cudaStream_t stream) {
+  check(p);
+  check("q", q, p.heads, p.d_k), check("k", k, p.heads, p.d_k);
+  check("v", v, p.heads, p.d_v), check("o", read_only(o), p.heads, p.d_v);
+  if (p.tokens == 0 && !final_state) return;
+
+  Sweeps s = sweeps_of(p, p.d_k, p.d_v);
+  s.count = 1;
+  Sweep& o_sweep = s.sweep[0];
+  o_sweep.a = q, o_sweep.b = k, o_sweep.c = v, o_sweep.out = o;
+  o_sweep.state_in = initial_state, o_sweep.state_out = final_state;
+  run(s, choose(p, {q, k, v, read_only(o)}), p.dtype, stream);
+}
+
+void linear_attention_backward(const LinearAttention& p, Rows q, Rows k, Rows v, const float* initial_state,
+                               Rows d_o, const float* d_final_state, const LinearAttentionGradients& d,
+                               cudaStream_t stream) {
+  check(p);
+  check("q", q, p.heads, p.d_k), check("k", k, p.heads, p.d_k), check("v", v, p.heads, p.d_v),
+      check("d_o", d_o, p.heads, p.d_v);
+  const Rows dq_rows = read_only(d.q), dk_rows = read_only(d.k), dv_rows = read_only(d.v);
+  check("dq", dq_rows, p.heads, p.d_k), check("dk", dk_rows, p.heads, p.d_k),
+      check("dv", dv_rows, p.heads, p.d_v);
+  require(!d.log_decay || p.gated, "a gradient of log_decay without a gate", "set gated");
+  require(!d.log_decay || d.workspace, "the gradient of a gate needs workspace",
+          "give linear_attention_workspace() bytes");
+  const Path path = choose(p, {q, k, v, d_o, dq_rows, dk_rows, dv_rows});
+
+  Sweep dq, dk, dv;
+  dq.a = d_o, dq.b = v, dq.c = k, dq.out = d.q;
+  dk.a = v, dk.b = d_o, dk.c = q, dk.out = d.k;
+  dv.a = k, dv.b = q, dv.c = d_o, dv.out = d.v;
+  dk.reverse = dv.reverse = true;
+  dq.transposed = dk.transposed = true;
+  dq.state_in = initial_state, dk.state_in = dv.state_in = d_final_state;
+  dv.state_out = d.initial_state;
+  // The reverse sweeps carry dS / scale, so that `scale` applies to every output alike.
+  dk.state_in_scale = dv.state_in_scale = 1 / p.scale;
+  dv.state_out_scale = p.scale;
+
+  GateGradient gate;
+  gate.tokens = p.tokens, gate.documents = p.documents, gate.offsets = p.offsets, gate.heads = p.heads;
+  if (d.log_decay) {
+    const int columns = path == Path::plain ? plain_columns : tile_columns;
+    gate.splits = (p.d_k + columns - 1) / columns;
+    dq.dot = q, dq.dot_sums = d.workspace;
+    dk.dot = k, dk.dot_sums = d.workspace + gate.splits * p.tokens * p.heads;
+    gate.q_sums = dq.dot_sums, gate.k_sums = dk.dot_sums, gate.d_log_decay = d.log_decay;
+    if (d_final_state) {
+      dq.end_dot = d_final_state, dq.end_sums = d.workspace + 2 * gate.splits * p.tokens * p.heads;
+      gate.end_sums = dq.end_sums, gate.end_parts = end_parts(path, p.d_v, p.d_k);
+    }
+  }
+
+  Sweeps s = sweeps_of(p, p.d_v, p.d_k);
+  s.sweep[0] = dq, s.sweep[1] = dk, s.sweep[2] = dv;
+  s.count = p.d_k == p.d_v ? 3 : 2;
+  run(s, path, p.dtype, stream);
+  if (p.d_k != p.d_v) {
+    Sweeps t = sweeps_of(p, p.d_k, p.d_v);
+    t.sweep[0] = dv, t.count = 1;
+    run(t, path, p.dtype, stream);
+  }
+  if (d.log_decay) gate_gradient(gate, stream);
+}
+
+int64_t linear_attention_workspace(const LinearAttention& p) {
+  const int64_t splits = (p.d_k + plain_columns - 1) / plain_columns;  // as many as the plain path needs
+  return (2 * splits * p.tokens + most_end_parts * p.documents) * p.heads * int64_t(sizeof(float));
+}
+
+}  // namespace weft::cuda

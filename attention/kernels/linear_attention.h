@@ -1,0 +1,68 @@
+#pragma once
+// Causal linear attention with a decay per head, over packed documents, on the GPU.
+//
+//   S_t = exp(g_t) S_{t-1} + k_t v_t^T          S (d_k, d_v) in f32, one per document and head
+//   o_t = scale * S_t^T q_t
+//
+// g is absent (plain linear attention), constant per head (retention, TransNormer, Lightning Attention) or
+// given per token and head (scalar gate, the Mamba-2 form). The README beside this file derives the chunked
+// forms. Nothing of size (tokens, d, d) is ever stored. Results have the same bits from run to run.
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "autograd/dtype.h"
+
+namespace weft::cuda {
+
+// Which kernel computes. automatic: wgmma on compute capability 9.0, else mma, else (f32, or a width without
+// tiles) plain.
+enum class Path { automatic, plain, mma, wgmma };
+
+// Element (token n, head h, channel c) is at data[n * pitch + h * d + c]; a column range of a packed
+// projection is such a view.
+struct Rows {
+  const void* data = nullptr;
+  int64_t pitch = 0;  // elements from one token to the next
+};
+struct MutableRows {
+  void* data = nullptr;
+  int64_t pitch = 0;
+};
+
+struct LinearAttention {
+  int64_t tokens = 0;  // of all documents together
+  int documents = 1;
+  const int* offsets =
+      nullptr;  // (documents + 1) on the device, or null: all documents have tokens / documents tokens
+  int heads = 0, d_k = 0, d_v = 0;
+  Dtype dtype = Dtype::bf16;         // of q, k, v, o and their gradients: bf16 or f32
+  float scale = 1;                   // > 0
+  const float* log_decay = nullptr;  // g <= 0: null, (heads) or (tokens, heads)
+  bool gated = false;                // log_decay is (tokens, heads)
+  Path path = Path::automatic;
+};
+
+// o (tokens, heads, d_v). States are (documents, heads, d_k, d_v) f32; a null initial state is zero, a null
+// final one is not wanted.
+void linear_attention_forward(const LinearAttention& shape, Rows q, Rows k, Rows v,
+                              const float* initial_state, MutableRows o, float* final_state,
+                              cudaStream_t stream);
+
+struct LinearAttentionGradients {
+  MutableRows q, k, v;
+  float* initial_state = nullptr;  // null: not wanted
+  float* log_decay = nullptr;      // (tokens, heads), only when gated; null: not wanted
+  float* workspace = nullptr;      // linear_attention_workspace() bytes, only with log_decay
+};
+
+// d_final_state may be null.
+void linear_attention_backward(const LinearAttention& shape, Rows q, Rows k, Rows v,
+                               const float* initial_state, Rows d_o, const float* d_final_state,
+                               const LinearAttentionGradients& d, cudaStream_t stream);
+
+// Bytes of scratch that the gradient of a gate needs: a few f32 per token and head.
+int64_t linear_attention_workspace(const LinearAttention& shape);
+
+}  // namespace weft::cuda

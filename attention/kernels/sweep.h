@@ -1,0 +1,100 @@
+#pragma once
+// The one recurrence behind linear attention and all of its gradients (README, "One sweep, four uses").
+//
+//   out_i = scale * ( decay(i, border) a_i^T state + sum over j of decay(i, j) (a_i . b_j) c_j ),   j <= i,
+//   or j >= i when reverse
+//
+// state (d_a, d_c) is what the sweep has seen: sum of decay b_j c_j^T.
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "attention/kernels/linear_attention.h"
+
+namespace weft::cuda {
+
+struct Sweep {
+  Rows a, b, c;
+  MutableRows out;
+  bool reverse = false;
+  bool transposed = false;          // states in memory are (d_c, d_a)
+  const float* state_in = nullptr;  // at the border where the sweep starts; multiplied by state_in_scale
+  float* state_out = nullptr;       // at the border where it ends; multiplied by state_out_scale
+  float state_in_scale = 1, state_out_scale = 1;
+  // With `dot` (tokens, heads, d_c): the row sums of dot * out before rounding, one for each 64 columns (32
+  // in the plain kernel) of out, f32 (d_c / 64, tokens, heads). All sweeps of a launch then keep their
+  // state's rounding errors too.
+  Rows dot;
+  float* dot_sums = nullptr;
+  // With end_dot (as state_in): its dot product with the state where the sweep ends, in parts, f32
+  // (end_parts, documents, heads).
+  const float* end_dot = nullptr;
+  float* end_sums = nullptr;
+};
+
+constexpr int most_sweeps = 3;
+
+// Sweeps of equal widths, run side by side in one launch.
+struct Sweeps {
+  int count = 0;
+  Sweep sweep[most_sweeps];
+  int d_a = 0, d_c = 0;
+  int64_t tokens = 0;
+  int documents = 1;
+  const int* offsets = nullptr;
+  int heads = 0;
+  float scale = 1, log2_scale = 0;
+  const float* log_decay = nullptr;
+  bool gated = false;
+};
+
+inline bool exact(const Sweeps& sweeps) {
+  for (int i = 0; i < sweeps.count; ++i)
+    if (sweeps.sweep[i].dot_sums) return true;
+  return false;
+}
+
+constexpr int plain_columns = 32, tile_columns = 64;  // to one row sum
+
+// Parts that end_sums comes in: one for each warp that holds some of the state.
+int plain_end_parts(int d_c);
+int mma_end_parts(int d_c);
+int wgmma_end_parts(int d_a, int d_c);
+constexpr int most_end_parts = 64;
+
+void sweep_plain(const Sweeps& sweeps, Dtype dtype, cudaStream_t stream);  // any width up to 256
+void sweep_mma(const Sweeps& sweeps, cudaStream_t stream);    // bf16; d_a and d_c in {64, 128, 256}
+void sweep_wgmma(const Sweeps& sweeps, cudaStream_t stream);  // the same, compute capability 9.0
+
+// d_log_decay from the row sums q . dq and k . dk; see the README, "The gradient of the gate".
+struct GateGradient {
+  int64_t tokens = 0;
+  int documents = 1;
+  const int* offsets = nullptr;
+  int heads = 0, splits = 0, end_parts = 0;
+  const float *q_sums = nullptr, *k_sums = nullptr;  // (splits, tokens, heads)
+  const float* end_sums = nullptr;  // (end_parts, documents, heads), the final state times its gradient
+  float* d_log_decay = nullptr;
+};
+void gate_gradient(const GateGradient& g, cudaStream_t stream);
+
+inline void check_cuda(cudaError_t status, const char* what) {
+  if (status != cudaSuccess) throw Error(Exit::internal, text(what, ": ", cudaGetErrorString(status)));
+}
+
+#ifdef __CUDACC__
+// The document's first token and its length.
+__device__ inline int2 document_range(const Sweeps& s, int document) {
+  if (s.offsets) return {s.offsets[document], s.offsets[document + 1] - s.offsets[document]};
+  const int length = static_cast<int>(s.tokens / s.documents);
+  return {document * length, length};
+}
+// exp(-104) is 0 in f32; the floor keeps a gate of -inf out of differences.
+__device__ inline float log2_decay(const Sweeps& s, int64_t token, int head) {
+  if (!s.log_decay) return 0;
+  return fmaxf(1.44269504f * s.log_decay[s.gated ? token * s.heads + head : head], -150.f);
+}
+#endif
+
+}  // namespace weft::cuda

@@ -1,6 +1,6 @@
 #pragma once
-// A crossing that writes down what a mechanism asks of it, while another crossing does the work. Nothing that a
-// mechanism crosses with has to be declared anywhere else.
+// A crossing that writes down what a mechanism asks of it, while another crossing does the work. Nothing that
+// a mechanism crosses with has to be declared anywhere else.
 
 #include <vector>
 
@@ -14,8 +14,8 @@ const char* name_of(PartKind kind);
 // One call of the crossing, in order.
 struct PartCall {
   PartKind kind;
-  // What passes a border between ranks: of a Scan or Carry the state, of a Halo its rows; of a Merge the key and
-  // value of one token.
+  // What passes a border between ranks: of a Scan or Carry the state, of a Halo its rows; of a Merge the key
+  // and value of one token.
   int64_t bytes;
   bool fused;  // the part comes with a kernel of its own
 };

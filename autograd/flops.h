@@ -1,6 +1,6 @@
 #pragma once
-// Floating-point operations, counted where they are spent: products of matrices and attention. The counter is this
-// thread's; a dry run on the meta device counts what a real step would do.
+// Floating-point operations, counted where they are spent: products of matrices and attention. The counter is
+// this thread's; a dry run on the meta device counts what a real step would do.
 
 namespace weft {
 

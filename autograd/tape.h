@@ -51,8 +51,8 @@ class Variable {
 using Function = std::function<std::vector<Variable>(const std::vector<Variable>&)>;
 
 // What an entry keeps for its way back. Tensors only, seen and counted by the engine; `replay` is what the
-// way back calls where plain attributes do not do: the function that a checkpoint runs again, or the adjoint of
-// a collective, which knows its communicator.
+// way back calls where plain attributes do not do: the function that a checkpoint runs again, or the adjoint
+// of a collective, which knows its communicator.
 struct Saved {
   std::vector<Tensor> tensors;
   Function replay;

@@ -23,8 +23,8 @@ Source source_of(const Mechanism& mechanism, const Input& input) {
   return std::string_view(input.dims) == "h" ? Source::gate : Source::heads;
 }
 
-// Log decays start near -1/16 of log 2 a token and stay there until learning says otherwise (Yang et al. 2024 divide
-// the logit by the same 16).
+// Log decays start near -1/16 of log 2 a token and stay there until learning says otherwise (Yang et al. 2024
+// divide the logit by the same 16).
 constexpr double kDecayTemperature = 16;
 
 Variable in_domain(const Variable& x, Domain domain) {
@@ -40,7 +40,9 @@ Variable in_domain(const Variable& x, Domain domain) {
 }  // namespace
 
 AttentionLayer::AttentionLayer(const AttentionLayerConfig& config, const ParameterScope& scope)
-    : config_(config), mechanism_(find_mechanism(config.mechanism).make(config.attributes, config.dims, scope.inner("mechanism"))) {
+    : config_(config),
+      mechanism_(
+          find_mechanism(config.mechanism).make(config.attributes, config.dims, scope.inner("mechanism"))) {
   inputs_ = mechanism_->inputs();
   const Dimensions& dims = config.dims;
   std::vector<int64_t> parts;
@@ -55,18 +57,25 @@ AttentionLayer::AttentionLayer(const AttentionLayerConfig& config, const Paramet
     if (source == Source::gate) gates += size;
   }
   if (packed > 0)
-    projection_ = scope.declare({"in.weight", {packed, dims.width}, ParameterKind::matrix, projection_init(dims.width), parts});
+    projection_ = scope.declare(
+        {"in.weight", {packed, dims.width}, ParameterKind::matrix, projection_init(dims.width), parts});
   if (gates > 0) {
-    gates_ = scope.declare({"gate.weight", {gates, dims.width}, ParameterKind::matrix, projection_init(dims.width)});
+    gates_ = scope.declare(
+        {"gate.weight", {gates, dims.width}, ParameterKind::matrix, projection_init(dims.width)});
     gate_bias_ = scope.declare({"gate.bias", {gates}, ParameterKind::vector, Initializer::constant(0)});
   }
   if (config.short_conv > 0 && packed > 0)
-    conv_ = scope.declare({"conv.weight", {packed, config.short_conv}, ParameterKind::vector,
+    conv_ = scope.declare({"conv.weight",
+                           {packed, config.short_conv},
+                           ParameterKind::vector,
                            Initializer::uniform(1 / std::sqrt(static_cast<double>(config.short_conv)))});
   if (mechanism_->normalize_output())
-    output_gain_ = scope.declare({"out_norm.weight", {dims.value}, ParameterKind::vector, Initializer::constant(1)});
+    output_gain_ =
+        scope.declare({"out_norm.weight", {dims.value}, ParameterKind::vector, Initializer::constant(1)});
   if (packed > 0)  // a mechanism that takes x has its own output projection
-    output_ = scope.declare({"out.weight", {dims.width, dims.heads * dims.value}, ParameterKind::matrix,
+    output_ = scope.declare({"out.weight",
+                             {dims.width, dims.heads * dims.value},
+                             ParameterKind::matrix,
                              residual_init(dims.heads * dims.value, config.depth)});
 }
 
@@ -102,7 +111,8 @@ Variable AttentionLayer::operator()(const Variable& x, Crossing& cross) const {
   }
   if (gates_.defined()) {
     const Variable all = linear(x, gates_, gate_bias_);
-    gates = split_columns(all, std::vector<int64_t>(static_cast<size_t>(all.dim(1) / dims.heads), dims.heads));
+    gates =
+        split_columns(all, std::vector<int64_t>(static_cast<size_t>(all.dim(1) / dims.heads), dims.heads));
   }
   Block block{{}, cross.layout().position, cross.layout().document};
   size_t head = 0, gate = 0;

@@ -1,6 +1,6 @@
 #pragma once
-// A mechanism between its projections: whatever inputs it declares are projected from x, its outputs are normalised if
-// it asks for it, and projected back.
+// A mechanism between its projections: whatever inputs it declares are projected from x, its outputs are
+// normalised if it asks for it, and projected back.
 
 #include "attention/registry.h"
 
@@ -29,8 +29,8 @@ class AttentionLayer {
   AttentionLayerConfig config_;
   std::unique_ptr<Mechanism> mechanism_;
   std::vector<Input> inputs_;
-  Parameter projection_;            // the heads' inputs, packed
-  Parameter gates_, gate_bias_;     // decays and strengths, one a head each
+  Parameter projection_;         // the heads' inputs, packed
+  Parameter gates_, gate_bias_;  // decays and strengths, one a head each
   Parameter conv_, output_gain_, output_;
 };
 

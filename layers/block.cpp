@@ -7,13 +7,15 @@ namespace weft {
 
 TransformerBlock::TransformerBlock(const BlockConfig& config, const ParameterScope& scope)
     : checkpointing_(config.checkpointing),
-      attention_norm_(config.norm, config.attention.dims.width, config.attention.norm_eps, scope.inner("attention_norm")),
+      attention_norm_(config.norm, config.attention.dims.width, config.attention.norm_eps,
+                      scope.inner("attention_norm")),
       attention_(config.attention, scope.inner("attention")),
       ffn_norm_(config.norm, config.attention.dims.width, config.attention.norm_eps, scope.inner("ffn_norm")),
-      ffn_(config.ffn_kind, config.attention.dims.width, config.ffn, config.attention.depth, scope.inner("ffn")) {}
+      ffn_(config.ffn_kind, config.attention.dims.width, config.ffn, config.attention.depth,
+           scope.inner("ffn")) {}
 
-std::vector<Variable> TransformerBlock::operator()(const Variable& x, const Layout& layout, CrossingFactory& crossings,
-                                                   int layer) const {
+std::vector<Variable> TransformerBlock::operator()(const Variable& x, const Layout& layout,
+                                                   CrossingFactory& crossings, int layer) const {
   const Function attend = [this, layout, &crossings, layer](const std::vector<Variable>& v) {
     const MemoryScope scope("attention");
     const std::unique_ptr<Crossing> cross = crossings.make(layout, layer);
@@ -25,7 +27,9 @@ std::vector<Variable> TransformerBlock::operator()(const Variable& x, const Layo
     const MemoryScope scope("ffn");
     return std::vector{add(v[0], ffn_(ffn_norm_(v[0])))};
   };
-  const auto run = [](bool again, const Function& f, const std::vector<Variable>& in) { return again ? checkpoint(in, f) : f(in); };
+  const auto run = [](bool again, const Function& f, const std::vector<Variable>& in) {
+    return again ? checkpoint(in, f) : f(in);
+  };
   if (checkpointing_ == "block") {
     return checkpoint({x}, [attend, feed](const std::vector<Variable>& v) {
       std::vector<Variable> out = attend(v);

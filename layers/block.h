@@ -7,8 +7,8 @@
 
 namespace weft {
 
-// Makes the crossing of one layer for one forward. Called again when a checkpointed block runs again, so it must outlive
-// the way back.
+// Makes the crossing of one layer for one forward. Called again when a checkpointed block runs again, so it
+// must outlive the way back.
 class CrossingFactory {
  public:
   virtual ~CrossingFactory() = default;
@@ -18,7 +18,9 @@ class CrossingFactory {
 // Training or scoring whole documents on one rank.
 class LocalCrossings : public CrossingFactory {
  public:
-  std::unique_ptr<Crossing> make(const Layout& layout, int) override { return std::make_unique<LocalCrossing>(layout); }
+  std::unique_ptr<Crossing> make(const Layout& layout, int) override {
+    return std::make_unique<LocalCrossing>(layout);
+  }
 };
 
 // Prefill and decoding: one stream a layer.
@@ -51,7 +53,8 @@ class TransformerBlock {
   TransformerBlock(const BlockConfig& config, const ParameterScope& scope);
 
   // Output (N, C), then the auxiliary losses of the mechanism, scalars.
-  std::vector<Variable> operator()(const Variable& x, const Layout& layout, CrossingFactory& crossings, int layer) const;
+  std::vector<Variable> operator()(const Variable& x, const Layout& layout, CrossingFactory& crossings,
+                                   int layer) const;
   const AttentionLayer& attention() const { return attention_; }
 
  private:

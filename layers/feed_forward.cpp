@@ -7,10 +7,15 @@
 
 namespace weft {
 
-FeedForward::FeedForward(const std::string& kind, int64_t width, int64_t inner, int64_t depth, const ParameterScope& scope)
+FeedForward::FeedForward(const std::string& kind, int64_t width, int64_t inner, int64_t depth,
+                         const ParameterScope& scope)
     : gated_(kind == "swiglu") {
   if (gated_) {
-    up_ = scope.declare({"gate_up.weight", {2 * inner, width}, ParameterKind::matrix, projection_init(width), {inner, inner}});
+    up_ = scope.declare({"gate_up.weight",
+                         {2 * inner, width},
+                         ParameterKind::matrix,
+                         projection_init(width),
+                         {inner, inner}});
   } else {
     up_ = scope.declare({"up.weight", {inner, width}, ParameterKind::matrix, projection_init(width)});
   }

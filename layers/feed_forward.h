@@ -8,7 +8,8 @@ namespace weft {
 class FeedForward {
  public:
   // kind: swiglu or gelu; inner: its hidden width
-  FeedForward(const std::string& kind, int64_t width, int64_t inner, int64_t depth, const ParameterScope& scope);
+  FeedForward(const std::string& kind, int64_t width, int64_t inner, int64_t depth,
+              const ParameterScope& scope);
   Variable operator()(const Variable& x) const;  // (N, C) -> (N, C)
 
  private:

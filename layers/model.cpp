@@ -16,22 +16,24 @@ int64_t derived_ffn(const std::string& kind, int64_t width) {
 Model::Model(const ModelConfig& config, ParameterStore& store) : config_(config) {
   const ParameterScope scope(store, "");
   const Initializer rows = Initializer::normal(1 / std::sqrt(static_cast<double>(config.width)));
-  embedding_ = scope.declare({"embedding.weight", {config.vocab, config.width}, ParameterKind::embedding, rows});
+  embedding_ =
+      scope.declare({"embedding.weight", {config.vocab, config.width}, ParameterKind::embedding, rows});
   if (config_.ffn == 0) config_.ffn = derived_ffn(config.ffn_kind, config.width);
   const auto depth = static_cast<int64_t>(config.layers.size());
   for (int64_t i = 0; i < depth; ++i) {
     const std::string& id = config.layers[static_cast<size_t>(i)];
     BlockConfig block;
-    block.attention = {.mechanism = id,
-                       .attributes = config.attributes ? config.attributes(find_mechanism(id).id) : FieldValue{},
-                       .dims = {.heads = config.heads,
-                                .kv_heads = config.kv_heads,
-                                .key = config.head_size,
-                                .value = config.head_size,
-                                .width = config.width},
-                       .depth = depth,
-                       .short_conv = config.short_conv,
-                       .norm_eps = config.norm_eps};
+    block.attention = {
+        .mechanism = id,
+        .attributes = config.attributes ? config.attributes(find_mechanism(id).id) : FieldValue{},
+        .dims = {.heads = config.heads,
+                 .kv_heads = config.kv_heads,
+                 .key = config.head_size,
+                 .value = config.head_size,
+                 .width = config.width},
+        .depth = depth,
+        .short_conv = config.short_conv,
+        .norm_eps = config.norm_eps};
     block.norm = config.norm;
     block.ffn_kind = config.ffn_kind;
     block.ffn = config_.ffn;
@@ -39,7 +41,8 @@ Model::Model(const ModelConfig& config, ParameterStore& store) : config_(config)
     blocks_.emplace_back(block, scope.inner(text("blocks.", i)));
   }
   norm_ = std::make_unique<Norm>(config.norm, config.width, config.norm_eps, scope.inner("norm"));
-  if (!config.tied) head_ = scope.declare({"head.weight", {config.vocab, config.width}, ParameterKind::embedding, rows});
+  if (!config.tied)
+    head_ = scope.declare({"head.weight", {config.vocab, config.width}, ParameterKind::embedding, rows});
 }
 
 Variable Model::hidden(const Tensor& tokens, const Layout& layout, CrossingFactory& crossings,

@@ -21,8 +21,8 @@ class Model {
   // Declares every parameter in the store, which the caller commits.
   Model(const ModelConfig& config, ParameterStore& store);
 
-  // tokens (N) i32 -> normed outputs of the last block (N, C). `losses` receives auxiliary losses, `states` the output
-  // of the embedding and of every block.
+  // tokens (N) i32 -> normed outputs of the last block (N, C). `losses` receives auxiliary losses, `states`
+  // the output of the embedding and of every block.
   Variable hidden(const Tensor& tokens, const Layout& layout, CrossingFactory& crossings,
                   std::vector<Variable>* losses = nullptr, std::vector<Variable>* states = nullptr) const;
   // (N, C) -> logits (N, V) in f32 (f64): for a few tokens; training uses projected_cross_entropy.

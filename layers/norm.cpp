@@ -7,7 +7,8 @@ namespace weft {
 
 Norm::Norm(const std::string& kind, int64_t width, double eps, const ParameterScope& scope) : eps_(eps) {
   gain_ = scope.declare({"weight", {width}, ParameterKind::vector, Initializer::constant(1)});
-  if (kind == "layer") bias_ = scope.declare({"bias", {width}, ParameterKind::vector, Initializer::constant(0)});
+  if (kind == "layer")
+    bias_ = scope.declare({"bias", {width}, ParameterKind::vector, Initializer::constant(0)});
 }
 
 Variable Norm::operator()(const Variable& x) const {

@@ -1,6 +1,7 @@
 #include "tools/apply_run.h"
 
 #include <algorithm>
+#include <chrono>
 #include <optional>
 
 #include "autograd/ops/arrange.h"
@@ -9,6 +10,9 @@
 
 namespace weft {
 namespace {
+
+// Ranks may wait for a slow one; nobody watches them but the person who called.
+constexpr std::chrono::hours kPatience{1};
 
 // The mechanism with its parameters; one a rank.
 struct Model {
@@ -203,6 +207,11 @@ class Collector {
 
  private:
   void put(Tensor& line, const Tensor& rows, const Share& share) const {
+    if (static_cast<int64_t>(share.tokens.size()) == task_.rows * task_.tokens &&
+        std::is_sorted(share.tokens.begin(), share.tokens.end())) {
+      line = rows;
+      return;
+    }
     if (!line.defined()) line = line_like(task_, rows);
     put_rows(line, rows, share.tokens);
   }
@@ -282,35 +291,38 @@ ApplyOutcome apply_segments(const ApplyTask& task, int ranks, SegmentPlan plan, 
   const std::vector<Segments> segments = plan_segments(plan, lengths, ranks, first.mechanism->align());
   Collector collector(task);
   // In rank order, one at a time, so that sums do not depend on who is first.
-  run_ranks(ranks, [&](Communicator& comm) {
-    const auto in_turn = [&](const auto& collect) {
-      for (int rank = 0; rank < comm.size(); ++rank) {
-        if (rank == comm.rank()) collect();
-        comm.barrier("apply.collect");
-      }
-    };
-    Model model(task);
-    Share share;
-    for (const Segment& s : segments[static_cast<size_t>(comm.rank())])
-      share.add(task, s.document, s.begin, s.end);
-    const Layout layout = make_layout(share.segments);
-    RankPlan rank_plan(segments, comm.rank());
-    std::optional<Tape> tape;
-    if (task.d_y.defined()) tape.emplace();
-    Leaves leaves(task, model, share, tape ? &*tape : nullptr);
-    RankCrossing over_ranks(layout, rank_plan, comm, strategy);
-    StatesCrossing cross(over_ranks, task.state_documents(), leaves.parts, chunk);
-    const Variable y = model.mechanism->forward(leaves.block(layout), cross);
-    if (!cross.losses().empty())
-      throw Error(Exit::recipe,
-                  text(task.mechanism->id, " has auxiliary losses, which are not summed over ranks"),
-                  "--segments", "leave --segments away");
-    const std::vector<LastState> last = last_states(task, leaves.parts);
-    in_turn([&] { collector.add_outputs(share, y, last); });
-    if (!tape) return;
-    backward(task, *tape, y, gather_rows(task.d_y, from_ints(share.tokens)), last);
-    in_turn([&] { collector.add_gradients(share, leaves, model); });
-  });
+  run_ranks(
+      ranks,
+      [&](Communicator& comm) {
+        const auto in_turn = [&](const auto& collect) {
+          for (int rank = 0; rank < comm.size(); ++rank) {
+            if (rank == comm.rank()) collect();
+            comm.barrier("apply.collect");
+          }
+        };
+        Model model(task);
+        Share share;
+        for (const Segment& s : segments[static_cast<size_t>(comm.rank())])
+          share.add(task, s.document, s.begin, s.end);
+        const Layout layout = make_layout(share.segments);
+        RankPlan rank_plan(segments, comm.rank());
+        std::optional<Tape> tape;
+        if (task.d_y.defined()) tape.emplace();
+        Leaves leaves(task, model, share, tape ? &*tape : nullptr);
+        RankCrossing over_ranks(layout, rank_plan, comm, strategy);
+        StatesCrossing cross(over_ranks, task.state_documents(), leaves.parts, chunk);
+        const Variable y = model.mechanism->forward(leaves.block(layout), cross);
+        if (!cross.losses().empty())
+          throw Error(Exit::recipe,
+                      text(task.mechanism->id, " has auxiliary losses, which are not summed over ranks"),
+                      "--segments", "leave --segments away");
+        const std::vector<LastState> last = last_states(task, leaves.parts);
+        in_turn([&] { collector.add_outputs(share, y, last); });
+        if (!tape) return;
+        backward(task, *tape, y, gather_rows(task.d_y, from_ints(share.tokens)), last);
+        in_turn([&] { collector.add_gradients(share, leaves, model); });
+      },
+      kPatience);
   return collector.finish(first);
 }
 

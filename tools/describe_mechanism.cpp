@@ -12,8 +12,12 @@ namespace {
 // A mechanism with parameters and somewhere to run.
 class Trial {
  public:
-  Trial(const MechanismEntry& entry, const FieldValue& attributes, const Dimensions& dims, Dtype dtype, Device device)
-      : store_(dtype, device), mechanism_(entry.make(attributes, dims, {store_, ""})), dtype_(dtype), device_(device) {
+  Trial(const MechanismEntry& entry, const FieldValue& attributes, const Dimensions& dims, Dtype dtype,
+        Device device)
+      : store_(dtype, device),
+        mechanism_(entry.make(attributes, dims, {store_, ""})),
+        dtype_(dtype),
+        device_(device) {
     store_.commit();
   }
 
@@ -46,7 +50,8 @@ bool works(F f) {
 }
 
 // The attributes with one more, if the mechanism has such a one.
-bool with_attribute(const MechanismEntry& entry, const std::string& name, const std::string& value, FieldValue& attributes) {
+bool with_attribute(const MechanismEntry& entry, const std::string& name, const std::string& value,
+                    FieldValue& attributes) {
   for (const FieldDescription& field : entry.describe()) {
     if (field.name != name) continue;
     attributes.kind = FieldValue::Kind::map;
@@ -96,7 +101,8 @@ std::vector<std::string> ways_over_ranks(const Trial& trial, SegmentPlan plan, b
 std::vector<std::string> MechanismFacts::kinds() const {
   std::vector<std::string> kinds;
   for (const PartCall& call : calls)
-    if (std::find(kinds.begin(), kinds.end(), name_of(call.kind)) == kinds.end()) kinds.push_back(name_of(call.kind));
+    if (std::find(kinds.begin(), kinds.end(), name_of(call.kind)) == kinds.end())
+      kinds.push_back(name_of(call.kind));
   return kinds;
 }
 
@@ -118,19 +124,19 @@ MechanismFacts learn(const MechanismEntry& entry, const MechanismSize& size) {
   facts.causal = has_form(entry, size, true);
   facts.bidirectional = has_form(entry, size, false);
   facts.streaming = trial.mechanism().causal() && works([&] {
-    Stream stream;
-    LocalCrossing prefill(whole, &stream);
-    trial.forward(prefill);
-    facts.state_bytes = stream.bytes();
-    const Layout next = make_layout({{0, size.tokens, size.tokens + 1}}, Device::meta);
-    LocalCrossing decode(next, &stream);
-    trial.forward(decode);
-  });
+                      Stream stream;
+                      LocalCrossing prefill(whole, &stream);
+                      trial.forward(prefill);
+                      facts.state_bytes = stream.bytes();
+                      const Layout next = make_layout({{0, size.tokens, size.tokens + 1}}, Device::meta);
+                      LocalCrossing decode(next, &stream);
+                      trial.forward(decode);
+                    });
 
   for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16}) {
     const bool accepted = works([&] {
-      const Trial small(entry, size.attributes, {.heads = 2, .kv_heads = 2, .key = 4, .value = 4, .width = 8}, dtype,
-                        Device::cpu);
+      const Trial small(entry, size.attributes, {.heads = 2, .kv_heads = 2, .key = 4, .value = 4, .width = 8},
+                        dtype, Device::cpu);
       const Layout few = whole_documents({3});
       LocalCrossing cross(few);
       small.forward(cross);

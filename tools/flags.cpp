@@ -44,7 +44,8 @@ Flags::Flag& Flags::find(const std::string& name) {
     if (flag.name == name) return flag;
     names.push_back(flag.name);
   }
-  throw Error(Exit::usage, "unknown flag " + shown(name), "weft " + command_, suggest_name(name, names, "flags"));
+  throw Error(Exit::usage, "unknown flag " + shown(name), "weft " + command_,
+              suggest_name(name, names, "flags"));
 }
 
 bool Flags::parse(const std::vector<std::string>& words) {
@@ -74,7 +75,8 @@ bool Flags::parse(const std::vector<std::string>& words) {
       continue;
     }
     if (equals == word.npos && i + 1 == words.size())
-      throw Error(Exit::usage, flag.name + " has no value", flag.name, "write " + flag.name + " " + flag.unit);
+      throw Error(Exit::usage, flag.name + " has no value", flag.name,
+                  "write " + flag.name + " " + flag.unit);
     const std::string value = equals == word.npos ? words[++i] : word.substr(equals + 1);
     if (int64_t** number = std::get_if<int64_t*>(&flag.slot))
       **number = read_number(flag.name, value, flag.traits);
@@ -97,7 +99,8 @@ void Flags::check_arguments() const {
     if (most == SIZE_MAX) break;
   }
   const std::string advice = "usage: " + usage();
-  if (arguments_.size() < least) throw Error(Exit::usage, "an argument is missing", "weft " + command_, advice);
+  if (arguments_.size() < least)
+    throw Error(Exit::usage, "an argument is missing", "weft " + command_, advice);
   if (arguments_.size() > most)
     throw Error(Exit::usage, "unexpected argument " + shown(arguments_[most]), "weft " + command_, advice);
 }

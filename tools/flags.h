@@ -5,8 +5,8 @@
 //   flags.add("--bytes", bytes, "N", "at least so many", {.required = true});
 //   if (!flags.parse(words)) return 0;  // --help was asked for and answered
 //
-// A value is written `--bytes 10` or `--bytes=10`; words behind `--` are no flags. A flag given twice counts as
-// given last. Every mistake is an Error (usage) that names the flag.
+// A value is written `--bytes 10` or `--bytes=10`; words behind `--` are no flags. A flag given twice counts
+// as given last. Every mistake is an Error (usage) that names the flag.
 
 #include <cstdint>
 #include <limits>

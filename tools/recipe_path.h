@@ -12,8 +12,8 @@ std::string recipe_root();
 // The recipe of a mechanism, "" where there is none.
 std::string mechanism_recipe(const std::string& root, const std::string& id);
 
-// A file; a run folder, for the recipe in it; the name of a recipe; or a mechanism, for its recipe. Unknown is an
-// Error (usage) with the nearest name.
+// A file; a run folder, for the recipe in it; the name of a recipe; or a mechanism, for its recipe. Unknown
+// is an Error (usage) with the nearest name.
 std::string recipe_path(const std::string& name);
 
 }  // namespace weft

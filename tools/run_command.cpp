@@ -1,36 +1,40 @@
 #include "tools/run_command.h"
 
-#include <algorithm>
-#include <cstdio>
-#include <nlohmann/json.hpp>
+#include <csignal>
 
 #include "autograd/check.h"
 #include "autograd/field_value.h"
 #include "autograd/nearest_name.h"
 #include "distributed/environment.h"
 #include "distributed/mpi_comm.h"
+#include "tools/json_line.h"
 #include "training/log/failure.h"
+#include "training/log/printable.h"
 
 namespace weft {
 namespace {
 
 std::string overview() {
   std::string out = "usage: weft COMMAND [...]\n\n";
-  for (const Command& c : commands()) out += "  " + std::string(c.name) + std::string(10 - std::string(c.name).size(), ' ') + c.summary + "\n";
+  for (const Command& c : commands())
+    out += "  " + std::string(c.name) + std::string(10 - std::string(c.name).size(), ' ') + c.summary + "\n";
   return out + "\n`weft COMMAND --help` says more; `weft help KEY` explains a key of a recipe.\n";
 }
 
-std::string version(bool json) {
+void print_version(bool json) {
 #ifdef WEFT_CUDA
   const bool cuda = true;
 #else
   const bool cuda = false;
 #endif
-  if (json) {
-    const nlohmann::ordered_json line = {{"weft", "version/1"}, {"exit", 0}, {"version", WEFT_VERSION}, {"cuda", cuda}, {"mpi", built_with_mpi()}};
-    return line.dump() + "\n";
-  }
-  return text("weft ", WEFT_VERSION, " (cpu", cuda ? ", cuda" : "", built_with_mpi() ? ", mpi" : "", ")\n");
+  if (json)
+    print_line({{"weft", "version/1"},
+                {"exit", 0},
+                {"version", WEFT_VERSION},
+                {"cuda", cuda},
+                {"mpi", built_with_mpi()}});
+  else
+    print(text("weft ", WEFT_VERSION, " (cpu", cuda ? ", cuda" : "", built_with_mpi() ? ", mpi" : "", ")\n"));
 }
 
 const Command& named(const std::string& name) {
@@ -42,9 +46,10 @@ const Command& named(const std::string& name) {
 
 int dispatch(const Words& words, int rank) {
   const std::string first = words.empty() ? "--help" : words[0];
-  const bool about = first == "--help" || first == "-h" || first == "--version";
-  if (about) {
-    if (rank == 0) print(first == "--version" ? version(wants_json(words)) : overview());
+  const bool version = first == "--version";
+  if (version || first == "--help" || first == "-h") {
+    if (rank > 0) return 0;
+    version ? print_version(wants_json(words)) : print(overview());
     return 0;
   }
   const Command& command = named(first);
@@ -65,13 +70,15 @@ void report(const Error& error, const Words& words, int rank) {
   if (rank > 0) return;
   print_error(error);
   // Where stdout is what failed, the exit code has to do.
-  if (wants_json(words) && !anything_printed() && error.where != "stdout") print(failure_json(speaker(words) + "/1", error, rank) + "\n");
+  if (wants_json(words) && !anything_printed() && error.where != "stdout")
+    print(failure_json(printable(speaker(words)) + "/1", error, rank) + "\n");
 }
 
 }  // namespace
 
 int run_command(const Words& words) noexcept {
   int rank = 0;
+  std::signal(SIGXFSZ, SIG_IGN);  // a file at its size limit is a failed write, as on a full disk
   try {
     try {
       rank = detect_launch().rank;

@@ -5,8 +5,8 @@
 
 namespace weft {
 
-// Runs the command that words[0] names, or answers for weft itself (`--help`, `--version`). Never throws: a failure
-// becomes one last line on stderr, with --json also one line of JSON on stdout, and the exit code of
+// Runs the command that words[0] names, or answers for weft itself (`--help`, `--version`). Never throws: a
+// failure becomes one last line on stderr, with --json also one line of JSON on stdout, and the exit code of
 // docs/contract.md. Under mpirun rank 0 alone prints.
 int run_command(const Words& words) noexcept;
 

@@ -15,7 +15,8 @@ int32_t sample_token(const Tensor& logits, const SamplingOptions& options, uint6
   std::iota(order.begin(), order.end(), 0);
   const int64_t kept = options.top_k > 0 ? std::min(options.top_k, vocab) : vocab;
   if (kept < vocab)
-    std::partial_sort(order.begin(), order.begin() + kept, order.end(), [&](int32_t a, int32_t b) { return z[a] > z[b] || (z[a] == z[b] && a < b); });
+    std::partial_sort(order.begin(), order.begin() + kept, order.end(),
+                      [&](int32_t a, int32_t b) { return z[a] > z[b] || (z[a] == z[b] && a < b); });
   double top = -INFINITY, total = 0;
   for (int64_t i = 0; i < kept; ++i) top = std::max(top, z[order[i]]);
   std::vector<double> weight(static_cast<size_t>(kept));
@@ -26,8 +27,8 @@ int32_t sample_token(const Tensor& logits, const SamplingOptions& options, uint6
   return order[kept - 1];
 }
 
-std::vector<int32_t> generate(const Model& model, const std::vector<int32_t>& prompt, const SamplingOptions& options,
-                              const std::function<bool(int32_t)>& each) {
+std::vector<int32_t> generate(const Model& model, const std::vector<int32_t>& prompt,
+                              const SamplingOptions& options, const std::function<bool(int32_t)>& each) {
   CHECK(!prompt.empty(), "generate: an empty prompt");
   const NoTape pause;
   StreamCrossings stream(static_cast<int>(model.config().layers.size()));

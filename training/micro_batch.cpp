@@ -4,17 +4,21 @@
 
 namespace weft {
 
-MicroBatch cut_micro_batch(const Batch& batch, SegmentPlan plan, int ranks, int rank, int64_t align, Device device) {
+MicroBatch cut_micro_batch(const Batch& batch, SegmentPlan plan, int ranks, int rank, int64_t align,
+                           Device device) {
   std::vector<int64_t> lengths;
-  for (size_t d = 0; d + 1 < batch.offsets.size(); ++d) lengths.push_back(batch.offsets[d + 1] - batch.offsets[d]);
+  for (size_t d = 0; d + 1 < batch.offsets.size(); ++d)
+    lengths.push_back(batch.offsets[d + 1] - batch.offsets[d]);
   MicroBatch micro;
   micro.all = plan_segments(plan, lengths, ranks, align);
-  micro.labels = static_cast<int64_t>(batch.targets.size()) - std::count(batch.targets.begin(), batch.targets.end(), -1);
+  micro.labels =
+      static_cast<int64_t>(batch.targets.size()) - std::count(batch.targets.begin(), batch.targets.end(), -1);
   std::vector<int32_t> tokens, targets;
   for (const Segment& s : micro.all[static_cast<size_t>(rank)]) {
     const int64_t start = batch.offsets[static_cast<size_t>(s.document)];
     tokens.insert(tokens.end(), batch.tokens.begin() + start + s.begin, batch.tokens.begin() + start + s.end);
-    targets.insert(targets.end(), batch.targets.begin() + start + s.begin, batch.targets.begin() + start + s.end);
+    targets.insert(targets.end(), batch.targets.begin() + start + s.begin,
+                   batch.targets.begin() + start + s.end);
   }
   micro.layout = make_layout(micro.all[static_cast<size_t>(rank)], device);
   micro.tokens = from_ints(tokens, device);
@@ -24,7 +28,8 @@ MicroBatch cut_micro_batch(const Batch& batch, SegmentPlan plan, int ranks, int 
 
 std::vector<Batch> split_batch(const Batch& batch, int64_t context, int64_t samples) {
   std::vector<Batch> parts;
-  const auto count = static_cast<int64_t>(batch.samples.size()), tokens = static_cast<int64_t>(batch.tokens.size());
+  const auto count = static_cast<int64_t>(batch.samples.size()),
+             tokens = static_cast<int64_t>(batch.tokens.size());
   for (int64_t first = 0; first < count; first += samples) {
     const int64_t last = std::min(count, first + samples);
     const int64_t begin = first * context, end = std::min(tokens, last * context);

@@ -9,14 +9,15 @@
 namespace weft {
 
 struct MicroBatch {
-  Tensor tokens, targets;             // (N) i32
-  Layout layout;                      // of this rank
-  std::vector<Segments> all;          // of every rank of the context group
-  int64_t labels = 0;                 // targets that are not -1, of all ranks of the group together
+  Tensor tokens, targets;     // (N) i32
+  Layout layout;              // of this rank
+  std::vector<Segments> all;  // of every rank of the context group
+  int64_t labels = 0;         // targets that are not -1, of all ranks of the group together
 };
 
 // The batch's documents cut over `ranks` ranks of a context group; rank's part of it. align: of the model.
-MicroBatch cut_micro_batch(const Batch& batch, SegmentPlan plan, int ranks, int rank, int64_t align, Device device);
+MicroBatch cut_micro_batch(const Batch& batch, SegmentPlan plan, int ranks, int rank, int64_t align,
+                           Device device);
 
 // A batch of one rank as consecutive batches of at most `samples` samples.
 std::vector<Batch> split_batch(const Batch& batch, int64_t context, int64_t samples);

@@ -13,8 +13,8 @@ struct OpenModel {
   int64_t step = 0;
 };
 
-// path: a run folder. dtype: what it computes in; by default the recipe's. Errors: Exit::no_checkpoint where there is
-// none, Exit::usage for something that is no run.
+// path: a run folder. dtype: what it computes in; by default the recipe's. Errors: Exit::no_checkpoint where
+// there is none, Exit::usage for something that is no run.
 OpenModel open_model(const std::string& path, std::optional<Dtype> dtype = {});
 
 }  // namespace weft

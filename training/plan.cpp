@@ -34,7 +34,8 @@ RunPlan plan_run(const Recipe& recipe, int ranks, const std::string& device) {
   const DeviceModel* model = nullptr;
   for (const DeviceModel& d : kDevices)
     if (device == d.name) model = &d;
-  if (model == nullptr) throw Error(Exit::usage, text("unknown device ", device), "--device", "cpu or h100-80");
+  if (model == nullptr)
+    throw Error(Exit::usage, text("unknown device ", device), "--device", "cpu or h100-80");
   const std::shared_ptr<const Tokenizer> tokenizer = open_tokenizer(recipe);
   RunPlan plan;
   plan.mesh = plan_mesh(ranks, static_cast<int>(recipe.mesh.cp), static_cast<int>(recipe.mesh.dp));
@@ -46,8 +47,10 @@ RunPlan plan_run(const Recipe& recipe, int ranks, const std::string& device) {
   const int64_t samples = recipe.batch_tokens / recipe.context;
   const Slice own = slice_of(samples, 0, plan.mesh.dp);
   rank.batch_tokens = std::max<int64_t>(1, own.end - own.begin) * rank.context;
-  if (rank.micro_tokens > 0) rank.micro_tokens = std::max<int64_t>(rank.context, rank.micro_tokens / plan.mesh.cp);
-  if (plan.mesh.cp > 1) plan.warnings.push_back("memory of several ranks a sequence does not count what they exchange");
+  if (rank.micro_tokens > 0)
+    rank.micro_tokens = std::max<int64_t>(rank.context, rank.micro_tokens / plan.mesh.cp);
+  if (plan.mesh.cp > 1)
+    plan.warnings.push_back("memory of several ranks a sequence does not count what they exchange");
 
   reset_peak(Device::meta);
   const int64_t before = memory_report(Device::meta).bytes;
@@ -120,8 +123,10 @@ std::string to_table(const RunPlan& p) {
   line("ranks per sequence", p.mesh.cp, "");
   line("sequence groups", p.mesh.dp, "");
   line("memory of a rank", static_cast<double>(p.peak_bytes) / (1 << 20), "MiB at its peak, of it:");
-  for (size_t i = 0; i < p.scopes.size() && i < 6; ++i) line(("  " + p.scopes[i].first).c_str(), static_cast<double>(p.scopes[i].second) / (1 << 20), "MiB");
-  line("sent by a rank", static_cast<double>(p.wire.all_gather + p.wire.reduce_scatter) / (1 << 20), "MiB a step");
+  for (size_t i = 0; i < p.scopes.size() && i < 6; ++i)
+    line(("  " + p.scopes[i].first).c_str(), static_cast<double>(p.scopes[i].second) / (1 << 20), "MiB");
+  line("sent by a rank", static_cast<double>(p.wire.all_gather + p.wire.reduce_scatter) / (1 << 20),
+       "MiB a step");
   line("a checkpoint", static_cast<double>(p.checkpoint_bytes) / (1 << 20), "MiB");
   if (std::isfinite(p.step_s)) {
     line("a step", p.step_s, "s");

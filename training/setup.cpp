@@ -16,7 +16,8 @@ int64_t vocabulary_of(const Recipe& recipe, const Tokenizer& tokenizer) {
   if (recipe.model.vocab == 0) return tokenizer.vocab_size();
   if (recipe.model.vocab < tokenizer.vocab_size())
     throw Error(Exit::recipe,
-                text("model.vocab is ", recipe.model.vocab, ", the tokenizer has ", tokenizer.vocab_size(), " tokens"),
+                text("model.vocab is ", recipe.model.vocab, ", the tokenizer has ", tokenizer.vocab_size(),
+                     " tokens"),
                 recipe.where("model.vocab"), "leave it out to take the tokenizer's size");
   return recipe.model.vocab;
 }
@@ -24,7 +25,8 @@ int64_t vocabulary_of(const Recipe& recipe, const Tokenizer& tokenizer) {
 namespace {
 
 // An attribute for every mechanism that has one of this name, unless the recipe says otherwise for it.
-void add_default(FieldValue& map, const MechanismEntry& entry, const std::string& name, const std::string& value) {
+void add_default(FieldValue& map, const MechanismEntry& entry, const std::string& name,
+                 const std::string& value) {
   if (map.find(name) != nullptr) return;
   for (const FieldDescription& f : entry.describe()) {
     if (f.name != name) continue;
@@ -83,7 +85,8 @@ ModelConfig model_config(const Recipe& recipe, int64_t vocab) {
 
 Datasets open_recipe_data(const Recipe& recipe, const Tokenizer& tokenizer, int64_t vocab) {
   if (recipe.data.train.list.empty())
-    throw Error(Exit::recipe, "data.train names no text", recipe.where("data.train"), "set data.train to a file or pattern");
+    throw Error(Exit::recipe, "data.train names no text", recipe.where("data.train"),
+                "set data.train to a file or pattern");
   DataConfig config;
   for (const Recipe::Source& s : recipe.data.train.list) config.train.push_back({s.path, s.weight});
   config.val_share = recipe.data.val.paths.empty() ? recipe.data.val.share : 0;
@@ -104,7 +107,8 @@ bool has_part(const Model& model, PartKind kind) {
   for (const TransformerBlock& block : model.blocks()) {
     const Mechanism& m = block.attention().mechanism();
     Block one{{}, layout.position, layout.document};
-    for (const Input& input : m.inputs()) one.x.push_back(empty(input_shape(input, m.dims(), 1), Dtype::f32, Device::meta));
+    for (const Input& input : m.inputs())
+      one.x.push_back(empty(input_shape(input, m.dims(), 1), Dtype::f32, Device::meta));
     LocalCrossing local(layout);
     RecordingCrossing record(local);
     m.forward(one, record);
@@ -121,8 +125,8 @@ SegmentPlan segment_plan(const Recipe& recipe, const Model& model) {
   if (layout == "contiguous") return SegmentPlan::contiguous;
   if (layout == "zigzag") return SegmentPlan::zigzag;
   if (layout == "balanced") return SegmentPlan::balanced;
-  // A carried state runs from rank to rank: with contiguous parts it crosses each border once. Otherwise the cost of
-  // causal attention decides.
+  // A carried state runs from rank to rank: with contiguous parts it crosses each border once. Otherwise the
+  // cost of causal attention decides.
   if (has_part(model, PartKind::carry)) return SegmentPlan::contiguous;
   return SegmentPlan::zigzag;
 }

@@ -27,20 +27,24 @@ std::vector<StoredArray> arrays_of(Trainer& trainer) {
     arrays.push_back({"master." + e->info.name, e->info.shape, e->master.reshape({e->master.numel()})});
   for (const StateTensor& state : trainer.optimizer().state())
     for (const ParameterPiece& p : pieces(trainer.store(), state.range)) {
-      CHECK(p.begin == 0 && p.count == p.entry->info.shape.numel(), state.name, ": a parameter cut between ranks");
-      arrays.push_back({state.name + "." + p.entry->info.name, p.entry->info.shape, state.values.rows(p.offset, p.offset + p.count)});
+      CHECK(p.begin == 0 && p.count == p.entry->info.shape.numel(), state.name,
+            ": a parameter cut between ranks");
+      arrays.push_back({state.name + "." + p.entry->info.name, p.entry->info.shape,
+                        state.values.rows(p.offset, p.offset + p.count)});
     }
   return arrays;
 }
 
-void read_into(const Tensor& flat, const Shape& shape, const ckpt::Checkpoint& checkpoint, const std::string& name) {
+void read_into(const Tensor& flat, const Shape& shape, const ckpt::Checkpoint& checkpoint,
+               const std::string& name) {
   if (!checkpoint.contains(name))
-    throw Error(Exit::no_checkpoint, text(name, " is not in the checkpoint"), checkpoint.folder(), "resume with the recipe it was saved with");
+    throw Error(Exit::no_checkpoint, text(name, " is not in the checkpoint"), checkpoint.folder(),
+                "resume with the recipe it was saved with");
   const ckpt::Checkpoint::Array& array = checkpoint.at(name);
   if (array.shape != dims_of(shape) || array.dtype != flat.dtype())
     throw Error(Exit::no_checkpoint,
-                text(name, " is ", Shape(array.shape.begin(), array.shape.end()), " ", name_of(array.dtype), ", the model wants ",
-                     shape, " ", name_of(flat.dtype())),
+                text(name, " is ", Shape(array.shape.begin(), array.shape.end()), " ", name_of(array.dtype),
+                     ", the model wants ", shape, " ", name_of(flat.dtype())),
                 checkpoint.folder(), "resume with the recipe it was saved with");
   checkpoint.read(name, 0, flat.numel(), flat.raw());
 }
@@ -95,8 +99,8 @@ std::vector<std::string> save_run(Trainer& trainer, const RunState& state, const
 RunState restore_run(Trainer& trainer, const ckpt::Checkpoint& checkpoint) {
   const ckpt::Manifest& m = checkpoint.manifest();
   if (m.tokenizer_hash != trainer.tokenizer().hash())
-    throw Error(Exit::recipe, "the tokenizer is another than the checkpoint's", trainer.recipe().where("data.tokenizer"),
-                "use the tokenizer the run was started with");
+    throw Error(Exit::recipe, "the tokenizer is another than the checkpoint's",
+                trainer.recipe().where("data.tokenizer"), "use the tokenizer the run was started with");
   for (const StoredArray& a : arrays_of(trainer)) read_into(a.flat, a.shape, checkpoint, a.name);
   trainer.store().refresh_working();
   try {
@@ -105,7 +109,8 @@ RunState restore_run(Trainer& trainer, const ckpt::Checkpoint& checkpoint) {
     trainer.guard().restore(extra.at("guard").get<std::vector<double>>());
     return {m.step, extra.at("tokens"), extra.at("skipped_steps"), m.order_hash};
   } catch (const json::exception& e) {
-    throw Error(Exit::no_checkpoint, text("the manifest's state of the run cannot be read: ", e.what()), checkpoint.folder());
+    throw Error(Exit::no_checkpoint, text("the manifest's state of the run cannot be read: ", e.what()),
+                checkpoint.folder());
   }
 }
 

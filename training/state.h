@@ -1,6 +1,6 @@
 #pragma once
-// A training run's state in a checkpoint: masters, optimizer state, and where the run stood. Any world size writes it,
-// any reads it.
+// A training run's state in a checkpoint: masters, optimizer state, and where the run stood. Any world size
+// writes it, any reads it.
 
 #include "training/checkpoint/load.h"
 #include "training/checkpoint/save.h"
@@ -9,10 +9,10 @@
 namespace weft {
 
 struct RunState {
-  int64_t step = 0;         // steps done
-  int64_t tokens = 0;       // label-bearing or not, of all ranks
+  int64_t step = 0;           // steps done
+  int64_t tokens = 0;         // label-bearing or not, of all ranks
   int64_t skipped_steps = 0;  // steps of data passed over by rewinds: step s reads the data of step s + this
-  std::string order_hash;   // OrderHash, 32 hex digits; "" before the first step
+  std::string order_hash;     // OrderHash, 32 hex digits; "" before the first step
 };
 
 // XXH3-128 over the f32 masters (docs/contract.md). Every rank has the same.
@@ -23,7 +23,8 @@ ckpt::Peers peers_of(Communicator* world);
 // All ranks together. Returns warnings. Errors: those of ckpt::save.
 std::vector<std::string> save_run(Trainer& trainer, const RunState& state, const std::string& run_id);
 
-// Into a trainer of the same recipe. Errors: Exit::no_checkpoint where an array is missing or of another shape.
+// Into a trainer of the same recipe. Errors: Exit::no_checkpoint where an array is missing or of another
+// shape.
 RunState restore_run(Trainer& trainer, const ckpt::Checkpoint& checkpoint);
 
 // Weights only, for generation and scoring.

@@ -28,7 +28,9 @@ namespace fs = std::filesystem;
 // A failed save is a warning; so many in a row end the run.
 constexpr int kFailedSaves = 3;
 
-bool run_exists(const std::string& run) { return fs::exists(run + "/recipe.yaml") || fs::exists(run + "/checkpoints"); }
+bool run_exists(const std::string& run) {
+  return fs::exists(run + "/recipe.yaml") || fs::exists(run + "/checkpoints");
+}
 
 // What each rank does alone first is done by rank 0, and all ranks learn whether it went well.
 template <class F>
@@ -82,15 +84,18 @@ bool Run::prepare_folder() {
   on_first_rank(world_, [&] {
     const bool exists = run_exists(recipe_.run);
     if (exists && !options_.resume && !options_.resume_auto)
-      throw Error(Exit::cannot_create, "a run is there already", recipe_.run, "continue it with --resume " + recipe_.run + ", or set run=another/folder");
+      throw Error(Exit::cannot_create, "a run is there already", recipe_.run,
+                  "continue it with --resume " + recipe_.run + ", or set run=another/folder");
     std::error_code failed;
     fs::create_directories(recipe_.run, failed);
-    if (failed) throw Error(Exit::cannot_create, "cannot create the run folder: " + failed.message(), recipe_.run);
+    if (failed)
+      throw Error(Exit::cannot_create, "cannot create the run folder: " + failed.message(), recipe_.run);
     lock_.emplace(recipe_.run);
     ckpt::clean(recipe_.run);
     resume = exists && !ckpt::list_steps(recipe_.run).empty();
     if (exists && options_.resume && !resume)
-      throw Error(Exit::no_checkpoint, "the run has no complete checkpoint", recipe_.run, "start it anew in another folder");
+      throw Error(Exit::no_checkpoint, "the run has no complete checkpoint", recipe_.run,
+                  "start it anew in another folder");
     if (exists && fs::exists(recipe_.run + "/recipe.yaml")) {
       const Recipe saved = load_recipe(recipe_.run + "/recipe.yaml");
       check_resume(saved, recipe_);
@@ -101,7 +106,8 @@ bool Run::prepare_folder() {
 }
 
 void Run::load_checkpoint() {
-  const ckpt::Loaded loaded = ckpt::load(recipe_.run, {.strict = recipe_.checkpoint.strict}, peers_of(world_));
+  const ckpt::Loaded loaded =
+      ckpt::load(recipe_.run, {.strict = recipe_.checkpoint.strict}, peers_of(world_));
   for (const std::string& w : loaded.warnings) log_->warning(w);
   state_ = restore_run(*trainer_, loaded.checkpoint);
   run_id_ = loaded.checkpoint.manifest().run;
@@ -166,7 +172,8 @@ void Run::rewind() {
   load_checkpoint();
   state_.skipped_steps = data - state_.step;
   log_->rewind(from, state_.step);
-  log_->warning(text("went back from step ", from, " to the checkpoint of step ", state_.step, ", skipping the data in between"));
+  log_->warning(text("went back from step ", from, " to the checkpoint of step ", state_.step,
+                     ", skipping the data in between"));
   start_loader();
 }
 
@@ -220,8 +227,10 @@ bool Run::step() {
 
   if (result.rewind) {
     if (saved_step_ < 0)
-      throw Error(Exit::numerics, text("step ", state_.step, ": ", result.reason, ", too often, and no checkpoint to go back to"),
-                  {}, "lower optim.lr, or save earlier with checkpoint.every");
+      throw Error(
+          Exit::numerics,
+          text("step ", state_.step, ": ", result.reason, ", too often, and no checkpoint to go back to"), {},
+          "lower optim.lr, or save earlier with checkpoint.every");
     rewind();
     return true;
   }
@@ -252,7 +261,10 @@ TrainSummary Run::train() {
                              .tensorboard = recipe_.log.tensorboard,
                              .resume_step = resume_step});
   if (lock_ && !lock_->note().empty()) log_->warning(lock_->note());
-  log_->environment({.command_line = options_.command_line, .device = "cpu", .world = world_ == nullptr ? 1 : world_->size(), .versions = {}});
+  log_->environment({.command_line = options_.command_line,
+                     .device = "cpu",
+                     .world = world_ == nullptr ? 1 : world_->size(),
+                     .versions = {}});
   if (!trainer_->mesh().note.empty()) log_->info(trainer_->mesh().note);
   run_id_ = ckpt::new_run_id();
   if (world_ != nullptr) run_id_ = gather_texts(*world_, run_id_)[0];
@@ -261,8 +273,8 @@ TrainSummary Run::train() {
     log_->event(Event::resume, state_.step);
     log_->info(text("continuing at step ", state_.step));
   }
-  log_->info(text(trainer_->store().numel(), " parameters, ", data_->train.tokens(), " tokens an epoch, ", recipe_.steps, " steps of ",
-                  trainer_->samples_per_step() * recipe_.context, " tokens"));
+  log_->info(text(trainer_->store().numel(), " parameters, ", data_->train.tokens(), " tokens an epoch, ",
+                  recipe_.steps, " steps of ", trainer_->samples_per_step() * recipe_.context, " tokens"));
 
   timer_.emplace(recipe_.steps - state_.step);
   bool go_on = true;
@@ -274,7 +286,9 @@ TrainSummary Run::train() {
   summary_.exit = state_.step < recipe_.steps ? Exit::stopped : Exit::ok;
   summary_.status = summary_.exit == Exit::ok ? "done" : "stopped";
   if (summary_.exit == Exit::ok && summary_.first_step_s == 0) evaluate();  // nothing was left to do
-  summary_.baseline_bpb = first_ && data_->val && summary_.exit == Exit::ok ? baseline_bits_per_byte(data_->train, *data_->val, *tokenizer_) : NAN;
+  summary_.baseline_bpb = first_ && data_->val && summary_.exit == Exit::ok
+                              ? baseline_bits_per_byte(data_->train, *data_->val, *tokenizer_)
+                              : NAN;
   if (!data_->val) summary_.val_loss = summary_.val_bpb = NAN;
   summary_.run = recipe_.run;
   summary_.step = state_.step;

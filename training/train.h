@@ -10,8 +10,8 @@
 namespace weft {
 
 struct TrainOptions {
-  bool resume = false;        // continue the run in recipe.run
-  bool resume_auto = false;   // continue it if there is one, else start
+  bool resume = false;       // continue the run in recipe.run
+  bool resume_auto = false;  // continue it if there is one, else start
   std::vector<std::string> command_line = {};
 };
 

@@ -14,25 +14,39 @@ namespace {
 
 OptimizerConfig optimizer_config(const Recipe& recipe) {
   const Recipe::Optim& o = recipe.optim;
-  return {.kind = o.kind, .lr = o.lr, .beta1 = o.beta1, .beta2 = o.beta2, .eps = o.eps, .weight_decay = o.weight_decay,
-          .clip = o.clip, .ema = o.ema, .muon_lr = o.muon_lr, .muon_momentum = o.muon_momentum};
+  return {.kind = o.kind,
+          .lr = o.lr,
+          .beta1 = o.beta1,
+          .beta2 = o.beta2,
+          .eps = o.eps,
+          .weight_decay = o.weight_decay,
+          .clip = o.clip,
+          .ema = o.ema,
+          .muon_lr = o.muon_lr,
+          .muon_momentum = o.muon_momentum};
 }
 
 Schedule schedule_of(const Recipe& recipe) {
   const Recipe::Optim& o = recipe.optim;
-  return {.kind = Schedule::kind_of(o.schedule), .steps = recipe.steps, .warmup = o.warmup, .decay = o.decay,
+  return {.kind = Schedule::kind_of(o.schedule),
+          .steps = recipe.steps,
+          .warmup = o.warmup,
+          .decay = o.decay,
           .floor = o.lr > 0 ? o.min_lr / o.lr : 0};
 }
 
 CrossingStrategy strategy_of(const Recipe& recipe) {
   const std::string& s = recipe.mesh.strategy;
-  return s == "gather" ? CrossingStrategy::gather : s == "ring" ? CrossingStrategy::ring
-         : s == "heads" ? CrossingStrategy::heads : CrossingStrategy::native;
+  return s == "gather"  ? CrossingStrategy::gather
+         : s == "ring"  ? CrossingStrategy::ring
+         : s == "heads" ? CrossingStrategy::heads
+                        : CrossingStrategy::native;
 }
 
 Mesh mesh_of(const Recipe& recipe, Communicator* world) {
   if (world == nullptr) return {};
-  return make_mesh(*world, plan_mesh(world->size(), static_cast<int>(recipe.mesh.cp), static_cast<int>(recipe.mesh.dp)));
+  return make_mesh(
+      *world, plan_mesh(world->size(), static_cast<int>(recipe.mesh.cp), static_cast<int>(recipe.mesh.dp)));
 }
 
 // Crossings of one micro-batch over the ranks of a context group; it lives as long as the tape.
@@ -97,35 +111,42 @@ std::unique_ptr<CrossingFactory> Trainer::crossings(const MicroBatch& micro) con
 
 WireBytes Trainer::wire() const {
   WireBytes bytes;
-  for (const Communicator* c : {static_cast<const Communicator*>(world_), static_cast<const Communicator*>(mesh_.data.get()),
-                                static_cast<const Communicator*>(mesh_.context.get())})
+  for (const Communicator* c :
+       {static_cast<const Communicator*>(world_), static_cast<const Communicator*>(mesh_.data.get()),
+        static_cast<const Communicator*>(mesh_.context.get())})
     if (c != nullptr) bytes += c->wire();
   return bytes;
 }
 
-// An exchange that silently does not happen would train a model that cannot see across ranks: count what was sent.
+// An exchange that silently does not happen would train a model that cannot see across ranks: count what was
+// sent.
 void Trainer::check_wire() const {
   if (mesh_.shape.cp == 1) return;
   const WireBytes& sent = mesh_.context->wire();
-  const auto total = [](const WireBytes& w) { return w.all_gather + w.reduce_scatter + w.send_recv + w.all_to_all; };
+  const auto total = [](const WireBytes& w) {
+    return w.all_gather + w.reduce_scatter + w.send_recv + w.all_to_all;
+  };
   if (total(sent) != total(expected_))
-    throw Error(Exit::internal, text("accounting mismatch: ", total(sent), " bytes were sent inside the context group, the formula says ",
-                                     total(expected_)), "context parallelism", "report this: an exchange was skipped or doubled");
+    throw Error(Exit::internal,
+                text("accounting mismatch: ", total(sent),
+                     " bytes were sent inside the context group, the formula says ", total(expected_)),
+                "context parallelism", "report this: an exchange was skipped or doubled");
 }
 
 void Trainer::reduce_gradients() {
   if (world_ == nullptr || world_->size() == 1) return;
   for (ParameterGroup& group : store_.groups())
     if (group.trainable)
-      world_->all_reduce(group.gradient.raw(), group.gradient.numel(), group.gradient.dtype(), Reduce::sum, "gradients");
+      world_->all_reduce(group.gradient.raw(), group.gradient.numel(), group.gradient.dtype(), Reduce::sum,
+                         "gradients");
 }
 
 StepResult Trainer::step(int64_t step, const Batch& batch) {
   using Clock = std::chrono::steady_clock;
   StepResult result;
   const double flops_before = counted_flops();
-  const int64_t own_labels = static_cast<int64_t>(batch.targets.size()) -
-                             std::count(batch.targets.begin(), batch.targets.end(), -1);
+  const int64_t own_labels =
+      static_cast<int64_t>(batch.targets.size()) - std::count(batch.targets.begin(), batch.targets.end(), -1);
   // Ranks of a context group hold the same samples: their labels count once.
   result.labels = mesh_.data ? sum_over_ranks(*mesh_.data, own_labels) : own_labels;
   const double share = 1 / static_cast<double>(std::max<int64_t>(1, result.labels));
@@ -155,7 +176,8 @@ StepResult Trainer::step(int64_t step, const Batch& batch) {
   }
   store_.finish_step();
   check_wire();
-  if (fault::wants(fault::Kind::nan, fault::Phase::backward)) store_.groups()[0].gradient.rows(0, 1).copy_from(full({1}, NAN, store_.groups()[0].gradient.dtype()));
+  if (fault::wants(fault::Kind::nan, fault::Phase::backward))
+    store_.groups()[0].gradient.rows(0, 1).copy_from(full({1}, NAN, store_.groups()[0].gradient.dtype()));
 
   const auto start = Clock::now();
   fault::point(fault::Phase::collective);
@@ -168,8 +190,8 @@ StepResult Trainer::step(int64_t step, const Batch& batch) {
   result.grad_norm = norm.value;
   const SpikeGuard::Verdict verdict = guard_.judge(step, result.loss, result.grad_norm);
   if (verdict.action == SpikeGuard::Action::stop)
-    throw Error(Exit::numerics, text("step ", step, ": ", verdict.reason, ", again after going back"), norm.non_finite,
-                "lower optim.lr, or look at the data of these steps");
+    throw Error(Exit::numerics, text("step ", step, ": ", verdict.reason, ", again after going back"),
+                norm.non_finite, "lower optim.lr, or look at the data of these steps");
   result.applied = verdict.action == SpikeGuard::Action::apply;
   result.rewind = verdict.action == SpikeGuard::Action::rewind;
   result.reason = verdict.reason;
@@ -191,7 +213,8 @@ StepResult Trainer::step(int64_t step, const Batch& batch) {
 Evaluation Trainer::evaluate(const Dataset& data, int64_t samples) {
   const NoTape pause;
   const AveragedWeights averaged(store_, *optimizer_);
-  const Slice own = slice_of(std::min(samples, data.samples()), mesh_.data ? mesh_.data->rank() : 0, mesh_.shape.dp);
+  const Slice own =
+      slice_of(std::min(samples, data.samples()), mesh_.data ? mesh_.data->rank() : 0, mesh_.shape.dp);
   double sums[3] = {0, 0, 0};  // nats over all targets, nats over text, bytes of text
   int64_t tokens = 0;
   for (int64_t first = own.begin; first < own.end; first += micro_samples_) {
@@ -200,7 +223,8 @@ Evaluation Trainer::evaluate(const Dataset& data, int64_t samples) {
     const MicroBatch micro = cut(data.batch(which));
     const std::unique_ptr<CrossingFactory> cross = crossings(micro);
     const Variable h = model_.hidden(micro.tokens, micro.layout, *cross);
-    const std::vector<double> nll = to_values(projected_cross_entropy(h, model_.output_weight(), micro.targets).nll);
+    const std::vector<double> nll =
+        to_values(projected_cross_entropy(h, model_.output_weight(), micro.targets).nll);
     const int32_t* target = micro.targets.data<int32_t>();
     for (size_t i = 0; i < nll.size(); ++i) {
       if (target[i] < 0) continue;

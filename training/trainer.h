@@ -1,6 +1,6 @@
 #pragma once
-// One optimizer step after another, on one rank of a mesh. What it computes (loss, order of the data, updates) does not
-// depend on the mesh, up to the order of sums.
+// One optimizer step after another, on one rank of a mesh. What it computes (loss, order of the data,
+// updates) does not depend on the mesh, up to the order of sums.
 
 #include <functional>
 #include <memory>
@@ -20,10 +20,10 @@ struct StepResult {
   double loss = 0;  // nats a token, of the global batch, auxiliary losses apart
   double grad_norm = 0;
   double lr = 0;
-  int64_t labels = 0;      // tokens that had a target, of the global batch
-  bool applied = true;     // false: the guard refused it and no weight changed
-  bool rewind = false;     // the guard asks for the last checkpoint
-  std::string reason;      // why it was not applied
+  int64_t labels = 0;   // tokens that had a target, of the global batch
+  bool applied = true;  // false: the guard refused it and no weight changed
+  bool rewind = false;  // the guard asks for the last checkpoint
+  std::string reason;   // why it was not applied
   double comm_s = 0;
 };
 

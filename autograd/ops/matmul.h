@@ -19,8 +19,8 @@ Variable matmul(const Variable& a, const Variable& b, Transpose transpose = {});
 // y = x weight^T + bias.  x (..., in), weight (out, in), bias (out) or undefined -> y (..., out)
 Variable linear(const Variable& x, const Variable& weight, const Variable& bias = {});
 
-// c = alpha op(a) op(b) + beta c, without a tape, where c is: batched over leading dimensions; c may be wider than a
-// and b (f32 from bf16). Counts its operations.
+// c = alpha op(a) op(b) + beta c, without a tape, where c is: batched over leading dimensions; c may be wider
+// than a and b (f32 from bf16). Counts its operations.
 void gemm(const Tensor& c, const Tensor& a, const Tensor& b, Transpose transpose, double alpha, double beta);
 
 namespace cpu {

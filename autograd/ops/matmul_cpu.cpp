@@ -47,9 +47,9 @@ void product(T* c, Extent ec, const T* a, Extent ea, const T* b, Extent eb, Tran
     C.noalias() += alpha * (A * B);
 }
 
-// The product is cut into tiles of c of fixed size, one core a tile: the blocking, and with it the order of every sum,
-// does not depend on the number of cores. (Eigen's own threading has neither property, and collapses when cores are
-// shared with other programs.)
+// The product is cut into tiles of c of fixed size, one core a tile: the blocking, and with it the order of
+// every sum, does not depend on the number of cores. (Eigen's own threading has neither property, and
+// collapses when cores are shared with other programs.)
 constexpr int64_t kTile = 256;
 constexpr int64_t kSmall = 64 * 64 * 64;  // operations below which a second core costs more than it gives
 
@@ -72,8 +72,10 @@ void batched(const Tensor& c, const Tensor& a, const Tensor& b, Transpose t, T a
       const int64_t rows = std::min(kTile, ec.rows - row), columns = std::min(kTile, ec.columns - column);
       const Extent tc{rows, columns, ec.pitch, 0};
       const Extent ta = t.a ? Extent{ea.rows, rows, ea.pitch, 0} : Extent{rows, ea.columns, ea.pitch, 0};
-      const Extent tb = t.b ? Extent{columns, eb.columns, eb.pitch, 0} : Extent{eb.rows, columns, eb.pitch, 0};
-      product<T>(pc + i * ec.stride + row * ec.pitch + column, tc, pa + i * ea.stride + (t.a ? row : row * ea.pitch), ta,
+      const Extent tb =
+          t.b ? Extent{columns, eb.columns, eb.pitch, 0} : Extent{eb.rows, columns, eb.pitch, 0};
+      product<T>(pc + i * ec.stride + row * ec.pitch + column, tc,
+                 pa + i * ea.stride + (t.a ? row : row * ea.pitch), ta,
                  pb + i * eb.stride + (t.b ? column * eb.pitch : column), tb, t, alpha, beta);
     }
   });

@@ -75,7 +75,8 @@ TEST(Model, CheckpointingChangesNoBit) {
       results.push_back(result);
     }
     for (size_t mode = 1; mode < results.size(); ++mode)
-      for (size_t i = 0; i < results[0].size(); ++i) EXPECT_TRUE(same_bits(results[mode][i], results[0][i])) << mode << " " << i;
+      for (size_t i = 0; i < results[0].size(); ++i)
+        EXPECT_TRUE(same_bits(results[mode][i], results[0][i])) << mode << " " << i;
   }
 }
 

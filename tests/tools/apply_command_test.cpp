@@ -7,7 +7,6 @@
 #include "tests/attention/conformance.h"
 #include "tests/tools/apply_files.h"
 #include "tools/apply.h"
-#include "tools/apply_options.h"
 
 namespace weft {
 namespace {
@@ -286,6 +285,7 @@ TEST(ApplyCommand, JsonIsOneLine) {
   const std::string line =
       printed({"simple_gla", "--json", "--in", folder.path("a"), "--out", folder.path("b")});
   EXPECT_EQ(Json::parse(line), Json({{"weft", "apply/1"}, {"exit", 0}}));
+  EXPECT_EQ(line.back(), '\n');
 }
 
 }  // namespace

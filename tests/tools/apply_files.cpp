@@ -9,8 +9,15 @@
 #include "attention/recording_crossing.h"
 #include "tests/attention/conformance.h"
 #include "tools/apply.h"
+#include "tools/command.h"
 
 namespace weft {
+
+// Of this program.
+const std::vector<Command>& commands() {
+  static const std::vector<Command> all{{"apply", "one mechanism on tensors of a file", run_apply}};
+  return all;
+}
 
 ApplyFolder::ApplyFolder() {
   // Thousands of small files, each synced: in memory where that is possible.
@@ -102,10 +109,10 @@ ApplyCase::ApplyCase(const std::string& id, const std::string& text, int64_t row
   LocalCrossing local(layout);
   RecordingCrossing recording(local);
   m.forward(block_of(few, layout), recording);
-  const bool rows = std::any_of(recording.calls().begin(), recording.calls().end(), [](const PartCall& call) {
-    return call.kind == PartKind::merge || call.kind == PartKind::halo;
-  });
-  only_states = !rows && !signature.states.empty();
+  const bool sees_rows = std::any_of(
+      recording.calls().begin(), recording.calls().end(),
+      [](const PartCall& call) { return call.kind == PartKind::merge || call.kind == PartKind::halo; });
+  only_states = !sees_rows && !signature.states.empty();
 }
 
 std::vector<std::string> ApplyCase::words(const std::vector<std::string>& more) const {

@@ -1,9 +1,8 @@
 // `weft corpus`: text to train on where there is none.
 
-#include <nlohmann/json.hpp>
-
 #include "tools/commands.h"
 #include "tools/flags.h"
+#include "tools/json_line.h"
 #include "training/checkpoint/files.h"
 #include "training/data/stories.h"
 
@@ -11,7 +10,8 @@ namespace weft {
 
 int run_corpus(const Words& words) {
   Flags flags("corpus", "",
-              "Writes short generated stories with two blank lines between them: the same bytes for the same seed on\n"
+              "Writes short generated stories with two blank lines between them: the same bytes for the same "
+              "seed on\n"
               "every machine.");
   int64_t bytes = 0, seed = 1;
   std::string out;
@@ -21,7 +21,8 @@ int run_corpus(const Words& words) {
   flags.add("--seed", seed, "S", "of the stories; default 1", {.min = 0});
   flags.add("--json", json, "one line, corpus/1");
   if (!flags.parse(words)) return 0;
-  if (exists(out)) throw Error(Exit::cannot_create, "the file is there already", out, "name another one, or remove it");
+  if (exists(out))
+    throw Error(Exit::cannot_create, "the file is there already", out, "name another one, or remove it");
 
   AtomicFile file(out);
   std::string part;
@@ -36,7 +37,7 @@ int run_corpus(const Words& words) {
   }
   file.commit();
   if (json)
-    print(nlohmann::ordered_json{{"weft", "corpus/1"}, {"exit", 0}, {"path", out}, {"bytes", written}, {"stories", stories}}.dump() + "\n");
+    print_line({{"weft", "corpus/1"}, {"exit", 0}, {"path", out}, {"bytes", written}, {"stories", stories}});
   return 0;
 }
 

@@ -1,11 +1,11 @@
 // `weft cp`: a recipe to edit.
 
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "tools/commands.h"
 #include "tools/flags.h"
+#include "tools/json_line.h"
 #include "tools/recipe_path.h"
 #include "training/checkpoint/files.h"
 #include "training/recipe/load.h"
@@ -37,7 +37,8 @@ std::string moved(const std::string& recipe, const fs::path& from, const fs::pat
 }  // namespace
 
 int run_cp(const Words& words) {
-  Flags flags("cp", "NAME [FILE]", "Copies a recipe to FILE, ./NAME.yaml by default, to be edited. Never overwrites.");
+  Flags flags("cp", "NAME [FILE]",
+              "Copies a recipe to FILE, ./NAME.yaml by default, to be edited. Never overwrites.");
   bool json = false;
   flags.add("--json", json, "one line, cp/1");
   if (!flags.parse(words)) return 0;
@@ -46,11 +47,12 @@ int run_cp(const Words& words) {
   std::error_code failed;
   if (fs::is_directory(to, failed)) to /= from.filename();
   if (exists(to))
-    throw Error(Exit::cannot_create, "the file is there already", to, "name another one: weft cp " + flags.argument(0) + " FILE");
+    throw Error(Exit::cannot_create, "the file is there already", to,
+                "name another one: weft cp " + flags.argument(0) + " FILE");
   load_recipe(from);  // a broken recipe is no start
   write_file_atomically(to, moved(read_text_file(from, 10'000'000), from, to));
   if (json) {
-    print(nlohmann::ordered_json{{"weft", "cp/1"}, {"exit", 0}, {"from", from.string()}, {"path", to.string()}}.dump() + "\n");
+    print_line({{"weft", "cp/1"}, {"exit", 0}, {"from", from.string()}, {"path", to.string()}});
   } else {
     print(to.string() + "\n");
   }

@@ -22,7 +22,8 @@ int run_generate(const Words& words) {
   try {
     size_t used = 0;
     options.temperature = std::stod(temperature, &used);
-    if (used != temperature.size() || !(options.temperature >= 0) || std::isinf(options.temperature)) throw std::invalid_argument("");
+    if (used != temperature.size() || !(options.temperature >= 0) || std::isinf(options.temperature))
+      throw std::invalid_argument("");
   } catch (const std::logic_error&) {
     throw Error(Exit::usage, text("--temperature wants a number >= 0, got ", temperature), "--temperature");
   }

@@ -2,12 +2,11 @@
 
 #include "training/recipe/help.h"
 
-#include <nlohmann/json.hpp>
-
 #include "attention/registry.h"
 #include "autograd/nearest_name.h"
 #include "tools/commands.h"
 #include "tools/flags.h"
+#include "tools/json_line.h"
 
 namespace weft {
 namespace {
@@ -46,16 +45,20 @@ std::string help_text(const std::string& key) {
 }  // namespace
 
 int run_help(const Words& words) {
-  Flags flags("help", "[KEY]",
-              "Says what a recipe key (optim.lr), a section (optim), a mechanism (lightning) or a command means;\n"
-              "without a name, which sections there are.");
+  Flags flags(
+      "help", "[KEY]",
+      "Says what a recipe key (optim.lr), a section (optim), a mechanism (lightning) or a command means;\n"
+      "without a name, which sections there are.");
   bool json = false;
   flags.add("--json", json, "one line, help/1");
   if (!flags.parse(words)) return 0;
   const std::string key = flags.argument(0);
   if (!json && find_command(key)) return find_command(key)->run({"--help"});
   const std::string text = help_text(key);
-  print(json ? nlohmann::ordered_json{{"weft", "help/1"}, {"exit", 0}, {"key", key}, {"text", text}}.dump() + "\n" : text);
+  if (json)
+    print_line({{"weft", "help/1"}, {"exit", 0}, {"key", key}, {"text", text}});
+  else
+    print(text);
   return 0;
 }
 

@@ -19,8 +19,8 @@
 namespace weft {
 namespace {
 
-// The value of `--NAME value`, `--NAME=value` or, as overrides of a recipe are written, `NAME=value`; the last one
-// counts.
+// The value of `--NAME value`, `--NAME=value` or, as overrides of a recipe are written, `NAME=value`; the
+// last one counts.
 std::string value_of(const std::string& name, const Words& words) {
   std::string value;
   for (size_t i = 0; i < words.size(); ++i) {
@@ -31,7 +31,8 @@ std::string value_of(const std::string& name, const Words& words) {
   return value;
 }
 
-// Where ranks of other machines leave their exit codes. What is wrong with the recipe is for the ranks to say.
+// Where ranks of other machines leave their exit codes. What is wrong with the recipe is for the ranks to
+// say.
 std::string run_folder(const Words& words) {
   if (words[0] != "train") return {};
   const std::string resumed = value_of("resume", words), run = value_of("run", words);
@@ -93,8 +94,9 @@ int launch_for_json(const LaunchOptions& options, const Words& words) {
 }  // namespace
 
 int run_launch(const Words& words) {
-  Flags flags("launch", "COMMAND [ARGUMENT...]",
-              "Runs a weft command on N ranks, with mpirun or srun, and returns the exit code of the first cause.");
+  Flags flags(
+      "launch", "COMMAND [ARGUMENT...]",
+      "Runs a weft command on N ranks, with mpirun or srun, and returns the exit code of the first cause.");
   LaunchOptions options;
   int64_t ranks = 0;
   std::string extra;
@@ -109,7 +111,8 @@ int run_launch(const Words& words) {
     Words names;
     for (const Command& c : commands())
       if (c.ranks) names.push_back(c.name);
-    throw Error(Exit::usage, shown(launched[0]) + (command ? " runs on one rank" : " is no command"), "weft launch",
+    throw Error(Exit::usage, shown(launched[0]) + (command ? " runs on one rank" : " is no command"),
+                "weft launch",
                 command ? "start it without launch" : suggest_name(launched[0], names, "commands"));
   }
   options.ranks = static_cast<int>(ranks);

@@ -1,11 +1,9 @@
 // `weft ls`: mechanisms with what each can do, recipes, tasks.
 
-#include <filesystem>
-#include <nlohmann/json.hpp>
-
 #include "tools/commands.h"
 #include "tools/describe_mechanism.h"
 #include "tools/flags.h"
+#include "tools/json_line.h"
 #include "tools/recipe_path.h"
 #include "training/recipe/find.h"
 #include "training/recipe/load.h"
@@ -38,26 +36,37 @@ Json crosses(const std::vector<PartCall>& calls) {
   return list;
 }
 
+// One broken recipe hides nothing else: the mechanism is then shown at the sizes of a recipe without any
+// keys.
 Json describe(const MechanismEntry& entry, const std::string& root) {
   const std::string path = mechanism_recipe(root, entry.id);
-  const MechanismFacts facts = learn(entry, size_in(path.empty() ? Recipe() : load_recipe(path), entry));
+  MechanismSize size = size_in({}, entry);
+  std::string wrong;
+  try {
+    if (!path.empty()) size = size_in(load_recipe(path), entry);
+  } catch (const Error& error) {
+    wrong = error.what();
+  }
+  const MechanismFacts facts = learn(entry, size);
   Json devices = {{"cpu", facts.form()}, {"cuda", nullptr}};
 #ifdef WEFT_CUDA
   devices["cuda"] = facts.form();
 #endif
-  return {{"id", entry.id},
-          {"aliases", entry.aliases},
-          {"kinds", facts.kinds()},
-          {"causal", facts.causal},
-          {"bidirectional", facts.bidirectional},
-          {"streaming", facts.streaming},
-          {"state_bytes", facts.streaming ? Json(facts.state_bytes) : Json()},
-          {"crosses", crosses(facts.calls)},
-          {"devices", devices},
-          {"dtypes", facts.dtypes},
-          {"context_parallel", {{"contiguous", facts.contiguous}, {"zigzag", facts.zigzag}}},
-          {"paper", {{"title", entry.title}, {"url", entry.url}}},
-          {"recipe", path.empty() ? Json() : Json(path)}};
+  Json row = {{"id", entry.id},
+              {"aliases", entry.aliases},
+              {"kinds", facts.kinds()},
+              {"causal", facts.causal},
+              {"bidirectional", facts.bidirectional},
+              {"streaming", facts.streaming},
+              {"state_bytes", facts.streaming ? Json(facts.state_bytes) : Json()},
+              {"crosses", crosses(facts.calls)},
+              {"devices", devices},
+              {"dtypes", facts.dtypes},
+              {"context_parallel", {{"contiguous", facts.contiguous}, {"zigzag", facts.zigzag}}},
+              {"paper", {{"title", entry.title}, {"url", entry.url}}},
+              {"recipe", path.empty() ? Json() : Json(path)}};
+  if (!wrong.empty()) row["error"] = wrong;
+  return row;
 }
 
 int64_t count_parameters(const Recipe& recipe) {
@@ -67,9 +76,9 @@ int64_t count_parameters(const Recipe& recipe) {
   return store.numel();
 }
 
-// One broken recipe does not hide the others.
 Json describe(const RecipeEntry& entry) {
-  Json row = {{"name", entry.name}, {"path", entry.path}, {"parameters", nullptr}, {"summary", entry.summary}};
+  Json row = {
+      {"name", entry.name}, {"path", entry.path}, {"parameters", nullptr}, {"summary", entry.summary}};
   try {
     row["parameters"] = count_parameters(load_recipe(entry.path));
   } catch (const Error& error) {
@@ -103,7 +112,8 @@ std::string table(const std::vector<Words>& rows) {
   std::string out;
   for (const Words& row : rows) {
     std::string line;
-    for (size_t c = 0; c < row.size(); ++c) line += "  " + row[c] + std::string(widths[c] - row[c].size(), ' ');
+    for (size_t c = 0; c < row.size(); ++c)
+      line += "  " + row[c] + std::string(widths[c] - row[c].size(), ' ');
     out += line.substr(0, line.find_last_not_of(' ') + 1) + "\n";
   }
   return out;
@@ -113,16 +123,21 @@ std::string readable(const Json& all) {
   std::vector<Words> rows{{"MECHANISM", "PARTS", "SEES", "STATE", "CPU", "CUDA", "RANKS", "ALSO CALLED"}};
   for (const Json& m : all["mechanisms"]) {
     const bool causal = m["causal"], bidirectional = m["bidirectional"];
-    rows.push_back({m["id"], joined(m["kinds"], "+"), causal && bidirectional ? "past or all" : causal ? "past" : "all",
-                    m["state_bytes"].is_null() ? "-" : with_unit(m["state_bytes"], 1024, {"B", "KiB", "MiB", "GiB"}),
-                    m["devices"]["cpu"], m["devices"]["cuda"].is_null() ? "-" : m["devices"]["cuda"],
-                    joined(m["context_parallel"]["contiguous"], " "), joined(m["aliases"], ", ")});
+    rows.push_back(
+        {m["id"], joined(m["kinds"], "+"),
+         causal && bidirectional ? "past or all"
+         : causal                ? "past"
+                                 : "all",
+         m["state_bytes"].is_null() ? "-" : with_unit(m["state_bytes"], 1024, {"B", "KiB", "MiB", "GiB"}),
+         m["devices"]["cpu"], m["devices"]["cuda"].is_null() ? "-" : m["devices"]["cuda"],
+         joined(m["context_parallel"]["contiguous"], " "), joined(m["aliases"], ", ")});
   }
   std::string out = table(rows);
   rows = {{"RECIPE", "PARAMETERS", ""}};
   for (const Json& r : all["recipes"])
-    rows.push_back({r["name"], r["parameters"].is_null() ? "-" : with_unit(r["parameters"], 1000, {"", "K", "M", "G"}),
-                    r.contains("error") ? "broken: " + r["error"].get<std::string>() : r["summary"].get<std::string>()});
+    rows.push_back(
+        {r["name"], r["parameters"].is_null() ? "-" : with_unit(r["parameters"], 1000, {"", "K", "M", "G"}),
+         r.contains("error") ? "broken: " + r["error"].get<std::string>() : r["summary"].get<std::string>()});
   if (rows.size() > 1) out.append("\n").append(table(rows));
   if (!all["tasks"].empty()) out += "\n  TASKS  " + joined(all["tasks"], " ") + "\n";
   return out + "\n  STATE is what one layer keeps of one document at the recipe's context.\n";
@@ -136,10 +151,14 @@ int run_ls(const Words& words) {
   flags.add("--json", json, "one line, ls/1");
   if (!flags.parse(words)) return 0;
   const std::string root = recipe_root();
-  Json all = {{"weft", "ls/1"}, {"exit", 0}, {"mechanisms", Json::array()}, {"recipes", Json::array()}, {"tasks", Json::array()}};
+  Json all = {{"weft", "ls/1"},
+              {"exit", 0},
+              {"mechanisms", Json::array()},
+              {"recipes", Json::array()},
+              {"tasks", Json::array()}};
   for (const MechanismEntry& entry : mechanisms()) all["mechanisms"].push_back(describe(entry, root));
   for (const RecipeEntry& entry : list_recipes(root)) all["recipes"].push_back(describe(entry));
-  print(json ? all.dump() + "\n" : readable(all));
+  json ? print_line(all) : print(readable(all));
   return 0;
 }
 

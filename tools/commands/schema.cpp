@@ -1,9 +1,8 @@
 // `weft schema`: the recipe format, for editors and validators.
 
-#include <nlohmann/json.hpp>
-
 #include "tools/commands.h"
 #include "tools/flags.h"
+#include "tools/json_line.h"
 #include "training/recipe/help.h"
 
 namespace weft {
@@ -13,8 +12,11 @@ int run_schema(const Words& words) {
   bool json = false;
   flags.add("--json", json, "in one line, as schema/1");
   if (!flags.parse(words)) return 0;
-  using Json = nlohmann::ordered_json;
-  print(json ? Json{{"weft", "schema/1"}, {"exit", 0}, {"schema", Json::parse(recipe_schema())}}.dump() + "\n" : recipe_schema());
+  if (json)
+    print_line(
+        {{"weft", "schema/1"}, {"exit", 0}, {"schema", nlohmann::ordered_json::parse(recipe_schema())}});
+  else
+    print(recipe_schema());
   return 0;
 }
 

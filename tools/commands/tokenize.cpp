@@ -4,10 +4,10 @@
 
 #include <chrono>
 #include <cstdio>
-#include <nlohmann/json.hpp>
 
 #include "tools/commands.h"
 #include "tools/flags.h"
+#include "tools/json_line.h"
 #include "training/checkpoint/files.h"
 #include "training/data/tokenize_corpus.h"
 #include "training/log/stop_request.h"
@@ -17,7 +17,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 // On a terminal one line, redrawn; elsewhere a line a minute.
 class Meter {
@@ -30,8 +32,10 @@ class Meter {
     last_ = Clock::now();
     drawn_ = true;
     std::fprintf(stderr, "%sfile %lld of %lld, %.1f M tokens, %.1f MB/s%s", terminal_ ? "\r" : "",
-                 static_cast<long long>(p.input + 1), static_cast<long long>(p.inputs), static_cast<double>(p.tokens) / 1e6,
-                 static_cast<double>(p.text_bytes) / 1e6 / seconds_since(start_), terminal_ ? "\033[K" : "\n");
+                 static_cast<long long>(p.input + 1), static_cast<long long>(p.inputs),
+                 static_cast<double>(p.tokens) / 1e6,
+                 static_cast<double>(p.text_bytes) / 1e6 / seconds_since(start_),
+                 terminal_ ? "\033[K" : "\n");
   }
 
  private:
@@ -44,12 +48,14 @@ class Meter {
 // Learned from the inputs and kept in the output folder, beside what it made. Started again it comes out the
 // same; another one there belongs to another corpus.
 std::shared_ptr<const Tokenizer> trained(const TokenizeOptions& options, int64_t vocab) {
-  const WordCounts counts = count_words_in_files(options.inputs, gpt2_pattern, options.skip_bad_lines, options.threads);
+  const WordCounts counts =
+      count_words_in_files(options.inputs, gpt2_pattern, options.skip_bad_lines, options.threads);
   const auto tokenizer = make_bpe_tokenizer(train_bpe(counts, static_cast<int32_t>(vocab)));
   const std::string path = options.output + "/tokenizer.json";
   if (exists(path)) {
     if (load_tokenizer(path)->hash() != tokenizer->hash())
-      throw Error(Exit::cannot_create, "the output folder holds another tokenizer", path, "choose another folder");
+      throw Error(Exit::cannot_create, "the output folder holds another tokenizer", path,
+                  "choose another folder");
   } else {
     make_folder(options.output);
     tokenizer->save(options.output);
@@ -61,7 +67,8 @@ std::shared_ptr<const Tokenizer> trained(const TokenizeOptions& options, int64_t
 
 int run_tokenize(const Words& words) {
   Flags flags("tokenize", "INPUT...",
-              "Turns text (plain or .jsonl; .gz, .zst) into token shards in a folder that data.train can name. Stopped,\n"
+              "Turns text (plain or .jsonl; .gz, .zst) into token shards in a folder that data.train can "
+              "name. Stopped,\n"
               "it goes on where it was when started again.");
   TokenizeOptions options;
   std::string tokenizer_path, special = "plain";
@@ -69,10 +76,12 @@ int run_tokenize(const Words& words) {
   bool json = false;
   flags.add("--out", options.output, "DIR", "folder of the shards", {.required = true});
   flags.add("--tokenizer", tokenizer_path, "PATH", "tokenizer.json, a folder with one, or bytes (default)");
-  flags.add("--train-vocab", vocab, "N", "learn a vocabulary of N tokens from the inputs instead", {.min = 257, .max = 1 << 24});
+  flags.add("--train-vocab", vocab, "N", "learn a vocabulary of N tokens from the inputs instead",
+            {.min = 257, .max = 1 << 24});
   flags.add("--name", options.name, "NAME", "beginning of the shards' names; default corpus");
   flags.add("--shard-tokens", options.shard_tokens, "N", "tokens a shard; default 100000000", {.min = 1});
-  flags.add("--validation-tokens", options.validation_tokens, "N", "the first N go to a shard of their own", {.min = 0});
+  flags.add("--validation-tokens", options.validation_tokens, "N", "the first N go to a shard of their own",
+            {.min = 0});
   flags.add("--special", special, "HOW", "special tokens written in the text: plain (default) or parse");
   flags.add("--skip-bad-lines", options.skip_bad_lines, "leave out json lines without text, and count them");
   flags.add("--threads", threads, "N", "default: one for each core", {.min = 1, .max = 4096});
@@ -81,7 +90,8 @@ int run_tokenize(const Words& words) {
   if (special != "plain" && special != "parse")
     throw Error(Exit::usage, "--special is " + special, "--special", "plain or parse");
   if (vocab > 0 && !tokenizer_path.empty())
-    throw Error(Exit::usage, "--tokenizer and --train-vocab exclude each other", "--train-vocab", "leave one out");
+    throw Error(Exit::usage, "--tokenizer and --train-vocab exclude each other", "--train-vocab",
+                "leave one out");
 
   const auto start = Clock::now();
   const StopRequest stop;
@@ -89,8 +99,10 @@ int run_tokenize(const Words& words) {
   options.special = special == "parse" ? SpecialText::parse : SpecialText::plain;
   options.threads = static_cast<int>(threads);
   options.stop = [&] { return stop.requested(); };
-  const auto tokenizer = vocab > 0 ? trained(options, vocab)
-                                   : load_tokenizer(tokenizer_path.empty() || tokenizer_path == "bytes" ? "byte" : tokenizer_path);
+  const auto tokenizer =
+      vocab > 0
+          ? trained(options, vocab)
+          : load_tokenizer(tokenizer_path.empty() || tokenizer_path == "bytes" ? "byte" : tokenizer_path);
   TokenizeProgress done;
   {
     Meter meter;
@@ -98,22 +110,21 @@ int run_tokenize(const Words& words) {
     done = tokenize_corpus(*tokenizer, options);
   }
   if (json) {
-    print(nlohmann::ordered_json{{"weft", "tokenize/1"},
-                                 {"exit", 0},
-                                 {"path", options.output},
-                                 {"tokenizer", tokenizer->name()},
-                                 {"tokenizer_hash", tokenizer->hash()},
-                                 {"vocab", tokenizer->vocab_size()},
-                                 {"tokens", done.tokens},
-                                 {"documents", done.documents},
-                                 {"skipped_lines", done.skipped_lines},
-                                 {"shards", done.shards},
-                                 {"text_bytes", done.text_bytes},
-                                 {"seconds", seconds_since(start)}}
-              .dump() + "\n");
+    print_line({{"weft", "tokenize/1"},
+                {"exit", 0},
+                {"path", options.output},
+                {"tokenizer", tokenizer->name()},
+                {"tokenizer_hash", tokenizer->hash()},
+                {"vocab", tokenizer->vocab_size()},
+                {"tokens", done.tokens},
+                {"documents", done.documents},
+                {"skipped_lines", done.skipped_lines},
+                {"shards", done.shards},
+                {"text_bytes", done.text_bytes},
+                {"seconds", seconds_since(start)}});
   } else {
-    print(text(done.tokens, " tokens of ", tokenizer->name(), ", ", done.documents, " documents, ", done.shards, " shards in ",
-               options.output, "\n"));
+    print(text(done.tokens, " tokens of ", tokenizer->name(), ", ", done.documents, " documents, ",
+               done.shards, " shards in ", options.output, "\n"));
   }
   return 0;
 }

@@ -39,7 +39,8 @@ Request parse(const Words& words) {
       resume = words[i];
     } else if (words[i].starts_with("--resume=")) {
       resume = words[i].substr(9);
-    } else if (recipe.empty() && rest.empty() && !words[i].starts_with("-") && words[i].find('=') == std::string::npos) {
+    } else if (recipe.empty() && rest.empty() && !words[i].starts_with("-") &&
+               words[i].find('=') == std::string::npos) {
       recipe = words[i];
     } else {
       rest.push_back(words[i]);
@@ -55,7 +56,8 @@ Request parse(const Words& words) {
     if (!std::filesystem::exists(recipe))
       throw Error(Exit::no_checkpoint, "no run to continue", resume, "start it with weft train RECIPE");
   }
-  if (recipe.empty()) throw Error(Exit::usage, "no recipe named", {}, "try weft train recipes/quickstart.yaml, or weft ls");
+  if (recipe.empty())
+    throw Error(Exit::usage, "no recipe named", {}, "try weft train recipes/quickstart.yaml, or weft ls");
   r.recipe = load_recipe(recipe_path(recipe), split_overrides(rest));
   if (r.options.resume) r.recipe.run = resume;
   while (r.recipe.run.size() > 1 && r.recipe.run.back() == '/') r.recipe.run.pop_back();
@@ -74,7 +76,9 @@ void print_summary(const TrainSummary& s) {
 }  // namespace
 
 int run_train(const Words& words) {
-  const auto has = [&](const char* flag) { return std::find(words.begin(), words.end(), flag) != words.end(); };
+  const auto has = [&](const char* flag) {
+    return std::find(words.begin(), words.end(), flag) != words.end();
+  };
   if (has("--help")) {
     print(kHelp);
     return 0;
@@ -88,15 +92,21 @@ int run_train(const Words& words) {
     const Request request = parse(words);
     run = request.recipe.run;
     if (world)
-      world->on_leave([run, rank = launched.rank](Exit code, const std::string& what) { leave_exit_code(run, rank, code, what); });
+      world->on_leave([run, rank = launched.rank](Exit code, const std::string& what) {
+        leave_exit_code(run, rank, code, what);
+      });
     const TrainSummary summary = train(request.recipe, request.options, world.get());
     if (launched.rank == 0) {
-      if (json) print(to_json(summary) + "\n");
-      else print_summary(summary);
+      if (json)
+        print(to_json(summary) + "\n");
+      else
+        print_summary(summary);
       std::fflush(stdout);
     }
     world.reset();
-    if (launched.size > 1) leave_exit_code(run, launched.rank, summary.exit, summary.exit == Exit::ok ? "" : "stopped by a signal; continue with --resume");
+    if (launched.size > 1)
+      leave_exit_code(run, launched.rank, summary.exit,
+                      summary.exit == Exit::ok ? "" : "stopped by a signal; continue with --resume");
     return static_cast<int>(summary.exit);
   } catch (const std::exception& e) {
     const Error error = as_error(e);

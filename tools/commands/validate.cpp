@@ -12,10 +12,12 @@ int run_validate(const Words& words) {
   // Overrides of the recipe are words of their own, so the flags are taken out first.
   Words own, overrides;
   for (size_t i = 0; i < words.size(); ++i) {
-    const bool flag = words[i] == "--json" || words[i] == "--help" || words[i].starts_with("--ranks") || words[i].starts_with("--device");
+    const bool flag = words[i] == "--json" || words[i] == "--help" || words[i].starts_with("--ranks") ||
+                      words[i].starts_with("--device");
     if (flag || (own.empty() && !words[i].starts_with("-"))) {
       own.push_back(words[i]);
-      if ((words[i] == "--ranks" || words[i] == "--device") && i + 1 < words.size()) own.push_back(words[++i]);
+      if ((words[i] == "--ranks" || words[i] == "--device") && i + 1 < words.size())
+        own.push_back(words[++i]);
     } else {
       overrides.push_back(words[i]);
     }
@@ -23,7 +25,8 @@ int run_validate(const Words& words) {
   int64_t ranks = 1;
   std::string device = "cpu";
   bool json = false;
-  Flags flags("validate", "RECIPE", "Says what a run will need: parameters, memory, work, bytes sent. Overrides as in weft train.");
+  Flags flags("validate", "RECIPE",
+              "Says what a run will need: parameters, memory, work, bytes sent. Overrides as in weft train.");
   flags.add("--ranks", ranks, "N", "ranks of the run", {.min = 1, .max = 1 << 20});
   flags.add("--device", device, "NAME", "cpu or h100-80");
   flags.add("--json", json, "one line of JSON (validate/1)");

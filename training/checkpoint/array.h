@@ -62,7 +62,7 @@ struct ArrayPiece {
   const void* data = nullptr;
 
   ArrayPiece(std::string name, Dtype dtype, std::vector<int64_t> shape, int64_t begin, int64_t count,
-        const void* data)
+             const void* data)
       : name(std::move(name)),
         dtype(dtype),
         shape(std::move(shape)),

@@ -23,9 +23,9 @@ struct Peers {
 
 struct SaveRequest {
   std::string run_folder;
-  Manifest manifest;          // `files` and `world` are filled in
+  Manifest manifest;               // `files` and `world` are filled in
   std::vector<ArrayPiece> pieces;  // what this rank holds; over all ranks each array exactly once
-  int64_t keep = 2;           // complete steps to keep, this one included
+  int64_t keep = 2;                // complete steps to keep, this one included
 };
 
 // Returns warnings to print. On failure older checkpoints are as they were, nothing of this one remains (or,

@@ -35,7 +35,8 @@ struct StoredPiece {
 
 // Writes and closes; to sync is the caller's. Fault points save.data, save.mid. Errors: Exit::io, and what
 // was written then has to be thrown away.
-void write_shard(const std::string& path, const ShardIdentity& identity, const std::vector<ArrayPiece>& pieces);
+void write_shard(const std::string& path, const ShardIdentity& identity,
+                 const std::vector<ArrayPiece>& pieces);
 
 // The table of contents; every type, shape, extent and attribute checked, `identity` compared. Errors:
 // Exit::data. HDF5 itself may misbehave on a damaged file: verify the file's hash first.

@@ -88,7 +88,8 @@ void Writer::dataset(const ArrayPiece& piece) const {
 
 }  // namespace
 
-void write_shard(const std::string& path, const ShardIdentity& identity, const std::vector<ArrayPiece>& pieces) {
+void write_shard(const std::string& path, const ShardIdentity& identity,
+                 const std::vector<ArrayPiece>& pieces) {
   const auto lock = hdf5::enter();
   fault::point(fault::Phase::save_data);
   const Handle access = hdf5::access_without_lock();

@@ -69,8 +69,10 @@ TEST(Linear, Bf16WeightGradientLandsInF32) {
 TEST(Matmul, BitsDoNotDependOnTheNumberOfThreads) {
   for (const Shape& shape : {Shape{130, 700}, Shape{1, 300}, Shape{513, 257}})
     for (const bool transposed : {false, true}) {
-      const Tensor a = random_tensor(transposed ? Shape{1000, shape[0]} : Shape{shape[0], 1000}, 1, Dtype::f32);
-      const Tensor b = random_tensor(transposed ? Shape{shape[1], 1000} : Shape{1000, shape[1]}, 2, Dtype::f32);
+      const Tensor a =
+          random_tensor(transposed ? Shape{1000, shape[0]} : Shape{shape[0], 1000}, 1, Dtype::f32);
+      const Tensor b =
+          random_tensor(transposed ? Shape{shape[1], 1000} : Shape{1000, shape[1]}, 2, Dtype::f32);
       const int threads = omp_get_max_threads();
       omp_set_num_threads(1);
       const Tensor one = matmul(a, b, {transposed, transposed});

@@ -1,0 +1,218 @@
+// What each command does when it goes well.
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+
+#include "tests/tools/program.h"
+#include "training/checkpoint/files.h"
+#include "training/data/stories.h"
+#include "training/data/tokenizer.h"
+#include "training/recipe/load.h"
+
+namespace weft {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+
+TEST(Ls, KnowsRecipesAndMechanisms) {
+  const TestFolder folder;
+  folder.write("recipes/small.yaml",
+               "# a small one\nmodel:\n  layers: [linear, softmax]\n  width: 8\n  heads: 2\n  ffn: 8\n");
+  folder.write("recipes/broken.yaml", "# not right\nstep: 3\n");
+  folder.write("recipes/mechanisms/linear.yaml",
+               "precision: f32\nmodel:\n  layers: [linear]\n  width: 8\n  heads: 2\n  head_size: 6\n");
+  folder.write("recipes/mechanisms/softmax.yaml", "steps: none\n");
+  const Ran ran = run_weft({"ls", "--json"}, {.folder = folder.path()});
+  EXPECT_EQ(ran.code, 0);
+  EXPECT_EQ(ran.err, "");
+  const Json all = ran.json();
+  EXPECT_EQ(all["weft"], "ls/1");
+  EXPECT_TRUE(all["tasks"].is_array());
+
+  ASSERT_EQ(all["recipes"].size(), 2u);
+  EXPECT_EQ(all["recipes"][0]["name"], "broken");
+  EXPECT_TRUE(all["recipes"][0]["parameters"].is_null());
+  EXPECT_NE(all["recipes"][0]["error"].get<std::string>().find("step"), std::string::npos);
+  EXPECT_EQ(all["recipes"][1]["name"], "small");
+  EXPECT_EQ(all["recipes"][1]["summary"], "a small one");
+  // 257 rows of 8, two layers of at least 4 x 8 x 8 and 3 x 8 x 8
+  EXPECT_GT(all["recipes"][1]["parameters"].get<int>(), 257 * 8 + 2 * 7 * 64);
+
+  bool linear = false;
+  for (const Json& m : all["mechanisms"]) {
+    for (const char* key : {"id", "aliases", "kinds", "causal", "bidirectional", "streaming", "state_bytes",
+                            "crosses", "devices", "dtypes", "context_parallel", "paper", "recipe"})
+      EXPECT_TRUE(m.contains(key)) << m["id"] << key;
+    EXPECT_TRUE(m["devices"].contains("cpu") && m["devices"].contains("cuda"));
+    EXPECT_FALSE(m["context_parallel"]["contiguous"].empty()) << m["id"];
+    EXPECT_EQ(m["paper"]["url"].get<std::string>().substr(0, 8), "https://") << m["id"];
+    EXPECT_EQ(m.contains("error"), m["id"] == "softmax") << m;
+    if (m["id"] != "linear") continue;
+    linear = true;
+    EXPECT_NE(m["recipe"].get<std::string>().find("recipes/mechanisms/linear.yaml"), std::string::npos);
+    EXPECT_EQ(m["state_bytes"], 2 * 6 * 6 * 4 + 2 * 4) << "the recipe's sizes, and the decay of each head";
+  }
+  EXPECT_TRUE(linear);
+
+  const std::string table = run_weft({"ls"}, {.folder = folder.path()}).out;
+  for (const char* word : {"softmax", "lightning2", "small", "a small one", "broken: "})
+    EXPECT_NE(table.find(word), std::string::npos) << word;
+}
+
+TEST(Cp, CopiesARecipeThatStaysTheSame) {
+  const TestFolder folder;
+  folder.write("recipes/base.yaml", "# base\nsteps: 7\noptim:\n  lr: 0.5\n");
+  folder.write("recipes/child.yaml", "# child\nextends: 'base.yaml'  # and more\nsteps: 9\n");
+  const Ran ran = run_weft({"cp", "child", "--json"}, {.folder = folder.path()});
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_EQ(ran.json()["path"], "child.yaml");
+  ASSERT_EQ(run_weft({"cp", "child", "other/mine.yaml"}, {.folder = folder.path()}).code, 73);
+  fs::create_directory(folder / "other");
+  EXPECT_EQ(run_weft({"cp", "child", "other/mine.yaml"}, {.folder = folder.path()}).out, "other/mine.yaml\n");
+  EXPECT_EQ(run_weft({"cp", "child", "other"}, {.folder = folder.path()}).out, "other/child.yaml\n");
+  for (const char* copy : {"child.yaml", "other/mine.yaml", "other/child.yaml"}) {
+    const Recipe recipe = load_recipe(folder / copy);
+    EXPECT_EQ(recipe.steps, 9) << copy;
+    EXPECT_EQ(recipe.optim.lr, 0.5) << copy;
+  }
+  EXPECT_EQ(run_weft({"cp", "base", "b.yaml"}, {.folder = folder.path()}).code, 0);
+  EXPECT_EQ(folder.read("b.yaml"), folder.read("recipes/base.yaml"));
+}
+
+TEST(Cp, KnowsMechanismsByAllTheirNames) {
+  const TestFolder folder;
+  folder.write("recipes/any.yaml", "# any\n");
+  folder.write("recipes/mechanisms/lightning.yaml", "# a mechanism\nmodel:\n  layers: [lightning]\n");
+  for (const char* name : {"lightning", "lightning2"})
+    EXPECT_EQ(run_weft({"cp", name, std::string(name) + "-mine.yaml"}, {.folder = folder.path()}).code, 0)
+        << name;
+  EXPECT_EQ(run_weft({"cp", "softmax"}, {.folder = folder.path()}).code, 64) << "it has no recipe here";
+}
+
+TEST(Help, ExplainsKeysSectionsAndMechanisms) {
+  const Ran key = run_weft({"help", "optim.lr"});
+  EXPECT_EQ(key.code, 0);
+  EXPECT_NE(key.out.find("default  0.0003"), std::string::npos) << key.out;
+  EXPECT_NE(run_weft({"help", "optim"}).out.find("optim.lr"), std::string::npos);
+  EXPECT_NE(run_weft({"help"}).out.find("optim.*"), std::string::npos);
+  const std::string mechanism = run_weft({"help", "model.mechanisms.lightning"}).out;
+  EXPECT_NE(mechanism.find("chunk"), std::string::npos) << mechanism;
+  EXPECT_EQ(run_weft({"help", "lightning2"}).out, mechanism);
+  const Json json = run_weft({"help", "optim.lr", "--json"}).json();
+  EXPECT_EQ(json["weft"], "help/1");
+  EXPECT_EQ(json["text"], key.out);
+  EXPECT_NE(run_weft({"help", "optim.lrr"}).err.find("did you mean optim.lr?"), std::string::npos);
+}
+
+TEST(Schema, IsAJsonSchema) {
+  const Json schema = Json::parse(run_weft({"schema"}).out);
+  EXPECT_EQ(schema["properties"]["optim"]["properties"]["lr"]["type"], "number");
+  EXPECT_EQ(run_weft({"schema", "--json"}).json()["schema"], schema);
+}
+
+TEST(Diff, OfRecipesAndRuns) {
+  const TestFolder folder;
+  folder.write("a.yaml", "steps: 7\nseed: 1\nrun: r\n");
+  folder.write("runs/b/recipe.yaml", "steps: 8\nseed: 2\nrun: r\n");
+  const Ran same = run_weft({"diff", "a.yaml", "a.yaml"}, {.folder = folder.path()});
+  EXPECT_EQ(same.code, 0);
+  EXPECT_EQ(same.out, "");
+  const Ran ran = run_weft({"diff", "a.yaml", "runs/b"}, {.folder = folder.path()});
+  EXPECT_EQ(ran.code, 0);
+  EXPECT_EQ(ran.out, "* seed: 1 -> 2\n  steps: 7 -> 8\n");
+  const Json json = run_weft({"diff", "a.yaml", "runs/b", "--json"}, {.folder = folder.path()}).json();
+  EXPECT_EQ(json["differences"][0],
+            (Json{{"key", "seed"}, {"before", "1"}, {"after", "2"}, {"fixed", true}}));
+}
+
+TEST(Corpus, IsTheLibrarysAndTheSameEveryTime) {
+  const TestFolder folder;
+  const Json json = run_weft({"corpus", "--bytes", "2500000", "--seed", "9", "--out", "c.txt", "--json"},
+                             {.folder = folder.path()})
+                        .json();
+  const std::string text = folder.read("c.txt");
+  EXPECT_TRUE(text == story_corpus(9, 2'500'000));
+  EXPECT_EQ(json["bytes"], text.size());
+  const Ran quiet = run_weft({"corpus", "--bytes=1", "--seed=9", "--out=one.txt"}, {.folder = folder.path()});
+  EXPECT_EQ(quiet.out + quiet.err, "");
+  EXPECT_EQ(folder.read("one.txt"), story(9, 0));
+}
+
+TEST(Corpus, TakesAnyFileName) {
+  const TestFolder folder;
+  const Ran ran =
+      run_weft({"corpus", "--bytes", "1", "--out", "\xff\n.txt", "--json"}, {.folder = folder.path()});
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_EQ(ran.json()["exit"], 0) << ran.out;
+  EXPECT_TRUE(exists(folder / "\xff\n.txt"));
+}
+
+TEST(Tokenize, WithItsOwnVocabularyAndAgain) {
+  const TestFolder folder;
+  folder.write("text.txt", story_corpus(1, 50'000));
+  const std::vector<std::string> words{"tokenize",
+                                       "text.txt",
+                                       "--out",
+                                       "t",
+                                       "--train-vocab",
+                                       "300",
+                                       "--shard-tokens",
+                                       "5000",
+                                       "--validation-tokens",
+                                       "1000",
+                                       "--name",
+                                       "s",
+                                       "--threads",
+                                       "2",
+                                       "--json"};
+  const Ran ran = run_weft(words, {.folder = folder.path()});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  EXPECT_EQ(ran.err, "");
+  const Json json = ran.json();
+  EXPECT_EQ(json["weft"], "tokenize/1");
+  EXPECT_EQ(json["vocab"], 300);
+  EXPECT_GT(json["shards"], 2);
+  EXPECT_TRUE(exists(folder / "t/s_val_000000.bin"));
+  EXPECT_TRUE(exists(folder / "t/s_train_000001.bin"));
+  EXPECT_EQ(load_tokenizer(folder / "t")->hash(), json["tokenizer_hash"]);
+
+  const Json again = run_weft(words, {.folder = folder.path()}).json();
+  EXPECT_EQ(again["exit"], 0) << "what is done stays";
+  EXPECT_EQ(again["tokens"], json["tokens"]);
+  folder.write("other.txt", "zzzz zzzz zzzz qqqq qqqq");
+  std::vector<std::string> other = words;
+  other[1] = "other.txt";
+  EXPECT_EQ(run_weft(other, {.folder = folder.path()}).code, 73) << "the folder holds another corpus";
+  EXPECT_EQ(load_tokenizer(folder / "t")->hash(), json["tokenizer_hash"]) << "and is left alone";
+
+  EXPECT_EQ(
+      run_weft({"tokenize", "text.txt", "--out", "u", "--tokenizer", "t"}, {.folder = folder.path()}).code,
+      0);
+  EXPECT_EQ(folder.read("u/corpus_train_000000.bin").substr(0, 4),
+            folder.read("t/s_val_000000.bin").substr(0, 4));
+}
+
+TEST(Tokenize, StopsOnASignalAndGoesOn) {
+  const TestFolder folder;
+  const std::string text = story_corpus(1, 400'000);
+  std::string large;
+  for (int i = 0; i < 100; ++i) large += text + "\n\n\n";
+  folder.write("small.txt", text);
+  folder.write("large.txt", large);
+  ASSERT_EQ(
+      run_weft({"tokenize", "small.txt", "--out", "v", "--train-vocab", "1000"}, {.folder = folder.path()})
+          .code,
+      0);
+  const std::vector<std::string> words{"tokenize",       "large.txt", "--out",     "t", "--tokenizer", "v",
+                                       "--shard-tokens", "200000",    "--threads", "1", "--json"};
+  const Ran stopped = run_weft(words, {.folder = folder.path(), .stop_after_ms = 250});
+  if (stopped.code == 0) GTEST_SKIP() << "this machine is too fast to be stopped";
+  EXPECT_EQ(stopped.code, 75);
+  EXPECT_EQ(stopped.json()["exit"], 75);
+  EXPECT_EQ(run_weft(words, {.folder = folder.path()}).json()["exit"], 0);
+}
+
+}  // namespace
+}  // namespace weft

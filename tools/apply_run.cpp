@@ -73,8 +73,7 @@ Tensor line_like(const ApplyTask& task, const Tensor& rows) {
 // What the tape has to know: inputs and given states as variables, those of one share.
 class Leaves {
  public:
-  Leaves(const ApplyTask& task, const Model& model, const Share& share, Tape* tape)
-      : task_(task), tape_(tape) {
+  Leaves(const ApplyTask& task, const Model& model, const Share& share, Tape* tape) : tape_(tape) {
     const auto n = static_cast<int64_t>(share.tokens.size());
     const Tensor places = from_ints(share.tokens);
     const Tensor same = from_ints(std::vector<int32_t>(share.tokens.size(), 0));
@@ -121,7 +120,6 @@ class Leaves {
     return out;
   }
 
-  const ApplyTask& task_;
   Tape* tape_;
   std::vector<Variable> leaves_, given_;
 };

@@ -1,5 +1,6 @@
 #include "tools/run_command.h"
 
+#include <algorithm>
 #include <csignal>
 
 #include "autograd/check.h"
@@ -7,7 +8,6 @@
 #include "autograd/nearest_name.h"
 #include "distributed/environment.h"
 #include "distributed/mpi_comm.h"
-#include "tools/json_line.h"
 #include "training/log/failure.h"
 #include "training/log/printable.h"
 
@@ -16,8 +16,12 @@ namespace {
 
 std::string overview() {
   std::string out = "usage: weft COMMAND [...]\n\n";
-  for (const Command& c : commands())
-    out += "  " + std::string(c.name) + std::string(10 - std::string(c.name).size(), ' ') + c.summary + "\n";
+  size_t width = 0;
+  for (const Command& c : commands()) width = std::max(width, std::string(c.name).size());
+  for (const Command& c : commands()) {
+    const std::string name = c.name;
+    out += "  " + name + std::string(width + 2 - name.size(), ' ') + c.summary + "\n";
+  }
   return out + "\n`weft COMMAND --help` says more; `weft help KEY` explains a key of a recipe.\n";
 }
 
@@ -28,11 +32,8 @@ void print_version(bool json) {
   const bool cuda = false;
 #endif
   if (json)
-    print_line({{"weft", "version/1"},
-                {"exit", 0},
-                {"version", WEFT_VERSION},
-                {"cuda", cuda},
-                {"mpi", built_with_mpi()}});
+    print(text(R"({"weft":"version/1","exit":0,"version":")", WEFT_VERSION, R"(","cuda":)",
+               cuda ? "true" : "false", R"(,"mpi":)", built_with_mpi() ? "true" : "false", "}\n"));
   else
     print(text("weft ", WEFT_VERSION, " (cpu", cuda ? ", cuda" : "", built_with_mpi() ? ", mpi" : "", ")\n"));
 }

@@ -281,7 +281,7 @@ TrainSummary Run::train() {
   if (state_.step < recipe_.steps) start_loader();
   while (go_on && state_.step < recipe_.steps) go_on = step();
   loader_.reset();
-  if (saved_step_ != state_.step && go_on) save();
+  while (saved_step_ != state_.step) save();  // until it works, or has failed too often
 
   summary_.exit = state_.step < recipe_.steps ? Exit::stopped : Exit::ok;
   summary_.status = summary_.exit == Exit::ok ? "done" : "stopped";
@@ -289,7 +289,6 @@ TrainSummary Run::train() {
   summary_.baseline_bpb = first_ && data_->val && summary_.exit == Exit::ok
                               ? baseline_bits_per_byte(data_->train, *data_->val, *tokenizer_)
                               : NAN;
-  if (!data_->val) summary_.val_loss = summary_.val_bpb = NAN;
   summary_.run = recipe_.run;
   summary_.step = state_.step;
   summary_.steps = recipe_.steps;

@@ -1,6 +1,7 @@
 #pragma once
 // `weft train`: a run from its recipe to its last checkpoint.
 
+#include <cmath>
 #include <optional>
 #include <string>
 #include <vector>
@@ -19,7 +20,8 @@ struct TrainSummary {
   Exit exit = Exit::ok;
   std::string run, status;  // done or stopped
   int64_t step = 0, steps = 0, tokens = 0;
-  double loss = 0, val_loss = 0, val_bpb = 0, baseline_bpb = 0, grad_norm = 0, tokens_per_s = 0;
+  // NaN: not measured, such as the loss of a resumed run that had no step left.
+  double loss = NAN, val_loss = NAN, val_bpb = NAN, baseline_bpb = NAN, grad_norm = NAN, tokens_per_s = NAN;
   double seconds = 0, first_step_s = 0;
   int64_t peak_bytes = 0;
   int world = 1;

@@ -1,8 +1,8 @@
 // `weft corpus`: text to train on where there is none.
 
 #include "tools/commands.h"
+#include "tools/commands/json_line.h"
 #include "tools/flags.h"
-#include "tools/json_line.h"
 #include "training/checkpoint/files.h"
 #include "training/data/stories.h"
 

@@ -4,8 +4,8 @@
 #include <sstream>
 
 #include "tools/commands.h"
+#include "tools/commands/json_line.h"
 #include "tools/flags.h"
-#include "tools/json_line.h"
 #include "tools/recipe_path.h"
 #include "training/checkpoint/files.h"
 #include "training/recipe/load.h"

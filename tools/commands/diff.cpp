@@ -3,8 +3,8 @@
 #include "training/recipe/diff.h"
 
 #include "tools/commands.h"
+#include "tools/commands/json_line.h"
 #include "tools/flags.h"
-#include "tools/json_line.h"
 #include "tools/recipe_path.h"
 #include "training/recipe/load.h"
 

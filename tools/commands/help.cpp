@@ -3,10 +3,9 @@
 #include "training/recipe/help.h"
 
 #include "attention/registry.h"
-#include "autograd/nearest_name.h"
 #include "tools/commands.h"
+#include "tools/commands/json_line.h"
 #include "tools/flags.h"
-#include "tools/json_line.h"
 
 namespace weft {
 namespace {

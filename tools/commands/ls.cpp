@@ -1,9 +1,9 @@
 // `weft ls`: mechanisms with what each can do, recipes, tasks.
 
 #include "tools/commands.h"
+#include "tools/commands/json_line.h"
 #include "tools/describe_mechanism.h"
 #include "tools/flags.h"
-#include "tools/json_line.h"
 #include "tools/recipe_path.h"
 #include "training/recipe/find.h"
 #include "training/recipe/load.h"

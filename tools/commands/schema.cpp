@@ -1,8 +1,8 @@
 // `weft schema`: the recipe format, for editors and validators.
 
 #include "tools/commands.h"
+#include "tools/commands/json_line.h"
 #include "tools/flags.h"
-#include "tools/json_line.h"
 #include "training/recipe/help.h"
 
 namespace weft {

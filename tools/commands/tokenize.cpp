@@ -6,8 +6,8 @@
 #include <cstdio>
 
 #include "tools/commands.h"
+#include "tools/commands/json_line.h"
 #include "tools/flags.h"
-#include "tools/json_line.h"
 #include "training/checkpoint/files.h"
 #include "training/data/tokenize_corpus.h"
 #include "training/log/stop_request.h"

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <filesystem>
 
+#include "autograd/fault.h"
 #include "distributed/environment.h"
 #include "distributed/exit_code.h"
 #include "tools/command.h"
@@ -65,8 +66,9 @@ Request parse(const Words& words) {
 }
 
 void print_summary(const TrainSummary& s) {
-  std::printf("%s: %lld of %lld steps, loss %.4f", s.status.c_str(), static_cast<long long>(s.step),
-              static_cast<long long>(s.steps), s.loss);
+  std::printf("%s: %lld of %lld steps", s.status.c_str(), static_cast<long long>(s.step),
+              static_cast<long long>(s.steps));
+  if (std::isfinite(s.loss)) std::printf(", loss %.4f", s.loss);
   if (std::isfinite(s.val_bpb)) std::printf(", validation %.3f bits a byte", s.val_bpb);
   if (std::isfinite(s.baseline_bpb)) std::printf(" (5-gram model of the same text: %.3f)", s.baseline_bpb);
   std::printf(", %.0f s\n", s.seconds);
@@ -88,6 +90,7 @@ int run_train(const Words& words) {
   const Launched launched = detect_launch();
   std::string run;
   try {
+    fault::configure_from_environment();
     if (launched.size > 1) world = world_communicator(launched);
     const Request request = parse(words);
     run = request.recipe.run;

@@ -1,5 +1,5 @@
 #pragma once
-// Results for scripts. For .cpp files of tools only: it brings the JSON library with it.
+// Results for scripts. For the .cpp files beside it only: it brings the JSON library along.
 
 #include <nlohmann/json.hpp>
 

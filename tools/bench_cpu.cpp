@@ -1,0 +1,135 @@
+#include "tools/bench_cpu.h"
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+
+#include "attention/flash_attention.h"
+#include "autograd/ops/matmul.h"
+#include "autograd/ops/projected_cross_entropy.h"
+#include "layers/model.h"
+#include "optim/gradient_norm.h"
+#include "optim/optimizer.h"
+
+namespace weft {
+namespace {
+
+// Adds the times of one function to a row.
+void measure(BenchRow& row, double seconds, const std::function<void()>& once) {
+  using Clock = std::chrono::steady_clock;
+  const auto since = [](Clock::time_point start) {
+    return std::chrono::duration<double>(Clock::now() - start).count();
+  };
+  for (int i = 0; i < 2; ++i) once();
+  std::vector<double> times;
+  for (const auto start = Clock::now(); times.size() < 5 || since(start) < seconds;) {
+    const auto begin = Clock::now();
+    once();
+    times.push_back(1e3 * since(begin));
+  }
+  std::sort(times.begin(), times.end());
+  const auto at = [&](double share) {
+    return times[static_cast<size_t>(share * static_cast<double>(times.size() - 1) + 0.5)];
+  };
+  row.ms = at(0.5);
+  row.ms_p10 = at(0.1);
+  row.ms_p90 = at(0.9);
+}
+
+Tensor noise(const Shape& shape, uint32_t stream) {
+  const Tensor x = empty(shape, Dtype::f32);
+  const Philox random(42, stream);
+  for (int64_t i = 0; i < x.numel(); ++i)
+    x.data<float>()[i] = static_cast<float>(random.normal(static_cast<uint64_t>(i)));
+  return x;
+}
+
+BenchRow gemm_row(int64_t m, int64_t n, int64_t k, double seconds) {
+  BenchRow row{.name = "gemm", .shape = text(m, "x", n, "x", k)};
+  row.flops = 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
+  const Tensor a = noise({m, k}, 1), b = noise({n, k}, 2), c = empty({m, n}, Dtype::f32);
+  // The layout of a linear layer: y = x W^T.
+  measure(row, seconds, [&] { gemm(c, a, b, {false, true}, 1, 0); });
+  return row;
+}
+
+struct AttentionShape {
+  int64_t batch, length, heads, size;
+};
+
+// Causal: half of all pairs, counted exactly. Two products of them forward, five backward.
+BenchRow attention_row(const AttentionShape& s, bool backward, double seconds) {
+  BenchRow row{.name = backward ? "attention forward+backward" : "attention forward",
+               .shape = text("B", s.batch, " T", s.length, " H", s.heads, " D", s.size)};
+  const int64_t pairs = s.batch * s.heads * s.length * (s.length + 1) / 2;
+  row.flops = 2.0 * static_cast<double>(pairs * s.size) * (backward ? 7 : 2);
+  row.tokens = s.batch * s.length;
+  const Layout layout = whole_documents(std::vector<int64_t>(static_cast<size_t>(s.batch), s.length));
+  const Shape shape{row.tokens, s.heads, s.size};
+  const Tensor q = noise(shape, 1), k = noise(shape, 2), v = noise(shape, 3), d_o = noise(shape, 4);
+  const Tensor d_lse = zeros({row.tokens, s.heads}, Dtype::f32);
+  AttentionOptions options;
+  options.scale = 1 / std::sqrt(static_cast<double>(s.size));
+  const Tensor &at = layout.position, &of = layout.document;
+  measure(row, seconds, [&] {
+    const std::vector<Tensor> y = flash_attention_forward(options, q, k, v, at, of, at, of);
+    if (backward) flash_attention_backward(options, q, k, v, at, of, at, of, y[0], y[1], d_o, d_lse);
+  });
+  return row;
+}
+
+// One training step as a run of the quickstart recipe makes it: forward, loss, backward, clipped Muon and
+// AdamW.
+BenchRow step_row(const std::string& name, const std::vector<std::string>& layers, double seconds) {
+  constexpr int64_t kVocabulary = 2048, kWidth = 128, kHeads = 4, kContext = 512, kTokens = 4096;
+  BenchRow row{
+      .name = name,
+      .shape = text(layers.size(), " layers, width ", kWidth, ", vocab ", kVocabulary, ", T", kContext)};
+  row.tokens = kTokens;
+  ModelConfig config{
+      .layers = layers, .width = kWidth, .heads = kHeads, .kv_heads = kHeads, .head_size = kWidth / kHeads};
+  config.vocab = kVocabulary;
+  config.attributes = [](const std::string& id) {
+    FieldValue attributes;
+    if (id == "softmax") set_path(attributes, "position", {.text = "rope"});
+    return attributes;
+  };
+  ParameterStore store;
+  const Model model(config, store);
+  store.commit();
+  const auto optimizer = make_optimizer({.kind = "muon", .lr = 3e-3}, store);
+  StepState state;
+  const Layout layout = whole_documents(std::vector<int64_t>(kTokens / kContext, kContext));
+  std::vector<int32_t> ids;
+  const Philox random(42, 5);
+  for (int64_t i = 0; i <= kTokens; ++i)
+    ids.push_back(static_cast<int32_t>(random.uniform(static_cast<uint64_t>(i)) * kVocabulary));
+  const Tensor tokens = from_ints({ids.begin(), ids.end() - 1}),
+               targets = from_ints({ids.begin() + 1, ids.end()});
+  measure(row, seconds, [&] {
+    store.begin_step();
+    Tape tape;
+    LocalCrossings crossings;
+    const Variable h = model.hidden(tokens, layout, crossings);
+    const Variable loss = projected_cross_entropy(h, model.output_weight(), targets).loss;
+    tape.backward(loss, full(loss.shape(), 1.0 / kTokens, Dtype::f32));
+    store.finish_step();
+    state.gradient_norm = gradient_norm(store).value;
+    optimizer->step(state);
+  });
+  return row;
+}
+
+}  // namespace
+
+void bench_cpu(double seconds, const std::function<void(const BenchRow&)>& done) {
+  for (const auto& [m, n, k] :
+       {std::array<int64_t, 3>{512, 512, 512}, {1024, 1024, 1024}, {4096, 512, 512}, {2048, 128, 384}})
+    done(gemm_row(m, n, k, seconds));
+  for (const AttentionShape& shape : {AttentionShape{8, 512, 4, 32}, {1, 2048, 8, 64}})
+    for (const bool backward : {false, true}) done(attention_row(shape, backward, seconds));
+  done(step_row("step hybrid", {"lightning", "softmax", "lightning", "softmax"}, seconds));
+  done(step_row("step softmax", {"softmax", "softmax", "softmax", "softmax"}, seconds));
+}
+
+}  // namespace weft

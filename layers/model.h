@@ -8,7 +8,7 @@ namespace weft {
 struct ModelConfig {
   std::vector<std::string> layers;  // a mechanism a block
   // Attributes by mechanism id, a map value each; missing ids take their defaults.
-  std::function<FieldValue(const std::string& id)> attributes;
+  std::function<FieldValue(const std::string& id)> attributes = {};
   int64_t width = 256, heads = 4, kv_heads = 4, head_size = 64, ffn = 0;
   std::string ffn_kind = "swiglu", norm = "rms", checkpointing = "none";
   double norm_eps = 1e-6;

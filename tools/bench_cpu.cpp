@@ -1,7 +1,9 @@
 #include "tools/bench_cpu.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
+#include <cmath>
 #include <memory>
 
 #include "attention/flash_attention.h"
@@ -38,7 +40,7 @@ void measure(BenchRow& row, double seconds, const std::function<void()>& once) {
 
 Tensor noise(const Shape& shape, uint32_t stream) {
   const Tensor x = empty(shape, Dtype::f32);
-  const Philox random(42, stream);
+  const RandomKey random{42, stream};
   for (int64_t i = 0; i < x.numel(); ++i)
     x.data<float>()[i] = static_cast<float>(random.normal(static_cast<uint64_t>(i)));
   return x;
@@ -91,7 +93,10 @@ BenchRow step_row(const std::string& name, const std::vector<std::string>& layer
   config.vocab = kVocabulary;
   config.attributes = [](const std::string& id) {
     FieldValue attributes;
-    if (id == "softmax") set_path(attributes, "position", {.text = "rope"});
+    if (id != "softmax") return attributes;
+    attributes.kind = FieldValue::Kind::map;
+    attributes.items.push_back(text_value("rope"));
+    attributes.items.back().key = "position";
     return attributes;
   };
   ParameterStore store;
@@ -101,9 +106,9 @@ BenchRow step_row(const std::string& name, const std::vector<std::string>& layer
   StepState state;
   const Layout layout = whole_documents(std::vector<int64_t>(kTokens / kContext, kContext));
   std::vector<int32_t> ids;
-  const Philox random(42, 5);
+  const RandomKey random{42, 5};
   for (int64_t i = 0; i <= kTokens; ++i)
-    ids.push_back(static_cast<int32_t>(random.uniform(static_cast<uint64_t>(i)) * kVocabulary));
+    ids.push_back(static_cast<int32_t>(random.uniform(static_cast<uint64_t>(i)) * (kVocabulary - 1)));
   const Tensor tokens = from_ints({ids.begin(), ids.end() - 1}),
                targets = from_ints({ids.begin() + 1, ids.end()});
   measure(row, seconds, [&] {

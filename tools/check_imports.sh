@@ -51,6 +51,12 @@ FNR == 601 { say("more than 600 lines") }
   if (part[2] ~ /^(Eigen|unsupported)\// && folder != "tests") eigen[FILENAME] = 1
 }
 
+# Two types of one name in namespace weft are one to the linker, whichever header a file includes.
+/^(class|struct) [A-Za-z0-9_]+.*[{]/ && FILENAME ~ /\.h$/ && FILENAME !~ /^(tests|attention\/kernels)\// {
+  if ($2 in defined) say($2 " is defined in " defined[$2] " too")
+  defined[$2] = FILENAME
+}
+
 END {
   # nvcc chokes on some heavy headers and takes half a minute over others, so a header that includes one is
   # private: for the .cpp files beside it, and for tests.

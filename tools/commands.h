@@ -6,6 +6,7 @@
 namespace weft {
 
 int run_apply(const Words& words);
+int run_bench(const Words& words);
 int run_corpus(const Words& words);
 int run_cp(const Words& words);
 int run_diff(const Words& words);

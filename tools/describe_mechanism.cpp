@@ -74,7 +74,10 @@ bool has_form(const MechanismEntry& entry, const MechanismSize& size, bool causa
 }
 
 std::vector<std::string> ways_over_ranks(const Trial& trial, SegmentPlan plan, bool merges) {
-  const int ranks = 2;
+  // So many that heads can be shared out, if they can.
+  const Dimensions& dims = trial.mechanism().dims();
+  int ranks = 2;
+  while (ranks < 8 && (dims.heads % ranks != 0 || dims.kv_heads % ranks != 0)) ++ranks;
   const std::vector<int64_t> lengths{std::max<int64_t>(64, 4 * trial.mechanism().align())};
   const std::vector<Segments> segments = plan_segments(plan, lengths, ranks, trial.mechanism().align());
   // Without keys to merge, ring and heads are other names for native.

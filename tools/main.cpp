@@ -19,6 +19,7 @@ const std::vector<Command>& commands() {
       {"generate", "continue a text with a trained model", run_generate},
       {"logits", "logits and losses of given tokens", run_logits, true},
       {"apply", "one mechanism on tensors of a file", run_apply},
+      {"bench", "how fast this machine trains, beside PyTorch", run_bench},
       {"tokenize", "text files to token shards", run_tokenize},
       {"corpus", "write a text to train on", run_corpus},
   };

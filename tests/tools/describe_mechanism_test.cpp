@@ -42,6 +42,13 @@ TEST(DescribeMechanism, Softmax) {
       << "slopes differ from head to head";
 }
 
+TEST(DescribeMechanism, HeadsOfAnyNumberAreSharedOut) {
+  for (const auto& [heads, shared] : {std::pair{3, true}, {6, true}, {1, false}}) {
+    const Dimensions dims{.heads = heads, .kv_heads = heads, .key = 4, .value = 4, .width = 8};
+    EXPECT_EQ(has(learn(find_mechanism("softmax"), {.dims = dims}).contiguous, "heads"), shared) << heads;
+  }
+}
+
 TEST(DescribeMechanism, TheOtherForm) {
   const MechanismFacts f = facts_of("softmax", 100, {"causal=false"});
   EXPECT_TRUE(f.causal && f.bidirectional);

@@ -66,7 +66,7 @@ Ran run_weft(const std::vector<std::string>& words, const RunOptions& options) {
   if (child == 0) become(words, options, out, streams / "err");
   if (options.stop_after_ms > 0) {
     usleep(static_cast<useconds_t>(options.stop_after_ms) * 1000);
-    kill(child, SIGTERM);
+    kill(child, options.stop_signal);
   }
   int status = 0;
   waitpid(child, &status, 0);

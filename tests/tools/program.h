@@ -20,7 +20,8 @@ struct RunOptions {
   std::string out = {};                       // stdout goes to this file instead
   std::vector<std::string> environment = {};  // NAME=value
   long file_limit = 0;                        // bytes a file may grow to; 0: any
-  int stop_after_ms = 0;                      // SIGTERM then; 0: never
+  int stop_after_ms = 0;                      // stop_signal then; 0: never
+  int stop_signal = 15;                       // SIGTERM
 };
 
 Ran run_weft(const std::vector<std::string>& words, const RunOptions& options = {});

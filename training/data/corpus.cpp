@@ -103,7 +103,7 @@ Corpus open_corpus(const std::vector<std::string>& patterns, const SourceOptions
   return Corpus(std::move(spans));
 }
 
-Split split_corpus(const Corpus& corpus, double share) {
+CorpusSplit split_corpus(const Corpus& corpus, double share) {
   CHECK(share >= 0 && share < 1, "split_corpus: share ", share);
   if (share == 0) return {corpus, {}};
 

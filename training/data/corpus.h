@@ -44,7 +44,7 @@ class Corpus {
 // Opens all files that the patterns name.
 Corpus open_corpus(const std::vector<std::string>& patterns, const SourceOptions& options);
 
-struct Split {
+struct CorpusSplit {
   Corpus train, held_out;
 };
 
@@ -53,6 +53,6 @@ struct Split {
 // tokens is chosen by blocks of 8192, so that a single long text can be shared out as well. At least one unit
 // is held out. share in [0, 1); 0 holds out nothing and reads nothing. Errors: Exit::data when nothing would
 // be left to train on.
-Split split_corpus(const Corpus& corpus, double share);
+CorpusSplit split_corpus(const Corpus& corpus, double share);
 
 }  // namespace weft

@@ -76,7 +76,7 @@ Datasets open_datasets(const DataConfig& config, int64_t context, const SourceOp
     held_out = open_corpus(config.val_paths, options).spans();
   } else {
     for (Dataset::Part& part : train) {
-      Split split = split_corpus(part.corpus, config.val_share);
+      CorpusSplit split = split_corpus(part.corpus, config.val_share);
       part.corpus = std::move(split.train);
       held_out.insert(held_out.end(), split.held_out.spans().begin(), split.held_out.spans().end());
     }

@@ -151,21 +151,21 @@ TEST(Dataset, PartsAreNumberedOneAfterAnother) {
 TEST(Split, HoldsOutAShareByDocument) {
   TempFolder dir;
   const Corpus all = open_corpus({write_file(dir / "a.txt", story_corpus(1, 1'000'000))}, byte_options());
-  const Split split = split_corpus(all, 0.1);
+  const CorpusSplit split = split_corpus(all, 0.1);
   EXPECT_EQ(split.train.tokens() + split.held_out.tokens(), all.tokens());
   EXPECT_EQ(split.train.documents() + split.held_out.documents(), all.documents());
   const double share = double(split.held_out.documents()) / all.documents();
   EXPECT_NEAR(share, 0.1, 5 * std::sqrt(0.09 / all.documents()));
   // A larger share holds out all of the smaller one.
   std::set<int64_t> more;
-  const Split larger = split_corpus(all, 0.2);
+  const CorpusSplit larger = split_corpus(all, 0.2);
   for (const Span& span : larger.held_out.spans()) more.insert(span.document);
   for (const Span& span : split.held_out.spans()) EXPECT_TRUE(more.contains(span.document));
 }
 
 std::set<std::string> held_out_texts(const std::vector<std::string>& paths, double share) {
   std::set<std::string> texts;
-  const Split split = split_corpus(open_corpus(paths, byte_options()), share);
+  const CorpusSplit split = split_corpus(open_corpus(paths, byte_options()), share);
   for (const Span& span : split.held_out.spans()) {
     std::vector<int32_t> tokens(span.end - span.begin);
     span.source->read(span.document, span.begin, span.end, tokens.data());
@@ -198,7 +198,7 @@ TEST(Split, ALongTextIsHeldOutByBlocks) {
   const Corpus all =
       open_corpus({write_file(dir / "a.bin", llmc_file(tokens, false))}, token_options(1 << 14));
   ASSERT_EQ(all.documents(), 1);
-  const Split split = split_corpus(all, 0.1);
+  const CorpusSplit split = split_corpus(all, 0.1);
   EXPECT_NEAR(double(split.held_out.tokens()) / all.tokens(), 0.1, 0.1);
   // Both sides together are the text, in order, cut only where the side changes.
   std::map<int64_t, int64_t> pieces;
@@ -217,7 +217,7 @@ TEST(Split, ALongTextIsHeldOutByBlocks) {
 TEST(Split, HoldsOutAtLeastOneAndNeverAll) {
   TempFolder dir;
   const auto two = write_file(dir / "a.txt", "first story\n\n\nsecond story");
-  const Split split = split_corpus(open_corpus({two}, byte_options()), 1e-9);
+  const CorpusSplit split = split_corpus(open_corpus({two}, byte_options()), 1e-9);
   EXPECT_EQ(split.train.documents(), 1);
   EXPECT_EQ(split.held_out.documents(), 1);
   const auto one = write_file(dir / "b.txt", "only one");

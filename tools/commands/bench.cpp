@@ -1,0 +1,121 @@
+// `weft bench cpu`: how fast this machine computes what training is made of, beside PyTorch where asked.
+
+#include <cstdio>
+#include <cstdlib>
+#include <ctime>
+#include <fstream>
+#include <map>
+
+#include "tools/bench_cpu.h"
+#include "tools/commands.h"
+#include "tools/commands/json_line.h"
+#include "tools/flags.h"
+#include "training/log/environment_file.h"
+
+namespace weft {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+std::string processor() {
+  std::ifstream info("/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);)
+    if (line.starts_with("model name")) return line.substr(line.find(':') + 2);
+  return "cpu";
+}
+
+std::string today() {
+  const std::time_t now = std::time(nullptr);
+  char out[16];
+  std::strftime(out, sizeof out, "%Y-%m-%d", std::localtime(&now));
+  return out;
+}
+
+Json row_json(const BenchRow& r, const std::string& device) {
+  const auto counted = [](double x) { return x > 0 ? Json(x) : Json(); };
+  return {{"weft", "bench/1"}, {"exit", 0}, {"name", r.name}, {"shape", r.shape}, {"dtype", "f32"},
+          {"device", device}, {"ms", r.ms}, {"ms_p10", r.ms_p10}, {"ms_p90", r.ms_p90},
+          {"tflops", counted(r.tflops())}, {"tbs", nullptr}, {"floor_ms", nullptr}, {"of_floor", nullptr},
+          {"tokens_per_s", counted(r.tokens_per_s())}, {"peer", nullptr}, {"peer_ms", nullptr}, {"ratio", nullptr},
+          {"max_rel_err", nullptr}, {"commit", build_commit()}, {"date", today()}};
+}
+
+std::string quoted(const std::string& word) {
+  std::string out = "'";
+  for (const char c : word) out += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return out + "'";
+}
+
+// What the peer's script prints, a row a line: {"peer":"torch 2.11.0","name":…,"shape":…,"ms":…}.
+std::vector<Json> run_peer(const std::string& python, const std::string& script, int64_t milliseconds) {
+  const std::string command =
+      quoted(python) + " " + quoted(script) + " " + text(static_cast<double>(milliseconds) / 1000);
+  FILE* pipe = popen(command.c_str(), "r");
+  if (pipe == nullptr) throw Error(Exit::io, "cannot start " + python, "--peer");
+  std::vector<Json> rows;
+  char* line = nullptr;
+  size_t capacity = 0;
+  while (getline(&line, &capacity, pipe) > 0)
+    if (const Json row = Json::parse(line, nullptr, false); row.is_object() && row.contains("ms")) rows.push_back(row);
+  std::free(line);
+  if (pclose(pipe) != 0 || rows.empty())
+    throw Error(Exit::usage, python + " could not run " + script, "--peer", "give a python that has PyTorch 2");
+  return rows;
+}
+
+void add_peer(std::vector<Json>& rows, const std::vector<Json>& peer) {
+  for (Json& row : rows)
+    for (const Json& other : peer)
+      if (other["name"] == row["name"] && other["shape"] == row["shape"]) {
+        row["peer"] = other["peer"];
+        row["peer_ms"] = other["ms"];
+        row["ratio"] = other["ms"].get<double>() / row["ms"].get<double>();
+      }
+}
+
+std::string number(const Json& value, const char* format, double factor = 1) {
+  if (value.is_null()) return "-";
+  char out[32];
+  std::snprintf(out, sizeof out, format, value.get<double>() * factor);
+  return out;
+}
+
+void print_table(const std::vector<Json>& rows) {
+  const auto line = [](const Words& cells) {
+    char out[200];
+    std::snprintf(out, sizeof out, "  %-26s  %-40s %9s %9s %10s %9s %6s\n", cells[0].c_str(), cells[1].c_str(),
+                  cells[2].c_str(), cells[3].c_str(), cells[4].c_str(), cells[5].c_str(), cells[6].c_str());
+    print(out);
+  };
+  line({"NAME", "SHAPE", "MS", "GFLOP/S", "TOKENS/S", "PEER MS", "RATIO"});
+  for (const Json& r : rows)
+    line({r["name"], r["shape"], number(r["ms"], "%.3f"), number(r["tflops"], "%.1f", 1e3),
+          number(r["tokens_per_s"], "%.0f"), number(r["peer_ms"], "%.3f"), number(r["ratio"], "%.2f")});
+}
+
+}  // namespace
+
+int run_bench(const Words& words) {
+  bool json = false;
+  int64_t milliseconds = 1000;
+  std::string peer, script = "tools/peers/torch_cpu.py";
+  Flags flags("bench", "cpu", "Times matrix products, attention and whole training steps in f32 on the CPU.");
+  flags.add("--ms", milliseconds, "N", "measure each row for so many milliseconds", {.min = 1});
+  flags.add("--peer", peer, "PYTHON", "a python with PyTorch: the same shapes there, afterwards, on the same cores");
+  flags.add("--script", script, "FILE", "what --peer runs");
+  flags.add("--json", json, "a line a row, bench/1");
+  if (!flags.parse(words)) return 0;
+  if (flags.arguments()[0] != "cpu")
+    throw Error(Exit::usage, "there is no bench '" + flags.arguments()[0] + "'", "", "write weft bench cpu");
+  const std::string device = processor();
+  std::vector<Json> rows;
+  bench_cpu(static_cast<double>(milliseconds) / 1000,
+            [&](const BenchRow& row) { rows.push_back(row_json(row, device)); });
+  if (!peer.empty()) add_peer(rows, run_peer(peer, script, milliseconds));
+  if (!json) print_table(rows);
+  for (const Json& row : rows)
+    if (json) print_line(row);
+  return 0;
+}
+
+}  // namespace weft

@@ -44,9 +44,10 @@ CrossingStrategy strategy_of(const Recipe& recipe) {
 }
 
 Mesh mesh_of(const Recipe& recipe, Communicator* world) {
-  if (world == nullptr) return {};
-  return make_mesh(
-      *world, plan_mesh(world->size(), static_cast<int>(recipe.mesh.cp), static_cast<int>(recipe.mesh.dp)));
+  const MeshShape shape = plan_mesh(world == nullptr ? 1 : world->size(), static_cast<int>(recipe.mesh.cp),
+                                    static_cast<int>(recipe.mesh.dp));
+  if (world == nullptr) return {shape, nullptr, nullptr};
+  return make_mesh(*world, shape);
 }
 
 // Crossings of one micro-batch over the ranks of a context group; it lives as long as the tape.

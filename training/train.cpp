@@ -48,8 +48,8 @@ class Run {
   TrainSummary train();
 
  private:
-  bool prepare_folder();  // true: continue
-  void load_checkpoint();
+  bool prepare_folder();                       // true: continue
+  std::vector<std::string> load_checkpoint();  // what to warn of
   void start_loader();
   bool step();
   void evaluate();
@@ -105,14 +105,14 @@ bool Run::prepare_folder() {
   return world_ == nullptr ? resume : any_rank(*world_, resume);
 }
 
-void Run::load_checkpoint() {
+std::vector<std::string> Run::load_checkpoint() {
   const ckpt::Loaded loaded =
       ckpt::load(recipe_.run, {.strict = recipe_.checkpoint.strict}, peers_of(world_));
-  for (const std::string& w : loaded.warnings) log_->warning(w);
   state_ = restore_run(*trainer_, loaded.checkpoint);
   run_id_ = loaded.checkpoint.manifest().run;
   order_hash_ = state_.order_hash.empty() ? OrderHash() : OrderHash(state_.order_hash);
   saved_step_ = state_.step;
+  return loaded.warnings;
 }
 
 void Run::start_loader() {
@@ -169,7 +169,7 @@ void Run::save() {
 void Run::rewind() {
   const int64_t from = state_.step, data = state_.step + state_.skipped_steps;
   loader_.reset();
-  load_checkpoint();
+  for (const std::string& w : load_checkpoint()) log_->warning(w);
   state_.skipped_steps = data - state_.step;
   log_->rewind(from, state_.step);
   log_->warning(text("went back from step ", from, " to the checkpoint of step ", state_.step,
@@ -251,9 +251,13 @@ TrainSummary Run::train() {
   order_.emplace(data_->train.order(static_cast<uint64_t>(recipe_.seed), recipe_.data.shuffle));
   const bool resume = prepare_folder();
 
+  run_id_ = ckpt::new_run_id();
+  if (world_ != nullptr) run_id_ = gather_texts(*world_, run_id_)[0];
+  // Before the log: its lines of steps after the checkpoint that is really good have to go.
+  std::vector<std::string> warnings;
+  if (resume) warnings = load_checkpoint();
   std::optional<int64_t> resume_step;
-  if (resume || options_.resume_auto || options_.resume)
-    resume_step = resume ? ckpt::read_latest(recipe_.run).value_or(ckpt::list_steps(recipe_.run).back()) : 0;
+  if (resume || options_.resume_auto || options_.resume) resume_step = state_.step;
   log_.emplace(RunLogOptions{.folder = recipe_.run,
                              .rank = world_ == nullptr ? 0 : world_->rank(),
                              .steps = recipe_.steps,
@@ -266,10 +270,8 @@ TrainSummary Run::train() {
                      .world = world_ == nullptr ? 1 : world_->size(),
                      .versions = {}});
   if (!trainer_->mesh().note.empty()) log_->info(trainer_->mesh().note);
-  run_id_ = ckpt::new_run_id();
-  if (world_ != nullptr) run_id_ = gather_texts(*world_, run_id_)[0];
+  for (const std::string& w : warnings) log_->warning(w);
   if (resume) {
-    load_checkpoint();
     log_->event(Event::resume, state_.step);
     log_->info(text("continuing at step ", state_.step));
   }

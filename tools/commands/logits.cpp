@@ -38,6 +38,7 @@ int run_logits(const Words& words) {
     throw Error(Exit::data,
                 text("ids has shape ", Shape(ids.shape.begin(), ids.shape.end()), ", (B, T) is needed"), in);
   const int64_t b = ids.shape[0], t = ids.shape[1];
+  if (b * t == 0) throw Error(Exit::data, "ids holds no token", in, "give at least one");
   // Each row is a document, or as many as `doc` says.
   std::vector<int64_t> lengths;
   std::vector<int32_t> tokens(ids.as<int32_t>(), ids.as<int32_t>() + b * t), targets(tokens.size(), -1);

@@ -1,6 +1,11 @@
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 
 #include "autograd/fault.h"
@@ -65,6 +70,17 @@ Request parse(const Words& words) {
   return r;
 }
 
+// A job that all ranks find at fault says so once: the first of a machine to claim the launcher's folder
+// speaks.
+bool first_to_say() {
+  const char* folder = std::getenv(launch_variable);
+  if (folder == nullptr) return true;
+  const int claim =
+      ::open((std::string(folder) + "/said").c_str(), O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0600);
+  if (claim >= 0) ::close(claim);
+  return claim >= 0 || errno != EEXIST;
+}
+
 void print_summary(const TrainSummary& s) {
   std::printf("%s: %lld of %lld steps", s.status.c_str(), static_cast<long long>(s.step),
               static_cast<long long>(s.steps));
@@ -116,7 +132,7 @@ int run_train(const Words& words) {
     if (json && launched.rank == 0) print(failure_json("train/1", error, launched.rank) + "\n");
     if (!world) throw error;
     std::fflush(stdout);
-    print_error(error);
+    if (first_to_say()) print_error(error);
     world->leave(error.code, error_line(error));
     return static_cast<int>(error.code);
   }

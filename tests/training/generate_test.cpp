@@ -1,0 +1,79 @@
+// `weft generate`: text that depends on the model, the prompt and the seed alone.
+
+#include <gtest/gtest.h>
+
+#include "tests/training/tiny_run.h"
+#include "training/checkpoint/safetensors.h"
+
+namespace weft {
+namespace {
+
+class Generate : public testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    tiny_ = new TinyRun;
+    ASSERT_EQ(tiny_->train({"steps=40", "optim.lr=0.01"}).code, 0);
+  }
+  static void TearDownTestSuite() { delete tiny_; }
+
+  static std::string text(Words words) {
+    words.insert(words.begin(), {"generate", "runs/tiny"});
+    const Ran ran = tiny_->weft(words);
+    EXPECT_EQ(ran.code, 0) << ran.err;
+    return ran.out;
+  }
+
+  static TinyRun* tiny_;
+};
+TinyRun* Generate::tiny_ = nullptr;
+
+TEST_F(Generate, IsAFunctionOfTheSeed) {
+  const Words words{"--prompt", "Once upon", "--tokens", "40", "--seed"};
+  const auto seeded = [&](const char* seed) {
+    Words all = words;
+    all.push_back(seed);
+    return text(all);
+  };
+  const std::string first = seeded("1");
+  EXPECT_EQ(first.substr(0, 9), "Once upon");
+  EXPECT_EQ(first.back(), '\n');
+  EXPECT_EQ(seeded("1"), first);
+  EXPECT_NE(seeded("2"), first);
+  EXPECT_EQ(text({"--prompt", "Once upon", "--tokens", "40", "--top-k", "1", "--seed", "3"}),
+            text({"--prompt", "Once upon", "--tokens", "40", "--temperature", "0"}));
+  EXPECT_FALSE(text({"--tokens", "3"}).empty()) << "from nothing";
+}
+
+TEST_F(Generate, GreedyTakesTheLikeliestTokenEachTime) {
+  const std::string out = text({"--prompt", "Tom and ", "--tokens", "24", "--temperature", "0"});
+  const std::string whole = out.substr(0, out.size() - 1);
+  ASSERT_GT(whole.size(), 12u) << "it says more than the prompt";
+  std::vector<int32_t> ids;
+  for (const char c : whole) {
+    ASSERT_LT(static_cast<unsigned char>(c), 128) << "letters of the stories";
+    ids.push_back(c);
+  }
+  const auto count = static_cast<int64_t>(ids.size());
+  write_safetensors(tiny_->folder() / "ids.safetensors", {{"ids", Dtype::i32, {1, count}, ids.data()}}, {});
+  const Ran ran = tiny_->weft({"logits", "runs/tiny", "--in", "ids.safetensors", "--out", "l.safetensors"});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  const OwnedArray logits = SafetensorsFile(tiny_->folder() / "l.safetensors").read("logits", Dtype::f32);
+  const int64_t vocab = logits.shape[2];
+  for (int64_t t = 7; t + 1 < count; ++t) {
+    const float* row = logits.as<float>() + t * vocab;
+    EXPECT_EQ(std::max_element(row, row + vocab) - row, ids[static_cast<size_t>(t + 1)])
+        << "after token " << t;
+  }
+}
+
+TEST_F(Generate, Refuses) {
+  EXPECT_EQ(tiny_->weft({"generate", "."}).code, 64);
+  EXPECT_EQ(tiny_->weft({"generate", "absent"}).code, 64);
+  EXPECT_EQ(tiny_->weft({"generate"}).code, 64);
+  for (const char* temperature : {"-1", "nan", "inf", "warm", "", "1x"})
+    EXPECT_EQ(tiny_->weft({"generate", "runs/tiny", "--temperature", temperature}).code, 64) << temperature;
+  EXPECT_EQ(tiny_->weft({"generate", "runs/tiny", "--tokens", "0"}).code, 64);
+}
+
+}  // namespace
+}  // namespace weft

@@ -1,0 +1,79 @@
+// Steps whose numbers are not numbers, and spikes.
+
+#include <gtest/gtest.h>
+
+#include "tests/training/tiny_run.h"
+#include "training/data/stories.h"
+
+namespace weft {
+namespace {
+
+TEST(Numerics, NanGradientsChangeNoWeight) {
+  const TinyRun tiny;
+  const Ran ran = tiny.train({"steps=12", "checkpoint.every=1"},
+                             {.environment = {"WEFT_FAULT=nan@step=7,phase=backward"}});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  const auto skips = tiny.events("skip");
+  ASSERT_EQ(skips.size(), 1u);
+  EXPECT_EQ(skips[0]["step"], 8);
+  EXPECT_NE(skips[0]["reason"].get<std::string>().find("gradient norm is nan"), std::string::npos)
+      << skips[0];
+  EXPECT_EQ(tiny.weights_hash_at(7), tiny.weights_hash_at(8));
+  EXPECT_NE(tiny.weights_hash_at(6), tiny.weights_hash_at(7));
+  EXPECT_NE(tiny.weights_hash_at(8), tiny.weights_hash_at(9));
+  EXPECT_EQ(tiny.steps()[7]["grad_norm"], nullptr);
+  EXPECT_TRUE(tiny.steps()[8]["grad_norm"].is_number());
+  EXPECT_TRUE(tiny.steps()[11]["loss"].is_number());
+}
+
+TEST(Numerics, TooManySkipsGoBackOnceAndThenStop) {
+  const TinyRun tiny;
+  const Words words{"numerics.max_skips=1", "numerics.rewind=1"};
+  const Ran ran = tiny.train(words, {.environment = {"WEFT_FAULT=nan@step=7;nan@step=8"}});
+  EXPECT_EQ(ran.code, 80) << ran.err;
+  EXPECT_EQ(ran.json()["exit"], 80) << ran.out;
+  const auto rewinds = tiny.events("rewind");
+  ASSERT_EQ(rewinds.size(), 1u);
+  EXPECT_EQ(rewinds[0]["from"], 9);
+  EXPECT_EQ(rewinds[0]["step"], 5);
+  EXPECT_EQ(tiny.checkpoints(), (Words{"step-5"}));
+  // Nothing is lost: without the cause, the run goes on.
+  const Ran resumed = tiny.train({"--resume", "auto"});
+  EXPECT_EQ(resumed.code, 0) << resumed.err;
+  EXPECT_EQ(tiny.steps().size(), 20u);
+}
+
+TEST(Numerics, NoCheckpointToGoBackTo) {
+  const TinyRun tiny;
+  const Ran ran = tiny.train({"numerics.max_skips=0"}, {.environment = {"WEFT_FAULT=nan@step=2"}});
+  EXPECT_EQ(ran.code, 80) << ran.err;
+  EXPECT_NE(ran.err.find("no checkpoint"), std::string::npos) << ran.err;
+}
+
+TEST(Numerics, ASpikeOfBadDataIsSteppedOver) {
+  const TinyRun tiny;
+  // Steps read 256 bytes each, in file order: from step 30 on, three steps of what no story contains.
+  std::string text = story_corpus(7, 30 * 256).substr(0, 30 * 256);
+  for (int i = 0; i < 3 * 256; ++i) text += "#@%^&|~<>{}="[i * i % 12];
+  tiny.folder().write("stories.txt", text + story_corpus(8, 60'000));
+  const Words words{"steps=40",           "data.shuffle=false",   "data.val=0",  "numerics.spike_zscore=9",
+                    "numerics.window=16", "numerics.max_skips=1", "eval.every=0"};
+  const Ran ran = tiny.train(words);
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  EXPECT_EQ(ran.json()["step"], 40);
+  EXPECT_EQ(ran.json()["val_loss"], nullptr);
+  const auto rewinds = tiny.events("rewind"), skips = tiny.events("skip");
+  ASSERT_EQ(rewinds.size(), 1u) << ran.err;
+  EXPECT_EQ(rewinds[0]["step"], 30);
+  EXPECT_EQ(rewinds[0]["from"], 32);
+  ASSERT_GE(skips.size(), 3u);
+  EXPECT_NE(skips[0]["reason"].get<std::string>().find("deviations above the mean"), std::string::npos);
+  // After going back the data in between are passed over.
+  for (const auto& step : tiny.steps())
+    if (step["step"] > 32) {
+      EXPECT_LT(step["loss"], 5) << step;
+    }
+}
+
+}  // namespace
+}  // namespace weft

@@ -1,0 +1,99 @@
+// `weft validate`: what it foretells is what the run then does.
+
+#include <gtest/gtest.h>
+
+#include "tests/training/tiny_run.h"
+
+namespace weft {
+namespace {
+
+nlohmann::json validate(const TinyRun& tiny, const Words& words) {
+  Words all{"validate"};
+  all.insert(all.end(), words.begin(), words.end());
+  all.push_back("--json");
+  const Ran ran = tiny.weft(all);
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  return ran.json();
+}
+
+TEST(Plan, HasItsKeys) {
+  const TinyRun tiny;
+  const auto plan = validate(tiny, {"tiny.yaml"});
+  for (const char* key :
+       {"weft", "exit", "parameters", "active_parameters", "flops_per_token", "tokens_per_step", "steps",
+        "tokens", "mesh", "memory", "wire", "checkpoint_bytes", "step_s", "eta_s", "warnings"})
+    EXPECT_TRUE(plan.contains(key)) << key;
+  EXPECT_EQ(plan["weft"], "validate/1");
+  EXPECT_EQ(plan["tokens_per_step"], 256);
+  EXPECT_EQ(plan["tokens"], 20 * 256);
+  EXPECT_GT(plan["flops_per_token"], 6 * plan["parameters"].get<double>() * 0.5);
+  EXPECT_LT(plan["flops_per_token"], 6 * plan["parameters"].get<double>() * 3);
+  EXPECT_GT(plan["checkpoint_bytes"], 12 * plan["parameters"].get<int64_t>() - 1)
+      << "masters and two moments of f32";
+  EXPECT_EQ(plan["wire"]["all_gather"], 0);
+  EXPECT_EQ(plan["step_s"], nullptr) << "the speed of a CPU is not foretold";
+  int64_t scopes = 0;
+  for (const auto& [name, bytes] : plan["memory"]["scopes"].items()) scopes += bytes.get<int64_t>();
+  EXPECT_EQ(scopes, plan["memory"]["peak_bytes"]);
+
+  const auto split = validate(tiny, {"tiny.yaml", "--ranks", "2"});
+  EXPECT_EQ(split["mesh"], (nlohmann::json{{"dp", 2}, {"cp", 1}}));
+  EXPECT_GT(split["wire"]["all_gather"], 0);
+  EXPECT_LT(split["memory"]["peak_bytes"], plan["memory"]["peak_bytes"]);
+  const auto sequence = validate(tiny, {"tiny.yaml", "mesh.cp=2", "--ranks=2"});
+  EXPECT_EQ(sequence["mesh"], (nlohmann::json{{"dp", 1}, {"cp", 2}}));
+  EXPECT_EQ(sequence["tokens_per_step"], 256);
+  const auto device = validate(tiny, {"tiny.yaml", "--device", "h100-80"});
+  EXPECT_GT(device["step_s"], 0);
+  EXPECT_GT(device["eta_s"], device["step_s"]);
+  EXPECT_EQ(tiny.weft({"validate", "tiny.yaml", "--device", "abacus"}).code, 64);
+  EXPECT_EQ(tiny.weft({"validate", "tiny.yaml", "mesh.dp=3", "--ranks", "2"}).code, 78);
+}
+
+TEST(Plan, PeakMemoryIsThatOfTheRun) {
+  const TinyRun tiny;
+  const Words shape{"context=256", "batch_tokens=1024", "model.width=64"};
+  struct Case {
+    const char* name;
+    Words words;
+  };
+  const std::vector<Case> cases{
+      {"plain", {}},
+      {"block", {"model.checkpointing=block"}},
+      {"attention",
+       {"model.checkpointing=attention", "model.layers=[softmax*3]", "model.ffn_kind=gelu",
+        "optim.kind=muon"}},
+      {"ffn",
+       {"model.checkpointing=ffn", "model.layers=[delta_rule, lightning]", "model.short_conv=4",
+        "micro_tokens=256"}},
+      {"ema", {"optim.ema=0.9", "model.tied=false", "precision=bf16"}},
+  };
+  for (const Case& c : cases) {
+    SCOPED_TRACE(c.name);
+    Words words = shape;
+    words.insert(words.end(), c.words.begin(), c.words.end());
+    Words planned{"tiny.yaml"};
+    planned.insert(planned.end(), words.begin(), words.end());
+    const double plan = validate(tiny, planned)["memory"]["peak_bytes"];
+    words.insert(words.end(), {"steps=2", "eval.every=0", "data.val=0", std::string("run=runs/") + c.name});
+    const Ran ran = tiny.train(words);
+    ASSERT_EQ(ran.code, 0) << ran.err;
+    EXPECT_NEAR(ran.json()["peak_bytes"].get<double>() / plan, 1, 0.1);
+  }
+}
+
+TEST(Plan, Quickstart) {
+  const TinyRun tiny;
+  const std::string root = WEFT_SOURCE;
+  const Words recipe{root + "/recipes/quickstart.yaml", "data.train=stories.txt", "run=runs/quick",
+                     "data.tokenizer=" + root + "/recipes/tokenizers/english-2048/tokenizer.json"};
+  const auto plan = validate(tiny, recipe);
+  Words words{"train", "--json-summary", "steps=1", "eval.every=0", "sample.tokens=1", "data.val=0"};
+  words.insert(words.begin() + 1, recipe.begin(), recipe.end());
+  const Ran ran = tiny.weft(words);
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  EXPECT_NEAR(ran.json()["peak_bytes"].get<double>() / plan["memory"]["peak_bytes"].get<double>(), 1, 0.1);
+}
+
+}  // namespace
+}  // namespace weft

@@ -1,0 +1,203 @@
+// Runs on several ranks, started as a person starts them: the same data, the same losses, one exit code.
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "tests/training/tiny_run.h"
+#include "training/data/stories.h"
+
+namespace weft {
+namespace {
+
+Words operator+(Words a, const Words& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+
+// Sequences long enough to be cut between chunks of 64 tokens, over documents longer still.
+class LongRun : public TinyRun {
+ public:
+  LongRun() {
+    std::string text = story_corpus(7, 60'000);
+    for (size_t at = 0; (at = text.find("\n\n", at)) != std::string::npos;) text.erase(at, 1);
+    folder().write("stories.txt", text);
+  }
+};
+const Words kLong{"context=512", "batch_tokens=1024"};
+
+struct Split {
+  int ranks, cp;
+  const char* strategy = "native";
+  const char* layout = "auto";
+
+  std::string name() const {
+    return std::to_string(ranks) + "-" + std::to_string(cp) + "-" + strategy + "-" + layout;
+  }
+  Words words() const {
+    return {"mesh.cp=" + std::to_string(cp), std::string("mesh.strategy=") + strategy,
+            std::string("mesh.layout=") + layout};
+  }
+};
+
+void expect_same_losses(const TinyRun& tiny, const std::string& a, const std::string& b) {
+  const auto x = tiny.steps(a), y = tiny.steps(b);
+  ASSERT_EQ(x.size(), y.size());
+  for (size_t i = 0; i < x.size(); ++i) {
+    ASSERT_NEAR(x[i]["loss"], y[i]["loss"], 1e-5 * y[i]["loss"].get<double>()) << "step " << i + 1;
+    ASSERT_NEAR(x[i]["grad_norm"], y[i]["grad_norm"], 1e-3 * y[i]["grad_norm"].get<double>())
+        << "step " << i + 1;
+    if (x[i].contains("val_loss") && y[i].contains("val_loss")) {
+      ASSERT_NEAR(x[i]["val_loss"], y[i]["val_loss"], 1e-5 * y[i]["val_loss"].get<double>());
+    }
+  }
+}
+
+int64_t sent(const nlohmann::json& summary) {
+  int64_t bytes = 0;
+  for (const auto& [kind, n] : summary["wire"].items()) bytes += n.get<int64_t>();
+  return bytes;
+}
+
+void expect_as_one_rank(Words recipe, const std::vector<Split>& splits) {
+  const LongRun tiny;
+  recipe = kLong + recipe;
+  const Ran one = tiny.train(recipe + Words{"run=runs/one"});
+  ASSERT_EQ(one.code, 0) << one.err;
+  const int64_t parameters =
+      tiny.weft(Words{"validate", "tiny.yaml", "--json"} + recipe).json()["parameters"];
+  for (const Split& split : splits) {
+    SCOPED_TRACE(split.name());
+    const Ran ran = tiny.launch(split.ranks, recipe + split.words() + Words{"run=runs/" + split.name()});
+    ASSERT_EQ(ran.code, 0) << ran.err;
+    const auto json = ran.json();
+    ASSERT_TRUE(json.is_object()) << ran.out;
+    EXPECT_EQ(json["world"], split.ranks);
+    EXPECT_EQ(json["mesh"]["cp"], split.cp);
+    EXPECT_EQ(json["mesh"]["dp"], split.ranks / split.cp);
+    EXPECT_EQ(json["order_hash"], one.json()["order_hash"]);
+    EXPECT_EQ(json["tokens"], one.json()["tokens"]);
+    // All-reduce of f32 gradients, and over it what crosses inside sequences.
+    const int64_t gradients = 20 * 2 * parameters * 4 * (split.ranks - 1) / split.ranks;
+    const double ratio = static_cast<double>(sent(json) + 1) / static_cast<double>(gradients + 1);
+    EXPECT_GT(ratio, split.cp > 1 ? 1.01 : 0.97);
+    EXPECT_LT(ratio, split.cp > 1 || split.ranks == 1 ? INFINITY : 1.03);
+    expect_same_losses(tiny, split.name(), "one");
+  }
+}
+
+TEST(Ranks, SoftmaxAndLightning) {
+  std::vector<Split> splits{
+      {1, 1}, {2, 1}, {2, 2, "ring", "zigzag"}, {4, 2, "native", "balanced"}, {4, 4, "gather", "contiguous"}};
+  if (full_tests()) {
+    for (const char* strategy : {"native", "ring", "gather"})
+      for (const char* layout : {"zigzag", "contiguous", "balanced"})
+        for (const int cp : {2, 4}) splits.push_back({4, cp, strategy, layout});
+    splits.push_back({3, 3});
+    splits.push_back({4, 1});
+    splits.push_back({4, 2, "heads"});
+  }
+  expect_as_one_rank({}, splits);
+}
+
+TEST(Ranks, ACarriedState) {
+  std::vector<Split> splits{{2, 2}, {4, 4, "native", "contiguous"}};
+  if (full_tests())
+    for (const char* layout : {"zigzag", "balanced"}) splits.push_back({4, 2, "native", layout});
+  // Three samples, so that no border between ranks is one between samples.
+  expect_as_one_rank({"batch_tokens=1536", "model.layers=[delta_rule, sliding_window]",
+                      "model.mechanisms.sliding_window.window=24", "model.short_conv=4"},
+                     splits);
+}
+
+TEST(Ranks, ResumeOnAnotherNumberOfThem) {
+  const LongRun tiny;
+  const Ran one = tiny.train(kLong + Words{"run=runs/one"});
+  ASSERT_EQ(tiny.launch(2, kLong + Words{"steps=10", "mesh.cp=2"}).code, 0);
+  ASSERT_EQ(tiny.launch(4, kLong + Words{"steps=15", "mesh.cp=2", "--resume", "auto"}).code, 0);
+  const Ran last = tiny.train(kLong + Words{"--resume", "auto"});
+  ASSERT_EQ(last.code, 0) << last.err;
+  EXPECT_EQ(last.json()["order_hash"], one.json()["order_hash"]);
+  expect_same_losses(tiny, "tiny", "one");
+}
+
+TEST(Ranks, ALostOneEndsTheJobAndLosesNothing) {
+  const LongRun tiny;
+  const Words words = kLong + Words{"steps=8", "checkpoint.every=2", "mesh.cp=2", "--resume", "auto"};
+  const Ran whole = tiny.launch(2, words + Words{"run=runs/whole"});
+  ASSERT_EQ(whole.code, 0) << whole.err;
+  for (const char* phase : {"backward", "save.manifest"}) {
+    SCOPED_TRACE(phase);
+    const Words own = words + Words{std::string("run=runs/") + phase};
+    const Ran killed =
+        tiny.launch(2, own, {.environment = {std::string("WEFT_FAULT=kill@rank=1,step=5,phase=") + phase}});
+    EXPECT_EQ(killed.code, 69) << killed.err;
+    EXPECT_EQ(killed.json()["exit"], 69) << killed.out;
+    const Ran resumed = tiny.launch(2, own);
+    ASSERT_EQ(resumed.code, 0) << resumed.err;
+    EXPECT_EQ(resumed.json()["weights_hash"], whole.json()["weights_hash"])
+        << "the same world, the same bits";
+    EXPECT_EQ(resumed.json()["order_hash"], whole.json()["order_hash"]);
+  }
+}
+
+TEST(Ranks, ASkippedExchangeIsFound) {
+  const LongRun tiny;
+  const Ran ran = tiny.launch(2, kLong + Words{"mesh.cp=2"},
+                              {.environment = {"WEFT_FAULT=skip_exchange@phase=collective"}});
+  EXPECT_EQ(ran.code, 70) << ran.err;
+  EXPECT_NE(ran.err.find("accounting mismatch"), std::string::npos) << ran.err;
+  EXPECT_EQ(ran.json()["exit"], 70) << ran.out;
+  EXPECT_EQ(tiny.steps().size(), 0u) << "at the first step";
+}
+
+TEST(Ranks, NanOnOneIsSkippedByAll) {
+  const LongRun tiny;
+  const Ran ran =
+      tiny.launch(2, {"steps=6", "checkpoint.every=1"}, {.environment = {"WEFT_FAULT=nan@rank=1,step=3"}});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  ASSERT_EQ(tiny.events("skip").size(), 1u);
+  EXPECT_EQ(tiny.events("skip")[0]["step"], 4);
+  EXPECT_EQ(tiny.weights_hash_at(3), tiny.weights_hash_at(4));
+  EXPECT_NE(tiny.weights_hash_at(4), tiny.weights_hash_at(5));
+}
+
+TEST(Ranks, ASaveThatFailsOnOneFailsOnAll) {
+  const LongRun tiny;
+  const Ran ran = tiny.launch(2, {"steps=6", "checkpoint.every=2"},
+                              {.environment = {"WEFT_FAULT=enospc@rank=1,step=3,phase=save.mid"}});
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_EQ(tiny.checkpoints(), (Words{"step-2", "step-6"}));
+  EXPECT_NE(ran.err.find("step 4 was not saved"), std::string::npos) << ran.err;
+}
+
+TEST(Ranks, StoppedBySignal) {
+  const LongRun tiny;
+  RunOptions options{.environment = {"WEFT_FAULT=slow:100@phase=load"}};
+  options.stop_after_ms = 2500;
+  const Words words{"steps=60", "checkpoint.every=0", "--resume", "auto"};
+  const Ran stopped = tiny.launch(2, words, options);
+  EXPECT_EQ(stopped.code, 75) << stopped.err;
+  const Ran resumed = tiny.launch(2, words);
+  ASSERT_EQ(resumed.code, 0) << resumed.err;
+  const Ran whole = tiny.launch(2, words + Words{"run=runs/whole"});
+  EXPECT_EQ(resumed.json()["weights_hash"], whole.json()["weights_hash"]);
+}
+
+TEST(Ranks, ErrorsAreSaidOnce) {
+  const LongRun tiny;
+  const Ran recipe = tiny.launch(2, {"mesh.dp=3"});
+  EXPECT_EQ(recipe.code, 78) << recipe.err;
+  EXPECT_EQ(recipe.json()["exit"], 78) << recipe.out;
+  const std::string line = "weft: ";
+  int said = 0;
+  for (size_t at = recipe.err.find(line); at != std::string::npos; at = recipe.err.find(line, at + 1)) ++said;
+  EXPECT_EQ(said, 1) << recipe.err;
+  ASSERT_EQ(tiny.train({"steps=1"}).code, 0);
+  const Ran there = tiny.launch(2, {"steps=1"});
+  EXPECT_EQ(there.code, 73) << there.err;
+  EXPECT_EQ(there.json()["exit"], 73) << there.out;
+}
+
+}  // namespace
+}  // namespace weft

@@ -1,0 +1,203 @@
+// Interrupted runs end as undisturbed ones do, bit for bit.
+
+#include <gtest/gtest.h>
+
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+#include <random>
+
+#include "tests/training/tiny_run.h"
+
+namespace weft {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Ten milliseconds a step longer, so that a signal meets a run at work; the numbers are the same.
+const RunOptions slow{.environment = {"WEFT_FAULT=slow:10@phase=load"}};
+
+void expect_same_end(const Ran& a, const Ran& b) {
+  ASSERT_TRUE(a.json().is_object() && b.json().is_object()) << a.err << b.err;
+  for (const char* key : {"step", "tokens", "weights_hash", "order_hash", "loss", "val_loss", "sample"})
+    EXPECT_EQ(a.json()[key], b.json()[key]) << key;
+}
+
+void expect_each_step_once(const TinyRun& tiny, const std::string& run, size_t count) {
+  const auto steps = tiny.steps(run);
+  ASSERT_EQ(steps.size(), count);
+  for (size_t i = 0; i < steps.size(); ++i) EXPECT_EQ(steps[i]["step"], i + 1);
+}
+
+TEST(Determinism, SeedDecidesAndThreadsDoNot) {
+  const TinyRun tiny;
+  const Ran one = tiny.train({"run=runs/one"}, {.environment = {"OMP_NUM_THREADS=1"}});
+  const Ran two = tiny.train({"run=runs/two"}, {.environment = {"OMP_NUM_THREADS=2"}});
+  const Ran again = tiny.train({"run=runs/again"}, {.environment = {"OMP_NUM_THREADS=2"}});
+  const Ran other = tiny.train({"run=runs/other", "seed=2"});
+  ASSERT_EQ(other.code, 0) << other.err;
+  expect_same_end(one, two);
+  expect_same_end(two, again);
+  EXPECT_NE(other.json()["weights_hash"], one.json()["weights_hash"]);
+  EXPECT_NE(other.json()["order_hash"], one.json()["order_hash"]);
+}
+
+TEST(Resume, KilledAtAnyMoment) {
+  const TinyRun tiny;
+  const Words recipe{"steps=60", "optim.kind=muon", "optim.ema=0.9"};
+  Words whole_words = recipe;
+  whole_words.push_back("run=runs/whole");
+  const Ran whole = tiny.train(whole_words);
+  ASSERT_EQ(whole.code, 0) << whole.err;
+
+  const int kills = full_tests() ? 20 : 6;
+  const unsigned seed = std::random_device()();
+  SCOPED_TRACE(seed);
+  std::mt19937 random(seed);
+  Words words = recipe;
+  words.insert(words.end(), {"--resume", "auto"});
+  Ran ran;
+  int killed = 0;
+  for (int i = 0; i < kills; ++i) {
+    RunOptions options = slow;
+    options.stop_signal = SIGKILL;
+    options.stop_after_ms = 50 + static_cast<int>(random() % 1000);
+    ran = tiny.train(words, options);
+    ASSERT_TRUE(ran.code == 0 || ran.code == 128 + SIGKILL) << ran.code << ran.err;
+    killed += ran.code != 0;
+  }
+  EXPECT_GT(killed, 0);
+  ran = tiny.train(words);
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  EXPECT_EQ(ran.json()["weights_hash"], whole.json()["weights_hash"]);
+  EXPECT_EQ(ran.json()["order_hash"], whole.json()["order_hash"]);
+  EXPECT_EQ(ran.json()["val_loss"], whole.json()["val_loss"]);
+  expect_each_step_once(tiny, "tiny", 60);
+}
+
+TEST(Resume, KilledWhileSaving) {
+  const TinyRun tiny;
+  const Ran whole = tiny.train({"run=runs/whole", "steps=12"});
+  Words phases{"save.mid", "save.rename", "save.latest"};
+  if (full_tests())
+    phases = {"save.data", "save.mid", "save.fsync", "save.manifest", "save.rename", "save.latest"};
+  for (const std::string& phase : phases) {
+    SCOPED_TRACE(phase);
+    const Words words{"steps=12", "run=runs/" + phase, "--resume", "auto"};
+    const Ran killed = tiny.train(words, {.environment = {"WEFT_FAULT=kill@step=9,phase=" + phase}});
+    EXPECT_EQ(killed.code, 128 + SIGKILL);
+    const Ran resumed = tiny.train(words);
+    EXPECT_EQ(resumed.code, 0) << resumed.err;
+    expect_same_end(resumed, whole);
+    const auto resumes = tiny.events("resume", phase);
+    ASSERT_EQ(resumes.size(), 1u);
+    EXPECT_EQ(resumes[0]["step"], 5) << "no more than one interval is lost";
+    EXPECT_EQ(tiny.checkpoints(phase), tiny.checkpoints("whole"));
+    expect_each_step_once(tiny, phase, 12);
+  }
+}
+
+TEST(Resume, StoppedBySignal) {
+  const TinyRun tiny;
+  const Ran whole = tiny.train({"run=runs/whole", "steps=100", "checkpoint.every=0"});
+  const Words words{"steps=100", "checkpoint.every=0", "--resume", "auto"};
+  RunOptions options{.environment = {"WEFT_FAULT=slow:30@phase=load"}};
+  options.stop_after_ms = 1500;
+  const Ran stopped = tiny.train(words, options);
+  ASSERT_EQ(stopped.code, 75) << stopped.err;
+  const auto json = stopped.json();
+  EXPECT_EQ(json["status"], "stopped");
+  EXPECT_EQ(json["exit"], 75);
+  const int step = json["step"];
+  EXPECT_GT(step, 0);
+  EXPECT_LT(step, 100);
+  EXPECT_EQ(tiny.checkpoints(), (Words{"step-" + std::to_string(step)}));
+  EXPECT_EQ(tiny.weights_hash_at(step), json["weights_hash"]);
+  if (step < 10) {
+    EXPECT_EQ(json["val_loss"], nullptr);
+  }
+  const Ran resumed = tiny.train(words);
+  EXPECT_EQ(resumed.code, 0) << resumed.err;
+  expect_same_end(resumed, whole);
+  expect_each_step_once(tiny, "tiny", 100);
+}
+
+TEST(Resume, ByTheNameOfTheRun) {
+  const TinyRun tiny;
+  const Ran whole = tiny.train({"run=runs/whole", "steps=20"});
+  ASSERT_EQ(tiny.train({"steps=10"}).code, 0);
+  const Ran longer = tiny.weft({"train", "--resume", "runs/tiny/", "steps=20", "--json-summary"});
+  EXPECT_EQ(longer.code, 0) << longer.err;
+  expect_same_end(longer, whole);
+}
+
+TEST(Resume, FallsBackFromADamagedCheckpointAndStopsWithoutAny) {
+  const TinyRun tiny;
+  const Ran whole = tiny.train({"run=runs/whole"});
+  ASSERT_EQ(tiny.train({"steps=15"}).code, 0);
+  const auto damage = [&](int step) {
+    std::fstream file(tiny.run() + "/checkpoints/step-" + std::to_string(step) + "/rank-0000.h5",
+                      std::ios::in | std::ios::out);
+    file.seekp(5000);
+    file.put('\x5a');
+    file.put('\x5b');
+  };
+  damage(15);
+  const Ran resumed = tiny.train({"--resume", "auto"});
+  EXPECT_EQ(resumed.code, 0) << resumed.err;
+  EXPECT_NE(resumed.err.find("step-15"), std::string::npos) << "says what it passed over: " << resumed.err;
+  expect_same_end(resumed, whole);
+  expect_each_step_once(tiny, "tiny", 20);
+
+  for (int step : {5, 10, 15, 20}) damage(step);
+  for (const char* how : {"auto", "runs/tiny"}) {
+    const Ran none = tiny.train({"steps=30", "--resume", how});
+    EXPECT_EQ(none.code, 66) << how << none.err;
+    EXPECT_EQ(none.json()["exit"], 66) << none.out;
+  }
+  EXPECT_EQ(tiny.weft({"generate", "runs/tiny", "--prompt", "a"}).code, 66);
+  EXPECT_EQ(tiny.checkpoints().size(), 4u) << "nothing was started anew or thrown away";
+}
+
+TEST(Resume, KeepsItsRecipe) {
+  const TinyRun tiny;
+  ASSERT_EQ(tiny.train({"steps=5"}).code, 0);
+  for (const char* change : {"model.width=64", "model.layers=[softmax, softmax]", "seed=3", "context=128",
+                             "optim.kind=muon", "precision=f64", "data.val=0.1"}) {
+    const Ran ran = tiny.train({"steps=8", change, "--resume", "auto"});
+    const std::string key = std::string(change).substr(0, std::string(change).find('='));
+    EXPECT_EQ(ran.code, 78) << change << ran.err;
+    EXPECT_NE(ran.err.find(key), std::string::npos) << ran.err;
+  }
+  const Ran width = tiny.train({"model.width=64", "--resume", "auto"});
+  const std::string what = width.json()["error"]["what"];
+  EXPECT_NE(what.find("32"), std::string::npos) << what;
+  EXPECT_NE(what.find("64"), std::string::npos) << what;
+
+  const Ran rate = tiny.train({"steps=8", "optim.lr=1e-3", "--resume", "auto"});
+  EXPECT_EQ(rate.code, 0) << rate.err;
+  ASSERT_EQ(tiny.steps().size(), 8u);
+  EXPECT_EQ(tiny.steps().back()["lr"], 1e-3);
+}
+
+TEST(Resume, KeepsItsTokenizer) {
+  const TinyRun tiny;
+  const std::string other = std::string(WEFT_SOURCE) + "/recipes/tokenizers/english-2048/tokenizer.json";
+  fs::create_directories(tiny.folder() / "tok");
+  fs::copy_file(other, tiny.folder() / "tok/tokenizer.json");
+  const Words words{"steps=2", "data.tokenizer=tok/tokenizer.json"};
+  ASSERT_EQ(tiny.train(words).code, 0);
+  EXPECT_EQ(tiny.train({"steps=4", "data.tokenizer=bytes", "--resume", "auto"}).code, 78);
+  // The same file name with other content: the last merge of the vocabulary is another.
+  auto json = nlohmann::json::parse(tiny.folder().read("tok/tokenizer.json"));
+  auto& merges = json["model"]["merges"];
+  std::swap(merges[merges.size() - 1], merges[merges.size() - 2]);
+  tiny.folder().write("tok/tokenizer.json", json.dump());
+  const Ran changed = tiny.train({"steps=4", "data.tokenizer=tok/tokenizer.json", "--resume", "auto"});
+  EXPECT_EQ(changed.code, 78) << changed.err;
+  EXPECT_NE(changed.err.find("tokenizer"), std::string::npos) << changed.err;
+  EXPECT_EQ(tiny.weft({"generate", "runs/tiny", "--prompt", "a"}).code, 78);
+}
+
+}  // namespace
+}  // namespace weft

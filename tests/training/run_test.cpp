@@ -1,0 +1,163 @@
+// What `weft train` promises to scripts: its line of JSON, its exit codes, and the folder it leaves.
+
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <filesystem>
+#include <set>
+#include <thread>
+
+#include "tests/training/tiny_run.h"
+#include "training/recipe/diff.h"
+#include "training/recipe/load.h"
+
+namespace weft {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::set<std::string> keys_of(const nlohmann::json& json) {
+  std::set<std::string> keys;
+  for (const auto& [key, value] : json.items()) keys.insert(key);
+  return keys;
+}
+
+TEST(Run, FinishedOneKeepsItsContract) {
+  const TinyRun tiny;
+  const Ran ran = tiny.train();
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  const auto json = ran.json();
+  EXPECT_EQ(keys_of(json),
+            (std::set<std::string>{"weft",         "exit",       "run",          "status",   "step",
+                                   "steps",        "tokens",     "loss",         "val_loss", "val_bpb",
+                                   "baseline_bpb", "grad_norm",  "tokens_per_s", "mfu",      "seconds",
+                                   "first_step_s", "peak_bytes", "world",        "mesh",     "weights_hash",
+                                   "order_hash",   "wire",       "sample"}))
+      << ran.out;
+  EXPECT_EQ(json["weft"], "train/1");
+  EXPECT_EQ(json["exit"], 0);
+  EXPECT_EQ(json["run"], "runs/tiny");
+  EXPECT_EQ(json["status"], "done");
+  EXPECT_EQ(json["step"], 20);
+  EXPECT_EQ(json["tokens"], 20 * 256);
+  EXPECT_EQ(json["world"], 1);
+  EXPECT_EQ(json["mesh"], (nlohmann::json{{"dp", 1}, {"cp", 1}}));
+  EXPECT_LT(json["loss"], 4.5) << "5.55 without learning";
+  EXPECT_LT(json["val_loss"], 4.5);
+  EXPECT_GT(json["val_bpb"], 1);
+  EXPECT_GT(json["baseline_bpb"], 0);
+  EXPECT_GT(json["peak_bytes"], 1e6);
+  EXPECT_EQ(json["weights_hash"].get<std::string>().size(), 32u);
+  EXPECT_EQ(json["order_hash"].get<std::string>().size(), 32u);
+  EXPECT_EQ(json["sample"].get<std::string>().substr(0, 5), "Once ");
+
+  for (const char* name :
+       {"recipe.yaml", "environment.json", "metrics.jsonl", "log/rank-0000.txt", "samples.txt", "latest"})
+    EXPECT_TRUE(fs::exists(tiny.run() + "/" + name)) << name;
+  int event_files = 0;
+  for (const auto& entry : fs::directory_iterator(tiny.run()))
+    event_files += entry.path().filename().string().starts_with("events.out.tfevents.");
+  EXPECT_EQ(event_files, 1);
+  EXPECT_EQ(tiny.checkpoints(), (Words{"step-10", "step-15", "step-20", "step-5"}));
+  EXPECT_NE(tiny.folder().read("runs/tiny/samples.txt").find("Once "), std::string::npos);
+  const auto environment = nlohmann::json::parse(tiny.folder().read("runs/tiny/environment.json"));
+  for (const char* key : {"commit", "versions", "device", "world", "command_line"})
+    EXPECT_TRUE(environment.contains(key)) << key;
+
+  const auto steps = tiny.steps();
+  ASSERT_EQ(steps.size(), 20u);
+  const std::set<std::string> always{"step", "tokens", "loss",   "grad_norm", "lr",         "tokens_per_s",
+                                     "mfu",  "step_s", "data_s", "comm_s",    "peak_bytes", "time"};
+  std::set<std::string> measured = always;
+  measured.insert({"val_loss", "val_bpb"});
+  for (size_t i = 0; i < steps.size(); ++i) {
+    EXPECT_EQ(steps[i]["step"], i + 1);
+    EXPECT_EQ(keys_of(steps[i]), (i + 1) % 10 == 0 ? measured : always) << i;
+  }
+  EXPECT_EQ(steps.back()["loss"], json["loss"]);
+  EXPECT_EQ(steps.back()["val_bpb"], json["val_bpb"]);
+  EXPECT_EQ(tiny.events("checkpoint").size(), 4u);
+  EXPECT_EQ(tiny.events("sample").size(), 1u);
+  EXPECT_EQ(tiny.weights_hash_at(20), json["weights_hash"]);
+
+  // The resolved recipe is a recipe, and the same one.
+  const Recipe resolved = load_recipe(tiny.run() + "/recipe.yaml");
+  EXPECT_EQ(resolved_recipe(resolved), tiny.folder().read("runs/tiny/recipe.yaml"));
+  EXPECT_EQ(resolved.steps, 20);
+
+  // It is there: refused, or found finished.
+  const Ran again = tiny.train();
+  EXPECT_EQ(again.code, 73);
+  EXPECT_EQ(again.json()["exit"], 73) << again.out;
+  EXPECT_EQ(again.json()["error"]["where"], "runs/tiny");
+  EXPECT_NE(again.json()["error"]["do"].get<std::string>().find("--resume"), std::string::npos);
+  const Ran resumed = tiny.train({"--resume", "auto"});
+  EXPECT_EQ(resumed.code, 0) << resumed.err;
+  EXPECT_EQ(resumed.json()["weights_hash"], json["weights_hash"]);
+  EXPECT_EQ(resumed.json()["loss"], nullptr) << "no step was left to measure it";
+  EXPECT_EQ(resumed.json()["val_loss"], json["val_loss"]);
+  EXPECT_EQ(tiny.steps().size(), 20u);
+}
+
+TEST(Run, FailuresAreOneLineOfJsonToo) {
+  const TinyRun tiny;
+  struct Case {
+    Words words;
+    int code;
+    std::string where;
+  };
+  tiny.folder().write("bad.yaml", "extends: tiny.yaml\nmodel:\n  widht: 3\n");
+  tiny.folder().write("empty.txt", "");
+  const std::vector<Case> cases{
+      {{"train", "bad.yaml"}, 78, "bad.yaml:3:3"},
+      {{"train", "tiny.yaml", "optim.lr=nan"}, 78, "override optim.lr=nan"},
+      {{"train", "tiny.yaml", "optim.lr=-1"}, 78, "override optim.lr=-1"},
+      {{"train", "tiny.yaml", "model.heads=3"}, 78, "model.heads"},
+      {{"train", "tiny.yaml", "model.layers=[sofmax]"}, 0, "model.layers"},
+      {{"train", "tiny.yaml", "mesh.dp=2"}, 78, ""},
+      {{"train", "tiny.yaml", "data.train=absent.txt"}, 65, "absent.txt"},
+      {{"train", "tiny.yaml", "data.train=empty.txt"}, 65, ""},
+      {{"train", "tiny.yaml", "data.tokenizer=absent"}, 65, ""},
+      {{"train", "absent.yaml"}, 64, ""},
+      {{"train"}, 64, ""},
+      {{"train", "--resume", "nowhere"}, 66, "nowhere"},
+      {{"train", "tiny.yaml", "run=stories.txt/x"}, 73, "stories.txt/x"},
+  };
+  for (const Case& c : cases) {
+    Words words = c.words;
+    words.push_back("--json-summary");
+    const Ran ran = tiny.weft(words);
+    SCOPED_TRACE(words[words.size() - 2] + ": " + ran.out + ran.err);
+    if (c.code != 0) {
+      EXPECT_EQ(ran.code, c.code);
+    }
+    EXPECT_NE(ran.code, 0);
+    const auto json = ran.json();
+    ASSERT_TRUE(json.is_object());
+    EXPECT_EQ(json["weft"], "train/1");
+    EXPECT_EQ(json["exit"], ran.code);
+    EXPECT_EQ(keys_of(json["error"]), (std::set<std::string>{"what", "where", "do", "rank", "step"}));
+    EXPECT_NE(json["error"]["where"].get<std::string>().find(c.where), std::string::npos);
+    EXPECT_EQ(std::count(ran.err.begin(), ran.err.end(), '\n'), 1) << "one line says what is wrong";
+    EXPECT_FALSE(fs::exists(tiny.run())) << "nothing started";
+  }
+}
+
+TEST(Run, OneJobAFolder) {
+  const TinyRun tiny;
+  Ran first;
+  std::thread job([&] { first = tiny.train({}, {.environment = {"WEFT_FAULT=slow:150@phase=load"}}); });
+  while (!fs::exists(tiny.run() + "/metrics.jsonl"))
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  const Ran second = tiny.train({"--resume", "auto"});
+  const Ran third = tiny.train();
+  job.join();
+  EXPECT_EQ(first.code, 0) << first.err;
+  EXPECT_EQ(second.code, 73) << second.err;
+  EXPECT_NE(second.err.find("pid"), std::string::npos) << second.err;
+  EXPECT_EQ(third.code, 73);
+  EXPECT_EQ(tiny.steps().size(), 20u) << "undisturbed by the others";
+}
+
+}  // namespace
+}  // namespace weft

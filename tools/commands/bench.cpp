@@ -33,11 +33,26 @@ std::string today() {
 
 Json row_json(const BenchRow& r, const std::string& device) {
   const auto counted = [](double x) { return x > 0 ? Json(x) : Json(); };
-  return {{"weft", "bench/1"}, {"exit", 0}, {"name", r.name}, {"shape", r.shape}, {"dtype", "f32"},
-          {"device", device}, {"ms", r.ms}, {"ms_p10", r.ms_p10}, {"ms_p90", r.ms_p90},
-          {"tflops", counted(r.tflops())}, {"tbs", nullptr}, {"floor_ms", nullptr}, {"of_floor", nullptr},
-          {"tokens_per_s", counted(r.tokens_per_s())}, {"peer", nullptr}, {"peer_ms", nullptr}, {"ratio", nullptr},
-          {"max_rel_err", nullptr}, {"commit", build_commit()}, {"date", today()}};
+  return {{"weft", "bench/1"},
+          {"exit", 0},
+          {"name", r.name},
+          {"shape", r.shape},
+          {"dtype", "f32"},
+          {"device", device},
+          {"ms", r.ms},
+          {"ms_p10", r.ms_p10},
+          {"ms_p90", r.ms_p90},
+          {"tflops", counted(r.tflops())},
+          {"tbs", nullptr},
+          {"floor_ms", nullptr},
+          {"of_floor", nullptr},
+          {"tokens_per_s", counted(r.tokens_per_s())},
+          {"peer", nullptr},
+          {"peer_ms", nullptr},
+          {"ratio", nullptr},
+          {"max_rel_err", nullptr},
+          {"commit", build_commit()},
+          {"date", today()}};
 }
 
 std::string quoted(const std::string& word) {
@@ -56,10 +71,12 @@ std::vector<Json> run_peer(const std::string& python, const std::string& script,
   char* line = nullptr;
   size_t capacity = 0;
   while (getline(&line, &capacity, pipe) > 0)
-    if (const Json row = Json::parse(line, nullptr, false); row.is_object() && row.contains("ms")) rows.push_back(row);
+    if (const Json row = Json::parse(line, nullptr, false); row.is_object() && row.contains("ms"))
+      rows.push_back(row);
   std::free(line);
   if (pclose(pipe) != 0 || rows.empty())
-    throw Error(Exit::usage, python + " could not run " + script, "--peer", "give a python that has PyTorch 2");
+    throw Error(Exit::usage, python + " could not run " + script, "--peer",
+                "give a python that has PyTorch 2");
   return rows;
 }
 
@@ -83,8 +100,9 @@ std::string number(const Json& value, const char* format, double factor = 1) {
 void print_table(const std::vector<Json>& rows) {
   const auto line = [](const Words& cells) {
     char out[200];
-    std::snprintf(out, sizeof out, "  %-26s  %-40s %9s %9s %10s %9s %6s\n", cells[0].c_str(), cells[1].c_str(),
-                  cells[2].c_str(), cells[3].c_str(), cells[4].c_str(), cells[5].c_str(), cells[6].c_str());
+    std::snprintf(out, sizeof out, "  %-26s  %-40s %9s %9s %10s %9s %6s\n", cells[0].c_str(),
+                  cells[1].c_str(), cells[2].c_str(), cells[3].c_str(), cells[4].c_str(), cells[5].c_str(),
+                  cells[6].c_str());
     print(out);
   };
   line({"NAME", "SHAPE", "MS", "GFLOP/S", "TOKENS/S", "PEER MS", "RATIO"});
@@ -101,7 +119,8 @@ int run_bench(const Words& words) {
   std::string peer, script = "tools/peers/torch_cpu.py";
   Flags flags("bench", "cpu", "Times matrix products, attention and whole training steps in f32 on the CPU.");
   flags.add("--ms", milliseconds, "N", "measure each row for so many milliseconds", {.min = 1});
-  flags.add("--peer", peer, "PYTHON", "a python with PyTorch: the same shapes there, afterwards, on the same cores");
+  flags.add("--peer", peer, "PYTHON",
+            "a python with PyTorch: the same shapes there, afterwards, on the same cores");
   flags.add("--script", script, "FILE", "what --peer runs");
   flags.add("--json", json, "a line a row, bench/1");
   if (!flags.parse(words)) return 0;

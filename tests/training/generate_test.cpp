@@ -73,6 +73,7 @@ TEST_F(Generate, Refuses) {
   for (const char* temperature : {"-1", "nan", "inf", "warm", "", "1x"})
     EXPECT_EQ(tiny_->weft({"generate", "runs/tiny", "--temperature", temperature}).code, 64) << temperature;
   EXPECT_EQ(tiny_->weft({"generate", "runs/tiny", "--tokens", "0"}).code, 64);
+  EXPECT_EQ(tiny_->weft({"generate", "runs/tiny", "--seed", "4294967296"}).code, 64) << "32 bits";
 }
 
 }  // namespace

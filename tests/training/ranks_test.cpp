@@ -90,6 +90,7 @@ TEST(Ranks, SoftmaxAndLightning) {
   std::vector<Split> splits{
       {1, 1}, {2, 1}, {2, 2, "ring", "zigzag"}, {4, 2, "native", "balanced"}, {4, 4, "gather", "contiguous"}};
   if (full_tests()) {
+    splits = {{1, 1}, {2, 1}, {2, 2}};
     for (const char* strategy : {"native", "ring", "gather"})
       for (const char* layout : {"zigzag", "contiguous", "balanced"})
         for (const int cp : {2, 4}) splits.push_back({4, cp, strategy, layout});

@@ -14,8 +14,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Ten milliseconds a step longer, so that a signal meets a run at work; the numbers are the same.
-const RunOptions slow{.environment = {"WEFT_FAULT=slow:10@phase=load"}};
+// Twenty milliseconds a step longer, so that a signal meets a run at work; the numbers are the same.
+const RunOptions slow{.environment = {"WEFT_FAULT=slow:20@phase=load"}};
 
 void expect_same_end(const Ran& a, const Ran& b) {
   ASSERT_TRUE(a.json().is_object() && b.json().is_object()) << a.err << b.err;
@@ -61,7 +61,7 @@ TEST(Resume, KilledAtAnyMoment) {
   for (int i = 0; i < kills; ++i) {
     RunOptions options = slow;
     options.stop_signal = SIGKILL;
-    options.stop_after_ms = 50 + static_cast<int>(random() % 1000);
+    options.stop_after_ms = 20 + static_cast<int>(random() % 600);
     ran = tiny.train(words, options);
     ASSERT_TRUE(ran.code == 0 || ran.code == 128 + SIGKILL) << ran.code << ran.err;
     killed += ran.code != 0;

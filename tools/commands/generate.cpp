@@ -17,7 +17,7 @@ int run_generate(const Words& words) {
   flags.add("--tokens", options.tokens, "N", "at most so many", {.min = 1});
   flags.add("--temperature", temperature, "T", "0 takes the likeliest token each time");
   flags.add("--top-k", options.top_k, "K", "draws among the K likeliest; 0: all", {.min = 0});
-  flags.add("--seed", seed, "S", "of the draws", {.min = 0});
+  flags.add("--seed", seed, "S", "of the draws", {.min = 0, .max = UINT32_MAX});
   if (!flags.parse(words)) return 0;
   try {
     size_t used = 0;

@@ -29,7 +29,7 @@ std::vector<Input> DeltaRule::inputs() const {
 
 Variable DeltaRule::forward(const Block& block, Crossing& cross) const {
   const int64_t h = dims().heads, d = dims().key, e = dims().value;
-  const Dtype type = block.x[0].dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+  const Dtype type = wide_of(block.x[0].dtype());
   const Device device = block.x[0].device();
   Carry carry;
   carry.names = {"S"};

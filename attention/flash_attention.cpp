@@ -3,12 +3,6 @@
 #include <cmath>
 
 namespace weft {
-namespace {
-
-Dtype wide(Dtype dtype) { return dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32; }
-
-}  // namespace
-
 std::vector<Tensor> flash_attention_forward(const AttentionOptions& options, const Tensor& q, const Tensor& k,
                                             const Tensor& v, const Tensor& q_position,
                                             const Tensor& q_document, const Tensor& k_position,
@@ -19,7 +13,7 @@ std::vector<Tensor> flash_attention_forward(const AttentionOptions& options, con
   CHECK(q_position.dim(0) == q.dim(0) && k_position.dim(0) == k.dim(0), "attention: ", q.dim(0), " queries, ",
         q_position.dim(0), " positions; ", k.dim(0), " keys, ", k_position.dim(0), " positions");
   const Tensor o = empty({q.dim(0), q.dim(1), v.dim(2)}, q.dtype(), q.device());
-  const Tensor lse = empty({q.dim(0), q.dim(1)}, wide(q.dtype()), q.device());
+  const Tensor lse = empty({q.dim(0), q.dim(1)}, wide_of(q.dtype()), q.device());
   const cpu::AttentionTokens tokens{q_position, q_document, k_position, k_document};
   ON_DEVICE(q.device(), flash_forward(o, lse, q, k, v, tokens, options));
   return {o, lse};

@@ -13,14 +13,12 @@
 namespace weft {
 namespace {
 
-Dtype wide(Dtype dtype) { return dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32; }
-
 // (M, C, H, D) -> (M, H, C, D), widened: a chunk's arithmetic is in f32 (f64).
-Variable by_head(const Variable& x) { return permute(cast(x, wide(x.dtype())), {0, 2, 1, 3}); }
+Variable by_head(const Variable& x) { return permute(cast(x, wide_of(x.dtype())), {0, 2, 1, 3}); }
 
 // (M, C, H) -> running sum of log decays in each chunk, (M, H, C)
 Variable running_decay(const Variable& g) {
-  return cumulative_sum(permute(cast(g, wide(g.dtype())), {0, 2, 1}), 2);
+  return cumulative_sum(permute(cast(g, wide_of(g.dtype())), {0, 2, 1}), 2);
 }
 
 Variable as_column(const Variable& x) { return reshape(x, {x.dim(0), x.dim(1), x.dim(2), 1}); }
@@ -35,7 +33,7 @@ Scan linear_scan(double scale, int64_t chunk, bool gated, int64_t heads, int64_t
   scan.pad = gated ? std::vector<double>{0, 0, 0, 0} : std::vector<double>{0, 0, 0};
   scan.chunk = chunk;
   scan.decay = true;
-  const Dtype type = wide(dtype);
+  const Dtype type = wide_of(dtype);
   scan.identity = [=] {
     return State{full({1, heads, 1, 1}, 1, type, device), zeros({1, heads, key, value}, type, device)};
   };

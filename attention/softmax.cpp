@@ -183,8 +183,7 @@ Variable SlidingWindow::forward(const Block& block, Crossing& cross) const {
   const Variable y = cross(window_attention(options(), window_), prepare(block));
   const int64_t size = dims().value;
   const Variable o = slice(y, 2, 0, size), lse = slice(y, 2, size, size + 1);
-  return drain(
-      o, cast(reshape(lse, {lse.dim(0), lse.dim(1)}), lse.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32));
+  return drain(o, cast(reshape(lse, {lse.dim(0), lse.dim(1)}), wide_of(lse.dtype())));
 }
 
 Variable SlidingWindow::reference(const Block& block) const { return reference_in_window(block, window_); }

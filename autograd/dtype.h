@@ -50,6 +50,8 @@ constexpr Dtype dtype_of() {
 }
 
 constexpr int64_t size_of(Dtype dtype) { return dtype == Dtype::f64 ? 8 : dtype == Dtype::bf16 ? 2 : 4; }
+// In which sums over it are kept, as Acc.
+constexpr Dtype wide_of(Dtype dtype) { return dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32; }
 constexpr bool is_float(Dtype dtype) { return dtype != Dtype::i32; }
 const char* name_of(Dtype dtype);
 

@@ -38,7 +38,7 @@ Parameter ParameterStore::declare(ParameterInfo info) {
 void ParameterStore::commit() {
   CHECK(groups_.empty(), "parameters committed twice");
   const MemoryScope scope("parameters");
-  const Dtype wide = precision_ == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+  const Dtype wide = wide_of(precision_);
   for (const bool trainable : {true, false})
     for (const ParameterKind kind :
          {ParameterKind::matrix, ParameterKind::embedding, ParameterKind::vector}) {

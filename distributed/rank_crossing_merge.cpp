@@ -73,7 +73,7 @@ std::vector<Variable> RankCrossing::merge_across(const Merge& part, const Block&
   switch (strategy_) {
     case CrossingStrategy::heads: return merge_by_heads(part, block);
     case CrossingStrategy::ring: {
-      const Dtype wide = block.x[0].dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+      const Dtype wide = wide_of(block.x[0].dtype());
       const int64_t elements = keys[0].value().row_size() + keys[1].value().row_size();
       expect(ring_bytes(plan_, row_bytes(keys), elements * size_of(wide)), false);
       return ring_merge(ranks_, plan_, part, block);

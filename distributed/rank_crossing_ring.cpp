@@ -10,8 +10,6 @@
 namespace weft {
 namespace {
 
-Dtype wide_of(const Tensor& x) { return x.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32; }
-
 void add_to(const Tensor& to, const Tensor& from) { ON_DEVICE(to.device(), accumulate(to, from)); }
 
 // Tensors of one rank on their way around: each turn sends what is here to the next rank.
@@ -52,7 +50,7 @@ std::vector<Variable> ring_merge(Communicator& ranks, const RankPlan& plan, cons
   const GatheredRows& all = plan.cut().rows;
   const Tensor q = block.x[0].value().contiguous(), k = block.x[1].value().contiguous(),
                v = block.x[2].value().contiguous();
-  const Dtype wide = wide_of(q);
+  const Dtype wide = wide_of(q.dtype());
   const Tensor o = zeros({q.dim(0), q.dim(1), v.dim(2)}, wide, q.device());
   const Tensor lse = full({q.dim(0), q.dim(1)}, -std::numeric_limits<double>::infinity(), wide, q.device());
   {
@@ -71,7 +69,7 @@ std::vector<Variable> ring_merge(Communicator& ranks, const RankPlan& plan, cons
   const auto adjoint = [&ranks, counts = all.counts, options = part.options,
                         backward = part.backward](const std::vector<Variable>& x) -> std::vector<Variable> {
     const Tensor &q = x[0], &position = x[3], &document = x[4], &all_position = x[5], &all_document = x[6];
-    const Dtype wide = wide_of(q), narrow = q.dtype();
+    const Dtype wide = wide_of(q.dtype()), narrow = q.dtype();
     const Tensor query = q.to(wide), o = x[7].value().to(wide), lse = x[8], d_o = x[9].value().to(wide),
                  d_lse = x[10];
     Tensor keys = x[1], values = x[2];

@@ -67,7 +67,7 @@ Variable Model::hidden(const Tensor& tokens, const Layout& layout, CrossingFacto
 
 Tensor Model::logits(const Tensor& hidden) const {
   const NoTape pause;
-  const Dtype wide = hidden.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+  const Dtype wide = wide_of(hidden.dtype());
   return linear(hidden.to(wide), output_weight()->working.to(wide));
 }
 

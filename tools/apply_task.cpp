@@ -248,7 +248,7 @@ ApplyTask read_task(const ApplyOptions& options) {
   task.mechanism = &find_mechanism(options.id);
   task.attributes = parse_attributes(options.attributes);
   task.dtype = options.dtype;
-  task.wide = options.dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+  task.wide = wide_of(options.dtype);
   task.init = options.init;
   Reader(options, task).read();
   return task;

@@ -12,11 +12,8 @@ openmpi-bin         mpirun
 libhdf5-dev         hdf5/serial/hdf5.h
 libeigen3-dev       eigen3/Eigen/Core
 libgtest-dev        gtest/gtest.h
-libcli11-dev        CLI/CLI.hpp
 libyaml-cpp-dev     yaml-cpp/yaml.h
 nlohmann-json3-dev  nlohmann/json.hpp
-libfmt-dev          fmt/core.h
-libspdlog-dev       spdlog/spdlog.h
 libxxhash-dev       xxhash.h
 libzstd-dev         zstd.h
 zlib1g-dev          zlib.h

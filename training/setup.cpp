@@ -9,7 +9,11 @@ Dtype precision_of(const Recipe& recipe) {
 }
 
 std::shared_ptr<const Tokenizer> open_tokenizer(const Recipe& recipe) {
-  return load_tokenizer(recipe.data.tokenizer == "bytes" ? "byte" : recipe.data.tokenizer);
+  try {
+    return load_tokenizer(recipe.data.tokenizer == "bytes" ? "byte" : recipe.data.tokenizer);
+  } catch (const Error& e) {  // a broken file names itself; a missing one is the recipe's to mend
+    throw Error(e.code, e.what(), e.where.empty() ? recipe.where("data.tokenizer") : e.where, e.advice);
+  }
 }
 
 int64_t vocabulary_of(const Recipe& recipe, const Tokenizer& tokenizer) {

@@ -7,7 +7,7 @@ namespace weft {
 
 Variable layer_norm(const Variable& x, const Variable& gain, const Variable& bias, double eps) {
   CHECK(x.rank() >= 1 && is_float(x.dtype()), "layer_norm: x ", x.shape(), " ", name_of(x.dtype()));
-  const Dtype wide = accumulator_of(x.dtype());
+  const Dtype wide = wide_of(x.dtype());
   struct Places {
     int gain, bias;  // among the inputs; 0: absent
   } places{0, 0};

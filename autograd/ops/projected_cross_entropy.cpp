@@ -20,7 +20,7 @@ CrossEntropy projected_cross_entropy(const Variable& hidden, const Variable& wei
   CHECK(!options.weights.defined() || options.weights.shape() == Shape{tokens},
         "projected_cross_entropy: hidden ", hidden.shape(), ", weights ", options.weights.shape());
   const Device device = hidden.device();
-  const Dtype wide = accumulator_of(hidden.dtype());
+  const Dtype wide = wide_of(hidden.dtype());
   const Tensor token_weights = options.weights.defined() ? options.weights.to(wide) : Tensor();
   const int64_t chunk =
       options.chunk > 0 ? options.chunk : std::max<int64_t>(64, (int64_t{1} << 24) / vocabulary);

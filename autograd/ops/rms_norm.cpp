@@ -9,7 +9,7 @@ Variable rms_norm(const Variable& x, const Variable& gain, double eps) {
   CHECK(x.rank() >= 1 && is_float(x.dtype()), "rms_norm: x ", x.shape(), " ", name_of(x.dtype()));
   CHECK(!gain.defined() || gain.shape() == Shape{x.dim(-1)}, "rms_norm: x ", x.shape(), ", gain ",
         gain.shape());
-  const Dtype wide = accumulator_of(x.dtype());
+  const Dtype wide = wide_of(x.dtype());
   const Tensor factors = gain.defined() ? gain.value().to(wide) : Tensor();
   const Tensor y = empty_like(x), rstd = empty({row_count(x)}, wide, x.device());
   ON_DEVICE(x.device(), rms_norm_forward(y, rstd, x, factors, eps));

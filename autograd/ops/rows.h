@@ -10,7 +10,6 @@
 namespace weft {
 
 // The dtype in which sums over a dtype are kept.
-constexpr Dtype accumulator_of(Dtype dtype) { return dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32; }
 
 // All dimensions but the last.
 inline int64_t row_count(const Tensor& x) { return x.shape().product(0, x.rank() - 1); }

@@ -12,7 +12,7 @@ Variable short_conv(const Variable& x, const Variable& weight, const Variable& b
         "short_conv: x ", x.shape(), ", weight ", weight.shape());
   CHECK(position.rank() == 1 && position.dim(0) == x.dim(0) && position.dtype() == Dtype::i32,
         "short_conv: x ", x.shape(), ", position ", position.shape(), " ", name_of(position.dtype()));
-  const Dtype wide = accumulator_of(x.dtype());
+  const Dtype wide = wide_of(x.dtype());
   struct Places {
     int bias, before;  // among the inputs; 0: absent
   } places{0, 0};

@@ -20,7 +20,7 @@ Variable log_sum_exp(const Variable& x) {
   const Tensor rows = x.value().contiguous();
   const Shape shape(x.shape().begin(), x.shape().end() - 1);
   // Kept wide for the way back: e^(x - y) from a y rounded to bf16 would not sum to 1.
-  const Tensor wide = empty(shape, accumulator_of(x.dtype()), x.device());
+  const Tensor wide = empty(shape, wide_of(x.dtype()), x.device());
   ON_DEVICE(rows.device(), log_sum_exp_forward(wide, rows));
   return record("log_sum_exp", {x}, wide.to(x.dtype()), save(rows, wide), NoAttributes{},
                 [](Backward& grads, const NoAttributes&) {

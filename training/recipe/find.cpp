@@ -51,7 +51,8 @@ std::string find_recipe(const std::string& name, const std::string& root) {
     names.push_back(recipe.name);
   }
   const std::string wanted = fs::path(name).stem().string();
-  throw Error(Exit::usage, "there is no recipe " + shown(name), "", suggest_name(wanted, names, "recipes"));
+  throw Error(Exit::usage, "there is no recipe of this name", shown(name),
+              suggest_name(wanted, names, "recipes"));
 }
 
 }  // namespace weft

@@ -235,11 +235,12 @@ TEST_F(RecipeFiles, AreFoundByName) {
   EXPECT_EQ(find_recipe("quickstart", root), recipes[1].path);
   EXPECT_EQ(find_recipe("quickstart.yaml", root), recipes[1].path);
   EXPECT_EQ(find_recipe(recipes[0].path, "nowhere"), recipes[0].path);
-  EXPECT_ERROR(find_recipe("quikstart", root), usage, "", "there is no recipe quikstart",
+  EXPECT_ERROR(find_recipe("quikstart", root), usage, "quikstart", "there is no recipe",
                "did you mean quickstart?");
-  EXPECT_ERROR(find_recipe("recipes/quickstat.yaml", root), usage, "", "there is no recipe", "quickstart");
-  EXPECT_ERROR(find_recipe("zzzzzzzzz", root), usage, "", "", "known recipes: big, quickstart");
-  EXPECT_ERROR(find_recipe("x", "nowhere"), usage, "", "", "there is no recipes");
+  EXPECT_ERROR(find_recipe("recipes/quickstat.yaml", root), usage, "recipes/quickstat.yaml",
+               "there is no recipe", "quickstart");
+  EXPECT_ERROR(find_recipe("zzzzzzzzz", root), usage, "zzzzzzzzz", "", "known recipes: big, quickstart");
+  EXPECT_ERROR(find_recipe("x", "nowhere"), usage, "x", "", "there is no recipes");
 }
 
 }  // namespace

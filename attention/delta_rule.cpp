@@ -14,7 +14,7 @@ void DeltaRuleConfig::fields(FieldVisitor& f) {
 }
 
 DeltaRule::DeltaRule(Config config, Dimensions dims, const ParameterScope&)
-    : Mechanism(dims), config_(std::move(config)) {
+    : Mechanism(dims), config_(config) {
   if (config_.scale == 0) config_.scale = 1 / std::sqrt(static_cast<double>(dims.key));
   if (dims.heads != dims.kv_heads)
     throw Error(

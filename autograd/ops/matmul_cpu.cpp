@@ -51,7 +51,8 @@ void product(T* c, Extent ec, const T* a, Extent ea, const T* b, Extent eb, Tran
 // every sum, does not depend on the number of cores. (Eigen's own threading has neither property, and
 // collapses when cores are shared with other programs.)
 constexpr int64_t kTile = 256;
-constexpr int64_t kSmall = 64 * 64 * 64;  // operations below which a second core costs more than it gives
+constexpr int64_t kSmall =
+    int64_t{64} * 64 * 64;  // operations below which a second core costs more than it gives
 
 template <class T>
 void batched(const Tensor& c, const Tensor& a, const Tensor& b, Transpose t, T alpha, T beta) {

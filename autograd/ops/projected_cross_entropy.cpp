@@ -25,7 +25,8 @@ CrossEntropy projected_cross_entropy(const Variable& hidden, const Variable& wei
   const int64_t chunk =
       options.chunk > 0 ? options.chunk : std::max<int64_t>(64, (int64_t{1} << 24) / vocabulary);
 
-  const Tensor x = hidden, w = device == Device::cpu ? weight.value().to(wide) : weight.value();
+  const Tensor& x = hidden;
+  const Tensor w = device == Device::cpu ? weight.value().to(wide) : weight.value();
   const Tensor loss = empty({tokens}, wide, device), nll = empty({tokens}, wide, device);
   const bool taped = Tape::current() != nullptr;
   Tensor dhidden, dweight;

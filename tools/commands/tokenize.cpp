@@ -32,7 +32,7 @@ class Meter {
     last_ = Clock::now();
     drawn_ = true;
     std::fprintf(stderr, "%sfile %lld of %lld, %.1f M tokens, %.1f MB/s%s", terminal_ ? "\r" : "",
-                 static_cast<long long>(p.input + 1), static_cast<long long>(p.inputs),
+                 static_cast<long long>(p.input) + 1, static_cast<long long>(p.inputs),
                  static_cast<double>(p.tokens) / 1e6,
                  static_cast<double>(p.text_bytes) / 1e6 / seconds_since(start_),
                  terminal_ ? "\033[K" : "\n");

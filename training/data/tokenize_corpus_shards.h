@@ -11,7 +11,8 @@ namespace weft {
 // How far into the inputs a run has come: `tokens` tokens of unit `unit` of file `input`, and all before it.
 struct CorpusPosition {
   int64_t input = 0, unit = 0, tokens = 0;
-  auto operator<=>(const CorpusPosition&) const = default;
+  auto operator<=>(const CorpusPosition&) const =
+      default;  // NOLINT(modernize-use-nullptr): clang-tidy 14 is wrong
 };
 
 struct CorpusShard {

@@ -102,9 +102,13 @@ void forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& 
   const auto tiles = static_cast<int64_t>(q_spans.size());
   const W scale = static_cast<W>(options.scale), never = -std::numeric_limits<W>::infinity();
   parallel_for(tiles * heads, 1, [&](int64_t begin, int64_t end) {
-    std::vector<W> s(kTile * kTile), acc(static_cast<size_t>(kTile * dv)), peak(kTile), sum(kTile);
+    std::vector<W> s(kTile * kTile), acc(static_cast<size_t>(kTile * dv)), peak(kTile), sum(kTile),
+        shift(kTile), shrink(kTile);
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t h = task % heads, tile = task / heads, q0 = tile * kTile, nq = std::min(kTile, n - q0);
+      // Late tiles see more keys: the first and the last by turns, so that a run of tasks is as long as
+      // another.
+      const int64_t h = task % heads, turn = task / heads, tile = turn % 2 ? tiles - 1 - turn / 2 : turn / 2;
+      const int64_t q0 = tile * kTile, nq = std::min(kTile, n - q0);
       Scores<W> scores = scores_of<W>(tokens, options);
       scores.slope = static_cast<W>(slopes[h]);
       const MatrixView<T> Q = rows_of<T>(q, q0, h);
@@ -119,25 +123,27 @@ void forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& 
         multiply(Product<W, T, T>{s.data(), nk, Q, K.transposed(), nq, nk, d, scale, 0});
         scores.mask(s.data(), q0, k0, nq, nk, sight);
         for (int64_t i = 0; i < nq; ++i) {
-          W* row = s.data() + i * nk;
+          const W* row = s.data() + i * nk;
           W top = peak[i];
 #pragma omp simd reduction(max : top)
           for (int64_t j = 0; j < nk; ++j) top = row[j] > top ? row[j] : top;
-          if (top == never) {  // nothing seen so far
-            std::fill(row, row + nk, W(0));
-            continue;
-          }
+          shift[i] = top == never ? W(0) : top;  // never: nothing seen so far
+          shrink[i] = peak[i];
+          peak[i] = top;
+        }
+#pragma omp simd
+        for (int64_t i = 0; i < nq; ++i) shrink[i] = vector_math::exp(shrink[i] - shift[i]);
+        for (int64_t i = 0; i < nq; ++i) {
+          W* row = s.data() + i * nk;
+          const W by = shift[i];
           W total = 0;
 #pragma omp simd reduction(+ : total)
           for (int64_t j = 0; j < nk; ++j) {
-            row[j] = vector_math::exp(row[j] - top);
+            row[j] = vector_math::exp(row[j] - by);
             total += row[j];
           }
-          const W shrink = vector_math::exp(peak[i] - top);
-          if (shrink != W(1))
-            for (int64_t j = 0; j < dv; ++j) acc[i * dv + j] *= shrink;
-          sum[i] = sum[i] * shrink + total;
-          peak[i] = top;
+          sum[i] = sum[i] * shrink[i] + total;
+          for (int64_t j = 0; j < dv; ++j) acc[i * dv + j] *= shrink[i];
         }
         multiply(Product<W, W, T>{acc.data(), dv, {s.data(), nk, 1}, V, nq, dv, nk, 1, 1});
       }

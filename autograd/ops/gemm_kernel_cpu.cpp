@@ -130,7 +130,8 @@ void multiply(Product<T, A, B> x, T* space) {
     const int64_t depth = least(kPackDepth, x.k - p);
     for (int64_t across = 0; across < x.n; across += kPackWidth) {
       const int64_t width = least(kPackWidth, x.n - across);
-      pack<kColumns<T>>(block, MatrixView<B>{x.b.data + p * x.b.row + across * x.b.column, x.b.column, x.b.row},
+      pack<kColumns<T>>(block,
+                        MatrixView<B>{x.b.data + p * x.b.row + across * x.b.column, x.b.column, x.b.row},
                         width, depth);
       for (int64_t i = 0; i < x.m; i += kRows) {
         const int64_t rows = least(kRows, x.m - i);

@@ -24,7 +24,8 @@ MatrixView<T> view_of(const Tensor& x, const Extent& e, int64_t i, bool transpos
   return transposed ? view.transposed() : view;
 }
 
-// One row, as in decoding, by columns of b that lie in one piece: packing them would cost more than the product.
+// One row, as in decoding, by columns of b that lie in one piece: packing them would cost more than the
+// product.
 template <class T, class A, class B>
 void dot_products(const Product<T, A, B>& x) {
   for (int64_t j = 0; j < x.n; ++j) {

@@ -57,7 +57,8 @@ void compare(int64_t m, int64_t n, int64_t k, bool ta, bool tb, T beta) {
         sum += term;
         size += std::abs(term);
       }
-      const double wanted = 0.5 * sum + (beta == 0 ? 0 : static_cast<double>(beta) * static_cast<double>(c[at]));
+      const double wanted =
+          0.5 * sum + (beta == 0 ? 0 : static_cast<double>(beta) * static_cast<double>(c[at]));
       const double unit = sizeof(T) == 4 ? 1e-6 : 1e-14;
       ASSERT_NEAR(base[at], wanted, unit * (1 + size)) << i << " " << j;
     }

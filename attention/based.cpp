@@ -41,10 +41,7 @@ void BasedConfig::fields(FieldVisitor& f) {
 }
 
 Based::Based(Config config, Dimensions dims, const ParameterScope&) : Mechanism(dims), config_(config) {
-  if (dims.heads != dims.kv_heads)
-    throw Error(Exit::recipe,
-                text("Based has one key head a query head, got ", dims.heads, " and ", dims.kv_heads),
-                "kv_heads", "set kv_heads = heads");
+  require_equal_heads(dims, "Based");
 }
 
 std::vector<Input> Based::inputs() const { return {{"q", "h k"}, {"k", "h k"}, {"v", "h v"}}; }

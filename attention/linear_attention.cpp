@@ -1,30 +1,13 @@
 #include "attention/linear_attention.h"
 
 #include <cmath>
-#include <limits>
 
 #include "attention/flash_attention.h"
+#include "attention/in_chunk.h"
 #include "autograd/gradcheck.h"
-#include "autograd/ops/arrange.h"
-#include "autograd/ops/elementwise.h"
 #include "autograd/ops/matmul.h"
-#include "autograd/ops/triangle.h"
 
 namespace weft {
-namespace {
-
-// (M, C, H, D) -> (M, H, C, D), widened: a chunk's arithmetic is in f32 (f64).
-Variable by_head(const Variable& x) { return permute(cast(x, wide_of(x.dtype())), {0, 2, 1, 3}); }
-
-// (M, C, H) -> running sum of log decays in each chunk, (M, H, C)
-Variable running_decay(const Variable& g) {
-  return cumulative_sum(permute(cast(g, wide_of(g.dtype())), {0, 2, 1}), 2);
-}
-
-Variable as_column(const Variable& x) { return reshape(x, {x.dim(0), x.dim(1), x.dim(2), 1}); }
-Variable as_row(const Variable& x) { return reshape(x, {x.dim(0), x.dim(1), 1, x.dim(2)}); }
-
-}  // namespace
 
 Scan linear_scan(double scale, int64_t chunk, bool gated, int64_t heads, int64_t key, int64_t value,
                  Dtype dtype, Device device) {
@@ -53,14 +36,13 @@ Scan linear_scan(double scale, int64_t chunk, bool gated, int64_t heads, int64_t
     Variable scores = matmul(q, k, {false, true}), from_state = q;
     if (gated) {
       const Variable decay = running_decay(b.x[3]);
-      const Variable apart = subtract(as_column(decay), as_row(decay));  // b_i - b_j
-      scores = multiply(scores, exp(lower_triangle(apart, 0, -std::numeric_limits<double>::infinity())));
+      scores = multiply(scores, decay_between(decay, 0));
       from_state = multiply(q, as_column(exp(decay)));
     } else {
       scores = lower_triangle(scores);
     }
     const Variable o = add(matmul(scores, v), matmul(from_state, prefix[1]));
-    return cast(permute(o, {0, 2, 1, 3}), b.x[2].dtype());
+    return by_token(o, b.x[2].dtype());
   };
   return scan;
 }
@@ -76,11 +58,7 @@ void LinearConfig::fields(FieldVisitor& f) {
 LinearAttention::LinearAttention(Config config, Dimensions dims, const ParameterScope&)
     : Mechanism(dims), config_(std::move(config)) {
   if (config_.scale == 0) config_.scale = 1 / std::sqrt(static_cast<double>(dims.key));
-  if (dims.heads != dims.kv_heads)
-    throw Error(
-        Exit::recipe,
-        text("linear attention has one key head a query head, got ", dims.heads, " and ", dims.kv_heads),
-        "kv_heads", "set kv_heads = heads");
+  require_equal_heads(dims, "linear attention");
 }
 
 std::vector<Input> LinearAttention::inputs() const { return {{"q", "h k"}, {"k", "h k"}, {"v", "h v"}}; }
@@ -149,21 +127,6 @@ std::vector<Input> SimpleGla::inputs() const {
   return inputs;
 }
 
-namespace {
-
-Block random_block(const Mechanism& m, const Layout& layout, int64_t n) {
-  Block block{{}, layout.position, layout.document};
-  uint32_t seed = 1;
-  for (const Input& input : m.inputs()) {
-    Variable x = random_tensor(input_shape(input, m.dims(), n), seed++);
-    if (input.domain == Domain::log_decay) x = negate(square(x));
-    block.x.push_back(x);
-  }
-  return block;
-}
-
-}  // namespace
-
 std::vector<Identity> LinearAttention::identities() const {
   const Dimensions d = dims();
   return {{"equals the masked quadratic form (Katharopoulos et al. 2020, eq. 9)", 1e-10, [d] {
@@ -171,7 +134,7 @@ std::vector<Identity> LinearAttention::identities() const {
              ParameterStore store(Dtype::f64);
              const LinearAttention m({.chunk = 8}, d, {store, ""});
              const Layout layout = whole_documents({n});
-             const Block b = random_block(m, layout, n);
+             const Block b = random_block(m, layout);
              LocalCrossing cross(layout);
              const Variable q = permute(b.x[0], {1, 0, 2}), k = permute(b.x[1], {1, 0, 2}),
                             v = permute(b.x[2], {1, 0, 2});
@@ -190,7 +153,7 @@ std::vector<Identity> SimpleGla::identities() const {
              const SimpleGla gla({.chunk = 8}, d, {store, "a."});
              const LinearAttention linear({.chunk = 16}, d, {store, "b."});
              const Layout layout = whole_documents({n});
-             Block b = random_block(gla, layout, n);
+             Block b = random_block(gla, layout);
              b.x[3] = zeros(b.x[3].shape(), Dtype::f64);
              LocalCrossing first(layout), second(layout);
              const Variable with = gla.forward(b, first);
@@ -202,7 +165,7 @@ std::vector<Identity> SimpleGla::identities() const {
              ParameterStore store(Dtype::f64);
              const SimpleGla gla({.chunk = 16}, d, {store, ""});
              const Layout layout = whole_documents({n});
-             Block b = random_block(gla, layout, n);
+             Block b = random_block(gla, layout);
              b.x[3] = full(b.x[3].shape(), -1000, Dtype::f64);
              LocalCrossing cross(layout);
              std::vector<double> own;

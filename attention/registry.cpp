@@ -4,7 +4,9 @@
 
 #include "attention/based.h"
 #include "attention/delta_rule.h"
+#include "attention/gla.h"
 #include "attention/linear_attention.h"
+#include "attention/regla.h"
 #include "attention/softmax.h"
 #include "autograd/nearest_name.h"
 
@@ -43,8 +45,14 @@ const std::vector<MechanismEntry>& mechanisms() {
       entry<SimpleGla>("simple_gla", {},
                        "Gated Linear Attention Transformers with Hardware-Efficient Training",
                        "https://arxiv.org/abs/2312.06635", {"chunk=7"}),
+      entry<Gla>("gla", {}, "Gated Linear Attention Transformers with Hardware-Efficient Training",
+                 "https://arxiv.org/abs/2312.06635", {"chunk=10"}),
+      entry<Regla>("regla", {}, "ReGLA: Refining Gated Linear Attention", "https://arxiv.org/abs/2502.01578",
+                   {"chunk=16"}),
       entry<DeltaRule>("delta_rule", {}, "Linear Transformers Are Secretly Fast Weight Programmers",
-                       "https://arxiv.org/abs/2102.11174", {}),
+                       "https://arxiv.org/abs/2102.11174", {"chunk=16"}),
+      entry<GatedDeltaRule>("gated_delta_rule", {}, "Gated Delta Networks: Improving Mamba2 with Delta Rule",
+                            "https://arxiv.org/abs/2412.06464", {"chunk=7"}),
       entry<Based>("based", {},
                    "Simple linear attention language models balance the recall-throughput tradeoff",
                    "https://arxiv.org/abs/2402.18668", {"window=6 chunk=16"}),

@@ -38,7 +38,12 @@ Sight sight_of(const Span& q, const Span& k, const AttentionOptions& o) {
   if (!one) return Sight::some;
   if (o.causal && k.first_position > q.last_position) return Sight::none;
   if (o.window > 0 && q.first_position - k.last_position >= o.window) return Sight::none;
-  const bool all = (!o.causal || k.last_position <= q.first_position) &&
+  const auto block = [&](int32_t position) { return o.block > 0 ? position / o.block : 0; };
+  if (block(k.last_position) < block(q.first_position) || block(q.last_position) < block(k.first_position))
+    return Sight::none;
+  const bool same_block = block(std::min(q.first_position, k.first_position)) ==
+                          block(std::max(q.last_position, k.last_position));
+  const bool all = same_block && (!o.causal || k.last_position <= q.first_position) &&
                    (o.window == 0 || (q.last_position - k.first_position < o.window &&
                                       (o.causal || k.last_position - q.first_position < o.window)));
   return all ? Sight::all : Sight::some;
@@ -77,7 +82,8 @@ struct Scores {
         const int32_t distance = p - k_position[k + j];
         const int32_t apart = distance < 0 ? -distance : distance;
         const bool seen = d == k_document[k + j] && d >= 0 && (!options.causal || distance >= 0) &&
-                          (options.window == 0 || apart < options.window);
+                          (options.window == 0 || apart < options.window) &&
+                          (options.block == 0 || p / options.block == k_position[k + j] / options.block);
         row[j] = seen ? row[j] - slope * static_cast<W>(apart) : never;
       }
     }

@@ -51,25 +51,22 @@ void LinearConfig::fields(FieldVisitor& f) {
   f("scale", scale, "factor of q k; 0 = 1 / sqrt(key size)", {.min = 0});
   f("chunk", chunk, "tokens handled as one matrix product; changes speed, not results",
     {.unit = "tokens", .min = 1});
-  f("feature_map", feature_map, "applied to queries and keys", {.choices = {"identity", "elu", "relu"}});
+  f("feature_map", feature_map, "applied to queries and keys", {.choices = FeatureMap::names()});
   f("normalize", normalize, "divide by the sum of the weights (needs a positive feature map)");
 }
 
-LinearAttention::LinearAttention(Config config, Dimensions dims, const ParameterScope&)
-    : Mechanism(dims), config_(std::move(config)) {
+LinearAttention::LinearAttention(Config config, Dimensions dims, const ParameterScope& scope)
+    : Mechanism(dims), config_(std::move(config)), map_(config_.feature_map, dims, scope) {
   if (config_.scale == 0) config_.scale = 1 / std::sqrt(static_cast<double>(dims.key));
   require_equal_heads(dims, "linear attention");
+  if (map_.needs_normaliser() && !config_.normalize)
+    throw Error(Exit::recipe, text("the feature map ", config_.feature_map, " is up to a factor a token"),
+                "feature_map", "set normalize=true");
 }
 
 std::vector<Input> LinearAttention::inputs() const { return {{"q", "h k"}, {"k", "h k"}, {"v", "h v"}}; }
 
 namespace {
-
-Variable map_features(const Variable& x, const std::string& map) {
-  if (map == "elu") return elu_plus_one(x);
-  if (map == "relu") return relu(x);
-  return x;
-}
 
 // v with a column of ones: its output is the sum of the weights.
 Variable with_ones(const Variable& v) {
@@ -86,9 +83,10 @@ Variable normalized(const Variable& o) {
 
 Variable LinearAttention::forward(const Block& block, Crossing& cross) const {
   Block in = block;
-  for (int i = 0; i < 2; ++i) in.x[i] = map_features(in.x[i], config_.feature_map);
+  in.x[0] = map_.queries(in.x[0]);
+  in.x[1] = map_.keys(in.x[1]);
   if (config_.normalize) in.x[2] = with_ones(in.x[2]);
-  const Scan scan = linear_scan(config_.scale, config_.chunk, gated(), dims().heads, dims().key,
+  const Scan scan = linear_scan(config_.scale, config_.chunk, gated(), dims().heads, map_.size(),
                                 in.x[2].dim(2), in.x[2].dtype(), in.x[2].device());
   const Variable o = cross(scan, in);
   return config_.normalize ? normalized(o) : o;
@@ -96,10 +94,9 @@ Variable LinearAttention::forward(const Block& block, Crossing& cross) const {
 
 // Token by token, as the recurrence is written.
 Variable LinearAttention::reference(const Block& block) const {
-  const Variable q = map_features(block.x[0], config_.feature_map),
-                 k = map_features(block.x[1], config_.feature_map);
+  const Variable q = map_.queries(block.x[0]), k = map_.keys(block.x[1]);
   const Variable v = config_.normalize ? with_ones(block.x[2]) : block.x[2];
-  const int64_t n = q.dim(0), h = dims().heads, d = dims().key, e = v.dim(2);
+  const int64_t n = q.dim(0), h = dims().heads, d = map_.size(), e = v.dim(2);
   Variable s = zeros({h, d, e}, q.dtype(), q.device());
   std::vector<Variable> outputs;
   for (int64_t t = 0; t < n; ++t) {

@@ -106,6 +106,7 @@ Outcome run_with_gradients(Subject& subject, const Layout& layout, const std::ve
   subject.store.finish_step();
   for (const Variable& leaf : leaves) outcome.gradients.push_back(tape.gradient(leaf));
   for (const auto& entry : subject.store.entries()) {
+    if (!entry->info.trainable) continue;
     const Tensor copy = empty_like(entry->gradient);
     copy.copy_from(entry->gradient);
     outcome.gradients.push_back(copy);

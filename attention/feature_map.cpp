@@ -122,8 +122,6 @@ std::vector<double> orthogonal_rows(int64_t rows, int64_t size, uint32_t seed) {
   return w;
 }
 
-double lln_exponent(int64_t size) {
-  return std::sqrt(0.5 * std::log(1 + static_cast<double>(size) * std::expm1(1.0)));
-}
+double lln_exponent(int64_t size) { return 0.8 + 0.2165 * std::log2(static_cast<double>(size)); }
 
 }  // namespace weft

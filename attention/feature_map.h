@@ -45,8 +45,9 @@ Variable taylor_features(const Variable& x);
 // rows x size, row-major: in each run of `size` rows they are orthogonal, with the lengths of normal vectors.
 std::vector<double> orthogonal_rows(int64_t rows, int64_t size, uint32_t seed);
 
-// The exponent a of queries and of keys of unit variance with which log sum_c e^{a q_c + a k_c} has the
-// variance of q . k / sqrt(d), which is 1: the sum of d log-normal terms taken as log-normal (Fenton 1960).
+// The exponent a of queries and of keys of unit variance with which log sum_c e^{a (q_c + k_c)} has the
+// variance of q . k / sqrt(d), which is 1: fitted to 2,500 x 2,500 normal samples for each d = 16, 32 .. 256,
+// within 1 %. (Taking the sum of d log-normal terms as log-normal itself gives a third of the variance.)
 double lln_exponent(int64_t size);
 
 }  // namespace weft

@@ -126,7 +126,48 @@ std::vector<Input> SimpleGla::inputs() const {
 
 std::vector<Identity> LinearAttention::identities() const {
   const Dimensions d = dims();
-  return {{"equals the masked quadratic form (Katharopoulos et al. 2020, eq. 9)", 1e-10, [d] {
+  return {{"rows of favor are orthogonal, size by size", 1e-12,
+           [] {
+             double worst = 0;
+             const std::vector<double> w = orthogonal_rows(10, 5, 4);
+             for (int a = 0; a < 10; ++a)
+               for (int b = a / 5 * 5; b < a; ++b) {
+                 double dot = 0;
+                 for (int i = 0; i < 5; ++i) dot += w[a * 5 + i] * w[b * 5 + i];
+                 worst = std::max(worst, std::abs(dot));
+               }
+             return worst;
+           }},
+          {"products of favor's features average to e^{q k} (Choromanski et al. 2021, lemma 1)", 0.01,
+           [] {
+             const int64_t draws = 200000, size = 4;
+             const std::vector<double> w = orthogonal_rows(draws, size, 4), q{0.5, -0.3, 0.2, 0.1},
+                                       k{0.4, 0.1, -0.6, 0.3};
+             double product = 0, exact = 0, squares = 0;
+             for (int64_t i = 0; i < size; ++i) {
+               exact += q[i] * k[i];
+               squares += (q[i] * q[i] + k[i] * k[i]) / 2;
+             }
+             for (int64_t r = 0; r < draws; ++r) {
+               double both = 0;
+               for (int64_t i = 0; i < size; ++i) both += w[r * size + i] * (q[i] + k[i]);
+               product += std::exp(both - squares) / static_cast<double>(draws);
+             }
+             return std::abs(product / std::exp(exact) - 1);
+           }},
+          {"log weights of lln vary as those of softmax for normal q and k of 64 features", 0.05,
+           [] {
+             const double a = lln_exponent(64);
+             const Variable q = random_tensor({600, 64}, 1), k = random_tensor({600, 64}, 2);
+             const std::vector<double> weights =
+                 to_values(log(matmul(exp(scale(q, a)), exp(scale(k, a)), {false, true})));
+             double mean = 0, variance = 0;
+             for (const double x : weights) mean += x / static_cast<double>(weights.size());
+             for (const double x : weights)
+               variance += (x - mean) * (x - mean) / static_cast<double>(weights.size());
+             return std::abs(variance - 1);
+           }},
+          {"equals the masked quadratic form (Katharopoulos et al. 2020, eq. 9)", 1e-10, [d] {
              const int64_t n = 37;
              ParameterStore store(Dtype::f64);
              const LinearAttention m({.chunk = 8}, d, {store, ""});

@@ -31,6 +31,8 @@ struct Input {
 // Sizes that the caller chooses.
 struct Dimensions {
   int64_t heads = 1, kv_heads = 1, key = 1, value = 1, width = 1;
+  // Where it stands in the model: layer of layers, from 0.
+  int64_t layer = 0, layers = 1;
   int64_t of(char letter) const;
 };
 

@@ -31,7 +31,12 @@ Sight sight_of(const Span& q, const Span& k, const AttentionOptions& o) {
   if (!one) return Sight::some;
   if (o.causal && k.first_position > q.last_position) return Sight::none;
   if (o.window > 0 && q.first_position - k.last_position >= o.window) return Sight::none;
-  const bool all = (!o.causal || k.last_position <= q.first_position) &&
+  const auto block = [&](int32_t position) { return o.block > 0 ? position / o.block : 0; };
+  if (block(k.last_position) < block(q.first_position) || block(q.last_position) < block(k.first_position))
+    return Sight::none;
+  const bool same_block = block(std::min(q.first_position, k.first_position)) ==
+                          block(std::max(q.last_position, k.last_position));
+  const bool all = same_block && (!o.causal || k.last_position <= q.first_position) &&
                    (o.window == 0 || (q.last_position - k.first_position < o.window &&
                                       (o.causal || k.last_position - q.first_position < o.window)));
   return all ? Sight::all : Sight::some;
@@ -66,10 +71,13 @@ struct Scores {
         std::fill_n(row, nk, never);
         continue;
       }
+      const auto size = static_cast<int32_t>(std::min<int64_t>(options.block, far));
+      const int32_t first = size > 0 ? p / size * size : -far, last = size > 0 ? first + (size - 1) : far;
 #pragma omp simd
       for (int64_t j = 0; j < nk; ++j) {
-        const int32_t distance = p - positions[j], apart = distance < 0 ? -distance : distance;
-        const bool seen = (d == documents[j]) & (distance >= nearest) & (apart < reach);
+        const int32_t at = positions[j], distance = p - at, apart = distance < 0 ? -distance : distance;
+        const bool seen =
+            (d == documents[j]) & (distance >= nearest) & (apart < reach) & (at >= first) & (at <= last);
         row[j] = seen ? row[j] - slope * static_cast<W>(apart) : never;
       }
     }

@@ -3,6 +3,7 @@
 #include <Eigen/Core>
 #include <algorithm>
 #include <limits>
+#include <numbers>
 
 #include "attention/flash_attention.h"
 #include "autograd/ops/vector_math.h"
@@ -12,6 +13,9 @@ namespace weft::cpu {
 namespace {
 
 constexpr int64_t kTile = 64;
+
+// Of the laplace weights: the mean, and 1 / (sigma sqrt 2).
+constexpr double kLaplaceMean = 1 / std::numbers::sqrt2, kLaplaceRate = 2.5066282746310002;
 
 template <class W>
 using Matrix = Eigen::Matrix<W, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
@@ -38,7 +42,13 @@ Sight sight_of(const Span& q, const Span& k, const AttentionOptions& o) {
   if (!one) return Sight::some;
   if (o.causal && k.first_position > q.last_position) return Sight::none;
   if (o.window > 0 && q.first_position - k.last_position >= o.window) return Sight::none;
+  if (o.block > 0 && (q.first_position / o.block > k.last_position / o.block ||
+                      k.first_position / o.block > q.last_position / o.block))
+    return Sight::none;
+  const auto block_of = [&](int32_t position) { return o.block > 0 ? position / o.block : 0; };
   const bool all = (!o.causal || k.last_position <= q.first_position) &&
+                   block_of(std::min(q.first_position, k.first_position)) ==
+                       block_of(std::max(q.last_position, k.last_position)) &&
                    (o.window == 0 || (q.last_position - k.first_position < o.window &&
                                       (o.causal || k.last_position - q.first_position < o.window)));
   return all ? Sight::all : Sight::some;
@@ -65,11 +75,15 @@ struct Scores {
   const AttentionOptions& options;
   const int32_t *q_position, *q_document, *k_position, *k_document;
   W slope = 0;
+  const W* bias = nullptr;  // of this head, by distance
+  int64_t reach = 0;        // how many
+
+  int64_t bias_of(int32_t apart) const { return std::min<int64_t>(apart, reach - 1); }
 
   // Turns the product of a tile into scores: bias, and -inf where a query must not see a key.
   void mask(Matrix<W>& s, int64_t q, int64_t k, int64_t nq, int64_t nk, Sight sight) const {
     const W never = -std::numeric_limits<W>::infinity();
-    if (sight == Sight::all && !options.alibi) return;
+    if (sight == Sight::all && !options.alibi && bias == nullptr) return;
     for (int64_t i = 0; i < nq; ++i) {
       W* row = s.data() + i * s.cols();
       const int32_t p = q_position[q + i], d = q_document[q + i];
@@ -77,10 +91,19 @@ struct Scores {
         const int32_t distance = p - k_position[k + j];
         const int32_t apart = distance < 0 ? -distance : distance;
         const bool seen = d == k_document[k + j] && d >= 0 && (!options.causal || distance >= 0) &&
-                          (options.window == 0 || apart < options.window);
-        row[j] = seen ? row[j] - slope * static_cast<W>(apart) : never;
+                          (options.window == 0 || apart < options.window) &&
+                          (options.block == 0 || p / options.block == k_position[k + j] / options.block);
+        row[j] = seen ? row[j] - slope * static_cast<W>(apart) + (bias ? bias[bias_of(apart)] : W(0)) : never;
       }
     }
+  }
+
+  // Of a tile of gradients of scale q k^T. Where nobody is seen they are 0.
+  void add_bias_gradient(W* to, const Matrix<W>& ds, int64_t q, int64_t k) const {
+    const W factor = 1 / static_cast<W>(options.scale);
+    for (int64_t i = 0; i < ds.rows(); ++i)
+      for (int64_t j = 0; j < ds.cols(); ++j)
+        to[bias_of(std::abs(q_position[q + i] - k_position[k + j]))] += ds(i, j) * factor;
   }
 };
 
@@ -94,14 +117,33 @@ std::vector<Span> spans_of(const Tensor& document, const Tensor& position) {
 }
 
 template <class W>
-Scores<W> scores_of(const AttentionTokens& t, const AttentionOptions& options) {
-  return {options, t.q_position.data<int32_t>(), t.q_document.data<int32_t>(), t.k_position.data<int32_t>(),
-          t.k_document.data<int32_t>()};
+Scores<W> scores_of(const AttentionTokens& t, const AttentionOptions& options, const Tensor& bias,
+                    int64_t head) {
+  Scores<W> scores{options, t.q_position.data<int32_t>(), t.q_document.data<int32_t>(),
+                   t.k_position.data<int32_t>(), t.k_document.data<int32_t>()};
+  if (bias.defined()) {
+    scores.reach = bias.dim(1);
+    scores.bias = bias.data<W>() + head * scores.reach;
+  }
+  return scores;
+}
+
+// Weights that depend on their own score alone, and their derivatives; 0 at a score of -infinity.
+template <class W>
+W weight_of(Weighting f, W s) {
+  if (f == Weighting::relu2) return s > 0 ? s * s : W(0);
+  return W(0.5) * std::erfc((W(kLaplaceMean) - s) * W(kLaplaceRate));
+}
+template <class W>
+W weight_slope(Weighting f, W s) {
+  if (f == Weighting::relu2) return s > 0 ? 2 * s : W(0);
+  const W u = (s - W(kLaplaceMean)) * W(kLaplaceRate);
+  return W(std::numbers::sqrt2) * vector_math::exp(-u * u);
 }
 
 template <class T, class W>
 void forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
-             const AttentionTokens& tokens, const AttentionOptions& options) {
+             const AttentionTokens& tokens, const Tensor& bias, const AttentionOptions& options) {
   const int64_t n = q.dim(0), m = k.dim(0), heads = q.dim(1), group = heads / k.dim(1), dv = v.dim(2);
   const std::vector<Span> q_spans = spans_of(tokens.q_document, tokens.q_position);
   const std::vector<Span> k_spans = spans_of(tokens.k_document, tokens.k_position);
@@ -114,7 +156,7 @@ void forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& 
     std::vector<W> peak(kTile), sum(kTile);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t h = task % heads, tile = task / heads, q0 = tile * kTile, nq = std::min(kTile, n - q0);
-      Scores<W> scores = scores_of<W>(tokens, options);
+      Scores<W> scores = scores_of<W>(tokens, options, bias, h);
       scores.slope = static_cast<W>(slopes[h]);
       const Rows<W> Q = rows_of<T, W>(q, q0, nq, h, q_space);
       acc.setZero(nq, dv);
@@ -131,6 +173,12 @@ void forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& 
         scores.mask(s, q0, k0, nq, nk, sight);
         for (int64_t i = 0; i < nq; ++i) {
           W* row = s.data() + i * nk;
+          if (options.weighting != Weighting::softmax) {  // the sum counts the keys seen
+            sum[i] += static_cast<W>(nk - std::count(row, row + nk, never));
+            peak[i] = 0;
+            for (int64_t j = 0; j < nk; ++j) row[j] = weight_of(options.weighting, row[j]);
+            continue;
+          }
           W top = peak[i];
           for (int64_t j = 0; j < nk; ++j) top = std::max(top, row[j]);
           if (top == never) {  // nothing seen so far
@@ -165,9 +213,10 @@ void forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& 
 // scale dS^T Q. One query head a task, so every sum has one writer; the heads of a group are added
 // afterwards, in order.
 template <class T, class W>
-void backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& q, const Tensor& k,
-              const Tensor& v, const AttentionTokens& tokens, const Tensor& o, const Tensor& lse,
-              const Tensor& d_o, const Tensor& d_lse, const AttentionOptions& options) {
+void backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dbias, const Tensor& q,
+              const Tensor& k, const Tensor& v, const AttentionTokens& tokens, const Tensor& bias,
+              const Tensor& o, const Tensor& lse, const Tensor& d_o, const Tensor& d_lse,
+              const AttentionOptions& options) {
   const int64_t n = q.dim(0), m = k.dim(0), heads = q.dim(1), kv_heads = k.dim(1), group = heads / kv_heads;
   const int64_t d = q.dim(2), e = v.dim(2);
   const std::vector<Span> q_spans = spans_of(tokens.q_document, tokens.q_position);
@@ -183,7 +232,7 @@ void backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor
       dv_all.setZero();
       for (int64_t h = hk * group; h < (hk + 1) * group; ++h) {
         dq_all.setZero();
-        Scores<W> scores = scores_of<W>(tokens, options);
+        Scores<W> scores = scores_of<W>(tokens, options, bias, h);
         scores.slope = static_cast<W>(slopes[h]);
         for (int64_t i = 0; i < n; ++i) {
           const W l = lse.data<W>()[i * heads + h];
@@ -213,12 +262,21 @@ void backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor
             for (int64_t i = 0; i < nq; ++i) {
               W *prow = p.data() + i * nk, *srow = ds.data() + i * nk;
               const W s = shift[q0 + i], t = delta[q0 + i];
+              if (options.weighting != Weighting::softmax) {
+                const W share = std::exp(-s);  // one over the number of keys seen
+                for (int64_t j = 0; j < nk; ++j) {
+                  srow[j] *= scale * share * weight_slope(options.weighting, prow[j]);
+                  prow[j] = share * weight_of(options.weighting, prow[j]);
+                }
+                continue;
+              }
 #pragma omp simd
               for (int64_t j = 0; j < nk; ++j) {
                 prow[j] = vector_math::exp(prow[j] - s);
                 srow[j] = scale * prow[j] * (srow[j] - t);
               }
             }
+            if (bias.defined()) scores.add_bias_gradient(dbias.data<W>() + h * bias.dim(1), ds, q0, k0);
             dv_all.middleRows(k0, nk).noalias() += p.transpose() * G;
             dk_all.middleRows(k0, nk).noalias() += ds.transpose() * Q;
             dq_all.middleRows(q0, nq).noalias() += ds * K;
@@ -240,15 +298,16 @@ void backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor
 }  // namespace
 
 void flash_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
-                   const AttentionTokens& tokens, const AttentionOptions& options) {
-  with_float(q.dtype(), [&]<class T>() { forward<T, Acc<T>>(o, lse, q, k, v, tokens, options); });
+                   const AttentionTokens& tokens, const Tensor& bias, const AttentionOptions& options) {
+  with_float(q.dtype(), [&]<class T>() { forward<T, Acc<T>>(o, lse, q, k, v, tokens, bias, options); });
 }
 
-void flash_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& q, const Tensor& k,
-                    const Tensor& v, const AttentionTokens& tokens, const Tensor& o, const Tensor& lse,
-                    const Tensor& d_o, const Tensor& d_lse, const AttentionOptions& options) {
+void flash_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dbias,
+                    const Tensor& q, const Tensor& k, const Tensor& v, const AttentionTokens& tokens,
+                    const Tensor& bias, const Tensor& o, const Tensor& lse, const Tensor& d_o,
+                    const Tensor& d_lse, const AttentionOptions& options) {
   with_float(q.dtype(), [&]<class T>() {
-    backward<T, Acc<T>>(dq, dk, dv, q, k, v, tokens, o, lse, d_o, d_lse, options);
+    backward<T, Acc<T>>(dq, dk, dv, dbias, q, k, v, tokens, bias, o, lse, d_o, d_lse, options);
   });
 }
 

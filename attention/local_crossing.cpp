@@ -115,6 +115,7 @@ std::vector<Variable> LocalCrossing::operator()(const Merge& part, const Block& 
     const auto result = merge(part, query, past);
     outputs.push_back(result[0]);
     lses.push_back(result[1]);
+    if (part.options.block > 0) cache.keep_last(s.end % part.options.block);  // what later tokens can see
   }
   return {concatenate(outputs, 0), concatenate(lses, 0)};
 }

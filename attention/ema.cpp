@@ -4,6 +4,7 @@
 
 #include "attention/chunks.h"
 #include "autograd/ops/arrange.h"
+#include "autograd/ops/causal_convolution.h"
 #include "autograd/ops/elementwise.h"
 #include "autograd/ops/matmul.h"
 #include "autograd/ops/reduce.h"
@@ -73,7 +74,7 @@ Variable DampedEma::kernel(int64_t length) const {
   return slice(reshape(matmul(coarse, fine, {true, false}), {channels_, rows * width}), 1, 0, length);
 }
 
-Scan DampedEma::scan(int64_t chunk) const {
+Scan DampedEma::scan(int64_t chunk, bool fft) const {
   const Coefficients c = coefficients();
   const int64_t channels = channels_, size = size_;
   const Dtype type = c.in.dtype();
@@ -105,12 +106,23 @@ Scan DampedEma::scan(int64_t chunk) const {
     const Variable before = matmul(decay, permute(state, {1, 2, 0}), {true, false});
     return permute(add(inside, before), {2, 1, 0});
   };
+  if (fft)
+    scan.whole = [this](const Block& b, const Layout& layout) {
+      std::vector<int32_t> first{0};
+      int64_t longest = 1;
+      for (const Segment& s : layout.segments) {
+        first.push_back(first.back() + static_cast<int32_t>(s.size()));
+        longest = std::max(longest, s.size());
+      }
+      return causal_convolution(b.x[0], kernel(longest), from_ints(first));
+    };
   return scan;
 }
 
-Variable DampedEma::operator()(const Variable& x, const Block& block, Crossing& cross, int64_t chunk) const {
+Variable DampedEma::operator()(const Variable& x, const Block& block, Crossing& cross, int64_t chunk,
+                               bool fft) const {
   const Tensor one = full({x.dim(0)}, 1, x.dtype(), x.device());
-  return cross(scan(chunk), {{x, one}, block.position, block.document});
+  return cross(scan(chunk, fft), {{x, one}, block.position, block.document});
 }
 
 Variable DampedEma::recurrence(const Variable& x) const {

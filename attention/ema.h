@@ -19,8 +19,9 @@ class DampedEma {
   // Declares alpha, delta, beta, gamma (channels, size).
   DampedEma(int64_t channels, int64_t size, const ParameterScope& scope);
 
-  // x (T, C) f32 (f64), the tokens of block -> y (T, C). chunk: tokens handled as one product.
-  Variable operator()(const Variable& x, const Block& block, Crossing& cross, int64_t chunk) const;
+  // x (T, C) f32 (f64), the tokens of block -> y (T, C). chunk: tokens handled as one product. fft: documents
+  // that lie here whole are convolved by fast Fourier transforms.
+  Variable operator()(const Variable& x, const Block& block, Crossing& cross, int64_t chunk, bool fft) const;
   // One document from its start, token by token.
   Variable recurrence(const Variable& x) const;
   // kernel[l] for l < length, (C, length).
@@ -32,7 +33,7 @@ class DampedEma {
     Variable in, out, log_decay;
   };
   Coefficients coefficients() const;
-  Scan scan(int64_t chunk) const;
+  Scan scan(int64_t chunk, bool fft) const;
 
   int64_t channels_, size_;
   Parameter alpha_, delta_, beta_, gamma_;

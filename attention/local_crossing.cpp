@@ -72,6 +72,7 @@ Stream::Slot* LocalCrossing::next_slot() {
 
 Variable LocalCrossing::operator()(const Scan& part, const Block& block) {
   Stream::Slot* slot = next_slot();
+  if (part.whole && slot == nullptr) return part.whole(block, layout());
   const Device device = block.x[0].device();
   const Chunks chunks = cut_chunks(layout(), part.chunk, device);
   const Block cut = into_chunks(block, chunks, part.pad);

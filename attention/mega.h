@@ -31,6 +31,7 @@ struct MegaConfig {
   int64_t z_size = 0;
   int64_t hidden = 0;
   int64_t ema_size = 16;
+  std::string ema = "scan";
   int64_t chunk = 32;
   void fields(FieldVisitor& f);
 };

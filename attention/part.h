@@ -42,6 +42,8 @@ struct Scan {
   // The state is {a, S} and combines as {a_before a_after, a_after S_before + S_after}, a broadcasting over
   // S's last dimensions: the framework may use the fused scan op instead of `combine`.
   bool decay = false;
+  // Optional: whole documents from their start at once, where nobody asks for a state.
+  std::function<Variable(const Block&, const Layout&)> whole = {};
   // Bidirectional: every chunk sees the state of its whole document.
   bool total = false;
 };

@@ -156,6 +156,17 @@ struct Gelu {
            T(0.5) * x * (T(1) - t * t) * T(0.7978845608028654) * (T(1) + T(3 * 0.044715) * x * x);
   }
 };
+// 1/2 (1 + erf(x / sqrt 2)), the distribution function of the standard normal
+struct NormalCdf {
+  template <class T>
+  static T forward(T x) {
+    return T(0.5) * std::erfc(x * T(-0.7071067811865476));
+  }
+  template <class T>
+  static T derivative(T x, T) {
+    return T(0.3989422804014327) * vector_math::exp(T(-0.5) * x * x);
+  }
+};
 // log(1 + e^x), without overflow
 struct Softplus {
   template <class T>
@@ -281,7 +292,7 @@ template <class... Functions>
 struct FunctionList {};
 
 using UnaryFunctions = FunctionList<Negate, Exp, Log, Sqrt, Reciprocal, Square, Sin, Cos, Sigmoid, Tanh, Relu,
-                                    Abs, Silu, Gelu, Softplus, LogSigmoid, EluPlusOne>;
+                                    Abs, Silu, Gelu, NormalCdf, Softplus, LogSigmoid, EluPlusOne>;
 using BinaryFunctions = FunctionList<Add, Subtract, Multiply, Divide, Maximum, Minimum>;
 
 }  // namespace weft

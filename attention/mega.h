@@ -32,7 +32,7 @@ struct MegaConfig {
   int64_t hidden = 0;
   int64_t ema_size = 16;
   std::string ema = "scan";
-  int64_t chunk = 32;
+  int64_t chunk = 64;
   void fields(FieldVisitor& f);
 };
 

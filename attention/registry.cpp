@@ -6,6 +6,7 @@
 #include "attention/delta_rule.h"
 #include "attention/linear_attention.h"
 #include "attention/softmax.h"
+#include "attention/titans.h"
 #include "autograd/nearest_name.h"
 
 namespace weft {
@@ -48,6 +49,8 @@ const std::vector<MechanismEntry>& mechanisms() {
       entry<Based>("based", {},
                    "Simple linear attention language models balance the recall-throughput tradeoff",
                    "https://arxiv.org/abs/2402.18668", {"window=6 chunk=16"}),
+      entry<Titans>("titans", {}, "Titans: Learning to Memorize at Test Time",
+                    "https://arxiv.org/abs/2501.00663", {"chunk=1", "chunk=4", "memory=mlp chunk=4"}),
   };
   return all;
 }

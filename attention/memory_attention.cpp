@@ -1,0 +1,151 @@
+#include "attention/memory_attention.h"
+
+#include <cmath>
+
+#include "autograd/ops/arrange.h"
+#include "autograd/ops/elementwise.h"
+#include "autograd/ops/layer_norm.h"
+#include "autograd/ops/matmul.h"
+#include "autograd/ops/reduce.h"
+
+namespace weft {
+namespace {
+
+Memory memory_of(const MemoryConfig& config, const Dimensions& d) {
+  if (config.memory == "matrix") return matrix_memory(d.heads, d.key, d.value);
+  return mlp_memory(d.heads, d.key, config.expansion * d.key, d.value);
+}
+
+}  // namespace
+
+void MemoryConfig::fields(FieldVisitor& f) {
+  f("chunk", chunk, "tokens whose gradients are taken at the same weights; part of the function",
+    {.unit = "tokens", .min = 1, .fixed = true});
+  f("memory", memory, "what learns: x M, or x + norm(gelu(x W1) W2)",
+    {.choices = {"matrix", "mlp"}, .fixed = true});
+  f("expansion", expansion, "inner size of the MLP, in key sizes", {.min = 1, .fixed = true});
+}
+
+MemoryAttention::MemoryAttention(const MemoryConfig& config, Dimensions dims, const ParameterScope& scope,
+                                 Bias bias, Retention retention, bool momentum)
+    : Mechanism(dims),
+      config_(config),
+      momentum_(momentum),
+      memory_({memory_of(config, dims), std::move(bias), std::move(retention), momentum}, config.chunk) {
+  if (dims.heads != dims.kv_heads)
+    throw Error(
+        Exit::recipe,
+        text("a learning memory has one key head a query head, got ", dims.heads, " and ", dims.kv_heads),
+        "kv_heads", "set kv_heads = heads");
+  if (config.memory == "matrix") return;
+  const Memory& memory = memory_.policy().memory;
+  for (size_t i = 0; i < memory.names.size(); ++i)
+    start_.push_back(
+        scope.declare({memory.names[i], memory.shapes[i], ParameterKind::vector,
+                       Initializer::normal(1 / std::sqrt(static_cast<double>(memory.shapes[i][1])))}));
+}
+
+State MemoryAttention::initial(Dtype type, Device device) const {
+  State a;
+  for (const Parameter& p : start_) a.push_back(cast(p, type));
+  if (a.empty()) a.push_back(zeros({dims().heads, dims().key, dims().value}, type, device));
+  return a;
+}
+
+Variable MemoryAttention::forward(const Block& block, Crossing& cross) const {
+  const Dtype type = wide_of(block.x[0].dtype()), given = block.x[2].dtype();
+  const Device device = block.x[0].device();
+  Carry carry;
+  carry.names = memory_.names();
+  carry.start = [this, type, device] { return memory_.start(initial(type, device)); };
+  carry.step = [this, type, given](const Block& b, const State& state) {
+    const auto by_head = [&](const Variable& x) {  // (n, H, ...) -> (H, n, ...)
+      return x.defined()
+                 ? permute(cast(x.rank() == 3 ? x : reshape(x, {x.dim(0), x.dim(1), 1}), type), {1, 0, 2})
+                 : x;
+    };
+    const Gates g = gates(b);
+    auto [y, after] = memory_.learn({by_head(b.x[0]), by_head(b.x[1]), by_head(b.x[2]), by_head(g.step),
+                                     by_head(g.keep), by_head(g.momentum), by_head(g.bound)},
+                                    state);
+    return std::pair{cast(permute(y, {1, 0, 2}), given), after};
+  };
+  return cross(carry, block);
+}
+
+Variable MemoryAttention::naive_weights_inside(const Variable& a, const Variable&) const { return a; }
+
+namespace {
+
+// x (H, 1, d) as d' features: the rectangular identity, written out.
+Variable through_identity(const Variable& x, int64_t size) {
+  std::vector<double> one(static_cast<size_t>(x.dim(2) * size));
+  for (int64_t i = 0; i < std::min(x.dim(2), size); ++i) one[i * size + i] = 1;
+  return matmul(x, from_values({x.dim(2), size}, x.dtype(), one));
+}
+
+// The Jacobian of a row's normalisation, (1 - 1 1^T / d - n n^T / d) / deviation, (H, d, d).
+Variable norm_jacobian(const Variable& z) {
+  const int64_t d = z.dim(2);
+  const Variable n = layer_norm(z);
+  const Variable variance = subtract(mean(square(z), 2, true), square(mean(z, 2, true)));
+  std::vector<double> centre(static_cast<size_t>(d * d), -1.0 / static_cast<double>(d));
+  for (int64_t i = 0; i < d; ++i) centre[i * d + i] += 1;
+  const Variable along = scale(matmul(n, n, {true, false}), -1.0 / static_cast<double>(d));
+  return divide(add(along, from_values({d, d}, z.dtype(), centre)), sqrt(scale(variance, 1, 1e-5)));
+}
+
+// d/dx of x/2 (1 + tanh u), u = sqrt(2/pi) (x + 0.044715 x^3)
+Variable naive_gelu_slope(const Variable& x) {
+  const double c = std::sqrt(2 / M_PI);
+  const Variable t = tanh(scale(multiply(x, scale(square(x), 0.044715, 1)), c));
+  const Variable inner = scale(scale(square(x), 3 * 0.044715, 1), c);
+  return add(scale(t, 0.5, 0.5), multiply(multiply(scale(x, 0.5), scale(square(t), -1, 1)), inner));
+}
+
+}  // namespace
+
+Variable MemoryAttention::naive_answer(const State& w, const Variable& x) const {
+  if (w.size() == 1) return matmul(x, w[0]);
+  return add(through_identity(x, dims().value), layer_norm(matmul(gelu(matmul(x, w[0])), w[1])));
+}
+
+State MemoryAttention::naive_gradient(const State& w, const Variable& k, const Variable& v,
+                                      const Variable& bound) const {
+  const Variable slope = naive_slope(subtract(naive_answer(w, k), v), bound);
+  if (w.size() == 1) return {matmul(k, slope, {true, false})};
+  const Variable h = matmul(k, w[0]), a = gelu(h), z = matmul(a, w[1]);
+  const Variable dz = matmul(slope, norm_jacobian(z));
+  const Variable dh = multiply(matmul(dz, w[1], {false, true}), naive_gelu_slope(h));
+  return {matmul(k, dh, {true, false}), matmul(a, dz, {true, false})};
+}
+
+// Token by token with whole weights: the gradient of a token at the weights where its chunk began.
+Variable MemoryAttention::reference(const Block& block) const {
+  const int64_t n = block.x[0].dim(0), heads = dims().heads;
+  const Gates g = gates(block);
+  const auto row = [&](const Variable& x, int64_t t) {
+    return x.defined() ? reshape(slice(x, 0, t, t + 1), {heads, 1, x.numel() / (n * heads)}) : x;
+  };
+  State a = initial(block.x[0].dtype(), block.x[0].device()), s(a.size()), start, weights(a.size());
+  std::vector<Variable> outputs;
+  for (int64_t t = 0; t < n; ++t) {
+    const bool first = t % config_.chunk == 0, last = (t + 1) % config_.chunk == 0;
+    if (first) {
+      start = a;
+      for (size_t i = 0; i < a.size(); ++i) weights[i] = naive_weights(a[i]);
+    }
+    const State gradient = naive_gradient(weights, row(block.x[1], t), row(block.x[2], t), row(g.bound, t));
+    State now;
+    for (size_t i = 0; i < a.size(); ++i) {
+      const Variable step = negate(multiply(gradient[i], row(g.step, t)));
+      s[i] = momentum_ && t > 0 ? add(multiply(s[i], row(g.momentum, t)), step) : step;
+      a[i] = add(multiply(a[i], row(g.keep, t)), s[i]);
+      now.push_back(last ? naive_weights(a[i]) : naive_weights_inside(a[i], start[i]));
+    }
+    outputs.push_back(reshape(naive_answer(now, row(block.x[0], t)), {1, heads, dims().value}));
+  }
+  return concatenate(outputs, 0);
+}
+
+}  // namespace weft

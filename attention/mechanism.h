@@ -18,6 +18,7 @@ enum class Domain : uint8_t {
   real,       // any
   log_decay,  // <= 0: natural log of a decay
   unit,       // (0, 1)
+  positive,   // > 0
   direction,  // vectors of length 1
 };
 

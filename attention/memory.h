@@ -62,13 +62,15 @@ Bias power_bias(double p, double epsilon);
 // stays at 2 bound (Huber's loss of the length, continuous).
 Bias huber_bias();
 
-// At most one of the two; with neither, W = A.
+// How A becomes W: by at most one of scale and map; with neither, W = A.
 struct Retention {
   // W = scale(A) A, the scale being of the shape (H, 1, 1). Inside a chunk W_t = scale(A_0) A_t, A_0 being
   // its start.
   std::function<Variable(const Variable& a)> scale;
   // W = map(A). Inside a chunk W_t = map(A_0).
   std::function<Variable(const Variable& a)> map;
+  // Deviation of an A that is drawn; 0: 1 / sqrt(in), as for weights.
+  double deviation = 0;
   Variable weights(const Variable& a) const;
 };
 // A / |A|_q^(q-2), the norm over all of a head's weight, with |a| smoothed to sqrt(a^2 + epsilon)

@@ -38,11 +38,14 @@ MemoryAttention::MemoryAttention(const MemoryConfig& config, Dimensions dims, co
         text("a learning memory has one key head a query head, got ", dims.heads, " and ", dims.kv_heads),
         "kv_heads", "set kv_heads = heads");
   if (config.memory == "matrix") return;
-  const Memory& memory = memory_.policy().memory;
-  for (size_t i = 0; i < memory.names.size(); ++i)
-    start_.push_back(
-        scope.declare({memory.names[i], memory.shapes[i], ParameterKind::vector,
-                       Initializer::normal(1 / std::sqrt(static_cast<double>(memory.shapes[i][1])))}));
+  const MemoryPolicy& policy = memory_.policy();
+  for (size_t i = 0; i < policy.memory.names.size(); ++i) {
+    const Shape& shape = policy.memory.shapes[i];
+    const double deviation = policy.retention.deviation;
+    start_.push_back(scope.declare(
+        {policy.memory.names[i], shape, ParameterKind::vector,
+         Initializer::normal(deviation > 0 ? deviation : 1 / std::sqrt(static_cast<double>(shape[1])))}));
+  }
 }
 
 State MemoryAttention::initial(Dtype type, Device device) const {
@@ -87,12 +90,12 @@ Variable through_identity(const Variable& x, int64_t size) {
 // The Jacobian of a row's normalisation, (1 - 1 1^T / d - n n^T / d) / deviation, (H, d, d).
 Variable norm_jacobian(const Variable& z) {
   const int64_t d = z.dim(2);
-  const Variable n = layer_norm(z);
+  const Variable n = layer_norm(z, {}, {}, 1e-3);
   const Variable variance = subtract(mean(square(z), 2, true), square(mean(z, 2, true)));
   std::vector<double> centre(static_cast<size_t>(d * d), -1.0 / static_cast<double>(d));
   for (int64_t i = 0; i < d; ++i) centre[i * d + i] += 1;
   const Variable along = scale(matmul(n, n, {true, false}), -1.0 / static_cast<double>(d));
-  return divide(add(along, from_values({d, d}, z.dtype(), centre)), sqrt(scale(variance, 1, 1e-5)));
+  return divide(add(along, from_values({d, d}, z.dtype(), centre)), sqrt(scale(variance, 1, 1e-3)));
 }
 
 // d/dx of x/2 (1 + tanh u), u = sqrt(2/pi) (x + 0.044715 x^3)
@@ -107,7 +110,8 @@ Variable naive_gelu_slope(const Variable& x) {
 
 Variable MemoryAttention::naive_answer(const State& w, const Variable& x) const {
   if (w.size() == 1) return matmul(x, w[0]);
-  return add(through_identity(x, dims().value), layer_norm(matmul(gelu(matmul(x, w[0])), w[1])));
+  return add(through_identity(x, dims().value),
+             layer_norm(matmul(gelu(matmul(x, w[0])), w[1]), {}, {}, 1e-3));
 }
 
 State MemoryAttention::naive_gradient(const State& w, const Variable& k, const Variable& v,

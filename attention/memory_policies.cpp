@@ -10,7 +10,8 @@
 namespace weft {
 namespace {
 
-constexpr double kNormEps = 1e-5;
+// Bounds the inner gradient, which has its inverse square root.
+constexpr double kNormEps = 1e-3;
 
 // x with its last dimension cut or filled with zeros.
 Variable resized(const Variable& x, int64_t size) {
@@ -99,6 +100,7 @@ Retention norm_retention(double q, double epsilon) {
 Retention softmax_retention() {
   Retention retention;
   retention.map = [](const Variable& a) { return softmax(a); };
+  retention.deviation = 2;  // A are logarithms: weights that differ by factors
   return retention;
 }
 

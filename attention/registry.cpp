@@ -5,6 +5,7 @@
 #include "attention/based.h"
 #include "attention/delta_rule.h"
 #include "attention/linear_attention.h"
+#include "attention/miras.h"
 #include "attention/softmax.h"
 #include "attention/titans.h"
 #include "autograd/nearest_name.h"
@@ -26,6 +27,10 @@ MechanismEntry entry(std::string id, std::vector<std::string> aliases, std::stri
   e.describe = [] { return weft::describe(Config{}); };
   return e;
 }
+
+constexpr const char* kMiras =
+    "It's All Connected: A Journey Through Test-Time Memorization, Attentional Bias, "
+    "Retention, and Online Optimization";
 
 }  // namespace
 
@@ -50,7 +55,13 @@ const std::vector<MechanismEntry>& mechanisms() {
                    "Simple linear attention language models balance the recall-throughput tradeoff",
                    "https://arxiv.org/abs/2402.18668", {"window=6 chunk=16"}),
       entry<Titans>("titans", {}, "Titans: Learning to Memorize at Test Time",
-                    "https://arxiv.org/abs/2501.00663", {"chunk=1", "chunk=4", "memory=mlp chunk=4"}),
+                    "https://arxiv.org/abs/2501.00663", {"chunk=1", "memory=mlp chunk=4"}),
+      entry<Moneta>("moneta", {}, kMiras, "https://arxiv.org/abs/2504.13173",
+                    {"memory=matrix chunk=1", "p=2.5 q=5 chunk=4"}),
+      entry<Yaad>("yaad", {}, kMiras, "https://arxiv.org/abs/2504.13173",
+                  {"chunk=1", "memory=matrix chunk=4"}),
+      entry<Memora>("memora", {}, kMiras, "https://arxiv.org/abs/2504.13173",
+                    {"chunk=1", "memory=matrix chunk=4"}),
   };
   return all;
 }

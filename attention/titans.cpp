@@ -13,7 +13,7 @@ Titans::Titans(const Config& config, Dimensions dims, const ParameterScope& scop
 std::vector<Input> Titans::inputs() const {
   return {
       {"q", "h k", Domain::direction},  {"k", "h k", Domain::direction}, {"v", "h v"},
-      {"theta", "h", Domain::unit, -3}, {"eta", "h", Domain::unit},      {"alpha", "h", Domain::unit, -4}};
+      {"theta", "h", Domain::unit, -3}, {"eta", "h", Domain::unit},      {"alpha", "h", Domain::unit, -6}};
 }
 
 MemoryAttention::Gates Titans::gates(const Block& block) const {

@@ -32,6 +32,7 @@ Variable in_domain(const Variable& x, Domain domain) {
     case Domain::real: return x;
     case Domain::log_decay: return scale(log_sigmoid(x), 1 / kDecayTemperature);
     case Domain::unit: return sigmoid(x);
+    case Domain::positive: return softplus(x);
     case Domain::direction: return multiply(x, reciprocal(sqrt(scale(sum(square(x), -1, true), 1, 1e-6))));
   }
   return x;

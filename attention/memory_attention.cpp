@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "attention/chunks.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
 #include "autograd/ops/layer_norm.h"
@@ -55,25 +56,39 @@ State MemoryAttention::initial(Dtype type, Device device) const {
   return a;
 }
 
-Variable MemoryAttention::forward(const Block& block, Crossing& cross) const {
-  const Dtype type = wide_of(block.x[0].dtype()), given = block.x[2].dtype();
-  const Device device = block.x[0].device();
+namespace {
+
+// (n, H) or (n, H, d) to (H, n, 1) or (H, n, d) of a type.
+Variable by_head(const Variable& x, Dtype type) {
+  if (!x.defined()) return x;
+  return permute(cast(x.rank() == 3 ? x : reshape(x, {x.dim(0), x.dim(1), 1}), type), {1, 0, 2});
+}
+
+}  // namespace
+
+Carry MemoryAttention::carry(Dtype dtype, Device device) const {
+  const Dtype type = wide_of(dtype);
   Carry carry;
   carry.names = memory_.names();
   carry.start = [this, type, device] { return memory_.start(initial(type, device)); };
-  carry.step = [this, type, given](const Block& b, const State& state) {
-    const auto by_head = [&](const Variable& x) {  // (n, H, ...) -> (H, n, ...)
-      return x.defined()
-                 ? permute(cast(x.rank() == 3 ? x : reshape(x, {x.dim(0), x.dim(1), 1}), type), {1, 0, 2})
-                 : x;
-    };
+  carry.step = [this, type, dtype](const Block& b, const State& state) {
     const Gates g = gates(b);
-    auto [y, after] = memory_.learn({by_head(b.x[0]), by_head(b.x[1]), by_head(b.x[2]), by_head(g.step),
-                                     by_head(g.keep), by_head(g.momentum), by_head(g.bound)},
-                                    state);
-    return std::pair{cast(permute(y, {1, 0, 2}), given), after};
+    auto [y, after] = memory_.learn(
+        {by_head(b.x[0], type), by_head(b.x[1], type), by_head(b.x[2], type), by_head(g.step, type),
+         by_head(g.keep, type), by_head(g.momentum, type), by_head(g.bound, type)},
+        state);
+    return std::pair{cast(permute(y, {1, 0, 2}), dtype), after};
   };
-  return cross(carry, block);
+  return carry;
+}
+
+Variable MemoryAttention::forward(const Block& block, Crossing& cross) const {
+  return cross(carry(block.x[2].dtype(), block.x[2].device()), block);
+}
+
+Variable MemoryAttention::recall(const State& state, const Variable& q) const {
+  const Variable y = memory_.recall(state, by_head(q, state[0].dtype()));
+  return cast(permute(y, {1, 0, 2}), q.dtype());
 }
 
 Variable MemoryAttention::naive_weights_inside(const Variable& a, const Variable&) const { return a; }
@@ -124,31 +139,47 @@ State MemoryAttention::naive_gradient(const State& w, const Variable& k, const V
   return {matmul(k, dh, {true, false}), matmul(a, dz, {true, false})};
 }
 
-// Token by token with whole weights: the gradient of a token at the weights where its chunk began.
-Variable MemoryAttention::reference(const Block& block) const {
-  const int64_t n = block.x[0].dim(0), heads = dims().heads;
-  const Gates g = gates(block);
-  const auto row = [&](const Variable& x, int64_t t) {
-    return x.defined() ? reshape(slice(x, 0, t, t + 1), {heads, 1, x.numel() / (n * heads)}) : x;
-  };
-  State a = initial(block.x[0].dtype(), block.x[0].device()), s(a.size()), start, weights(a.size());
-  std::vector<Variable> outputs;
-  for (int64_t t = 0; t < n; ++t) {
-    const bool first = t % config_.chunk == 0, last = (t + 1) % config_.chunk == 0;
-    if (first) {
-      start = a;
-      for (size_t i = 0; i < a.size(); ++i) weights[i] = naive_weights(a[i]);
-    }
-    const State gradient = naive_gradient(weights, row(block.x[1], t), row(block.x[2], t), row(g.bound, t));
-    State now;
-    for (size_t i = 0; i < a.size(); ++i) {
-      const Variable step = negate(multiply(gradient[i], row(g.step, t)));
-      s[i] = momentum_ && t > 0 ? add(multiply(s[i], row(g.momentum, t)), step) : step;
-      a[i] = add(multiply(a[i], row(g.keep, t)), s[i]);
-      now.push_back(last ? naive_weights(a[i]) : naive_weights_inside(a[i], start[i]));
-    }
-    outputs.push_back(reshape(naive_answer(now, row(block.x[0], t)), {1, heads, dims().value}));
+MemoryAttention::Naive MemoryAttention::naive_begin(Dtype dtype, Device device) const {
+  Naive memory;
+  memory.a = initial(dtype, device);
+  for (const Variable& a : memory.a) memory.s.push_back(zeros(a.shape(), dtype, device));
+  return memory;
+}
+
+Variable MemoryAttention::naive_recall(Naive& m, const Variable& q) const {
+  if (m.tokens % config_.chunk == 0) {
+    m.start = m.a;
+    m.weights.clear();
+    for (const Variable& a : m.a) m.weights.push_back(naive_weights(a));
   }
+  const Variable y = naive_answer(m.weights, reshape(q, {dims().heads, 1, dims().key}));
+  return reshape(y, {1, dims().heads, dims().value});
+}
+
+// The gradient of a token is taken at the weights where its chunk began.
+Variable MemoryAttention::naive_learn(Naive& m, const Block& token) const {
+  const auto column = [&](const Variable& x) {  // (1, H, ...) -> (H, 1, d)
+    return x.defined() ? reshape(x, {dims().heads, 1, x.numel() / dims().heads}) : x;
+  };
+  naive_recall(m, token.x[0]);
+  const Gates g = gates(token);
+  const State gradient = naive_gradient(m.weights, column(token.x[1]), column(token.x[2]), column(g.bound));
+  const bool last = ++m.tokens % config_.chunk == 0;
+  State now;
+  for (size_t i = 0; i < m.a.size(); ++i) {
+    const Variable step = negate(multiply(gradient[i], column(g.step)));
+    m.s[i] = momentum_ ? add(multiply(m.s[i], column(g.momentum)), step) : step;
+    m.a[i] = add(multiply(m.a[i], column(g.keep)), m.s[i]);
+    now.push_back(last ? naive_weights(m.a[i]) : naive_weights_inside(m.a[i], m.start[i]));
+  }
+  return reshape(naive_answer(now, column(token.x[0])), {1, dims().heads, dims().value});
+}
+
+Variable MemoryAttention::reference(const Block& block) const {
+  Naive memory = naive_begin(block.x[0].dtype(), block.x[0].device());
+  std::vector<Variable> outputs;
+  for (int64_t t = 0; t < block.x[0].dim(0); ++t)
+    outputs.push_back(naive_learn(memory, slice_block(block, t, t + 1)));
   return concatenate(outputs, 0);
 }
 

@@ -21,6 +21,22 @@ class MemoryAttention : public Mechanism {
   int64_t align() const override { return config_.chunk; }
   bool normalize_output() const override { return true; }
 
+  // For mechanisms of which this is a part. Inputs of this dtype, as in a block of forward().
+  Carry carry(Dtype dtype, Device device) const;
+  const ChunkedMemory& memory() const { return memory_; }
+  // M(W; q) with the weights at the start of the open chunk.  q (n, H, k) -> (n, H, v)
+  Variable recall(const State& state, const Variable& q) const;
+
+  // The definition, token by token with whole weights.
+  struct Naive {
+    State a, s, start, weights;
+    int64_t tokens = 0;
+  };
+  Naive naive_begin(Dtype dtype, Device device) const;
+  Variable naive_recall(Naive& memory, const Variable& q) const;  // (1, H, k) -> (1, H, v)
+  // Learns from one token and answers its query: (1, H, v).
+  Variable naive_learn(Naive& memory, const Block& token) const;
+
  protected:
   MemoryAttention(const MemoryConfig& config, Dimensions dims, const ParameterScope& scope, Bias bias,
                   Retention retention, bool momentum);

@@ -8,6 +8,7 @@
 #include "attention/miras.h"
 #include "attention/softmax.h"
 #include "attention/titans.h"
+#include "attention/titans_layers.h"
 #include "autograd/nearest_name.h"
 
 namespace weft {
@@ -28,6 +29,7 @@ MechanismEntry entry(std::string id, std::vector<std::string> aliases, std::stri
   return e;
 }
 
+constexpr const char* kTitans = "Titans: Learning to Memorize at Test Time";
 constexpr const char* kMiras =
     "It's All Connected: A Journey Through Test-Time Memorization, Attentional Bias, "
     "Retention, and Online Optimization";
@@ -54,8 +56,14 @@ const std::vector<MechanismEntry>& mechanisms() {
       entry<Based>("based", {},
                    "Simple linear attention language models balance the recall-throughput tradeoff",
                    "https://arxiv.org/abs/2402.18668", {"window=6 chunk=16"}),
-      entry<Titans>("titans", {}, "Titans: Learning to Memorize at Test Time",
-                    "https://arxiv.org/abs/2501.00663", {"chunk=1", "memory=mlp chunk=4"}),
+      entry<Titans>("titans", {}, kTitans, "https://arxiv.org/abs/2501.00663",
+                    {"chunk=1", "memory=mlp chunk=4"}),
+      entry<MemoryAsContext>("titans_mac", {}, kTitans, "https://arxiv.org/abs/2501.00663",
+                             {"memory=mlp chunk=4 persistent=1"}),
+      entry<MemoryAsGate>("titans_mag", {}, kTitans, "https://arxiv.org/abs/2501.00663",
+                          {"memory=mlp chunk=4 window=5 persistent=1"}),
+      entry<MemoryAsLayer>("titans_mal", {}, kTitans, "https://arxiv.org/abs/2501.00663",
+                           {"memory=mlp chunk=4 window=5 persistent=1"}),
       entry<Moneta>("moneta", {}, kMiras, "https://arxiv.org/abs/2504.13173",
                     {"memory=matrix chunk=1", "p=2.5 q=5 chunk=4"}),
       entry<Yaad>("yaad", {}, kMiras, "https://arxiv.org/abs/2504.13173",

@@ -14,7 +14,7 @@ std::vector<Input> Miras::inputs() const {
   return {{"q", "h k", Domain::direction},
           {"k", "h k", Domain::direction},
           {"v", "h v"},
-          {"eta", "h", Domain::unit, -4},
+          {"eta", "h", Domain::unit, config_.memory == "mlp" ? -5.0 : -3.0},
           {"alpha", "h", Domain::unit, 6}};
 }
 

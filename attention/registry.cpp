@@ -59,7 +59,7 @@ const std::vector<MechanismEntry>& mechanisms() {
       entry<Titans>("titans", {}, kTitans, "https://arxiv.org/abs/2501.00663",
                     {"chunk=1", "memory=mlp chunk=4"}),
       entry<MemoryAsContext>("titans_mac", {}, kTitans, "https://arxiv.org/abs/2501.00663",
-                             {"memory=mlp chunk=4 persistent=1"}),
+                             {"memory=mlp chunk=8 persistent=1"}),
       entry<MemoryAsGate>("titans_mag", {}, kTitans, "https://arxiv.org/abs/2501.00663",
                           {"memory=mlp chunk=4 window=5 persistent=1"}),
       entry<MemoryAsLayer>("titans_mal", {}, kTitans, "https://arxiv.org/abs/2501.00663",

@@ -11,9 +11,11 @@ Titans::Titans(const Config& config, Dimensions dims, const ParameterScope& scop
     : MemoryAttention(config, dims, scope, squared_bias(), {}, true) {}
 
 std::vector<Input> Titans::inputs() const {
+  // Both layers of an MLP move, and each makes the other's steps larger.
+  const double step = config_.memory == "mlp" ? -5 : -3;
   return {
-      {"q", "h k", Domain::direction},  {"k", "h k", Domain::direction}, {"v", "h v"},
-      {"theta", "h", Domain::unit, -3}, {"eta", "h", Domain::unit},      {"alpha", "h", Domain::unit, -6}};
+      {"q", "h k", Domain::direction},    {"k", "h k", Domain::direction}, {"v", "h v"},
+      {"theta", "h", Domain::unit, step}, {"eta", "h", Domain::unit},      {"alpha", "h", Domain::unit, -6}};
 }
 
 MemoryAttention::Gates Titans::gates(const Block& block) const {

@@ -16,6 +16,8 @@ namespace weft {
 namespace {
 
 constexpr double kNormEps = 1e-6;
+// A memory that knows nothing of a query answers near zero: its norm bounds and never enlarges.
+constexpr double kMemoryNormEps = 1;
 
 Initializer projection_of(int64_t fan_in) {
   return Initializer::normal(std::sqrt(0.4 / static_cast<double>(fan_in)));
@@ -23,21 +25,6 @@ Initializer projection_of(int64_t fan_in) {
 
 Variable unit_length(const Variable& x) {
   return multiply(x, reciprocal(sqrt(scale(sum(square(x), -1, true), 1, 1e-6))));
-}
-
-Variable flat(const Variable& x) { return reshape(x, {x.dim(0), x.numel() / x.dim(0)}); }
-
-// norm(y) * sigmoid(norm(m)).  (n, C) each
-Variable gated(const Variable& y, const Variable& y_gain, const Variable& m, const Variable& m_gain) {
-  return multiply(rms_norm(y, y_gain, kNormEps), sigmoid(rms_norm(m, m_gain, kNormEps)));
-}
-
-Variable naive_gated(const Variable& y, const Variable& y_gain, const Variable& m, const Variable& m_gain) {
-  return multiply(naive_rms_norm(y, y_gain, kNormEps), sigmoid(naive_rms_norm(m, m_gain, kNormEps)));
-}
-
-Parameter gain_of(const ParameterScope& scope, const char* name, int64_t size) {
-  return scope.declare({name, {size}, ParameterKind::vector, Initializer::constant(1)});
 }
 
 }  // namespace
@@ -52,7 +39,7 @@ void TitansWindowConfig::fields(FieldVisitor& f) {
   f("window", window, "tokens seen by attention, the own one included", {.unit = "tokens", .min = 1});
 }
 
-TitansLayer::TitansLayer(const TitansLayerConfig& config, Dimensions dims, int64_t attended,
+TitansLayer::TitansLayer(const TitansLayerConfig& config, Dimensions dims, int64_t attended, bool gate,
                          const ParameterScope& scope)
     : Mechanism(dims), config_(config), memory_(config, dims, scope.inner("memory")) {
   const int64_t h = dims.heads, k = h * dims.key, v = h * dims.value, c = dims.width;
@@ -72,6 +59,27 @@ TitansLayer::TitansLayer(const TitansLayerConfig& config, Dimensions dims, int64
   persistent_ = scope.declare(
       {"persistent.weight", {config.persistent, attended}, ParameterKind::embedding, Initializer::normal(1)});
   out_ = projection("out.weight", {c}, v);
+  memory_gain_ = scope.declare({"memory.norm", {v}, ParameterKind::vector, Initializer::constant(1)});
+  if (gate)
+    attention_gain_ = scope.declare({"attention.norm", {v}, ParameterKind::vector, Initializer::constant(1)});
+}
+
+Variable TitansLayer::answered(const Variable& m) const {
+  const Variable rows = reshape(m, {m.dim(0), dims().heads * dims().value});
+  return rms_norm(rows, memory_gain_, kMemoryNormEps);
+}
+
+Variable TitansLayer::naive_answered(const Variable& m) const {
+  const Variable rows = reshape(m, {m.dim(0), dims().heads * dims().value});
+  return naive_rms_norm(rows, memory_gain_, kMemoryNormEps);
+}
+
+Variable TitansLayer::gated(const Variable& y, const Variable& m) const {
+  return linear(multiply(rms_norm(y, attention_gain_, kNormEps), sigmoid(answered(m))), out_);
+}
+
+Variable TitansLayer::naive_gated(const Variable& y, const Variable& m) const {
+  return linear(multiply(naive_rms_norm(y, attention_gain_, kNormEps), sigmoid(naive_answered(m))), out_);
 }
 
 Block TitansLayer::memory_inputs(const Variable& x, const Tensor& position, const Tensor& document) const {
@@ -107,8 +115,10 @@ Variable TitansLayer::windowed(const Variable& x, int64_t window, const Block& b
   const Dtype type = wide_of(x.dtype());
   const int64_t value = dims().value;
   const AttentionOptions options{.scale = score_scale()};
-  const Variable near =
-      cast(cross(window_attention(options, window), {tokens, block.position, block.document}), type);
+  // Wide, since lse rides along.
+  const Block wide{
+      {cast(tokens[0], type), cast(tokens[1], type), cast(tokens[2], type)}, block.position, block.document};
+  const Variable near = cross(window_attention(options, window), wide);
   const auto by_head = [&](const Variable& y) { return permute(cast(y, type), {1, 0, 2}); };
   const Variable scores =
       matmul(scale(by_head(tokens[0]), score_scale()), by_head(persistent[0]), {false, true});  // (H, n, P)
@@ -137,40 +147,33 @@ Variable TitansLayer::naive_windowed(const Variable& x, int64_t window) const {
 }
 
 MemoryAsGate::MemoryAsGate(const Config& config, Dimensions dims, const ParameterScope& scope)
-    : TitansLayer(config, dims, dims.width, scope),
-      window_(config.window),
-      attention_gain_(gain_of(scope, "attention.norm", dims.heads * dims.value)),
-      memory_gain_(gain_of(scope, "memory.norm", dims.heads * dims.value)) {}
+    : TitansLayer(config, dims, dims.width, true, scope), window_(config.window) {}
 
 Variable MemoryAsGate::forward(const Block& block, Crossing& cross) const {
   const Variable& x = block.x[0];
   const Variable y = windowed(x, window_, block, cross);
   const Variable m = memory_.forward(memory_inputs(x, block.position, block.document), cross);
-  return linear(gated(y, attention_gain_, reshape(m, y.shape()), memory_gain_), out_);
+  return gated(y, m);
 }
 
 Variable MemoryAsGate::reference(const Block& block) const {
   const Variable& x = block.x[0];
   const Variable m = memory_.reference(memory_inputs(x, block.position, block.document));
-  return linear(naive_gated(naive_windowed(x, window_), attention_gain_, flat(m), memory_gain_), out_);
+  return naive_gated(naive_windowed(x, window_), m);
 }
 
 MemoryAsLayer::MemoryAsLayer(const Config& config, Dimensions dims, const ParameterScope& scope)
-    : TitansLayer(config, dims, dims.heads * dims.value, scope),
-      window_(config.window),
-      memory_gain_(gain_of(scope, "memory.norm", dims.heads * dims.value)) {}
+    : TitansLayer(config, dims, dims.heads * dims.value, false, scope), window_(config.window) {}
 
 Variable MemoryAsLayer::forward(const Block& block, Crossing& cross) const {
   const Variable& x = block.x[0];
   const Variable m = memory_.forward(memory_inputs(x, block.position, block.document), cross);
-  const Variable known =
-      rms_norm(reshape(m, {x.dim(0), dims().heads * dims().value}), memory_gain_, kNormEps);
-  return linear(windowed(known, window_, block, cross), out_);
+  return linear(windowed(answered(m), window_, block, cross), out_);
 }
 
 Variable MemoryAsLayer::reference(const Block& block) const {
   const Variable m = memory_.reference(memory_inputs(block.x[0], block.position, block.document));
-  return linear(naive_windowed(naive_rms_norm(flat(m), memory_gain_, kNormEps), window_), out_);
+  return linear(naive_windowed(naive_answered(m), window_), out_);
 }
 
 }  // namespace weft

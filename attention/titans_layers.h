@@ -9,7 +9,8 @@
 //   MAG, memory as a gate    sliding window over [P | x], gated by M(x)
 //   MAL, memory as a layer   sliding window over [P | M(x)]
 //
-// A gate is norm(y) * sigmoid(norm(m)). A memory's queries, keys and values are SiLU of a projection, queries
+// A gate is norm(y) * sigmoid(norm(m)), and other uses of m take norm(m) too: in MAC what the memory answers
+// comes back to it through attention. A memory's queries, keys and values are SiLU of a projection, queries
 // and keys of length 1. Inside a segment of MAC token t sees the h and x of tokens up to t, and the answer
 // that gates it is the memory's after t, so nothing looks ahead.
 // Unlike in the paper persistent tokens are keys of attention only (what a memory knows before the text are
@@ -36,7 +37,7 @@ class TitansLayer : public Mechanism {
 
  protected:
   // attended: the width of what attention's queries, keys and values are made of.
-  TitansLayer(const TitansLayerConfig& config, Dimensions dims, int64_t attended,
+  TitansLayer(const TitansLayerConfig& config, Dimensions dims, int64_t attended, bool gate,
               const ParameterScope& scope);
 
   // What the memory takes, from x (n, C).
@@ -49,10 +50,17 @@ class TitansLayer : public Mechanism {
   Variable windowed(const Variable& x, int64_t window, const Block& block, Crossing& cross) const;
   Variable naive_windowed(const Variable& x, int64_t window) const;
   double score_scale() const;
+  // The memory's answers (n, H, v), normed, as (n, H v); and by the equation.
+  Variable answered(const Variable& m) const;
+  Variable naive_answered(const Variable& m) const;
+  // norm(y) * sigmoid(norm(m)) projected to (n, C), and by its equation.  y (n, H v), m (n, H, v)
+  Variable gated(const Variable& y, const Variable& m) const;
+  Variable naive_gated(const Variable& y, const Variable& m) const;
 
   TitansLayerConfig config_;
   Titans memory_;
   Parameter memory_in_, memory_gate_, memory_bias_, attention_in_, persistent_, out_;
+  Parameter memory_gain_, attention_gain_;  // the second where there is a gate
 };
 
 class MemoryAsGate : public TitansLayer {
@@ -64,7 +72,6 @@ class MemoryAsGate : public TitansLayer {
 
  private:
   int64_t window_;
-  Parameter attention_gain_, memory_gain_;
 };
 
 class MemoryAsLayer : public TitansLayer {
@@ -76,7 +83,6 @@ class MemoryAsLayer : public TitansLayer {
 
  private:
   int64_t window_;
-  Parameter memory_gain_;
 };
 
 // One Carry over x. Its state: the memory's, and the keys and values of the open segment, (2, chunk, H, ...),
@@ -93,7 +99,7 @@ class MemoryAsContext : public TitansLayer {
   std::pair<Variable, State> step_in_segment(const Block& block, const State& state) const;
   Variable attend(const Variable& q, const Variable& keys, const Variable& values, int64_t before) const;
 
-  Parameter recalled_out_, attention_out_, attention_gain_, memory_gain_;
+  Parameter recalled_out_, attention_out_;
 };
 
 }  // namespace weft

@@ -9,31 +9,19 @@
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
 #include "autograd/ops/matmul.h"
-#include "autograd/ops/rms_norm.h"
 #include "autograd/ops/softmax.h"
 #include "autograd/ops/triangle.h"
 
 namespace weft {
-namespace {
-
-constexpr double kNormEps = 1e-6;
-
-}  // namespace
-
 MemoryAsContext::MemoryAsContext(const Config& config, Dimensions dims, const ParameterScope& scope)
-    : TitansLayer(config, dims, dims.width, scope) {
+    : TitansLayer(config, dims, dims.width, true, scope) {
   const int64_t c = dims.width, v = dims.heads * dims.value;
   const auto to_width = [&](const char* name) {
     return scope.declare(
         {name, {c, v}, ParameterKind::matrix, Initializer::normal(std::sqrt(0.4 / static_cast<double>(v)))});
   };
-  const auto gain = [&](const char* name) {
-    return scope.declare({name, {v}, ParameterKind::vector, Initializer::constant(1)});
-  };
   recalled_out_ = to_width("recalled.weight");
   attention_out_ = to_width("attention.out.weight");
-  attention_gain_ = gain("attention.norm");
-  memory_gain_ = gain("memory.norm");
 }
 
 // Over the persistent tokens and, of `before` tokens of the segment and the n of the queries, those up to the
@@ -67,9 +55,8 @@ std::pair<Variable, State> MemoryAsContext::step_in_segment(const Block& block, 
 
   // The open segment with the new tokens behind it: pairs of what is recalled for a token and the token.
   const Variable query = memory_inputs(x, block.position, block.document).x[0];
-  const Variable recalled = reshape(memory_.recall(memory, query), {n, h * dims().value});
-  const std::vector<Variable> of_recalled = attention_inputs(linear(recalled, recalled_out_)),
-                              of_x = attention_inputs(x);
+  const Variable recalled = linear(answered(memory_.recall(memory, query)), recalled_out_);
+  const std::vector<Variable> of_recalled = attention_inputs(recalled), of_x = attention_inputs(x);
   const auto grown = [&](const Variable& kept, size_t which) {
     const Shape one{1, n, h, of_x[which].dim(2)};
     const Variable fresh =
@@ -81,8 +68,7 @@ std::pair<Variable, State> MemoryAsContext::step_in_segment(const Block& block, 
 
   const Block learned = memory_inputs(linear(y, attention_out_), block.position, block.document);
   auto [m, after] = memory_.carry(x.dtype(), x.device()).step(learned, memory);
-  const Variable gate = sigmoid(rms_norm(reshape(m, y.shape()), memory_gain_, kNormEps));
-  const Variable out = linear(multiply(rms_norm(y, attention_gain_, kNormEps), gate), out_);
+  const Variable out = gated(y, m);
 
   for (const Variable& rows : {keys, values}) {
     const int64_t rest = chunk - before - n, kept = rest == 0 ? 0 : before + n;
@@ -135,7 +121,7 @@ Variable MemoryAsContext::reference(const Block& block) const {
     }
     const Block token = slice_block(block, t, t + 1);
     const Variable query = memory_inputs(token.x[0], token.position, token.document).x[0];
-    const Variable recalled = linear(reshape(memory_.naive_recall(memory, query), {1, size}), recalled_out_);
+    const Variable recalled = linear(naive_answered(memory_.naive_recall(memory, query)), recalled_out_);
     for (const Variable& context : {recalled, token.x[0]}) {
       const std::vector<Variable> qkv = attention_inputs(context);
       keys.push_back(qkv[1]);
@@ -147,8 +133,7 @@ Variable MemoryAsContext::reference(const Block& block) const {
                                {1, size});
     const Variable m =
         memory_.naive_learn(memory, memory_inputs(linear(y, attention_out_), token.position, token.document));
-    const Variable gate = sigmoid(naive_rms_norm(reshape(m, {1, size}), memory_gain_, kNormEps));
-    outputs.push_back(linear(multiply(naive_rms_norm(y, attention_gain_, kNormEps), gate), out_));
+    outputs.push_back(naive_gated(y, m));
   }
   return concatenate(outputs, 0);
 }

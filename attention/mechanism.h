@@ -18,6 +18,7 @@ enum class Domain : uint8_t {
   real,       // any
   log_decay,  // <= 0: natural log of a decay
   unit,       // (0, 1)
+  positive,   // > 0
   direction,  // vectors of length 1
 };
 
@@ -26,6 +27,9 @@ struct Input {
   const char*
       dims;  // behind the token axis, of: h heads, g key-value heads, k key size, v value size, c width
   Domain domain = Domain::real;
+  // Where a layer's gate of this input starts before it is mapped into the domain, and around which tests
+  // draw: -3 of a unit is 0.05.
+  double start = 0;
 };
 
 // Sizes that the caller chooses.

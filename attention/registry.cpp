@@ -8,8 +8,11 @@
 #include "attention/gla.h"
 #include "attention/linear_attention.h"
 #include "attention/mega.h"
+#include "attention/miras.h"
 #include "attention/regla.h"
 #include "attention/softmax.h"
+#include "attention/titans.h"
+#include "attention/titans_layers.h"
 #include "attention/transnormer.h"
 #include "attention/transnormer_llm.h"
 #include "autograd/nearest_name.h"
@@ -31,6 +34,11 @@ MechanismEntry entry(std::string id, std::vector<std::string> aliases, std::stri
   e.describe = [] { return weft::describe(Config{}); };
   return e;
 }
+
+constexpr const char* kTitans = "Titans: Learning to Memorize at Test Time";
+constexpr const char* kMiras =
+    "It's All Connected: A Journey Through Test-Time Memorization, Attentional Bias, "
+    "Retention, and Online Optimization";
 
 }  // namespace
 
@@ -74,6 +82,20 @@ const std::vector<MechanismEntry>& mechanisms() {
                   "https://arxiv.org/abs/2209.10655",
                   {"attention_chunk=16 ema_size=3 chunk=7", "attention=laplace bias=rotary",
                    "attention=relu2 positions=9", "attention=laplace attention_chunk=5"}),
+      entry<Titans>("titans", {}, kTitans, "https://arxiv.org/abs/2501.00663",
+                    {"chunk=1", "memory=mlp chunk=4"}),
+      entry<MemoryAsContext>("titans_mac", {}, kTitans, "https://arxiv.org/abs/2501.00663",
+                             {"memory=mlp chunk=8 persistent=1"}),
+      entry<MemoryAsGate>("titans_mag", {}, kTitans, "https://arxiv.org/abs/2501.00663",
+                          {"memory=mlp chunk=4 window=5 persistent=1"}),
+      entry<MemoryAsLayer>("titans_mal", {}, kTitans, "https://arxiv.org/abs/2501.00663",
+                           {"memory=mlp chunk=4 window=5 persistent=1"}),
+      entry<Moneta>("moneta", {}, kMiras, "https://arxiv.org/abs/2504.13173",
+                    {"memory=matrix chunk=1", "p=2.5 q=5 chunk=4"}),
+      entry<Yaad>("yaad", {}, kMiras, "https://arxiv.org/abs/2504.13173",
+                  {"chunk=1", "memory=matrix chunk=4"}),
+      entry<Memora>("memora", {}, kMiras, "https://arxiv.org/abs/2504.13173",
+                    {"chunk=1", "memory=matrix chunk=4"}),
   };
   return all;
 }

@@ -81,7 +81,8 @@ std::vector<Tensor> random_inputs(const Mechanism& mechanism, int64_t tokens, Dt
   for (const Input& input : mechanism.inputs()) {
     Variable x = random_tensor(input_shape(input, mechanism.dims(), tokens), seed++);
     if (input.domain == Domain::log_decay) x = negate(square(scale(x, 0.5)));
-    if (input.domain == Domain::unit) x = sigmoid(x);
+    if (input.domain == Domain::unit) x = sigmoid(scale(x, 1, input.start));
+    if (input.domain == Domain::positive) x = softplus(scale(x, 1, input.start));
     if (input.domain == Domain::direction) x = divide(x, sqrt(sum(square(x), -1, true)));
     inputs.push_back(x.value().to(dtype));
   }

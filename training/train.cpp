@@ -270,6 +270,7 @@ TrainSummary Run::train() {
                      .world = world_ == nullptr ? 1 : world_->size(),
                      .versions = {}});
   if (!trainer_->mesh().note.empty()) log_->info(trainer_->mesh().note);
+  if (const std::string idle = trainer_->idle_context(); !idle.empty()) log_->warning(idle);
   for (const std::string& w : warnings) log_->warning(w);
   if (resume) {
     log_->event(Event::resume, state_.step);

@@ -53,25 +53,6 @@ Mesh mesh_of(const Recipe& recipe, Communicator* world, Device device) {
   return make_mesh(*world, shape);
 }
 
-// Crossings of one micro-batch over the ranks of a context group; it lives as long as the tape.
-class RankCrossings : public CrossingFactory {
- public:
-  RankCrossings(const MicroBatch& micro, Communicator& ranks, CrossingStrategy strategy, WireBytes* expected)
-      : plan_(micro.all, ranks.rank(), micro.tokens.device()),
-        ranks_(ranks),
-        strategy_(strategy),
-        expected_(expected) {}
-  std::unique_ptr<Crossing> make(const Layout& layout, int) override {
-    return std::make_unique<RankCrossing>(layout, plan_, ranks_, strategy_, expected_);
-  }
-
- private:
-  RankPlan plan_;
-  Communicator& ranks_;
-  CrossingStrategy strategy_;
-  WireBytes* expected_;
-};
-
 double value_of(const Tensor& scalar) { return scalar.device() == Device::meta ? 0 : to_values(scalar)[0]; }
 
 // About four thousand tokens at a time keep the activations of a CPU run in its caches' reach.
@@ -130,8 +111,7 @@ MicroBatch Trainer::cut(const Batch& batch) const {
 }
 
 std::unique_ptr<CrossingFactory> Trainer::crossings(const MicroBatch& micro) const {
-  if (mesh_.shape.cp == 1) return std::make_unique<LocalCrossings>();
-  return std::make_unique<RankCrossings>(micro, *mesh_.context, strategy_of(recipe_), &expected_);
+  return crossings_of(micro, mesh_.context.get(), strategy_of(recipe_), &expected_);
 }
 
 WireBytes Trainer::wire() const {

@@ -22,9 +22,10 @@ void measure(BenchRow& row, double seconds, const std::function<void()>& once) {
   const auto since = [](Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
   };
-  for (int i = 0; i < 2; ++i) once();
+  const size_t least = seconds > 0 ? 5 : 1;
+  for (int i = 0; i < 2 && seconds > 0; ++i) once();
   std::vector<double> times;
-  for (const auto start = Clock::now(); times.size() < 5 || since(start) < seconds;) {
+  for (const auto start = Clock::now(); times.size() < least || since(start) < seconds;) {
     const auto begin = Clock::now();
     once();
     times.push_back(1e3 * since(begin));

@@ -129,4 +129,12 @@ Folded fold(const Scan& scan, const State& summaries, const Chunks& chunks) {
   return {{folded[0], folded[1]}, {folded[2], folded[3]}};
 }
 
+Variable carry_nothing(const Carry& part, const Block& block) {
+  const NoTape pause;
+  const Device device = block.x[0].device();
+  Block one{{}, from_ints({0}, device), from_ints({0}, device)};
+  for (const Variable& x : block.x) one.x.push_back(zeros(x.shape().with(0, 1), x.dtype(), device));
+  return slice(part.step(one, part.start()).first, 0, 0, 0);
+}
+
 }  // namespace weft

@@ -1,10 +1,8 @@
-// Eigen for the products of tiles; softmax by hand.
-
-#include <Eigen/Core>
 #include <algorithm>
 #include <limits>
 
 #include "attention/flash_attention.h"
+#include "autograd/ops/gemm_kernel.h"
 #include "autograd/ops/vector_math.h"
 #include "autograd/parallel.h"
 
@@ -12,11 +10,6 @@ namespace weft::cpu {
 namespace {
 
 constexpr int64_t kTile = 64;
-
-template <class W>
-using Matrix = Eigen::Matrix<W, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-template <class W>
-using Rows = Eigen::Map<Matrix<W>, 0, Eigen::OuterStride<>>;
 
 // What a run of tokens has in common.
 struct Span {
@@ -38,26 +31,22 @@ Sight sight_of(const Span& q, const Span& k, const AttentionOptions& o) {
   if (!one) return Sight::some;
   if (o.causal && k.first_position > q.last_position) return Sight::none;
   if (o.window > 0 && q.first_position - k.last_position >= o.window) return Sight::none;
-  const bool all = (!o.causal || k.last_position <= q.first_position) &&
+  const auto block = [&](int32_t position) { return o.block > 0 ? position / o.block : 0; };
+  if (block(k.last_position) < block(q.first_position) || block(q.last_position) < block(k.first_position))
+    return Sight::none;
+  const bool same_block = block(std::min(q.first_position, k.first_position)) ==
+                          block(std::max(q.last_position, k.last_position));
+  const bool all = same_block && (!o.causal || k.last_position <= q.first_position) &&
                    (o.window == 0 || (q.last_position - k.first_position < o.window &&
                                       (o.causal || k.last_position - q.first_position < o.window)));
   return all ? Sight::all : Sight::some;
 }
 
-// Rows [begin, begin + n) of head h of x (N, H, D) as f32 or f64: in place where the type is that already,
-// through `space` for bf16.
-template <class T, class W>
-Rows<W> rows_of(const Tensor& x, int64_t begin, int64_t n, int64_t h, std::vector<W>& space) {
+// Head h of x (N, H, D), from row `begin` on.
+template <class T>
+MatrixView<T> rows_of(const Tensor& x, int64_t begin, int64_t h) {
   const int64_t d = x.dim(2), stride = x.dim(1) * d;
-  T* p = x.data<T>() + begin * stride + h * d;
-  if constexpr (std::is_same_v<T, W>) {
-    return Rows<W>(p, n, d, Eigen::OuterStride<>(stride));
-  } else {
-    space.resize(static_cast<size_t>(kTile * d));
-    for (int64_t i = 0; i < n; ++i)
-      for (int64_t j = 0; j < d; ++j) space[i * d + j] = static_cast<W>(p[i * stride + j]);
-    return Rows<W>(space.data(), n, d, Eigen::OuterStride<>(d));
-  }
+  return {x.data<T>() + begin * stride + h * d, stride, 1};
 }
 
 template <class W>
@@ -67,17 +56,28 @@ struct Scores {
   W slope = 0;
 
   // Turns the product of a tile into scores: bias, and -inf where a query must not see a key.
-  void mask(Matrix<W>& s, int64_t q, int64_t k, int64_t nq, int64_t nk, Sight sight) const {
+  void mask(W* s, int64_t q, int64_t k, int64_t nq, int64_t nk, Sight sight) const {
     const W never = -std::numeric_limits<W>::infinity();
     if (sight == Sight::all && !options.alibi) return;
+    constexpr int32_t far = std::numeric_limits<int32_t>::max();
+    const int32_t nearest = options.causal ? 0 : -far;
+    const int32_t reach =
+        options.window > 0 ? static_cast<int32_t>(std::min<int64_t>(options.window, far)) : far;
+    const int32_t *positions = k_position + k, *documents = k_document + k;
     for (int64_t i = 0; i < nq; ++i) {
-      W* row = s.data() + i * s.cols();
+      W* row = s + i * nk;
       const int32_t p = q_position[q + i], d = q_document[q + i];
+      if (d < 0) {  // padding
+        std::fill_n(row, nk, never);
+        continue;
+      }
+      const auto size = static_cast<int32_t>(std::min<int64_t>(options.block, far));
+      const int32_t first = size > 0 ? p / size * size : -far, last = size > 0 ? first + (size - 1) : far;
+#pragma omp simd
       for (int64_t j = 0; j < nk; ++j) {
-        const int32_t distance = p - k_position[k + j];
-        const int32_t apart = distance < 0 ? -distance : distance;
-        const bool seen = d == k_document[k + j] && d >= 0 && (!options.causal || distance >= 0) &&
-                          (options.window == 0 || apart < options.window);
+        const int32_t at = positions[j], distance = p - at, apart = distance < 0 ? -distance : distance;
+        const bool seen =
+            (d == documents[j]) & (distance >= nearest) & (apart < reach) & (at >= first) & (at <= last);
         row[j] = seen ? row[j] - slope * static_cast<W>(apart) : never;
       }
     }
@@ -102,59 +102,64 @@ Scores<W> scores_of(const AttentionTokens& t, const AttentionOptions& options) {
 template <class T, class W>
 void forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
              const AttentionTokens& tokens, const AttentionOptions& options) {
-  const int64_t n = q.dim(0), m = k.dim(0), heads = q.dim(1), group = heads / k.dim(1), dv = v.dim(2);
+  const int64_t n = q.dim(0), m = k.dim(0), heads = q.dim(1), group = heads / k.dim(1);
+  const int64_t d = q.dim(2), dv = v.dim(2);
   const std::vector<Span> q_spans = spans_of(tokens.q_document, tokens.q_position);
   const std::vector<Span> k_spans = spans_of(tokens.k_document, tokens.k_position);
   const std::vector<double> slopes = options.alibi ? alibi_slopes(heads) : std::vector<double>(heads, 0.0);
   const auto tiles = static_cast<int64_t>(q_spans.size());
-  const W never = -std::numeric_limits<W>::infinity();
+  const W scale = static_cast<W>(options.scale), never = -std::numeric_limits<W>::infinity();
   parallel_for(tiles * heads, 1, [&](int64_t begin, int64_t end) {
-    std::vector<W> q_space, k_space, v_space;
-    Matrix<W> s, acc;
-    std::vector<W> peak(kTile), sum(kTile);
+    std::vector<W> s(kTile * kTile), acc(static_cast<size_t>(kTile * dv)), peak(kTile), sum(kTile),
+        shift(kTile), shrink(kTile);
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t h = task % heads, tile = task / heads, q0 = tile * kTile, nq = std::min(kTile, n - q0);
+      // Late tiles see more keys: the first and the last by turns, so that a run of tasks is as long as
+      // another.
+      const int64_t h = task % heads, turn = task / heads, tile = turn % 2 ? tiles - 1 - turn / 2 : turn / 2;
+      const int64_t q0 = tile * kTile, nq = std::min(kTile, n - q0);
       Scores<W> scores = scores_of<W>(tokens, options);
       scores.slope = static_cast<W>(slopes[h]);
-      const Rows<W> Q = rows_of<T, W>(q, q0, nq, h, q_space);
-      acc.setZero(nq, dv);
+      const MatrixView<T> Q = rows_of<T>(q, q0, h);
+      std::fill(acc.begin(), acc.end(), W(0));
       std::fill(peak.begin(), peak.end(), never);
       std::fill(sum.begin(), sum.end(), W(0));
       for (int64_t k0 = 0; k0 < m; k0 += kTile) {
         const Sight sight = sight_of(q_spans[tile], k_spans[k0 / kTile], options);
         if (sight == Sight::none) continue;
         const int64_t nk = std::min(kTile, m - k0);
-        const Rows<W> K = rows_of<T, W>(k, k0, nk, h / group, k_space),
-                      V = rows_of<T, W>(v, k0, nk, h / group, v_space);
-        s.resize(nq, nk);
-        s.noalias() = static_cast<W>(options.scale) * (Q * K.transpose());
-        scores.mask(s, q0, k0, nq, nk, sight);
+        const MatrixView<T> K = rows_of<T>(k, k0, h / group), V = rows_of<T>(v, k0, h / group);
+        multiply(Product<W, T, T>{s.data(), nk, Q, K.transposed(), nq, nk, d, scale, 0});
+        scores.mask(s.data(), q0, k0, nq, nk, sight);
+        for (int64_t i = 0; i < nq; ++i) {
+          const W* row = s.data() + i * nk;
+          W top = peak[i];
+#pragma omp simd reduction(max : top)
+          for (int64_t j = 0; j < nk; ++j) top = row[j] > top ? row[j] : top;
+          shift[i] = top == never ? W(0) : top;  // never: nothing seen so far
+          shrink[i] = peak[i];
+          peak[i] = top;
+        }
+#pragma omp simd
+        for (int64_t i = 0; i < nq; ++i) shrink[i] = vector_math::exp(shrink[i] - shift[i]);
         for (int64_t i = 0; i < nq; ++i) {
           W* row = s.data() + i * nk;
-          W top = peak[i];
-          for (int64_t j = 0; j < nk; ++j) top = std::max(top, row[j]);
-          if (top == never) {  // nothing seen so far
-            std::fill(row, row + nk, W(0));
-            continue;
-          }
+          const W by = shift[i];
           W total = 0;
 #pragma omp simd reduction(+ : total)
           for (int64_t j = 0; j < nk; ++j) {
-            row[j] = vector_math::exp(row[j] - top);
+            row[j] = vector_math::exp(row[j] - by);
             total += row[j];
           }
-          const W shrink = vector_math::exp(peak[i] - top);
-          if (shrink != W(1)) acc.row(i) *= shrink;
-          sum[i] = sum[i] * shrink + total;
-          peak[i] = top;
+          sum[i] = sum[i] * shrink[i] + total;
+          for (int64_t j = 0; j < dv; ++j) acc[i * dv + j] *= shrink[i];
         }
-        acc.noalias() += s * V;
+        multiply(Product<W, W, T>{acc.data(), dv, {s.data(), nk, 1}, V, nq, dv, nk, 1, 1});
       }
       T* out = o.data<T>() + (q0 * heads + h) * dv;
       W* out_lse = lse.data<W>() + q0 * heads + h;
       for (int64_t i = 0; i < nq; ++i) {
         const W inverse = sum[i] > 0 ? W(1) / sum[i] : W(0);
-        for (int64_t j = 0; j < dv; ++j) out[i * heads * dv + j] = static_cast<T>(acc(i, j) * inverse);
+        for (int64_t j = 0; j < dv; ++j) out[i * heads * dv + j] = static_cast<T>(acc[i * dv + j] * inverse);
         out_lse[i * heads] = sum[i] > 0 ? peak[i] + std::log(sum[i]) : never;
       }
     }
@@ -175,41 +180,38 @@ void backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor
   const std::vector<double> slopes = options.alibi ? alibi_slopes(heads) : std::vector<double>(heads, 0.0);
   const W scale = static_cast<W>(options.scale);
   parallel_for(kv_heads, 1, [&](int64_t begin, int64_t end) {
-    std::vector<W> q_space, k_space, v_space, o_space, g_space;
-    Matrix<W> p, ds, dq_all(n, d), dk_all(m, d), dv_all(m, e);
+    std::vector<W> p(kTile * kTile), ds(kTile * kTile), dq_all(static_cast<size_t>(n * d)),
+        dk_all(static_cast<size_t>(m * d)), dv_all(static_cast<size_t>(m * e));
     std::vector<W> delta(static_cast<size_t>(n)), shift(static_cast<size_t>(n));
     for (int64_t hk = begin; hk < end; ++hk) {
-      dk_all.setZero();
-      dv_all.setZero();
+      std::fill(dk_all.begin(), dk_all.end(), W(0));
+      std::fill(dv_all.begin(), dv_all.end(), W(0));
       for (int64_t h = hk * group; h < (hk + 1) * group; ++h) {
-        dq_all.setZero();
+        std::fill(dq_all.begin(), dq_all.end(), W(0));
         Scores<W> scores = scores_of<W>(tokens, options);
         scores.slope = static_cast<W>(slopes[h]);
         for (int64_t i = 0; i < n; ++i) {
           const W l = lse.data<W>()[i * heads + h];
           // A query that saw nothing: exp(score - infinity) = 0.
           shift[i] = l == -std::numeric_limits<W>::infinity() ? std::numeric_limits<W>::infinity() : l;
-        }
-        for (int64_t q0 = 0; q0 < n; q0 += kTile) {
-          const int64_t nq = std::min(kTile, n - q0);
-          const Rows<W> O = rows_of<T, W>(o, q0, nq, h, o_space), G = rows_of<T, W>(d_o, q0, nq, h, g_space);
-          const W* gl = d_lse.data<W>() + q0 * heads + h;
-          for (int64_t i = 0; i < nq; ++i) delta[q0 + i] = O.row(i).dot(G.row(i)) - gl[i * heads];
+          const T *O = rows_of<T>(o, i, h).data, *G = rows_of<T>(d_o, i, h).data;
+          W dot = 0;
+#pragma omp simd reduction(+ : dot)
+          for (int64_t j = 0; j < e; ++j) dot += static_cast<W>(O[j]) * static_cast<W>(G[j]);
+          delta[i] = dot - d_lse.data<W>()[i * heads + h];
         }
         for (int64_t k0 = 0; k0 < m; k0 += kTile) {
           const int64_t nk = std::min(kTile, m - k0);
-          const Rows<W> K = rows_of<T, W>(k, k0, nk, hk, k_space), V = rows_of<T, W>(v, k0, nk, hk, v_space);
+          const MatrixView<T> K = rows_of<T>(k, k0, hk), V = rows_of<T>(v, k0, hk);
           for (int64_t q0 = 0; q0 < n; q0 += kTile) {
             const Sight sight = sight_of(q_spans[q0 / kTile], k_spans[k0 / kTile], options);
             if (sight == Sight::none) continue;
             const int64_t nq = std::min(kTile, n - q0);
-            const Rows<W> Q = rows_of<T, W>(q, q0, nq, h, q_space),
-                          G = rows_of<T, W>(d_o, q0, nq, h, g_space);
-            p.resize(nq, nk);
-            ds.resize(nq, nk);
-            p.noalias() = scale * (Q * K.transpose());
-            scores.mask(p, q0, k0, nq, nk, sight);
-            ds.noalias() = G * V.transpose();
+            const MatrixView<T> Q = rows_of<T>(q, q0, h), G = rows_of<T>(d_o, q0, h);
+            const MatrixView<W> P{p.data(), nk, 1}, dS{ds.data(), nk, 1};
+            multiply(Product<W, T, T>{p.data(), nk, Q, K.transposed(), nq, nk, d, scale, 0});
+            scores.mask(p.data(), q0, k0, nq, nk, sight);
+            multiply(Product<W, T, T>{ds.data(), nk, G, V.transposed(), nq, nk, e, 1, 0});
             for (int64_t i = 0; i < nq; ++i) {
               W *prow = p.data() + i * nk, *srow = ds.data() + i * nk;
               const W s = shift[q0 + i], t = delta[q0 + i];
@@ -219,19 +221,19 @@ void backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor
                 srow[j] = scale * prow[j] * (srow[j] - t);
               }
             }
-            dv_all.middleRows(k0, nk).noalias() += p.transpose() * G;
-            dk_all.middleRows(k0, nk).noalias() += ds.transpose() * Q;
-            dq_all.middleRows(q0, nq).noalias() += ds * K;
+            multiply(Product<W, W, T>{dv_all.data() + k0 * e, e, P.transposed(), G, nk, e, nq, 1, 1});
+            multiply(Product<W, W, T>{dk_all.data() + k0 * d, d, dS.transposed(), Q, nk, d, nq, 1, 1});
+            multiply(Product<W, W, T>{dq_all.data() + q0 * d, d, dS, K, nq, d, nk, 1, 1});
           }
         }
         T* out = dq.data<T>() + h * d;
         for (int64_t i = 0; i < n; ++i)
-          for (int64_t j = 0; j < d; ++j) out[i * heads * d + j] = static_cast<T>(dq_all(i, j));
+          for (int64_t j = 0; j < d; ++j) out[i * heads * d + j] = static_cast<T>(dq_all[i * d + j]);
       }
       T *out_k = dk.data<T>() + hk * d, *out_v = dv.data<T>() + hk * e;
       for (int64_t i = 0; i < m; ++i) {
-        for (int64_t j = 0; j < d; ++j) out_k[i * kv_heads * d + j] = static_cast<T>(dk_all(i, j));
-        for (int64_t j = 0; j < e; ++j) out_v[i * kv_heads * e + j] = static_cast<T>(dv_all(i, j));
+        for (int64_t j = 0; j < d; ++j) out_k[i * kv_heads * d + j] = static_cast<T>(dk_all[i * d + j]);
+        for (int64_t j = 0; j < e; ++j) out_v[i * kv_heads * e + j] = static_cast<T>(dv_all[i * e + j]);
       }
     }
   });

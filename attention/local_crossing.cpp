@@ -164,7 +164,7 @@ Variable LocalCrossing::operator()(const Carry& part, const Block& block) {
     outputs.push_back(y);
     if (slot != nullptr) slot->states[s.document] = after;
   }
-  return concatenate(outputs, 0);
+  return outputs.empty() ? carry_nothing(part, block) : concatenate(outputs, 0);
 }
 
 }  // namespace weft

@@ -35,8 +35,13 @@ struct Input {
 // Sizes that the caller chooses.
 struct Dimensions {
   int64_t heads = 1, kv_heads = 1, key = 1, value = 1, width = 1;
+  // Where it stands in the model: layer of layers, from 0.
+  int64_t layer = 0, layers = 1;
   int64_t of(char letter) const;
 };
+
+// An Error (recipe) unless every query head has a key head of its own.
+void require_equal_heads(const Dimensions& dims, const char* mechanism);
 
 // "h k" with these sizes, behind n tokens: (n, heads, key).
 Shape input_shape(const Input& input, const Dimensions& dims, int64_t n);
@@ -93,6 +98,9 @@ class Mechanism {
 
 // A fixed input for n tokens: (n, heads).
 Tensor fixed_rows(const Mechanism& mechanism, const Input& input, int64_t n, Dtype dtype, Device device);
+
+// Random inputs in their domains, f64, for identities.
+Block random_block(const Mechanism& mechanism, const Layout& layout);
 
 // Runs reference() document by document and puts the outputs back on the token line.
 Variable reference_by_document(const Mechanism& mechanism, const Block& block);

@@ -52,6 +52,7 @@ struct AttentionOptions {
   bool causal = true;  // keys at positions <= the query's only
   int64_t window = 0;  // > 0: keys at distance < window only
   bool alibi = false;  // score -= slope_h * distance
+  int64_t block = 0;   // > 0: keys of the query's block of so many positions only
 };
 
 struct Merge {

@@ -4,11 +4,16 @@
 
 #include "attention/based.h"
 #include "attention/delta_rule.h"
+#include "attention/diag_attention.h"
+#include "attention/gla.h"
 #include "attention/linear_attention.h"
 #include "attention/miras.h"
+#include "attention/regla.h"
 #include "attention/softmax.h"
 #include "attention/titans.h"
 #include "attention/titans_layers.h"
+#include "attention/transnormer.h"
+#include "attention/transnormer_llm.h"
 #include "autograd/nearest_name.h"
 
 namespace weft {
@@ -45,14 +50,30 @@ const std::vector<MechanismEntry>& mechanisms() {
                            "https://arxiv.org/abs/2004.05150",
                            {"window=5 position=rope sink=true", "window=1"}),
       entry<LinearAttention>("linear", {}, "Transformers are RNNs", "https://arxiv.org/abs/2006.16236",
-                             {"feature_map=elu normalize=true chunk=16"}),
+                             {"feature_map=elu normalize=true chunk=16", "feature_map=taylor normalize=true",
+                              "feature_map=hedgehog normalize=true", "feature_map=favor normalize=true",
+                              "feature_map=lln normalize=true"}),
       entry<Lightning>("lightning", {"lightning2", "tnl_lightning", "retention"}, "Lightning Attention-2",
                        "https://arxiv.org/abs/2401.04658", {"chunk=16"}),
       entry<SimpleGla>("simple_gla", {},
                        "Gated Linear Attention Transformers with Hardware-Efficient Training",
                        "https://arxiv.org/abs/2312.06635", {"chunk=7"}),
+      entry<Gla>("gla", {}, "Gated Linear Attention Transformers with Hardware-Efficient Training",
+                 "https://arxiv.org/abs/2312.06635", {"chunk=10"}),
+      entry<Regla>("regla", {}, "ReGLA: Refining Gated Linear Attention", "https://arxiv.org/abs/2502.01578",
+                   {"chunk=16"}),
+      entry<DiagAttention>("diag_attention", {}, "The Devil in Linear Transformer",
+                           "https://arxiv.org/abs/2210.10340", {"block=5"}),
+      entry<TransNormer>("transnormer", {}, "The Devil in Linear Transformer",
+                         "https://arxiv.org/abs/2210.10340",
+                         {"norm_per_head=true feature_map=relu chunk=16"}),
+      entry<TransNormerLlm>("transnormer_llm", {}, "Scaling TransNormer to 175 Billion Parameters",
+                            "https://arxiv.org/abs/2307.14995",
+                            {"layer=1 layers=3 chunk=16", "decay=paper heads=2 layers=2"}),
       entry<DeltaRule>("delta_rule", {}, "Linear Transformers Are Secretly Fast Weight Programmers",
-                       "https://arxiv.org/abs/2102.11174", {}),
+                       "https://arxiv.org/abs/2102.11174", {"chunk=16"}),
+      entry<GatedDeltaRule>("gated_delta_rule", {}, "Gated Delta Networks: Improving Mamba2 with Delta Rule",
+                            "https://arxiv.org/abs/2412.06464", {"chunk=7"}),
       entry<Based>("based", {},
                    "Simple linear attention language models balance the recall-throughput tradeoff",
                    "https://arxiv.org/abs/2402.18668", {"window=6 chunk=16"}),

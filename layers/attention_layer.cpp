@@ -3,13 +3,13 @@
 #include <algorithm>
 #include <string_view>
 
+#include "attention/initialize.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
 #include "autograd/ops/matmul.h"
 #include "autograd/ops/reduce.h"
 #include "autograd/ops/rms_norm.h"
 #include "autograd/ops/short_conv.h"
-#include "layers/initialize.h"
 
 namespace weft {
 namespace {
@@ -78,7 +78,7 @@ AttentionLayer::AttentionLayer(const AttentionLayerConfig& config, const Paramet
     output_ = scope.declare({"out.weight",
                              {dims.width, dims.heads * dims.value},
                              ParameterKind::matrix,
-                             residual_init(dims.heads * dims.value, config.depth)});
+                             residual_init(dims.heads * dims.value, dims.layers)});
 }
 
 Variable AttentionLayer::convolve(const Variable& packed, Crossing& cross) const {

@@ -11,7 +11,7 @@ TransformerBlock::TransformerBlock(const BlockConfig& config, const ParameterSco
                       scope.inner("attention_norm")),
       attention_(config.attention, scope.inner("attention")),
       ffn_norm_(config.norm, config.attention.dims.width, config.attention.norm_eps, scope.inner("ffn_norm")),
-      ffn_(config.ffn_kind, config.attention.dims.width, config.ffn, config.attention.depth,
+      ffn_(config.ffn_kind, config.attention.dims.width, config.ffn, config.attention.dims.layers,
            scope.inner("ffn")) {}
 
 std::vector<Variable> TransformerBlock::operator()(const Variable& x, const Layout& layout,

@@ -82,6 +82,7 @@ ModelConfig model_config(const Recipe& recipe, int64_t vocab) {
   c.norm_eps = m.norm_eps;
   c.checkpointing = m.checkpointing;
   c.tied = m.tied;
+  c.scale_embedding = m.scale_embedding;
   c.vocab = vocab;
   c.short_conv = m.short_conv;
   return c;

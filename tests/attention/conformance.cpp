@@ -70,6 +70,12 @@ Subject::Subject(const Dimensions& sizes, Dtype dtype, const Make& make)
   store.refresh_working();
 }
 
+void Subject::take_parameters(const Subject& other) {
+  for (size_t i = 0; i < store.entries().size(); ++i)
+    store.entries()[i]->master.copy_from(other.store.entries()[i]->working);
+  store.refresh_working();
+}
+
 std::vector<Tensor> random_inputs(const Mechanism& mechanism, int64_t tokens, Dtype dtype, uint32_t seed) {
   std::vector<Tensor> inputs;
   for (const Input& input : mechanism.inputs()) {
@@ -107,6 +113,7 @@ Outcome run_with_gradients(Subject& subject, const Layout& layout, const std::ve
   subject.store.finish_step();
   for (const Variable& leaf : leaves) outcome.gradients.push_back(tape.gradient(leaf));
   for (const auto& entry : subject.store.entries()) {
+    if (!entry->info.trainable) continue;
     const Tensor copy = empty_like(entry->gradient);
     copy.copy_from(entry->gradient);
     outcome.gradients.push_back(copy);

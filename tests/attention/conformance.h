@@ -22,6 +22,9 @@ struct Subject {
   using Make = std::function<std::unique_ptr<Mechanism>(const Dimensions&, const ParameterScope&)>;
   Subject(const Dimensions& dims, Dtype dtype, const Make& make);
   Subject(const ConformanceCase& c, Dtype dtype, const std::vector<std::string>& more = {});
+  // The values that the other computes with.
+  void take_parameters(const Subject& other);
+
   Dimensions dims;
   ParameterStore store;
   std::unique_ptr<Mechanism> mechanism;

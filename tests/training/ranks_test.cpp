@@ -180,7 +180,7 @@ TEST(Ranks, ASaveThatFailsOnOneFailsOnAll) {
 TEST(Ranks, StoppedBySignal) {
   const LongRun tiny;
   RunOptions options{.environment = {"WEFT_FAULT=slow:100@phase=load"}};
-  options.stop_after_ms = 2500;
+  options.stop_at_file = "runs/tiny/metrics.jsonl";
   const Words words{"steps=60", "checkpoint.every=0", "--resume", "auto"};
   const Ran stopped = tiny.launch(2, words, options);
   EXPECT_EQ(stopped.code, 75) << stopped.err;

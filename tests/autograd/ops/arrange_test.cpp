@@ -4,7 +4,7 @@
 
 #include "autograd/layout.h"
 #include "autograd/ops/triangle.h"
-#include "tests/autograd/test_tensors.h"
+#include "tests/autograd/ops/op_checks.h"
 
 namespace weft {
 namespace {
@@ -78,6 +78,18 @@ TEST(Triangle, MaskAndCumulativeSum) {
           return std::vector{cumulative_sum(u[0], axis), lower_triangle(u[0], 1)};
         },
         {random_tensor({2, 3, 4}, 1)});
+}
+
+TEST(Triangle, SolveUnitLower) {
+  // (1 0; 2 1) y = (1; 5): y = (1; 3). What is on and above the diagonal is not read.
+  const Tensor a = from_values({2, 2}, Dtype::f64, {7, 8, 2, 9}), x = from_values({2, 1}, Dtype::f64, {1, 5});
+  EXPECT_EQ(to_values(solve_unit_lower(a, x).value()), (std::vector<double>{1, 3}));
+  const Function solve = [](const std::vector<Variable>& u) {
+    return std::vector{solve_unit_lower(u[0], u[1])};
+  };
+  for (const int64_t n : {0, 1, 5})
+    expect_op(solve, {random_tensor({2, n, n}, 1, Dtype::f64, 0.4), random_tensor({2, n, 3}, 2)});
+  EXPECT_THROW(solve_unit_lower(a, random_tensor({3, 1}, 1)), Error);
 }
 
 TEST(Layout, PositionsAndDocuments) {

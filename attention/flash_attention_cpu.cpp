@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <limits>
+#include <numbers>
 
 #include "attention/flash_attention.h"
 #include "autograd/ops/gemm_kernel.h"
@@ -10,6 +11,9 @@ namespace weft::cpu {
 namespace {
 
 constexpr int64_t kTile = 64;
+
+// Of the laplace weights: the mean, and 1 / (sigma sqrt 2).
+constexpr double kLaplaceMean = 1 / std::numbers::sqrt2, kLaplaceRate = 2.5066282746310002;
 
 // What a run of tokens has in common.
 struct Span {
@@ -54,11 +58,15 @@ struct Scores {
   const AttentionOptions& options;
   const int32_t *q_position, *q_document, *k_position, *k_document;
   W slope = 0;
+  const W* bias = nullptr;  // of this head, by distance
+  int64_t distances = 0;    // how many
+
+  int64_t bias_of(int32_t apart) const { return std::min<int64_t>(apart, distances - 1); }
 
   // Turns the product of a tile into scores: bias, and -inf where a query must not see a key.
   void mask(W* s, int64_t q, int64_t k, int64_t nq, int64_t nk, Sight sight) const {
     const W never = -std::numeric_limits<W>::infinity();
-    if (sight == Sight::all && !options.alibi) return;
+    if (sight == Sight::all && !options.alibi && bias == nullptr) return;
     constexpr int32_t far = std::numeric_limits<int32_t>::max();
     const int32_t nearest = options.causal ? 0 : -far;
     const int32_t reach =
@@ -80,7 +88,17 @@ struct Scores {
             (d == documents[j]) & (distance >= nearest) & (apart < reach) & (at >= first) & (at <= last);
         row[j] = seen ? row[j] - slope * static_cast<W>(apart) : never;
       }
+      if (bias != nullptr)
+        for (int64_t j = 0; j < nk; ++j) row[j] += bias[bias_of(std::abs(p - positions[j]))];
     }
+  }
+
+  // Of a tile of gradients of scale q k^T. Where nobody is seen they are 0.
+  void add_bias_gradient(W* to, const W* ds, int64_t q, int64_t k, int64_t nq, int64_t nk) const {
+    const W factor = 1 / static_cast<W>(options.scale);
+    for (int64_t i = 0; i < nq; ++i)
+      for (int64_t j = 0; j < nk; ++j)
+        to[bias_of(std::abs(q_position[q + i] - k_position[k + j]))] += ds[i * nk + j] * factor;
   }
 };
 
@@ -94,14 +112,33 @@ std::vector<Span> spans_of(const Tensor& document, const Tensor& position) {
 }
 
 template <class W>
-Scores<W> scores_of(const AttentionTokens& t, const AttentionOptions& options) {
-  return {options, t.q_position.data<int32_t>(), t.q_document.data<int32_t>(), t.k_position.data<int32_t>(),
-          t.k_document.data<int32_t>()};
+Scores<W> scores_of(const AttentionTokens& t, const AttentionOptions& options, const Tensor& bias,
+                    int64_t head) {
+  Scores<W> scores{options, t.q_position.data<int32_t>(), t.q_document.data<int32_t>(),
+                   t.k_position.data<int32_t>(), t.k_document.data<int32_t>()};
+  if (bias.defined()) {
+    scores.distances = bias.dim(1);
+    scores.bias = bias.data<W>() + head * scores.distances;
+  }
+  return scores;
+}
+
+// Weights that depend on their own score alone, and their derivatives; 0 at a score of -infinity.
+template <class W>
+W weight_of(Weighting f, W s) {
+  if (f == Weighting::relu2) return s > 0 ? s * s : W(0);
+  return W(0.5) * std::erfc((W(kLaplaceMean) - s) * W(kLaplaceRate));
+}
+template <class W>
+W weight_slope(Weighting f, W s) {
+  if (f == Weighting::relu2) return s > 0 ? 2 * s : W(0);
+  const W u = (s - W(kLaplaceMean)) * W(kLaplaceRate);
+  return W(std::numbers::sqrt2) * vector_math::exp(-u * u);
 }
 
 template <class T, class W>
 void forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
-             const AttentionTokens& tokens, const AttentionOptions& options) {
+             const AttentionTokens& tokens, const Tensor& bias, const AttentionOptions& options) {
   const int64_t n = q.dim(0), m = k.dim(0), heads = q.dim(1), group = heads / k.dim(1);
   const int64_t d = q.dim(2), dv = v.dim(2);
   const std::vector<Span> q_spans = spans_of(tokens.q_document, tokens.q_position);
@@ -117,7 +154,7 @@ void forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& 
       // another.
       const int64_t h = task % heads, turn = task / heads, tile = turn % 2 ? tiles - 1 - turn / 2 : turn / 2;
       const int64_t q0 = tile * kTile, nq = std::min(kTile, n - q0);
-      Scores<W> scores = scores_of<W>(tokens, options);
+      Scores<W> scores = scores_of<W>(tokens, options, bias, h);
       scores.slope = static_cast<W>(slopes[h]);
       const MatrixView<T> Q = rows_of<T>(q, q0, h);
       std::fill(acc.begin(), acc.end(), W(0));
@@ -130,6 +167,16 @@ void forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& 
         const MatrixView<T> K = rows_of<T>(k, k0, h / group), V = rows_of<T>(v, k0, h / group);
         multiply(Product<W, T, T>{s.data(), nk, Q, K.transposed(), nq, nk, d, scale, 0});
         scores.mask(s.data(), q0, k0, nq, nk, sight);
+        if (options.weighting != Weighting::softmax) {
+          for (int64_t i = 0; i < nq; ++i) {
+            W* row = s.data() + i * nk;
+            sum[i] += static_cast<W>(nk - std::count(row, row + nk, never));  // keys seen
+            peak[i] = 0;
+            for (int64_t j = 0; j < nk; ++j) row[j] = weight_of(options.weighting, row[j]);
+          }
+          multiply(Product<W, W, T>{acc.data(), dv, {s.data(), nk, 1}, V, nq, dv, nk, 1, 1});
+          continue;
+        }
         for (int64_t i = 0; i < nq; ++i) {
           const W* row = s.data() + i * nk;
           W top = peak[i];
@@ -170,9 +217,10 @@ void forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& 
 // scale dS^T Q. One query head a task, so every sum has one writer; the heads of a group are added
 // afterwards, in order.
 template <class T, class W>
-void backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& q, const Tensor& k,
-              const Tensor& v, const AttentionTokens& tokens, const Tensor& o, const Tensor& lse,
-              const Tensor& d_o, const Tensor& d_lse, const AttentionOptions& options) {
+void backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dbias, const Tensor& q,
+              const Tensor& k, const Tensor& v, const AttentionTokens& tokens, const Tensor& bias,
+              const Tensor& o, const Tensor& lse, const Tensor& d_o, const Tensor& d_lse,
+              const AttentionOptions& options) {
   const int64_t n = q.dim(0), m = k.dim(0), heads = q.dim(1), kv_heads = k.dim(1), group = heads / kv_heads;
   const int64_t d = q.dim(2), e = v.dim(2);
   const std::vector<Span> q_spans = spans_of(tokens.q_document, tokens.q_position);
@@ -188,7 +236,7 @@ void backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor
       std::fill(dv_all.begin(), dv_all.end(), W(0));
       for (int64_t h = hk * group; h < (hk + 1) * group; ++h) {
         std::fill(dq_all.begin(), dq_all.end(), W(0));
-        Scores<W> scores = scores_of<W>(tokens, options);
+        Scores<W> scores = scores_of<W>(tokens, options, bias, h);
         scores.slope = static_cast<W>(slopes[h]);
         for (int64_t i = 0; i < n; ++i) {
           const W l = lse.data<W>()[i * heads + h];
@@ -215,12 +263,22 @@ void backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor
             for (int64_t i = 0; i < nq; ++i) {
               W *prow = p.data() + i * nk, *srow = ds.data() + i * nk;
               const W s = shift[q0 + i], t = delta[q0 + i];
+              if (options.weighting != Weighting::softmax) {
+                const W share = std::exp(-s);  // one over the number of keys seen
+                for (int64_t j = 0; j < nk; ++j) {
+                  srow[j] *= scale * share * weight_slope(options.weighting, prow[j]);
+                  prow[j] = share * weight_of(options.weighting, prow[j]);
+                }
+                continue;
+              }
 #pragma omp simd
               for (int64_t j = 0; j < nk; ++j) {
                 prow[j] = vector_math::exp(prow[j] - s);
                 srow[j] = scale * prow[j] * (srow[j] - t);
               }
             }
+            if (bias.defined())
+              scores.add_bias_gradient(dbias.data<W>() + h * bias.dim(1), ds.data(), q0, k0, nq, nk);
             multiply(Product<W, W, T>{dv_all.data() + k0 * e, e, P.transposed(), G, nk, e, nq, 1, 1});
             multiply(Product<W, W, T>{dk_all.data() + k0 * d, d, dS.transposed(), Q, nk, d, nq, 1, 1});
             multiply(Product<W, W, T>{dq_all.data() + q0 * d, d, dS, K, nq, d, nk, 1, 1});
@@ -242,15 +300,16 @@ void backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor
 }  // namespace
 
 void flash_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
-                   const AttentionTokens& tokens, const AttentionOptions& options) {
-  with_float(q.dtype(), [&]<class T>() { forward<T, Acc<T>>(o, lse, q, k, v, tokens, options); });
+                   const AttentionTokens& tokens, const Tensor& bias, const AttentionOptions& options) {
+  with_float(q.dtype(), [&]<class T>() { forward<T, Acc<T>>(o, lse, q, k, v, tokens, bias, options); });
 }
 
-void flash_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& q, const Tensor& k,
-                    const Tensor& v, const AttentionTokens& tokens, const Tensor& o, const Tensor& lse,
-                    const Tensor& d_o, const Tensor& d_lse, const AttentionOptions& options) {
+void flash_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dbias,
+                    const Tensor& q, const Tensor& k, const Tensor& v, const AttentionTokens& tokens,
+                    const Tensor& bias, const Tensor& o, const Tensor& lse, const Tensor& d_o,
+                    const Tensor& d_lse, const AttentionOptions& options) {
   with_float(q.dtype(), [&]<class T>() {
-    backward<T, Acc<T>>(dq, dk, dv, q, k, v, tokens, o, lse, d_o, d_lse, options);
+    backward<T, Acc<T>>(dq, dk, dv, dbias, q, k, v, tokens, bias, o, lse, d_o, d_lse, options);
   });
 }
 

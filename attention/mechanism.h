@@ -91,6 +91,8 @@ class Mechanism {
   virtual std::vector<double> fixed_input(const std::string&) const { return {}; }
   // Outputs that grow with the text, as sums do, want a norm behind them in a layer.
   virtual bool normalize_output() const { return false; }
+  // It norms its input and adds it to its output itself: a block does neither.
+  virtual bool whole_layer() const { return false; }
 
  private:
   Dimensions dims_;

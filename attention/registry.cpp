@@ -7,6 +7,7 @@
 #include "attention/diag_attention.h"
 #include "attention/gla.h"
 #include "attention/linear_attention.h"
+#include "attention/mega.h"
 #include "attention/miras.h"
 #include "attention/regla.h"
 #include "attention/softmax.h"
@@ -77,6 +78,10 @@ const std::vector<MechanismEntry>& mechanisms() {
       entry<Based>("based", {},
                    "Simple linear attention language models balance the recall-throughput tradeoff",
                    "https://arxiv.org/abs/2402.18668", {"window=6 chunk=16"}),
+      entry<Mega>("mega", {}, "Mega: Moving Average Equipped Gated Attention",
+                  "https://arxiv.org/abs/2209.10655",
+                  {"attention_chunk=16 ema_size=3 chunk=7", "attention=laplace bias=rotary",
+                   "attention=relu2 positions=9", "attention=laplace attention_chunk=5"}),
       entry<Titans>("titans", {}, kTitans, "https://arxiv.org/abs/2501.00663",
                     {"chunk=1", "memory=mlp chunk=4"}),
       entry<MemoryAsContext>("titans_mac", {}, kTitans, "https://arxiv.org/abs/2501.00663",

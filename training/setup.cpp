@@ -100,6 +100,7 @@ Datasets open_recipe_data(const Recipe& recipe, const Tokenizer& tokenizer, int6
   options.eos = tokenizer.eos_id();
   options.vocab_size = vocab;
   options.tokenizer = &tokenizer;
+  options.skip_bad = recipe.data.skip_bad;
   return open_datasets(config, recipe.context, options);
 }
 

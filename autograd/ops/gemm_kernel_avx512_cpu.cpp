@@ -2,5 +2,5 @@
 
 #ifdef __x86_64__
 #define WEFT_INSTRUCTIONS avx512
-#include "autograd/ops/gemm_kernel_cpu.cpp"
+#include "autograd/ops/gemm_kernel_cpu.cpp"  // NOLINT(bugprone-suspicious-include)
 #endif

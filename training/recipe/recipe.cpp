@@ -89,6 +89,9 @@ void Recipe::Data::fields(FieldVisitor& f) {
   f("tokenizer", tokenizer, "bytes, or the path of a tokenizer file or folder", {.fixed = true});
   f("shuffle", shuffle, "read sequences in a random order that the seed fixes", {.fixed = true});
   f("prefetch", prefetch, "batches read ahead", {.unit = "batches", .min = 0, .max = 1024});
+  f("skip_bad", skip_bad,
+    "leave out, and count, documents with a token outside the vocabulary and lines that are not JSON",
+    {.fixed = true});
 }
 
 void Recipe::Mesh::fields(FieldVisitor& f) {

@@ -98,6 +98,7 @@ struct Recipe {
     std::string tokenizer = "bytes";
     bool shuffle = true;
     int64_t prefetch = 2;
+    bool skip_bad = false;
     void fields(FieldVisitor& f);
   };
 

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "attention/registry.h"
 #include "tests/training/tiny_run.h"
 
 namespace weft {
@@ -67,6 +68,7 @@ TEST(Plan, PeakMemoryIsThatOfTheRun) {
        {"model.checkpointing=ffn", "model.layers=[delta_rule, lightning]", "model.short_conv=4",
         "micro_tokens=256"}},
       {"ema", {"optim.ema=0.9", "model.tied=false", "precision=bf16"}},
+      {"whole layers", {"model.layers=[mega*2]", "model.mechanisms.mega={attention_chunk: 64}"}},
   };
   for (const Case& c : cases) {
     SCOPED_TRACE(c.name);
@@ -79,6 +81,15 @@ TEST(Plan, PeakMemoryIsThatOfTheRun) {
     const Ran ran = tiny.train(words);
     ASSERT_EQ(ran.code, 0) << ran.err;
     EXPECT_NEAR(ran.json()["peak_bytes"].get<double>() / plan, 1, 0.1);
+  }
+}
+
+TEST(Plan, EveryMechanism) {
+  const TinyRun tiny;
+  for (const MechanismEntry& entry : mechanisms()) {
+    const auto plan =
+        validate(tiny, {"tiny.yaml", "model.layers=[" + entry.id + "]", "--ranks=2", "mesh.cp=2"});
+    EXPECT_GT(plan["memory"]["peak_bytes"], 0) << entry.id;
   }
 }
 

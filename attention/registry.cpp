@@ -80,7 +80,7 @@ const std::vector<MechanismEntry>& mechanisms() {
                    "https://arxiv.org/abs/2402.18668", {"window=6 chunk=16"}),
       entry<Mega>("mega", {}, "Mega: Moving Average Equipped Gated Attention",
                   "https://arxiv.org/abs/2209.10655",
-                  {"attention_chunk=16 ema_size=3 chunk=7", "attention=laplace bias=rotary",
+                  {"attention_chunk=16 ema_size=3 chunk=7", "attention=laplace bias=rotary chunk=16",
                    "attention=relu2 positions=9", "attention=laplace attention_chunk=5"}),
       entry<Titans>("titans", {}, kTitans, "https://arxiv.org/abs/2501.00663",
                     {"chunk=1", "memory=mlp chunk=4"}),

@@ -105,18 +105,23 @@ Datasets open_recipe_data(const Recipe& recipe, const Tokenizer& tokenizer, int6
 
 namespace {
 
-// Whether a block of the model crosses with such a part: asked of one token without values.
+// Whether a block of the model crosses with such a part: asked of one token and weights without values.
 bool has_part(const Model& model, PartKind kind) {
   const NoTape pause;
   const Layout layout = whole_documents({1}, Device::meta);
-  for (const TransformerBlock& block : model.blocks()) {
-    const Mechanism& m = block.attention().mechanism();
+  const ModelConfig& config = model.config();
+  for (size_t i = 0; i < config.layers.size(); ++i) {
+    const Dimensions& dims = model.blocks()[i].attention().mechanism().dims();
+    ParameterStore store(Dtype::f32, Device::meta);
+    const auto m =
+        find_mechanism(config.layers[i]).make(config.attributes(config.layers[i]), dims, {store, ""});
+    store.commit();
     Block one{{}, layout.position, layout.document};
-    for (const Input& input : m.inputs())
-      one.x.push_back(empty(input_shape(input, m.dims(), 1), Dtype::f32, Device::meta));
+    for (const Input& input : m->inputs())
+      one.x.push_back(empty(input_shape(input, dims, 1), Dtype::f32, Device::meta));
     LocalCrossing local(layout);
     RecordingCrossing record(local);
-    m.forward(one, record);
+    m->forward(one, record);
     for (const PartCall& call : record.calls())
       if (call.kind == kind) return true;
   }

@@ -8,6 +8,8 @@
 #include <mutex>
 #include <unordered_map>
 
+#include "autograd/out_of_memory.h"
+
 namespace weft {
 namespace {
 
@@ -123,14 +125,28 @@ MemoryScope::~MemoryScope() { current_scope = previous_; }
 MemoryReport memory_report(Device device) { return ledger().report(device); }
 void reset_peak(Device device) { ledger().reset_peak(device); }
 
+namespace {
+
+std::string out_of_memory(int64_t asked, const MemoryReport& report) {
+  const auto mib = [](int64_t bytes) { return (bytes + (1 << 20) - 1) >> 20; };
+  std::string line = text("out of memory: ", mib(asked), " MiB asked, ", mib(report.bytes), " MiB in use");
+  if (!report.peak_by_scope.empty())
+    line += text(", most of it, ", mib(report.peak_by_scope[0].second), " MiB, by ",
+                 report.peak_by_scope[0].first);
+  return line;
+}
+
+}  // namespace
+
+OutOfMemory::OutOfMemory(int64_t asked, const MemoryReport& report)
+    : Error(Exit::internal, out_of_memory(asked, report), "", "lower micro_tokens, or use more ranks"),
+      in_use(report.bytes) {}
+
 Buffer::Buffer(Device device, int64_t bytes) : bytes_(bytes), scope_(current_scope), device_(device) {
   if (bytes > 0 && device != Device::meta) {
     data_ = allocator_of(device).allocate(bytes);
     if (data_ == nullptr) {
-      const MemoryReport report = memory_report(device);
-      const std::string largest = report.peak_by_scope.empty() ? "nothing" : report.peak_by_scope[0].first;
-      throw Error(Exit::internal, text("out of memory: ", bytes, " bytes asked, ", report.bytes,
-                                       " in use, most of it by ", largest));
+      throw OutOfMemory(bytes, memory_report(device));
     }
     if (poison()) allocator_of(device).fill(data_, 0xff, bytes);
   }

@@ -67,30 +67,14 @@ class FirstBatch {
   std::optional<SampleOrder> order_;
 };
 
-}  // namespace
-
-RunPlan plan_run(const Recipe& recipe, int ranks, const std::string& device) {
-  const DeviceModel* model = nullptr;
-  for (const DeviceModel& d : kDevices)
-    if (device == d.name) model = &d;
-  if (model == nullptr)
-    throw Error(Exit::usage, text("unknown device ", device), "--device", "cpu or h100-80");
-  const std::shared_ptr<const Tokenizer> tokenizer = open_tokenizer(recipe);
-  RunPlan plan;
-  double step_flops = 0;
-  plan.mesh = plan_mesh(ranks, static_cast<int>(recipe.mesh.cp), static_cast<int>(recipe.mesh.dp));
-  if (!plan.mesh.note.empty()) plan.warnings.push_back(plan.mesh.note);
-  const FirstBatch batch(recipe, *tokenizer, plan.warnings);
-  const int64_t samples = recipe.batch_tokens / recipe.context;
-  plan.tokens_per_step = samples * recipe.context;
-  plan.steps = recipe.steps;
-  plan.tokens = plan.tokens_per_step * plan.steps;
+void dry_run(RunPlan& plan, const Recipe& recipe, const Tokenizer& tokenizer, const FirstBatch& batch,
+             int ranks) {
   // Where samples do not divide, the last rank has one more than the first.
   for (const int r : ranks == 1 ? std::vector{0} : std::vector{0, ranks - 1}) {
     reset_peak(Device::meta);
     const int64_t before = memory_report(Device::meta).bytes;
     const std::unique_ptr<Communicator> world = planned_communicator(r, ranks);
-    Trainer trainer(recipe, *tokenizer, world.get(), Device::meta);
+    Trainer trainer(recipe, tokenizer, world.get(), Device::meta);
     const Slice own = trainer.samples_of_step();
     trainer.step(0, batch.samples(own));
     const MemoryReport memory = memory_report(Device::meta);
@@ -101,7 +85,8 @@ RunPlan plan_run(const Recipe& recipe, int ranks, const std::string& device) {
     if (own.end > own.begin)
       plan.flops_per_token =
           trainer.step_flops() * plan.mesh.cp / static_cast<double>((own.end - own.begin) * recipe.context);
-    step_flops = std::max(step_flops, trainer.step_flops());
+    plan.step_flops = std::max(plan.step_flops, trainer.step_flops());
+    plan.micro_tokens = std::max(plan.micro_tokens, trainer.micro_samples() * recipe.context);
     if (r > 0) continue;
     plan.wire = trainer.wire();
     plan.parameters = plan.active_parameters = trainer.store().numel();
@@ -109,13 +94,68 @@ RunPlan plan_run(const Recipe& recipe, int ranks, const std::string& device) {
     for (const StateTensor& s : trainer.optimizer().state()) plan.checkpoint_bytes += s.values.bytes();
     if (const std::string idle = trainer.idle_context(); !idle.empty()) plan.warnings.push_back(idle);
   }
-  plan.step_s = step_flops / model->flops;
+}
+
+// Changes that save memory, the cheapest first: less at a time costs nothing but the width of products;
+// computing again costs a part of the forward pass, of a whole block the most.
+std::string cheapest_that_fits(const Recipe& recipe, const Tokenizer& tokenizer, const FirstBatch& batch,
+                               int ranks, int64_t micro_tokens, int64_t bytes) {
+  std::vector<std::string> again{recipe.model.checkpointing};
+  for (const char* more : {"ffn", "attention", "block"})
+    if (recipe.model.checkpointing != "block" && recipe.model.checkpointing != more) again.emplace_back(more);
+  for (const std::string& checkpointing : again)
+    for (int64_t micro = micro_tokens; micro >= recipe.context; micro /= 2) {
+      Recipe changed = recipe;
+      changed.micro_tokens = micro;
+      changed.model.checkpointing = checkpointing;
+      RunPlan plan;
+      plan.mesh = plan_mesh(ranks, static_cast<int>(recipe.mesh.cp), static_cast<int>(recipe.mesh.dp));
+      dry_run(plan, changed, tokenizer, batch, ranks);
+      if (plan.peak_bytes > bytes) continue;
+      std::string change = "set";
+      if (micro < micro_tokens) change += text(" micro_tokens=", micro);
+      if (checkpointing != recipe.model.checkpointing) change += " model.checkpointing=" + checkpointing;
+      return text(change, ", which needs ", plan.peak_bytes >> 20, " MiB");
+    }
+  return "use more ranks with mesh.cp, a shorter context or a smaller model";
+}
+
+}  // namespace
+
+RunPlan plan_run(const Recipe& recipe, int ranks, const std::string& device) {
+  const DeviceModel* model = nullptr;
+  for (const DeviceModel& d : kDevices)
+    if (device == d.name) model = &d;
+  if (model == nullptr)
+    throw Error(Exit::usage, text("unknown device ", device), "--device", "cpu or h100-80");
+  const std::shared_ptr<const Tokenizer> tokenizer = open_tokenizer(recipe);
+  RunPlan plan;
+  plan.mesh = plan_mesh(ranks, static_cast<int>(recipe.mesh.cp), static_cast<int>(recipe.mesh.dp));
+  if (!plan.mesh.note.empty()) plan.warnings.push_back(plan.mesh.note);
+  const FirstBatch batch(recipe, *tokenizer, plan.warnings);
+  const int64_t samples = recipe.batch_tokens / recipe.context;
+  plan.tokens_per_step = samples * recipe.context;
+  plan.steps = recipe.steps;
+  plan.tokens = plan.tokens_per_step * plan.steps;
+  dry_run(plan, recipe, *tokenizer, batch, ranks);
+  plan.step_s = plan.step_flops / model->flops;
   plan.eta_s = plan.step_s * static_cast<double>(plan.steps);
   if (model->bytes > 0 && plan.peak_bytes > model->bytes)
-    plan.warnings.push_back(text("needs ", plan.peak_bytes >> 20, " MiB, the device has ", model->bytes >> 20,
-                                 "; the largest part is ", plan.scopes[0].first,
-                                 "; set model.checkpointing=block, or a smaller micro_tokens"));
+    plan.warnings.push_back(
+        text("needs ", plan.peak_bytes >> 20, " MiB, the device has ", model->bytes >> 20,
+             "; the largest part is ", plan.scopes[0].first, "; ",
+             cheapest_that_fits(recipe, *tokenizer, batch, ranks, plan.micro_tokens, model->bytes)));
   return plan;
+}
+
+std::string change_that_fits(const Recipe& recipe, int ranks, int64_t bytes) {
+  const std::shared_ptr<const Tokenizer> tokenizer = open_tokenizer(recipe);
+  std::vector<std::string> unread;
+  const FirstBatch batch(recipe, *tokenizer, unread);
+  RunPlan plan;
+  plan.mesh = plan_mesh(ranks, static_cast<int>(recipe.mesh.cp), static_cast<int>(recipe.mesh.dp));
+  dry_run(plan, recipe, *tokenizer, batch, ranks);
+  return cheapest_that_fits(recipe, *tokenizer, batch, ranks, plan.micro_tokens, bytes);
 }
 
 std::string to_json(const RunPlan& p) {

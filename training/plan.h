@@ -18,12 +18,18 @@ struct RunPlan {
   std::vector<std::pair<std::string, int64_t>> scopes;  // at the peak, largest first
   WireBytes wire;                                       // bytes that rank 0 sends in the first step
   int64_t checkpoint_bytes = 0;
+  int64_t micro_tokens = 0;      // that a rank handles at once
+  double step_flops = 0;         // of the rank that works most
   double step_s = 0, eta_s = 0;  // NaN where the device's speed is unknown
   std::vector<std::string> warnings;
 };
 
 // device: cpu, or h100-80. Errors: those of the recipe.
 RunPlan plan_run(const Recipe& recipe, int ranks, const std::string& device);
+
+// The cheapest change of the recipe with which a rank needs at most so many bytes, as advice: "set
+// micro_tokens=2048, which needs 301 MiB".
+std::string change_that_fits(const Recipe& recipe, int ranks, int64_t bytes);
 
 std::string to_json(const RunPlan& plan);   // validate/1
 std::string to_table(const RunPlan& plan);  // for people

@@ -6,6 +6,7 @@
 #include <fstream>
 
 #include "autograd/fault.h"
+#include "autograd/out_of_memory.h"
 #include "distributed/agree.h"
 #include "training/checkpoint/files.h"
 #include "training/checkpoint/folder.h"
@@ -16,6 +17,7 @@
 #include "training/log/run_log.h"
 #include "training/log/step_timer.h"
 #include "training/log/stop_request.h"
+#include "training/plan.h"
 #include "training/recipe/diff.h"
 #include "training/recipe/load.h"
 #include "training/state.h"
@@ -320,7 +322,12 @@ TrainSummary Run::train() {
 }  // namespace
 
 TrainSummary train(const Recipe& recipe, const TrainOptions& options, Communicator* world) {
-  return Run(recipe, options, world).train();
+  try {
+    return Run(recipe, options, world).train();
+  } catch (const OutOfMemory& e) {  // the run is gone and its memory free: there is room for a plan
+    throw Error(e.code, e.what(), e.where,
+                change_that_fits(recipe, world == nullptr ? 1 : world->size(), e.in_use));
+  }
 }
 
 }  // namespace weft

@@ -41,6 +41,8 @@ class Trainer {
   // The samples of this rank in a step: [begin, end) of the global batch.
   Slice samples_of_step() const;
   int64_t samples_per_step() const { return samples_per_step_; }
+  // Of them, on this rank at a time.
+  int64_t micro_samples() const { return micro_samples_; }
 
   StepResult step(int64_t step, const Batch& batch);
   // Over the first `samples` samples of a data set, shared among the data ranks.

@@ -38,6 +38,10 @@ std::string content_of(const std::string& path) {
     const rlimit limit{static_cast<rlim_t>(options.file_limit), static_cast<rlim_t>(options.file_limit)};
     setrlimit(RLIMIT_FSIZE, &limit);
   }
+  if (options.memory_limit > 0) {
+    const rlimit limit{static_cast<rlim_t>(options.memory_limit), static_cast<rlim_t>(options.memory_limit)};
+    setrlimit(RLIMIT_AS, &limit);
+  }
   std::vector<char*> arguments{const_cast<char*>(WEFT_PROGRAM)};
   for (const std::string& word : words) arguments.push_back(const_cast<char*>(word.c_str()));
   arguments.push_back(nullptr);

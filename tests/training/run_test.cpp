@@ -158,6 +158,32 @@ TEST(Run, BadDataStopsItOrIsLeftOut) {
   EXPECT_NE(ran.err.find("4 documents or lines"), std::string::npos) << ran.err;
 }
 
+// The line names what held most and a change that fits; with it the run goes through.
+TEST(Run, OutOfMemorySaysWhatWouldFit) {
+  const TinyRun tiny;
+  const Words words{"model.layers=[lightning*8]",
+                    "model.width=128",
+                    "context=512",
+                    "batch_tokens=4096",
+                    "steps=1",
+                    "data.val=0",
+                    "sample.tokens=0"};
+  const RunOptions narrow{.memory_limit = 400L << 20};
+  const Ran ran = tiny.train(words, narrow);
+  ASSERT_EQ(ran.code, 70) << ran.err;
+  const auto error = ran.json()["error"];
+  const std::string what = error["what"], advice = error["do"];
+  EXPECT_EQ(what.find("out of memory: "), 0u) << what;
+  EXPECT_NE(what.find("MiB, by layer "), std::string::npos) << what;
+  ASSERT_EQ(advice.find("set micro_tokens="), 0u) << advice;
+  Words changed = words;
+  const size_t begin = std::string("set ").size();
+  changed.push_back(advice.substr(begin, advice.find_first_of(" ,", begin) - begin));
+  changed.push_back("run=runs/changed");
+  const Ran again = tiny.train(changed, narrow);
+  EXPECT_EQ(again.code, 0) << again.err;
+}
+
 TEST(Run, OneJobAFolder) {
   const TinyRun tiny;
   Ran first;

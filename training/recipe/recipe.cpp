@@ -15,7 +15,9 @@ void Recipe::fields(FieldVisitor& f) {
     {.unit = "tokens", .min = 0});
   f("precision", precision, "type of activations and matrices; masters and reductions stay f32",
     {.choices = {"bf16", "f32", "f64"}, .fixed = true});
-  f("determinism", determinism, "run: the same bits whenever the world size is the same; off: fastest",
+  f("determinism", determinism,
+    "run: the same bits whenever the world size is the same; off: the fastest kernels, which today are the "
+    "same",
     {.choices = {"off", "run"}});
   f.section("model", model, "shape of the network");
   f.section("optim", optim, "optimizer and learning rate");
@@ -108,7 +110,6 @@ void Recipe::Checkpoint::fields(FieldVisitor& f) {
   f("every", every, "steps between checkpoints; 0: only after the last step", {.unit = "steps", .min = 0});
   f("keep", keep, "newest checkpoints kept; 0: all", {.unit = "checkpoints", .min = 0});
   f("strict", strict, "refuse to fall back when the newest checkpoint is damaged");
-  f("async", async, "write while training goes on");
 }
 
 void Recipe::Eval::fields(FieldVisitor& f) {

@@ -114,7 +114,6 @@ struct Recipe {
     int64_t every = 1000;  // 0 = only after the last step
     int64_t keep = 3;      // 0 = all
     bool strict = false;
-    bool async = false;
     void fields(FieldVisitor& f);
   };
 

@@ -60,6 +60,49 @@ Rows<W> rows_of(const Tensor& x, int64_t begin, int64_t n, int64_t h, std::vecto
   }
 }
 
+// The tokens of which a head is on, in order, and those of each tile of them.
+struct Queries {
+  std::vector<int32_t> token, position, document;
+  std::vector<Span> spans;
+  int64_t size() const { return std::ssize(token); }
+};
+
+std::vector<Queries> queries_of(const AttentionTokens& t, int64_t n, int64_t heads) {
+  const int32_t *position = t.q_position.data<int32_t>(), *document = t.q_document.data<int32_t>();
+  const Tensor active = t.active.defined() ? t.active.to(Dtype::f32) : Tensor();
+  std::vector<Queries> all(static_cast<size_t>(active.defined() ? heads : 1));
+  for (size_t h = 0; h < all.size(); ++h) {
+    Queries& q = all[h];
+    for (int64_t i = 0; i < n; ++i) {
+      if (active.defined() && active.data<float>()[i * heads + static_cast<int64_t>(h)] == 0) continue;
+      q.token.push_back(static_cast<int32_t>(i));
+      q.position.push_back(position[i]);
+      q.document.push_back(document[i]);
+    }
+    for (int64_t i = 0; i < q.size(); i += kTile)
+      q.spans.push_back(span_of(q.document.data() + i, q.position.data() + i, std::min(kTile, q.size() - i)));
+  }
+  return all;
+}
+
+// Rows with which a tile of n queries is multiplied. Which heads are on must not change the bits of a row
+// that is, and those of a product can depend on how many rows come with it, below a multiple of the kernel's
+// block.
+int64_t padded(int64_t n, const AttentionTokens& t) {
+  constexpr int64_t kBlock = 16;
+  return t.active.defined() && t.q_position.dim(0) >= kBlock ? (n + kBlock - 1) / kBlock * kBlock : n;
+}
+
+// Head h of these tokens of x (N, H, D), one row after another.
+template <class T, class W>
+void take_rows(Matrix<W>& to, const Tensor& x, const int32_t* token, int64_t n, int64_t h) {
+  const int64_t d = x.dim(2), stride = x.dim(1) * d;
+  const T* p = x.data<T>() + h * d;
+  to.resize(n, d);
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j < d; ++j) to(i, j) = static_cast<W>(p[token[i] * stride + j]);
+}
+
 template <class W>
 struct Scores {
   const AttentionOptions& options;
@@ -94,39 +137,55 @@ std::vector<Span> spans_of(const Tensor& document, const Tensor& position) {
 }
 
 template <class W>
-Scores<W> scores_of(const AttentionTokens& t, const AttentionOptions& options) {
-  return {options, t.q_position.data<int32_t>(), t.q_document.data<int32_t>(), t.k_position.data<int32_t>(),
+Scores<W> scores_of(const Queries& queries, const AttentionTokens& t, const AttentionOptions& options) {
+  return {options, queries.position.data(), queries.document.data(), t.k_position.data<int32_t>(),
           t.k_document.data<int32_t>()};
+}
+
+const Queries& of_head(const std::vector<Queries>& queries, int64_t h) {
+  return queries[queries.size() == 1 ? 0 : static_cast<size_t>(h)];
 }
 
 template <class T, class W>
 void forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
              const AttentionTokens& tokens, const AttentionOptions& options) {
   const int64_t n = q.dim(0), m = k.dim(0), heads = q.dim(1), group = heads / k.dim(1), dv = v.dim(2);
-  const std::vector<Span> q_spans = spans_of(tokens.q_document, tokens.q_position);
+  const std::vector<Queries> queries = queries_of(tokens, n, heads);
   const std::vector<Span> k_spans = spans_of(tokens.k_document, tokens.k_position);
   const std::vector<double> slopes = options.alibi ? alibi_slopes(heads) : std::vector<double>(heads, 0.0);
-  const auto tiles = static_cast<int64_t>(q_spans.size());
   const W never = -std::numeric_limits<W>::infinity();
-  parallel_for(tiles * heads, 1, [&](int64_t begin, int64_t end) {
-    std::vector<W> q_space, k_space, v_space;
-    Matrix<W> s, acc;
+  std::vector<std::pair<int64_t, int64_t>> tasks;  // tile, head
+  for (int64_t tile = 0; tile * kTile < n; ++tile)
+    for (int64_t h = 0; h < heads; ++h)
+      if (tile < std::ssize(of_head(queries, h).spans)) tasks.emplace_back(tile, h);
+  if (tokens.active.defined()) {
+    o.zero();
+    std::fill_n(lse.data<W>(), lse.numel(), never);
+  }
+  parallel_for(std::ssize(tasks), 1, [&](int64_t begin, int64_t end) {
+    std::vector<W> k_space, v_space;
+    Matrix<W> Q, s, acc;
     std::vector<W> peak(kTile), sum(kTile);
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t h = task % heads, tile = task / heads, q0 = tile * kTile, nq = std::min(kTile, n - q0);
-      Scores<W> scores = scores_of<W>(tokens, options);
+      const auto [tile, h] = tasks[task];
+      const Queries& mine = of_head(queries, h);
+      const int64_t q0 = tile * kTile, nq = std::min(kTile, mine.size() - q0);
+      Scores<W> scores = scores_of<W>(mine, tokens, options);
       scores.slope = static_cast<W>(slopes[h]);
-      const Rows<W> Q = rows_of<T, W>(q, q0, nq, h, q_space);
-      acc.setZero(nq, dv);
+      take_rows<T, W>(Q, q, mine.token.data() + q0, nq, h);
+      const int64_t rows = padded(nq, tokens);
+      Q.conservativeResize(rows, q.dim(2));
+      Q.bottomRows(rows - nq).setZero();
+      acc.setZero(rows, dv);
       std::fill(peak.begin(), peak.end(), never);
       std::fill(sum.begin(), sum.end(), W(0));
       for (int64_t k0 = 0; k0 < m; k0 += kTile) {
-        const Sight sight = sight_of(q_spans[tile], k_spans[k0 / kTile], options);
+        const Sight sight = sight_of(mine.spans[tile], k_spans[k0 / kTile], options);
         if (sight == Sight::none) continue;
         const int64_t nk = std::min(kTile, m - k0);
         const Rows<W> K = rows_of<T, W>(k, k0, nk, h / group, k_space),
                       V = rows_of<T, W>(v, k0, nk, h / group, v_space);
-        s.resize(nq, nk);
+        s.resize(rows, nk);
         s.noalias() = static_cast<W>(options.scale) * (Q * K.transpose());
         scores.mask(s, q0, k0, nq, nk, sight);
         for (int64_t i = 0; i < nq; ++i) {
@@ -150,12 +209,11 @@ void forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& 
         }
         acc.noalias() += s * V;
       }
-      T* out = o.data<T>() + (q0 * heads + h) * dv;
-      W* out_lse = lse.data<W>() + q0 * heads + h;
       for (int64_t i = 0; i < nq; ++i) {
+        const int64_t row = mine.token[q0 + i] * heads + h;
         const W inverse = sum[i] > 0 ? W(1) / sum[i] : W(0);
-        for (int64_t j = 0; j < dv; ++j) out[i * heads * dv + j] = static_cast<T>(acc(i, j) * inverse);
-        out_lse[i * heads] = sum[i] > 0 ? peak[i] + std::log(sum[i]) : never;
+        for (int64_t j = 0; j < dv; ++j) o.data<T>()[row * dv + j] = static_cast<T>(acc(i, j) * inverse);
+        lse.data<W>()[row] = sum[i] > 0 ? peak[i] + std::log(sum[i]) : never;
       }
     }
   });
@@ -170,41 +228,43 @@ void backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor
               const Tensor& d_o, const Tensor& d_lse, const AttentionOptions& options) {
   const int64_t n = q.dim(0), m = k.dim(0), heads = q.dim(1), kv_heads = k.dim(1), group = heads / kv_heads;
   const int64_t d = q.dim(2), e = v.dim(2);
-  const std::vector<Span> q_spans = spans_of(tokens.q_document, tokens.q_position);
+  const std::vector<Queries> queries = queries_of(tokens, n, heads);
   const std::vector<Span> k_spans = spans_of(tokens.k_document, tokens.k_position);
   const std::vector<double> slopes = options.alibi ? alibi_slopes(heads) : std::vector<double>(heads, 0.0);
   const W scale = static_cast<W>(options.scale);
+  if (tokens.active.defined()) dq.zero();
   parallel_for(kv_heads, 1, [&](int64_t begin, int64_t end) {
-    std::vector<W> q_space, k_space, v_space, o_space, g_space;
-    Matrix<W> p, ds, dq_all(n, d), dk_all(m, d), dv_all(m, e);
+    std::vector<W> k_space, v_space;
+    Matrix<W> p, ds, q_all, g_all, dq_all, dk_all(m, d), dv_all(m, e);
     std::vector<W> delta(static_cast<size_t>(n)), shift(static_cast<size_t>(n));
     for (int64_t hk = begin; hk < end; ++hk) {
       dk_all.setZero();
       dv_all.setZero();
       for (int64_t h = hk * group; h < (hk + 1) * group; ++h) {
-        dq_all.setZero();
-        Scores<W> scores = scores_of<W>(tokens, options);
+        const Queries& mine = of_head(queries, h);
+        const int64_t count = mine.size();
+        take_rows<T, W>(q_all, q, mine.token.data(), count, h);
+        take_rows<T, W>(g_all, d_o, mine.token.data(), count, h);
+        dq_all.setZero(count, d);
+        Scores<W> scores = scores_of<W>(mine, tokens, options);
         scores.slope = static_cast<W>(slopes[h]);
-        for (int64_t i = 0; i < n; ++i) {
-          const W l = lse.data<W>()[i * heads + h];
+        for (int64_t i = 0; i < count; ++i) {
+          const int64_t row = mine.token[i] * heads + h;
+          const W l = lse.data<W>()[row];
           // A query that saw nothing: exp(score - infinity) = 0.
           shift[i] = l == -std::numeric_limits<W>::infinity() ? std::numeric_limits<W>::infinity() : l;
-        }
-        for (int64_t q0 = 0; q0 < n; q0 += kTile) {
-          const int64_t nq = std::min(kTile, n - q0);
-          const Rows<W> O = rows_of<T, W>(o, q0, nq, h, o_space), G = rows_of<T, W>(d_o, q0, nq, h, g_space);
-          const W* gl = d_lse.data<W>() + q0 * heads + h;
-          for (int64_t i = 0; i < nq; ++i) delta[q0 + i] = O.row(i).dot(G.row(i)) - gl[i * heads];
+          W dot = 0;
+          for (int64_t j = 0; j < e; ++j) dot += static_cast<W>(o.data<T>()[row * e + j]) * g_all(i, j);
+          delta[i] = dot - d_lse.data<W>()[row];
         }
         for (int64_t k0 = 0; k0 < m; k0 += kTile) {
           const int64_t nk = std::min(kTile, m - k0);
           const Rows<W> K = rows_of<T, W>(k, k0, nk, hk, k_space), V = rows_of<T, W>(v, k0, nk, hk, v_space);
-          for (int64_t q0 = 0; q0 < n; q0 += kTile) {
-            const Sight sight = sight_of(q_spans[q0 / kTile], k_spans[k0 / kTile], options);
+          for (int64_t q0 = 0; q0 < count; q0 += kTile) {
+            const Sight sight = sight_of(mine.spans[q0 / kTile], k_spans[k0 / kTile], options);
             if (sight == Sight::none) continue;
-            const int64_t nq = std::min(kTile, n - q0);
-            const Rows<W> Q = rows_of<T, W>(q, q0, nq, h, q_space),
-                          G = rows_of<T, W>(d_o, q0, nq, h, g_space);
+            const int64_t nq = std::min(kTile, count - q0);
+            const auto Q = q_all.middleRows(q0, nq), G = g_all.middleRows(q0, nq);
             p.resize(nq, nk);
             ds.resize(nq, nk);
             p.noalias() = scale * (Q * K.transpose());
@@ -224,9 +284,10 @@ void backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor
             dq_all.middleRows(q0, nq).noalias() += ds * K;
           }
         }
-        T* out = dq.data<T>() + h * d;
-        for (int64_t i = 0; i < n; ++i)
-          for (int64_t j = 0; j < d; ++j) out[i * heads * d + j] = static_cast<T>(dq_all(i, j));
+        for (int64_t i = 0; i < count; ++i) {
+          T* out = dq.data<T>() + (mine.token[i] * heads + h) * d;
+          for (int64_t j = 0; j < d; ++j) out[j] = static_cast<T>(dq_all(i, j));
+        }
       }
       T *out_k = dk.data<T>() + hk * d, *out_v = dv.data<T>() + hk * e;
       for (int64_t i = 0; i < m; ++i) {

@@ -5,6 +5,7 @@
 #include "attention/based.h"
 #include "attention/delta_rule.h"
 #include "attention/linear_attention.h"
+#include "attention/moh.h"
 #include "attention/softmax.h"
 #include "autograd/nearest_name.h"
 
@@ -48,6 +49,10 @@ const std::vector<MechanismEntry>& mechanisms() {
       entry<Based>("based", {},
                    "Simple linear attention language models balance the recall-throughput tradeoff",
                    "https://arxiv.org/abs/2402.18668", {"window=6 chunk=16"}),
+      entry<Moh>(
+          "moh", {}, "MoH: Multi-Head Attention as Mixture-of-Head Attention",
+          "https://arxiv.org/abs/2410.11842",
+          {"shared=2 position=rope", "shared=0 top_k=2 form=paper", "router=norm straight_through=false"}),
   };
   return all;
 }

@@ -2,6 +2,7 @@
 #include <limits>
 #include <numeric>
 
+#include "attention/merge.h"
 #include "autograd/ops/convert.h"
 #include "autograd/parallel.h"
 #include "distributed/collectives.h"
@@ -50,6 +51,7 @@ std::vector<Variable> ring_merge(Communicator& ranks, const RankPlan& plan, cons
   const GatheredRows& all = plan.cut().rows;
   const Tensor q = block.x[0].value().contiguous(), k = block.x[1].value().contiguous(),
                v = block.x[2].value().contiguous();
+  const Tensor active = active_of(block);
   const Dtype wide = wide_of(q.dtype());
   const Tensor o = zeros({q.dim(0), q.dim(1), v.dim(2)}, wide, q.device());
   const Tensor lse = full({q.dim(0), q.dim(1)}, -std::numeric_limits<double>::infinity(), wide, q.device());
@@ -61,7 +63,7 @@ std::vector<Variable> ring_merge(Communicator& ranks, const RankPlan& plan, cons
       const int64_t begin = ring.first_row(), end = begin + ring.rows();
       const std::vector<Tensor> more =
           part.forward(part.options, q.to(wide), keys.to(wide), values.to(wide), block.position,
-                       block.document, all.position.rows(begin, end), all.document.rows(begin, end));
+                       block.document, all.position.rows(begin, end), all.document.rows(begin, end), active);
       ON_DEVICE(q.device(), add_partial(o, lse, more[0], more[1]));
     }
   }
@@ -70,8 +72,8 @@ std::vector<Variable> ring_merge(Communicator& ranks, const RankPlan& plan, cons
                         backward = part.backward](const std::vector<Variable>& x) -> std::vector<Variable> {
     const Tensor &q = x[0], &position = x[3], &document = x[4], &all_position = x[5], &all_document = x[6];
     const Dtype wide = wide_of(q.dtype()), narrow = q.dtype();
-    const Tensor query = q.to(wide), o = x[7].value().to(wide), lse = x[8], d_o = x[9].value().to(wide),
-                 d_lse = x[10];
+    const Tensor query = q.to(wide), active = x[7], o = x[8].value().to(wide), lse = x[9],
+                 d_o = x[10].value().to(wide), d_lse = x[11];
     Tensor keys = x[1], values = x[2];
     const Tensor dq = zeros(q.shape(), wide, q.device());
     Tensor dk = zeros(keys.shape(), wide, q.device()), dv = zeros(values.shape(), wide, q.device());
@@ -80,7 +82,7 @@ std::vector<Variable> ring_merge(Communicator& ranks, const RankPlan& plan, cons
       const int64_t begin = ring.first_row(), end = begin + ring.rows();
       const std::vector<Tensor> d =
           backward(options, query, keys.to(wide), values.to(wide), position, document,
-                   all_position.rows(begin, end), all_document.rows(begin, end), o, lse, d_o, d_lse);
+                   all_position.rows(begin, end), all_document.rows(begin, end), active, o, lse, d_o, d_lse);
       add_to(dq, d[0]);
       add_to(dk, d[1]);
       add_to(dv, d[2]);
@@ -91,9 +93,9 @@ std::vector<Variable> ring_merge(Communicator& ranks, const RankPlan& plan, cons
     }
     return {dq.to(narrow), dk.to(narrow), dv.to(narrow)};
   };
-  return record_collective("ring_merge", {block.x[0], block.x[1], block.x[2]}, {y, lse},
-                           {q, k, v, block.position, block.document, all.position, all.document, y, lse},
-                           adjoint);
+  return record_collective(
+      "ring_merge", {block.x[0], block.x[1], block.x[2]}, {y, lse},
+      {q, k, v, block.position, block.document, all.position, all.document, active, y, lse}, adjoint);
 }
 
 namespace cpu {

@@ -74,8 +74,8 @@ BenchRow attention_row(const AttentionShape& s, bool backward, double seconds) {
   options.scale = 1 / std::sqrt(static_cast<double>(s.size));
   const Tensor &at = layout.position, &of = layout.document;
   measure(row, seconds, [&] {
-    const std::vector<Tensor> y = flash_attention_forward(options, q, k, v, at, of, at, of);
-    if (backward) flash_attention_backward(options, q, k, v, at, of, at, of, y[0], y[1], d_o, d_lse);
+    const std::vector<Tensor> y = flash_attention_forward(options, q, k, v, at, of, at, of, {});
+    if (backward) flash_attention_backward(options, q, k, v, at, of, at, of, {}, y[0], y[1], d_o, d_lse);
   });
   return row;
 }

@@ -20,6 +20,13 @@ Variable gather_last(const Variable& x, const Tensor& indices) {
   });
 }
 
+Tensor marks(const Tensor& indices, int64_t width, Dtype dtype) {
+  const Tensor y = empty(indices.shape().with(-1, width), dtype, indices.device());
+  const Tensor ones = full(indices.shape(), 1, dtype, indices.device());
+  ON_DEVICE(y.device(), gather_last_backward(y, indices.contiguous(), ones));
+  return y;
+}
+
 TopK top_k(const Variable& x, int64_t k) {
   CHECK(x.rank() >= 1 && k >= 0 && k <= x.dim(-1), "top_k: ", k, " of x ", x.shape());
   const Tensor rows = x.value().contiguous();

@@ -15,6 +15,10 @@ struct TopK {
 // 0 <= k <= M. Of equal elements the one of lower index comes first; a NaN counts as larger than anything.
 TopK top_k(const Variable& x, int64_t k);
 
+// 1 where an index of the row names the element, 0 elsewhere.  indices (..., k) i32, none twice in a row ->
+// (..., width)
+Tensor marks(const Tensor& indices, int64_t width, Dtype dtype);
+
 namespace cpu {
 void gather_last_forward(const Tensor& y, const Tensor& x, const Tensor& indices);
 void gather_last_backward(const Tensor& dx, const Tensor& indices, const Tensor& dy);

@@ -7,6 +7,7 @@
 #include "attention/linear_attention.h"
 #include "attention/moh.h"
 #include "attention/softmax.h"
+#include "attention/sparsek.h"
 #include "autograd/nearest_name.h"
 
 namespace weft {
@@ -53,6 +54,11 @@ const std::vector<MechanismEntry>& mechanisms() {
           "moh", {}, "MoH: Multi-Head Attention as Mixture-of-Head Attention",
           "https://arxiv.org/abs/2410.11842",
           {"shared=2 position=rope", "shared=0 top_k=2 form=paper", "router=norm straight_through=false"}),
+      entry<SparseK>(
+          "sparsek", {},
+          "Sparser is Faster and Less is More: Efficient Sparse Attention for Long-Range Transformers",
+          "https://arxiv.org/abs/2406.16747",
+          {"k=3 window=4 chunk=7", "k=4 support=9 window=0 slope=0.0625 gate=v"}),
   };
   return all;
 }

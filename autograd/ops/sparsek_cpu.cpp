@@ -48,7 +48,8 @@ void sparsek_forward(const Tensor& p, const Tensor& z, int64_t k) {
         for (int64_t j = 0; j < m; ++j)
           if (static_cast<double>(row[j]) > -std::numeric_limits<double>::infinity())
             sorted.push_back(static_cast<double>(row[j]));
-        std::sort(sorted.begin(), sorted.end(), std::greater<>());
+        if (!std::is_sorted(sorted.begin(), sorted.end(), std::greater<>()))
+          std::sort(sorted.begin(), sorted.end(), std::greater<>());
         const bool all = static_cast<int64_t>(sorted.size()) <= k;
         const double top = sorted.empty() ? 0 : sorted[0];
         for (double& s : sorted) s -= top;

@@ -20,6 +20,14 @@ Variable gather_last(const Variable& x, const Tensor& indices) {
   });
 }
 
+Tensor running_top_k(const Tensor& x, int64_t given, int64_t k) {
+  CHECK(x.rank() == 2 && k >= 1 && k <= given && given <= x.dim(1), "running_top_k: ", k, " of x ", x.shape(),
+        " from ", given, " on");
+  const Tensor indices = empty({x.dim(0), x.dim(1) - given, k}, Dtype::i32, x.device());
+  ON_DEVICE(x.device(), running_top_k(indices, x.contiguous(), given));
+  return indices;
+}
+
 Tensor marks(const Tensor& indices, int64_t width, Dtype dtype) {
   const Tensor y = empty(indices.shape().with(-1, width), dtype, indices.device());
   const Tensor ones = full(indices.shape(), 1, dtype, indices.device());

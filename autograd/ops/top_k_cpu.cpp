@@ -63,4 +63,33 @@ void top_k_indices(const Tensor& indices, const Tensor& x) {
   });
 }
 
+void running_top_k(const Tensor& indices, const Tensor& x, int64_t given) {
+  const int64_t k = indices.dim(2), m = x.dim(1), steps = m - given;
+  with_float(x.dtype(), [&]<class T>() {
+    using A = Acc<T>;
+    parallel_for(x.dim(0), row_grain(k * m), [&](int64_t begin, int64_t end) {
+      std::vector<int32_t> best(static_cast<size_t>(given));
+      for (int64_t i = begin; i < end; ++i) {
+        const T* row = x.data<T>() + i * m;
+        const auto before = [=](int32_t p, int32_t q) {
+          const A u = A(row[p]), v = A(row[q]);
+          return u > v || (u == v && p < q);
+        };
+        best.resize(static_cast<size_t>(given));
+        std::iota(best.begin(), best.end(), 0);
+        std::partial_sort(best.begin(), best.begin() + k, best.end(), before);
+        best.resize(static_cast<size_t>(k));
+        for (int64_t c = 0; c < steps; ++c) {
+          const auto next = static_cast<int32_t>(given + c);
+          if (before(next, best.back())) {  // it goes in, the last one falls out
+            best.pop_back();
+            best.insert(std::upper_bound(best.begin(), best.end(), next, before), next);
+          }
+          std::copy(best.begin(), best.end(), indices.data<int32_t>() + (i * steps + c) * k);
+        }
+      }
+    });
+  });
+}
+
 }  // namespace weft::cpu

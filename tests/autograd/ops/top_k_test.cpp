@@ -1,5 +1,7 @@
 #include "autograd/ops/top_k.h"
 
+#include "autograd/ops/arrange.h"
+
 #include "tests/autograd/ops/op_checks.h"
 
 namespace weft {
@@ -27,6 +29,29 @@ TEST(TopK, AgainstASort) {
     std::sort(row.begin(), row.end(), std::greater<>());
     for (int64_t j = 0; j < k; ++j) EXPECT_EQ(y[i * k + j], row[j]);
   }
+}
+
+TEST(TopK, RunningEqualsEveryPrefix) {
+  const int64_t rows = 3, given = 6, steps = 20, k = 5;
+  for (const double rounding : {0.0, 2.0}) {  // the second with many ties
+    std::vector<double> values = to_values(random_tensor({rows, given + steps}, 1));
+    for (double& v : values)
+      if (rounding > 0) v = std::round(v * rounding);
+    const Tensor x = from_values({rows, given + steps}, Dtype::f64, values);
+    const std::vector<double> got = to_values(running_top_k(x, given, k));
+    for (int64_t c = 0; c < steps; ++c) {
+      const std::vector<double> prefix = to_values(top_k(slice(x, 1, 0, given + c + 1).value(), k).indices);
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = 0; j < k; ++j) EXPECT_EQ(got[(i * steps + c) * k + j], prefix[i * k + j]);
+    }
+  }
+  EXPECT_EQ(running_top_k(empty({2, 8}, Dtype::f32, Device::meta), 4, 3).shape(), (Shape{2, 4, 3}));
+  EXPECT_THROW(running_top_k(random_tensor({2, 8}, 1), 4, 5), Error);
+}
+
+TEST(TopK, MarksNameTheChosen) {
+  const Tensor m = marks(from_ints({2, 0, 1, 2}).reshape({2, 2}), 3, Dtype::f32);
+  EXPECT_EQ(to_values(m), (std::vector<double>{1, 0, 1, 0, 1, 1}));
 }
 
 TEST(TopK, Gradients) {

@@ -13,8 +13,9 @@ std::vector<Variable> selected_attention(const Variable& q, const Variable& k, c
   CHECK(q.dtype() == wide_of(q.dtype()) && k.dtype() == q.dtype() && v.dtype() == q.dtype() &&
             gate.dtype() == q.dtype(),
         "selected attention: q ", name_of(q.dtype()), ", k ", name_of(k.dtype()));
-  CHECK(q.dim(0) % options.groups == 0 && k.dim(0) % options.groups == 0, "selected attention: q ", q.shape(),
-        ", k ", k.shape(), " in ", options.groups, " groups");
+  const int64_t groups = options.groups;
+  CHECK(groups == 0 ? q.dim(0) == 0 : q.dim(0) % groups == 0 && k.dim(0) % groups == 0,
+        "selected attention: q ", q.shape(), ", k ", k.shape(), " in ", options.groups, " groups");
   const Tensor Q = q.value().contiguous(), K = k.value().contiguous(), V = v.value().contiguous(),
                G = gate.value().contiguous(), rows = index.contiguous();
   const Tensor o = empty({q.dim(0), v.dim(1)}, q.dtype(), q.device()),

@@ -77,7 +77,7 @@ void selected_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, con
                        const Tensor& index, const Tensor& o, const Tensor& lse, const Tensor& d_o,
                        const Tensor& d_lse, const SelectedOptions& options) {
   const int64_t d = q.dim(1), e = v.dim(1), count = gate.dim(1);
-  const int64_t queries = q.dim(0) / options.groups;
+  const int64_t queries = options.groups > 0 ? q.dim(0) / options.groups : 0;
   const int32_t* rows = index.data<int32_t>();
   dq.zero();
   dk.zero();

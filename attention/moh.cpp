@@ -52,19 +52,17 @@ Moh::Moh(Config config, Dimensions dims, const ParameterScope& scope)
                 "top_k", "set shared + top_k <= heads");
   if (config_.position == "rope" && dims.key % 2 != 0)
     throw Error(Exit::recipe, text("rotary positions need an even key size, got ", dims.key), "position");
-  const auto projection = [&](const char* name, int64_t to, int64_t from) {
-    return scope.declare({name,
-                          {to, from},
-                          ParameterKind::matrix,
-                          Initializer::normal(std::sqrt(0.4 / static_cast<double>(from)))});
+  const auto projection = [&](const char* name, int64_t to, int64_t from, std::vector<int64_t> parts) {
+    const auto start = Initializer::normal(std::sqrt(0.4 / static_cast<double>(from)));
+    return scope.declare({name, {to, from}, ParameterKind::matrix, start, std::move(parts)});
   };
   const auto router = [&](const char* name, int64_t to) {
     return scope.declare({name, {to, dims.width}, ParameterKind::vector, Initializer::normal(0.02)});
   };
-  q_ = projection("q.weight", dims.heads * dims.key, dims.width);
-  k_ = projection("k.weight", dims.kv_heads * dims.key, dims.width);
-  v_ = projection("v.weight", dims.kv_heads * dims.value, dims.width);
-  out_ = projection("out.weight", dims.width, dims.heads * dims.value);
+  const std::vector<int64_t> parts{dims.heads * dims.key, dims.kv_heads * dims.key,
+                                   dims.kv_heads * dims.value};
+  in_ = projection("in.weight", parts[0] + parts[1] + parts[2], dims.width, parts);
+  out_ = projection("out.weight", dims.width, dims.heads * dims.value, {});
   if (!learned()) return;
   router_routed_ = router("router.routed", routed());
   if (config_.shared > 1) router_shared_ = router("router.shared", config_.shared);
@@ -124,9 +122,9 @@ Variable Moh::forward(const Block& block, Crossing& cross) const {
   const Variable x = block.x[0];
   const Dimensions& d = dims();
   const int64_t n = x.dim(0);
-  Variable q = reshape(linear(x, q_), {n, d.heads, d.key}),
-           k = reshape(linear(x, k_), {n, d.kv_heads, d.key});
-  const Variable v = reshape(linear(x, v_), {n, d.kv_heads, d.value});
+  const std::vector<Variable> projected = split_columns(linear(x, in_), in_->info.parts);
+  Variable q = reshape(projected[0], {n, d.heads, d.key}), k = reshape(projected[1], {n, d.kv_heads, d.key});
+  const Variable v = reshape(projected[2], {n, d.kv_heads, d.value});
   const Routing routing = route(x, q, cross);
   if (config_.position == "rope") {
     q = rotary(q, block.position, config_.rope_theta);
@@ -143,11 +141,14 @@ Variable Moh::reference(const Block& block) const {
   const Variable x = block.x[0];
   const Dimensions& d = dims();
   const int64_t n = x.dim(0), s = config_.shared, e = d.heads - s;
-  const auto project = [&](const Parameter& w, int64_t heads) {
-    return reshape(matmul(x, w, {false, true}), {n, heads, w->info.shape[0] / heads});
+  int64_t row = 0;
+  const auto project = [&](int64_t heads, int64_t size) {
+    const Variable weight = slice(in_, 0, row, row + heads * size);
+    row += heads * size;
+    return reshape(matmul(x, weight, {false, true}), {n, heads, size});
   };
-  Variable q = project(q_, d.heads), k = project(k_, d.kv_heads);
-  const Variable v = project(v_, d.kv_heads);
+  Variable q = project(d.heads, d.key), k = project(d.kv_heads, d.key);
+  const Variable v = project(d.kv_heads, d.value);
 
   std::vector<Variable> scores;  // of each routed head, (n, 1)
   for (int64_t h = s; h < d.heads; ++h) {
@@ -212,7 +213,7 @@ Variable Moh::reference(const Block& block) const {
 
 namespace {
 
-// A layer with random projections; routers that say nothing unless `routers`.
+// A layer with random projections and routers that say nothing.
 struct Trial {
   Trial(MohConfig config, const Dimensions& d, int64_t n)
       : store(Dtype::f64, Device::cpu, 5),
@@ -230,15 +231,14 @@ struct Trial {
   Variable dense() {
     const Dimensions& d = layer.dims();
     const int64_t n = x.dim(0);
-    const auto project = [&](const char* name, int64_t heads, int64_t size) {
-      return reshape(linear(x, store.find(name)), {n, heads, size});
-    };
+    const Parameter in = store.find("in.weight");
+    const std::vector<Variable> part = split_columns(linear(x, in), in->info.parts);
     ParameterStore none(Dtype::f64);
     const Softmax attention({}, d, {none, ""});
     LocalCrossing cross(layout);
     const Variable o =
-        attention.forward({{project("q.weight", d.heads, d.key), project("k.weight", d.kv_heads, d.key),
-                            project("v.weight", d.kv_heads, d.value)},
+        attention.forward({{reshape(part[0], {n, d.heads, d.key}), reshape(part[1], {n, d.kv_heads, d.key}),
+                            reshape(part[2], {n, d.kv_heads, d.value})},
                            layout.position,
                            layout.document},
                           cross);

@@ -59,7 +59,7 @@ class Moh : public Mechanism {
   bool learned() const { return config_.router == "learned"; }
 
   Config config_;
-  Parameter q_, k_, v_, out_;
+  Parameter in_, out_;  // named and laid out as a layer of plain attention has them
   Parameter router_routed_, router_shared_, router_mix_;  // f32: which heads are on must not hang on rounding
 };
 

@@ -4,13 +4,14 @@
 #include <cmath>
 
 #include "attention/merge.h"
+#include "attention/naive.h"
 #include "attention/selected_attention.h"
 #include "attention/softmax.h"
 #include "autograd/gradcheck.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
 #include "autograd/ops/matmul.h"
-#include "autograd/ops/reduce.h"
+#include "autograd/ops/rotary.h"
 #include "autograd/ops/softmax.h"
 #include "autograd/ops/sparsek.h"
 #include "autograd/ops/top_k.h"
@@ -109,6 +110,8 @@ void SparseKConfig::fields(FieldVisitor& f) {
   f("slope", slope, "added to a score per position, so that later ones need not grow to be kept");
   f("gate", gate, "what the gates multiply", {.choices = {"kv", "v"}});
   f("scale", scale, "factor of q k; 0 = 1 / sqrt(key size)", {.min = 0});
+  f("position", position, "how positions enter", {.choices = {"none", "rope"}});
+  f("rope_theta", rope_theta, "base of the rotary wavelengths", {.min = 1});
   f("chunk", chunk, "tokens handled at once between two kept sets; changes speed, not results",
     {.unit = "tokens", .min = 1});
 }
@@ -117,6 +120,8 @@ SparseK::SparseK(Config config, Dimensions dims, const ParameterScope&)
     : Mechanism(dims), config_(std::move(config)) {
   if (config_.scale == 0) config_.scale = 1 / std::sqrt(static_cast<double>(dims.key));
   if (config_.support == 0) config_.support = 4 * config_.k;
+  if (config_.position == "rope" && dims.key % 2 != 0)
+    throw Error(Exit::recipe, text("rotary positions need an even key size, got ", dims.key), "position");
   if (config_.support <= config_.k)
     throw Error(Exit::recipe, text("gates over ", config_.support, " scores are all 1 for k = ", config_.k),
                 "support", "set it above k, or 0");
@@ -203,7 +208,10 @@ Scan SparseK::far(Dtype dtype, Device device) const {
   return scan;
 }
 
-Variable SparseK::forward(const Block& block, Crossing& cross) const {
+Variable SparseK::forward(const Block& given, Crossing& cross) const {
+  Block block = given;
+  if (config_.position == "rope")
+    for (int i = 0; i < 2; ++i) block.x[i] = rotary(block.x[i], block.position, config_.rope_theta);
   const Dtype wide = wide_of(block.x[0].dtype());
   const int64_t e = dims().value;
   const Variable u = with_slope(cast(block.x[3], wide), block.position, config_.slope);
@@ -241,6 +249,11 @@ Variable SparseK::reference(const Block& block) const {
   const int64_t n = block.x[0].dim(0), heads = dims().heads;
   const Dtype type = block.x[0].dtype();
   const std::vector<double> u = to_values(block.x[3]), at = to_values(block.position);
+  Variable q = block.x[0], k = block.x[1];
+  if (config_.position == "rope") {
+    q = naive_rotary(q, 0, config_.rope_theta);
+    k = naive_rotary(k, 0, config_.rope_theta);
+  }
   std::vector<Variable> outputs;
   for (int64_t h = 0; h < heads; ++h) {
     const size_t size = static_cast<size_t>(n * n);
@@ -286,8 +299,8 @@ Variable SparseK::reference(const Block& block) const {
     const auto column = [&](const std::vector<double>& values) {
       return Variable(from_values({n, 1}, type, values));
     };
-    const auto head = [&](int i, int64_t of, int64_t d) {
-      return reshape(slice(block.x[i], 1, of, of + 1), {n, d});
+    const auto head = [&](const Variable& x, int64_t of) {
+      return reshape(slice(x, 1, of, of + 1), {n, x.dim(2)});
     };
     const Variable height = from_values({n, 1}, type, at);
     const Variable z = add(slice(block.x[3], 1, h, h + 1), scale(height, config_.slope));  // (n, 1)
@@ -295,11 +308,10 @@ Variable SparseK::reference(const Block& block) const {
     const Variable p = add(constant(one), multiply(constant(part), subtract(reshape(z, {1, n}), tau)));
     const Variable gate = add(constant(window), multiply(constant(kept), p));
     const int64_t owner = h * dims().kv_heads / heads;
-    Variable scores =
-        scale(matmul(head(0, h, dims().key), head(1, owner, dims().key), {false, true}), config_.scale);
+    Variable scores = scale(matmul(head(q, h), head(k, owner), {false, true}), config_.scale);
     if (config_.gate == "kv") scores = multiply(scores, gate);
     const Variable weights = multiply(softmax(add(scores, constant(bias))), gate);
-    outputs.push_back(reshape(matmul(weights, head(2, owner, dims().value)), {n, 1, dims().value}));
+    outputs.push_back(reshape(matmul(weights, head(block.x[2], owner)), {n, 1, dims().value}));
   }
   return concatenate(outputs, 1);
 }

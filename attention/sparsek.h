@@ -26,6 +26,8 @@ struct SparseKConfig {
   double slope = 0;
   std::string gate = "kv";
   double scale = 0;
+  std::string position = "none";
+  double rope_theta = 10000;
   int64_t chunk = 64;
   void fields(FieldVisitor& f);
 };

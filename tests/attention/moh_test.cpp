@@ -116,8 +116,9 @@ TEST(Moh, StraightThroughPassesTheGradientOfTheSoftmax) {
   const Outcome outcome = run_with_gradients(s, layout, {x}, layer);
   const Function by_hand = [&](const std::vector<Variable>& in) {
     const auto weight = [&](const char* name) { return Variable(s.store.find(name)); };
-    const Variable q = reshape(linear(in[0], weight("q.weight")), {4, 3}),
-                   v = reshape(linear(in[0], weight("v.weight")), {4, 2});
+    const Variable projected = linear(in[0], weight("in.weight"));  // 12 of q, 12 of k, 8 of v
+    const Variable q = reshape(slice(projected, 1, 0, 12), {4, 3}),
+                   v = reshape(slice(projected, 1, 24, 32), {4, 2});
     const Variable length = slice(sqrt(sum(square(q), 1)), 0, 1, 4);
     const Variable apart = subtract(length, mean(length, 0, true));
     const Variable deviation = sqrt(scale(sum(square(apart), 0, true), 0.5));

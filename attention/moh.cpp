@@ -21,6 +21,20 @@ namespace {
 // Heads of equal length have no deviation.
 constexpr double kNormEps = 1e-12;
 
+// The same sizes in another number of heads.
+Dimensions with_heads(Dimensions d, const MohConfig& config) {
+  if (config.heads == 0) return d;
+  const int64_t keys = d.heads * d.key, values = d.heads * d.value, heads = config.heads;
+  d.heads = heads;
+  d.kv_heads = config.kv_heads > 0 ? config.kv_heads : heads;
+  if (keys % heads != 0 || values % heads != 0 || heads % d.kv_heads != 0)
+    throw Error(Exit::recipe, text(heads, " heads over ", d.kv_heads, " do not divide ", keys, " features"),
+                "heads");
+  d.key = keys / heads;
+  d.value = values / heads;
+  return d;
+}
+
 Variable ones(int64_t n, int64_t heads, const Variable& like) {
   return full({n, heads}, 1, like.dtype(), like.device());
 }
@@ -28,6 +42,8 @@ Variable ones(int64_t n, int64_t heads, const Variable& like) {
 }  // namespace
 
 void MohConfig::fields(FieldVisitor& f) {
+  f("heads", heads, "query heads, which share the key size of all; 0 = the model's", {.min = 0});
+  f("kv_heads", kv_heads, "key-value heads where heads is set; 0 = as many", {.min = 0});
   f("shared", shared, "heads that are always on, the first ones", {.min = 0});
   f("top_k", top_k, "heads that a token picks among the others", {.min = 1});
   f("router", router, "learned: by projections of x; norm: by the lengths of the queries, no parameters",
@@ -43,7 +59,8 @@ void MohConfig::fields(FieldVisitor& f) {
 }
 
 Moh::Moh(Config config, Dimensions dims, const ParameterScope& scope)
-    : Mechanism(dims), config_(std::move(config)) {
+    : Mechanism(with_heads(dims, config)), config_(std::move(config)) {
+  dims = this->dims();
   if (config_.scale == 0) config_.scale = 1 / std::sqrt(static_cast<double>(dims.key));
   if (config_.shared + config_.top_k > dims.heads)
     throw Error(Exit::recipe,

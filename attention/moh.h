@@ -23,7 +23,9 @@
 namespace weft {
 
 struct MohConfig {
-  int64_t shared = 1;
+  int64_t heads = 0;
+  int64_t kv_heads = 0;
+  int64_t shared = 0;
   int64_t top_k = 1;
   std::string router = "learned";
   std::string form = "code";

@@ -50,10 +50,10 @@ const std::vector<MechanismEntry>& mechanisms() {
       entry<Based>("based", {},
                    "Simple linear attention language models balance the recall-throughput tradeoff",
                    "https://arxiv.org/abs/2402.18668", {"window=6 chunk=16"}),
-      entry<Moh>(
-          "moh", {}, "MoH: Multi-Head Attention as Mixture-of-Head Attention",
-          "https://arxiv.org/abs/2410.11842",
-          {"shared=2 position=rope", "shared=0 top_k=2 form=paper", "router=norm straight_through=false"}),
+      entry<Moh>("moh", {}, "MoH: Multi-Head Attention as Mixture-of-Head Attention",
+                 "https://arxiv.org/abs/2410.11842",
+                 {"heads=4 kv_heads=2 shared=2 position=rope", "heads=4 shared=0 top_k=2 form=paper",
+                  "heads=4 shared=1 router=norm straight_through=false", "heads=4 shared=1 top_k=2"}),
       entry<SparseK>(
           "sparsek", {},
           "Sparser is Faster and Less is More: Efficient Sparse Attention for Long-Range Transformers",

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "attention/chunks.h"
 #include "attention/merge.h"
 #include "attention/naive.h"
 #include "attention/selected_attention.h"
@@ -56,47 +57,74 @@ Variable by_head(const Variable& x, int64_t heads) {
   return permute(gather_rows(first, from_ints(owner, x.device())), {1, 0, 2, 3});
 }
 
-// How a list of candidates is laid out: `support` scores that were kept, the first `kept` of them with their
-// pairs, then `more` new ones with theirs.
-struct Lists {
-  int64_t kept, support, more;
-  int64_t pairs() const { return kept + more; }
-};
-
-// Rows of the pairs (R pairs(), ...) that the first `kept` indices of (R, C, support) into scores name. An
-// index of a kept score without a pair is never among them, as the pairs come first.
-Tensor pair_rows(const Tensor& indices, const Lists& lists) {
-  const int64_t r = indices.dim(0), c = indices.dim(1);
-  if (indices.device() == Device::meta) return empty({r, c, lists.kept}, Dtype::i32, Device::meta);
-  const Tensor rows = empty({r, c, lists.kept}, Dtype::i32, indices.device());
+// Rows of the pairs of run r, r * pairs ..., that the first `kept` indices of (R, C, ...) name among {kept,
+// `gap` scores without a pair, the others}; none of them names a score without one.
+Tensor pair_rows(const Tensor& indices, int64_t kept, int64_t gap, int64_t pairs) {
+  const int64_t r = indices.dim(0), c = indices.dim(1), width = indices.dim(2);
+  const Tensor rows = empty({r * c, kept}, Dtype::i32, indices.device());
+  if (indices.device() == Device::meta) return rows;
   const int32_t* from = indices.data<int32_t>();
   int32_t* to = rows.data<int32_t>();
   for (int64_t i = 0; i < r * c; ++i)
-    for (int64_t j = 0; j < lists.kept; ++j) {
-      const int64_t at = from[i * lists.support + j];
-      const int64_t pair = at < lists.support ? at : at - lists.support + lists.kept;
-      to[i * lists.kept + j] = static_cast<int32_t>(i / c * lists.pairs() + pair);
+    for (int64_t j = 0; j < kept; ++j) {
+      const int64_t at = from[i * width + j];
+      to[i * kept + j] = static_cast<int32_t>(i / c * pairs + (at < kept ? at : at - gap));
     }
   return rows;
 }
 
-// The best of two lists, {k (M, H, kept, Dk), v, u (M, H, support)} and `more` = {k (M, H, X, Dk), v, u (M,
-// H, X)}: the first ones win ties.
-State best_of(const State& before, const State& more, int64_t kept, int64_t support) {
-  const int64_t m = before[2].dim(0), heads = before[2].dim(1);
-  // A list of scores may be longer than that of its pairs, which come first.
-  const Lists lists{kept, support, more[0].dim(2)};
-  const Variable scores =
-      reshape(concatenate({before[2], more[2]}, 2), {m * heads, support + more[2].dim(2)});
-  const Tensor best = top_k(scores.value(), support).indices;
-  const Tensor rows = pair_rows(best.reshape({m * heads, 1, support}), lists).reshape({m * heads * kept});
+// The best `count` of each row of scores (R, P), as rows of the flattened scores, (R, count); -1 for none.
+Tensor best_rows(const Variable& scores, const Tensor& order, int64_t count) {
+  const int64_t r = scores.dim(0), p = scores.dim(1), width = order.dim(1);
+  const Tensor rows = empty({r * count}, Dtype::i32, scores.device());
+  if (scores.device() == Device::meta) return rows;
+  const std::vector<double> z = to_values(scores);
+  for (int64_t i = 0; i < r; ++i)
+    for (int64_t j = 0; j < count; ++j) {
+      const int64_t at = i * p + order.data<int32_t>()[i * width + j];
+      rows.data<int32_t>()[i * count + j] = z[at] == kNone ? -1 : static_cast<int32_t>(at);
+    }
+  return rows;
+}
+
+// A state holds 0 and not -infinity where it has no score, so that all of it is finite, and says in `held`
+// which are there: {k (M, H, kept, Dk), v, u (M, H, kept), rest (M, H, others), held (M, H, kept + others)}.
+// Here its scores as they are compared, {u, rest}.
+std::vector<Variable> scores_of(const State& state) {
+  const Tensor& held = state[4];
+  const Tensor absent = empty_like(held);
+  if (held.device() != Device::meta) {
+    std::vector<double> values = to_values(held);
+    for (double& value : values) value = value > 0.5 ? 0 : kNone;
+    absent.copy_from(from_values(held.shape(), held.dtype(), values));
+  }
+  const int64_t kept = state[2].dim(2);
+  return {add(state[2], slice(absent, 2, 0, kept)), add(state[3], slice(absent, 2, kept, held.dim(2)))};
+}
+
+// Pairs with their scores, and scores without: {k (M, H, X, Dk), v, u (M, H, X), rest (M, H, Y)}, -infinity
+// for none. The best `kept` pairs, the first ones where scores are equal, and the best `others` of all scores
+// that are left, as a state.
+State best_of(const std::vector<Variable>& all, int64_t kept, int64_t others) {
+  const int64_t m = all[2].dim(0), heads = all[2].dim(1), pairs = all[2].dim(2), r = m * heads;
+  const Variable u = reshape(all[2], {r, pairs});
+  const TopK sorted = top_k(u, pairs);
+  const Tensor rows = best_rows(u, sorted.indices, kept);
   State out;
   for (int i = 0; i < 2; ++i) {
-    const int64_t size = before[i].dim(3);
-    const Variable all = reshape(concatenate({before[i], more[i]}, 2), {m * heads * lists.pairs(), size});
-    out.push_back(reshape(gather_rows(all, rows), {m, heads, kept, size}));
+    const int64_t size = all[i].dim(3);
+    out.push_back(reshape(gather_rows(reshape(all[i], {r * pairs, size}), rows), {m, heads, kept, size}));
   }
-  out.push_back(reshape(gather_last(scores, best), {m, heads, support}));
+  out.push_back(reshape(gather_rows(reshape(u, {r * pairs, 1}), rows), {m, heads, kept}));
+  const Variable pool =
+      concatenate({reshape(all[3], {r, all[3].dim(2)}), slice(sorted.values, 1, kept, pairs)}, 1);
+  const Tensor rest = best_rows(pool, top_k(pool, others).indices, others);
+  out.push_back(reshape(gather_rows(reshape(pool, {pool.numel(), 1}), rest), {m, heads, others}));
+  const auto there = [&](const Tensor& index, int64_t count) {
+    const Variable one = full({std::max(u.numel(), pool.numel()), 1}, 1, u.dtype(), u.device());
+    return reshape(gather_rows(one, index), {m, heads, count});
+  };
+  out.push_back(concatenate({there(rows, kept), there(rest, others)}, 2));
   return out;
 }
 
@@ -163,45 +191,49 @@ SparseK::Near SparseK::near(const Block& block, const Variable& u, Crossing& cro
 
 Scan SparseK::far(Dtype dtype, Device device) const {
   const int64_t heads = dims().heads, d = dims().key, e = dims().value;
-  const int64_t kept = config_.k, support = config_.support;
+  const int64_t kept = config_.k, others = config_.support - kept;
   Scan scan;
-  scan.names = {"k", "v", "u"};
+  scan.names = {"k", "v", "u", "rest", "held"};
   scan.pad = {0, 0, 0, kNone};
   scan.chunk = config_.chunk;
   scan.identity = [=] {
-    return State{zeros({1, heads, kept, d}, dtype, device), zeros({1, heads, kept, e}, dtype, device),
-                 full({1, heads, support}, kNone, dtype, device)};
+    const auto none = [&](const Shape& shape) { return zeros(shape, dtype, device); };
+    return State{none({1, heads, kept, d}), none({1, heads, kept, e}), none({1, heads, kept}),
+                 none({1, heads, others}), none({1, heads, kept + others})};
   };
   const auto candidates = [heads](const Block& b) {
-    return State{by_head(b.x[1], heads), by_head(b.x[2], heads), permute(b.x[3], {0, 2, 1})};
+    return std::vector{by_head(b.x[1], heads), by_head(b.x[2], heads), permute(b.x[3], {0, 2, 1})};
   };
+  const auto together = [](const Variable& a, const Variable& b) { return concatenate({a, b}, 2); };
   scan.summarize = [=, identity = scan.identity](const Block& b) {
     const Tensor same = from_ints(std::vector<int32_t>(static_cast<size_t>(b.x[0].dim(0)), 0), device);
-    State none;
-    for (const Variable& x : identity()) none.push_back(gather_rows(x, same));
-    return best_of(none, candidates(b), kept, support);
+    const State none = gather_state(identity(), same);
+    const std::vector<Variable> scores = scores_of(none), more = candidates(b);
+    return best_of(
+        {together(none[0], more[0]), together(none[1], more[1]), together(scores[0], more[2]), scores[1]},
+        kept, others);
   };
   scan.combine = [=](const State& before, const State& after) {
-    return best_of(before, after, kept, support);
+    const std::vector<Variable> a = scores_of(before), b = scores_of(after);
+    return best_of({together(before[0], after[0]), together(before[1], after[1]), together(a[0], b[0]),
+                    together(a[1], b[1])},
+                   kept, others);
   };
   scan.apply = [=, factor = config_.scale, gate_keys = config_.gate == "kv"](const Block& b,
                                                                              const State& prefix) {
-    const State more = candidates(b);
-    const int64_t m = b.x[0].dim(0), c = b.x[0].dim(1), r = m * heads;
-    const Lists lists{kept, support, c};
-    const Variable scores = reshape(concatenate({prefix[2], more[2]}, 2), {r, support + c});
-    const Tensor best = running_top_k(scores, support, support);  // (r, c, support)
-    const Variable z = reshape(gather_last(scores, best.reshape({r, c * support})), {r, c, support});
+    const std::vector<Variable> more = candidates(b), past = scores_of(prefix);
+    const int64_t m = b.x[0].dim(0), c = b.x[0].dim(1), r = m * heads, pairs = kept + c;
+    const Variable scores = reshape(concatenate({past[0], past[1], more[2]}, 2), {r, kept + others + c});
+    const Tensor best = running_top_k(scores, kept, others);
+    const Variable z = reshape(gather_last(scores, best.reshape({r, c * (kept + others)})), best.shape());
     const Variable gates = slice(sparsek(z, kept), 2, 0, kept);
-    const auto flat = [&](const Variable& first, const Variable& then) {
-      const int64_t size = first.dim(3);
-      return reshape(concatenate({first, then}, 2), {r * lists.pairs(), size});
+    const auto all = [&](int i) {
+      return reshape(together(prefix[i], more[i]), {r * pairs, more[i].dim(3)});
     };
     const Variable q = reshape(permute(cast(b.x[0], dtype), {0, 2, 1, 3}), {r * c, d});
-    const auto y =
-        selected_attention(q, flat(prefix[0], more[0]), flat(prefix[1], more[1]),
-                           reshape(gates, {r * c, kept}), pair_rows(best, lists).reshape({r * c, kept}),
-                           {.scale = factor, .gate_keys = gate_keys, .groups = r});
+    const auto y = selected_attention(q, all(0), all(1), reshape(gates, {r * c, kept}),
+                                      pair_rows(best, kept, others, pairs),
+                                      {.scale = factor, .gate_keys = gate_keys, .groups = r});
     const Variable both = concatenate({y[0], reshape(y[1], {r * c, 1})}, 1);
     return permute(reshape(both, {m, heads, c, e + 1}), {0, 2, 1, 3});
   };

@@ -20,11 +20,11 @@ Variable gather_last(const Variable& x, const Tensor& indices) {
   });
 }
 
-Tensor running_top_k(const Tensor& x, int64_t given, int64_t k) {
-  CHECK(x.rank() == 2 && k >= 1 && k <= given && given <= x.dim(1), "running_top_k: ", k, " of x ", x.shape(),
-        " from ", given, " on");
-  const Tensor indices = empty({x.dim(0), x.dim(1) - given, k}, Dtype::i32, x.device());
-  ON_DEVICE(x.device(), running_top_k(indices, x.contiguous(), given));
+Tensor running_top_k(const Tensor& x, int64_t k, int64_t rest) {
+  CHECK(x.rank() == 2 && k >= 1 && rest >= 1 && k + rest <= x.dim(1), "running_top_k: ", k, " and ", rest,
+        " of x ", x.shape());
+  const Tensor indices = empty({x.dim(0), x.dim(1) - k - rest, k + rest}, Dtype::i32, x.device());
+  ON_DEVICE(x.device(), running_top_k(indices, x.contiguous(), k));
   return indices;
 }
 

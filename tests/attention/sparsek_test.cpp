@@ -22,11 +22,13 @@ struct Decode {
   }
   // The scores of the pairs of a head that are kept.
   std::set<double> kept(int64_t head, int64_t k) const {
-    const Tensor u = stream.slots.back().states.at(0)[2].value();  // (1, H, support), the highest first
-    const std::vector<double> all = to_values(u);
+    const State& state = stream.slots.back().states.at(0);
+    const std::vector<double> u = to_values(state[2]),
+                              held = to_values(state[4]);  // (1, H, k), (1, H, support)
+    const auto support = state[4].dim(2);
     std::set<double> scores;
-    for (int64_t j = 0; j < k; ++j) scores.insert(all[head * u.dim(2) + j]);
-    scores.erase(-INFINITY);
+    for (int64_t j = 0; j < k; ++j)
+      if (held[head * support + j] == 1) scores.insert(u[head * k + j]);
     return scores;
   }
   Dimensions dims{.heads = 2, .kv_heads = 2, .key = 4, .value = 4, .width = 8};
@@ -53,7 +55,8 @@ TEST(SparseKAttention, EvictedPairsNeverReturn) {
   EXPECT_GT(gone.size(), 5U);
 }
 
-// k pairs and the window, and `support` scores a head: no more after 200 tokens than after 40.
+// k pairs and the window, and `support` scores a head, each with a mark: no more after 200 tokens than
+// after 40.
 TEST(SparseKAttention, KeepsABoundedCache) {
   const int64_t k = 5, window = 8, support = 20;
   Decode d({.k = k, .window = window, .support = support}, 200);
@@ -63,7 +66,7 @@ TEST(SparseKAttention, KeepsABoundedCache) {
   EXPECT_EQ(d.stream.bytes(), bytes);
   const int64_t heads = d.dims.heads, pair = heads * (d.dims.key + d.dims.value) * 8;
   const int64_t query_score_place = heads * (d.dims.key + 1) * 8 + 2 * 4;  // what a Halo keeps besides
-  EXPECT_EQ(bytes, (k + window) * pair + window * query_score_place + support * heads * 8);
+  EXPECT_EQ(bytes, (k + window) * pair + window * query_score_place + 2 * support * heads * 8);
 }
 
 TEST(SparseKAttention, RefusesASupportThatIsNone) {

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "attention/feature_map.h"
 #include "attention/linear_attention.h"
 #include "attention/naive.h"
 #include "attention/softmax.h"
@@ -21,18 +22,6 @@ Variable constant_column(const Variable& like, double value) {
 
 }  // namespace
 
-Variable taylor_features(const Variable& x) {
-  const int64_t d = x.dim(2);
-  const double root = std::sqrt(static_cast<double>(d));
-  std::vector<Variable> parts{constant_column(x, 1), scale(x, 1 / std::sqrt(root))};
-  for (int64_t i = 0; i < d; ++i) {  // products with the features behind i, stored once
-    const Variable xi = slice(x, 2, i, i + 1);
-    parts.push_back(scale(square(xi), 1 / (std::sqrt(2.0) * root)));
-    if (i + 1 < d) parts.push_back(scale(multiply(xi, slice(x, 2, i + 1, d)), 1 / root));
-  }
-  return concatenate(parts, 2);
-}
-
 void BasedConfig::fields(FieldVisitor& f) {
   f("chunk", chunk, "tokens handled as one matrix product; changes speed, not results",
     {.unit = "tokens", .min = 1});
@@ -41,10 +30,7 @@ void BasedConfig::fields(FieldVisitor& f) {
 }
 
 Based::Based(Config config, Dimensions dims, const ParameterScope&) : Mechanism(dims), config_(config) {
-  if (dims.heads != dims.kv_heads)
-    throw Error(Exit::recipe,
-                text("Based has one key head a query head, got ", dims.heads, " and ", dims.kv_heads),
-                "kv_heads", "set kv_heads = heads");
+  require_equal_heads(dims, "Based");
 }
 
 std::vector<Input> Based::inputs() const { return {{"q", "h k"}, {"k", "h k"}, {"v", "h v"}}; }

@@ -28,8 +28,4 @@ class Based : public Mechanism {
   Config config_;
 };
 
-// [1, x / d^(1/4), x_i x_j / sqrt(d) for i < j, x_i^2 / sqrt(2 d)]:  x (N, H, D) -> (N, H, 1 + D + D (D + 1)
-// / 2)
-Variable taylor_features(const Variable& x);
-
 }  // namespace weft

@@ -54,6 +54,26 @@ Variable out_of_chunks(const Variable& y, const Chunks& chunks) {
   return chunks.exact ? rows : gather_rows(rows, chunks.to_tokens);
 }
 
+Variable padding_in_front(const Variable& x, const Tensor& document) {
+  const int64_t count = x.dim(0), length = x.dim(1);
+  std::vector<int32_t> row(static_cast<size_t>(count * length), -1);
+  if (document.device() != Device::meta) {
+    const std::vector<double> of = to_values(document);
+    bool padded = false;
+    for (int64_t m = 0; m < count; ++m) {
+      const auto begin = of.begin() + m * length;
+      const int64_t size = std::find(begin, begin + length, -1.0) - begin;
+      padded |= size < length;
+      for (int64_t i = 0; i < size; ++i)
+        row[m * length + length - size + i] = static_cast<int32_t>(m * length + i);
+    }
+    if (!padded) return x;
+  }
+  Shape flat{count * length};
+  for (int i = 2; i < x.rank(); ++i) flat.push_back(x.dim(i));
+  return reshape(gather_rows(reshape(x, flat), from_ints(row, x.device())), x.shape());
+}
+
 Block slice_block(const Block& block, int64_t begin, int64_t end) {
   Block out{{}, block.position.rows(begin, end), block.document.rows(begin, end)};
   for (const Variable& x : block.x) out.x.push_back(slice(x, 0, begin, end));
@@ -127,6 +147,14 @@ Folded fold(const Scan& scan, const State& summaries, const Chunks& chunks) {
   const std::vector<int32_t> first(chunks.first.begin(), chunks.first.end());
   const auto folded = decay_scan(summaries[0], summaries[1], from_ints(first, Device::cpu));
   return {{folded[0], folded[1]}, {folded[2], folded[3]}};
+}
+
+Variable carry_nothing(const Carry& part, const Block& block) {
+  const NoTape pause;
+  const Device device = block.x[0].device();
+  Block one{{}, from_ints({0}, device), from_ints({0}, device)};
+  for (const Variable& x : block.x) one.x.push_back(zeros(x.shape().with(0, 1), x.dtype(), device));
+  return slice(part.step(one, part.start()).first, 0, 0, 0);
 }
 
 }  // namespace weft

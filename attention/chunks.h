@@ -22,6 +22,9 @@ Chunks cut_chunks(const Layout& layout, int64_t length, Device device);
 Block into_chunks(const Block& block, const Chunks& chunks, const std::vector<double>& pad);
 // (M, length, ...) -> (N, ...)
 Variable out_of_chunks(const Variable& y, const Chunks& chunks);
+// x (M, length, ...) with the padding of every chunk, document -1, in front of its tokens instead of behind
+// them: where a token's distance to the end of the text counts, and not that to the end of the chunk.
+Variable padding_in_front(const Variable& x, const Tensor& document);
 
 // States of M chunks folded within each of G segments, from the identity on.
 struct Folded {
@@ -36,5 +39,8 @@ Block slice_block(const Block& block, int64_t begin, int64_t end);
 // Rows of every tensor of a state by index, and states one after another.
 State gather_state(const State& state, const Tensor& index);
 State concatenate_states(const std::vector<State>& states);
+
+// What a Carry gives for no tokens at all: an output without rows.
+Variable carry_nothing(const Carry& part, const Block& block);
 
 }  // namespace weft

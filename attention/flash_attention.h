@@ -1,8 +1,8 @@
 #pragma once
-// Softmax attention in tiles with a running maximum and sum (Milakov & Gimelshein 2018; Dao et al. 2022): no
-// buffer grows with the square of the length. Queries and keys may be any tokens in any order; who sees whom
-// is decided by their documents and positions. Tiles in which nobody sees anybody are skipped, so a window
-// costs O(n w).
+// Attention in tiles, with a running maximum and sum for softmax (Milakov & Gimelshein 2018; Dao et al. 2022)
+// and a running count for weights that need none: no buffer grows with the square of the length. Queries and
+// keys may be any tokens in any order; who sees whom is decided by their documents and positions. Tiles in
+// which nobody sees anybody are skipped, so a window or blocks of w cost O(n w).
 
 #include "attention/part.h"
 
@@ -13,12 +13,14 @@ namespace weft {
 std::vector<Tensor> flash_attention_forward(const AttentionOptions&, const Tensor& q, const Tensor& k,
                                             const Tensor& v, const Tensor& q_position,
                                             const Tensor& q_document, const Tensor& k_position,
-                                            const Tensor& k_document, const Tensor& active);
+                                            const Tensor& k_document, const Tensor& bias = {},
+                                            const Tensor& active = {});
 std::vector<Tensor> flash_attention_backward(const AttentionOptions&, const Tensor& q, const Tensor& k,
                                              const Tensor& v, const Tensor& q_position,
                                              const Tensor& q_document, const Tensor& k_position,
-                                             const Tensor& k_document, const Tensor& active, const Tensor& o,
-                                             const Tensor& lse, const Tensor& d_o, const Tensor& d_lse);
+                                             const Tensor& k_document, const Tensor& bias,
+                                             const Tensor& active, const Tensor& o, const Tensor& lse,
+                                             const Tensor& d_o, const Tensor& d_lse);
 
 // Slopes of ALiBi (Press et al. 2022) for h heads: 2^(-8 i / h) for a power of two; otherwise those of the
 // next lower power of two, then every second one of twice as many.
@@ -30,18 +32,20 @@ struct AttentionTokens {
   Tensor active;  // as in Merge
 };
 void flash_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
-                   const AttentionTokens& tokens, const AttentionOptions& options);
-void flash_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& q, const Tensor& k,
-                    const Tensor& v, const AttentionTokens& tokens, const Tensor& o, const Tensor& lse,
-                    const Tensor& d_o, const Tensor& d_lse, const AttentionOptions& options);
+                   const AttentionTokens& tokens, const Tensor& bias, const AttentionOptions& options);
+void flash_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dbias,
+                    const Tensor& q, const Tensor& k, const Tensor& v, const AttentionTokens& tokens,
+                    const Tensor& bias, const Tensor& o, const Tensor& lse, const Tensor& d_o,
+                    const Tensor& d_lse, const AttentionOptions& options);
 }  // namespace cpu
 namespace cuda {
 using cpu::AttentionTokens;
 void flash_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
-                   const AttentionTokens& tokens, const AttentionOptions& options);
-void flash_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& q, const Tensor& k,
-                    const Tensor& v, const AttentionTokens& tokens, const Tensor& o, const Tensor& lse,
-                    const Tensor& d_o, const Tensor& d_lse, const AttentionOptions& options);
+                   const AttentionTokens& tokens, const Tensor& bias, const AttentionOptions& options);
+void flash_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dbias,
+                    const Tensor& q, const Tensor& k, const Tensor& v, const AttentionTokens& tokens,
+                    const Tensor& bias, const Tensor& o, const Tensor& lse, const Tensor& d_o,
+                    const Tensor& d_lse, const AttentionOptions& options);
 }  // namespace cuda
 
 }  // namespace weft

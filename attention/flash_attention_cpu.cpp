@@ -1,10 +1,9 @@
-// Eigen for the products of tiles; softmax by hand.
-
-#include <Eigen/Core>
 #include <algorithm>
 #include <limits>
+#include <numbers>
 
 #include "attention/flash_attention.h"
+#include "autograd/ops/gemm_kernel.h"
 #include "autograd/ops/vector_math.h"
 #include "autograd/parallel.h"
 
@@ -13,10 +12,8 @@ namespace {
 
 constexpr int64_t kTile = 64;
 
-template <class W>
-using Matrix = Eigen::Matrix<W, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-template <class W>
-using Rows = Eigen::Map<Matrix<W>, 0, Eigen::OuterStride<>>;
+// Of the laplace weights: the mean, and 1 / (sigma sqrt 2).
+constexpr double kLaplaceMean = 1 / std::numbers::sqrt2, kLaplaceRate = 2.5066282746310002;
 
 // What a run of tokens has in common.
 struct Span {
@@ -38,36 +35,34 @@ Sight sight_of(const Span& q, const Span& k, const AttentionOptions& o) {
   if (!one) return Sight::some;
   if (o.causal && k.first_position > q.last_position) return Sight::none;
   if (o.window > 0 && q.first_position - k.last_position >= o.window) return Sight::none;
-  const bool all = (!o.causal || k.last_position <= q.first_position) &&
+  const auto block = [&](int32_t position) { return o.block > 0 ? position / o.block : 0; };
+  if (block(k.last_position) < block(q.first_position) || block(q.last_position) < block(k.first_position))
+    return Sight::none;
+  const bool same_block = block(std::min(q.first_position, k.first_position)) ==
+                          block(std::max(q.last_position, k.last_position));
+  const bool all = same_block && (!o.causal || k.last_position <= q.first_position) &&
                    (o.window == 0 || (q.last_position - k.first_position < o.window &&
                                       (o.causal || k.last_position - q.first_position < o.window)));
   return all ? Sight::all : Sight::some;
 }
 
-// Rows [begin, begin + n) of head h of x (N, H, D) as f32 or f64: in place where the type is that already,
-// through `space` for bf16.
-template <class T, class W>
-Rows<W> rows_of(const Tensor& x, int64_t begin, int64_t n, int64_t h, std::vector<W>& space) {
+// Head h of x (N, H, D), from row `begin` on.
+template <class T>
+MatrixView<T> rows_of(const Tensor& x, int64_t begin, int64_t h) {
   const int64_t d = x.dim(2), stride = x.dim(1) * d;
-  T* p = x.data<T>() + begin * stride + h * d;
-  if constexpr (std::is_same_v<T, W>) {
-    return Rows<W>(p, n, d, Eigen::OuterStride<>(stride));
-  } else {
-    space.resize(static_cast<size_t>(kTile * d));
-    for (int64_t i = 0; i < n; ++i)
-      for (int64_t j = 0; j < d; ++j) space[i * d + j] = static_cast<W>(p[i * stride + j]);
-    return Rows<W>(space.data(), n, d, Eigen::OuterStride<>(d));
-  }
+  return {x.data<T>() + begin * stride + h * d, stride, 1};
 }
 
-// The tokens of which a head is on, in order, and those of each tile of them.
+// The tokens of which a head is on, in order, and what those of each tile have in common.
 struct Queries {
   std::vector<int32_t> token, position, document;
   std::vector<Span> spans;
   int64_t size() const { return std::ssize(token); }
 };
 
-std::vector<Queries> queries_of(const AttentionTokens& t, int64_t n, int64_t heads) {
+// Of each head; one for all where all are on.
+std::vector<Queries> queries_of(const AttentionTokens& t, int64_t heads) {
+  const int64_t n = t.q_position.dim(0);
   const int32_t *position = t.q_position.data<int32_t>(), *document = t.q_document.data<int32_t>();
   const Tensor active = t.active.defined() ? t.active.to(Dtype::f32) : Tensor();
   std::vector<Queries> all(static_cast<size_t>(active.defined() ? heads : 1));
@@ -85,6 +80,10 @@ std::vector<Queries> queries_of(const AttentionTokens& t, int64_t n, int64_t hea
   return all;
 }
 
+const Queries& of_head(const std::vector<Queries>& queries, int64_t h) {
+  return queries[queries.size() == 1 ? 0 : static_cast<size_t>(h)];
+}
+
 // Rows with which a tile of n queries is multiplied. Which heads are on must not change the bits of a row
 // that is, and those of a product can depend on how many rows come with it, below a multiple of the kernel's
 // block.
@@ -93,14 +92,14 @@ int64_t padded(int64_t n, const AttentionTokens& t) {
   return t.active.defined() && t.q_position.dim(0) >= kBlock ? (n + kBlock - 1) / kBlock * kBlock : n;
 }
 
-// Head h of these tokens of x (N, H, D), one row after another.
-template <class T, class W>
-void take_rows(Matrix<W>& to, const Tensor& x, const int32_t* token, int64_t n, int64_t h) {
-  const int64_t d = x.dim(2), stride = x.dim(1) * d;
-  const T* p = x.data<T>() + h * d;
-  to.resize(n, d);
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t j = 0; j < d; ++j) to(i, j) = static_cast<W>(p[token[i] * stride + j]);
+// Head h of these n tokens of x (N, H, D), one row after another, up to `rows` of them.
+template <class T>
+MatrixView<T> take_rows(std::vector<T>& to, const Tensor& x, const int32_t* token, int64_t n, int64_t rows,
+                        int64_t h) {
+  const int64_t d = x.dim(2);
+  to.assign(static_cast<size_t>(rows * d), T(0));
+  for (int64_t i = 0; i < n; ++i) std::copy_n(rows_of<T>(x, token[i], h).data, d, to.data() + i * d);
+  return {to.data(), d, 1};
 }
 
 template <class W>
@@ -108,22 +107,47 @@ struct Scores {
   const AttentionOptions& options;
   const int32_t *q_position, *q_document, *k_position, *k_document;
   W slope = 0;
+  const W* bias = nullptr;  // of this head, by distance
+  int64_t distances = 0;    // how many
+
+  int64_t bias_of(int32_t apart) const { return std::min<int64_t>(apart, distances - 1); }
 
   // Turns the product of a tile into scores: bias, and -inf where a query must not see a key.
-  void mask(Matrix<W>& s, int64_t q, int64_t k, int64_t nq, int64_t nk, Sight sight) const {
+  void mask(W* s, int64_t q, int64_t k, int64_t nq, int64_t nk, Sight sight) const {
     const W never = -std::numeric_limits<W>::infinity();
-    if (sight == Sight::all && !options.alibi) return;
+    if (sight == Sight::all && !options.alibi && bias == nullptr) return;
+    constexpr int32_t far = std::numeric_limits<int32_t>::max();
+    const int32_t nearest = options.causal ? 0 : -far;
+    const int32_t reach =
+        options.window > 0 ? static_cast<int32_t>(std::min<int64_t>(options.window, far)) : far;
+    const int32_t *positions = k_position + k, *documents = k_document + k;
     for (int64_t i = 0; i < nq; ++i) {
-      W* row = s.data() + i * s.cols();
+      W* row = s + i * nk;
       const int32_t p = q_position[q + i], d = q_document[q + i];
+      if (d < 0) {  // padding
+        std::fill_n(row, nk, never);
+        continue;
+      }
+      const auto size = static_cast<int32_t>(std::min<int64_t>(options.block, far));
+      const int32_t first = size > 0 ? p / size * size : -far, last = size > 0 ? first + (size - 1) : far;
+#pragma omp simd
       for (int64_t j = 0; j < nk; ++j) {
-        const int32_t distance = p - k_position[k + j];
-        const int32_t apart = distance < 0 ? -distance : distance;
-        const bool seen = d == k_document[k + j] && d >= 0 && (!options.causal || distance >= 0) &&
-                          (options.window == 0 || apart < options.window);
+        const int32_t at = positions[j], distance = p - at, apart = distance < 0 ? -distance : distance;
+        const bool seen =
+            (d == documents[j]) & (distance >= nearest) & (apart < reach) & (at >= first) & (at <= last);
         row[j] = seen ? row[j] - slope * static_cast<W>(apart) : never;
       }
+      if (bias != nullptr)
+        for (int64_t j = 0; j < nk; ++j) row[j] += bias[bias_of(std::abs(p - positions[j]))];
     }
+  }
+
+  // Of a tile of gradients of scale q k^T. Where nobody is seen they are 0.
+  void add_bias_gradient(W* to, const W* ds, int64_t q, int64_t k, int64_t nq, int64_t nk) const {
+    const W factor = 1 / static_cast<W>(options.scale);
+    for (int64_t i = 0; i < nq; ++i)
+      for (int64_t j = 0; j < nk; ++j)
+        to[bias_of(std::abs(q_position[q + i] - k_position[k + j]))] += ds[i * nk + j] * factor;
   }
 };
 
@@ -137,82 +161,112 @@ std::vector<Span> spans_of(const Tensor& document, const Tensor& position) {
 }
 
 template <class W>
-Scores<W> scores_of(const Queries& queries, const AttentionTokens& t, const AttentionOptions& options) {
-  return {options, queries.position.data(), queries.document.data(), t.k_position.data<int32_t>(),
-          t.k_document.data<int32_t>()};
+Scores<W> scores_of(const Queries& queries, const AttentionTokens& t, const AttentionOptions& options,
+                    const Tensor& bias, int64_t head) {
+  Scores<W> scores{options, queries.position.data(), queries.document.data(), t.k_position.data<int32_t>(),
+                   t.k_document.data<int32_t>()};
+  if (bias.defined()) {
+    scores.distances = bias.dim(1);
+    scores.bias = bias.data<W>() + head * scores.distances;
+  }
+  return scores;
 }
 
-const Queries& of_head(const std::vector<Queries>& queries, int64_t h) {
-  return queries[queries.size() == 1 ? 0 : static_cast<size_t>(h)];
+// Weights that depend on their own score alone, and their derivatives; 0 at a score of -infinity.
+template <class W>
+W weight_of(Weighting f, W s) {
+  if (f == Weighting::relu2) return s > 0 ? s * s : W(0);
+  return W(0.5) * std::erfc((W(kLaplaceMean) - s) * W(kLaplaceRate));
+}
+template <class W>
+W weight_slope(Weighting f, W s) {
+  if (f == Weighting::relu2) return s > 0 ? 2 * s : W(0);
+  const W u = (s - W(kLaplaceMean)) * W(kLaplaceRate);
+  return W(std::numbers::sqrt2) * vector_math::exp(-u * u);
 }
 
 template <class T, class W>
 void forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
-             const AttentionTokens& tokens, const AttentionOptions& options) {
-  const int64_t n = q.dim(0), m = k.dim(0), heads = q.dim(1), group = heads / k.dim(1), dv = v.dim(2);
-  const std::vector<Queries> queries = queries_of(tokens, n, heads);
+             const AttentionTokens& tokens, const Tensor& bias, const AttentionOptions& options) {
+  const int64_t n = q.dim(0), m = k.dim(0), heads = q.dim(1), group = heads / k.dim(1);
+  const int64_t d = q.dim(2), dv = v.dim(2);
+  const std::vector<Queries> queries = queries_of(tokens, heads);
   const std::vector<Span> k_spans = spans_of(tokens.k_document, tokens.k_position);
   const std::vector<double> slopes = options.alibi ? alibi_slopes(heads) : std::vector<double>(heads, 0.0);
-  const W never = -std::numeric_limits<W>::infinity();
-  std::vector<std::pair<int64_t, int64_t>> tasks;  // tile, head
-  for (int64_t tile = 0; tile * kTile < n; ++tile)
-    for (int64_t h = 0; h < heads; ++h)
-      if (tile < std::ssize(of_head(queries, h).spans)) tasks.emplace_back(tile, h);
+  const W scale = static_cast<W>(options.scale), never = -std::numeric_limits<W>::infinity();
   if (tokens.active.defined()) {
     o.zero();
     std::fill_n(lse.data<W>(), lse.numel(), never);
   }
+  // Late tiles see more keys: the first and the last by turns, so that a run of tasks is as long as another.
+  std::vector<std::pair<int64_t, int64_t>> tasks;  // tile, head
+  const int64_t tiles = (n + kTile - 1) / kTile;
+  for (int64_t turn = 0; turn < tiles; ++turn)
+    for (int64_t h = 0; h < heads; ++h) {
+      const int64_t own = std::ssize(of_head(queries, h).spans);
+      if (turn < own) tasks.emplace_back(turn % 2 ? own - 1 - turn / 2 : turn / 2, h);
+    }
   parallel_for(std::ssize(tasks), 1, [&](int64_t begin, int64_t end) {
-    std::vector<W> k_space, v_space;
-    Matrix<W> Q, s, acc;
-    std::vector<W> peak(kTile), sum(kTile);
+    std::vector<T> q_rows;
+    std::vector<W> s(kTile * kTile), acc(static_cast<size_t>(kTile * dv)), peak(kTile), sum(kTile),
+        shift(kTile), shrink(kTile);
     for (int64_t task = begin; task < end; ++task) {
-      const auto [tile, h] = tasks[task];
+      const auto [tile, h] = tasks[static_cast<size_t>(task)];
       const Queries& mine = of_head(queries, h);
-      const int64_t q0 = tile * kTile, nq = std::min(kTile, mine.size() - q0);
-      Scores<W> scores = scores_of<W>(mine, tokens, options);
+      const int64_t q0 = tile * kTile, nq = std::min(kTile, mine.size() - q0), rows = padded(nq, tokens);
+      Scores<W> scores = scores_of<W>(mine, tokens, options, bias, h);
       scores.slope = static_cast<W>(slopes[h]);
-      take_rows<T, W>(Q, q, mine.token.data() + q0, nq, h);
-      const int64_t rows = padded(nq, tokens);
-      Q.conservativeResize(rows, q.dim(2));
-      Q.bottomRows(rows - nq).setZero();
-      acc.setZero(rows, dv);
+      const MatrixView<T> Q = take_rows(q_rows, q, mine.token.data() + q0, nq, rows, h);
+      std::fill(acc.begin(), acc.end(), W(0));
       std::fill(peak.begin(), peak.end(), never);
       std::fill(sum.begin(), sum.end(), W(0));
       for (int64_t k0 = 0; k0 < m; k0 += kTile) {
         const Sight sight = sight_of(mine.spans[tile], k_spans[k0 / kTile], options);
         if (sight == Sight::none) continue;
         const int64_t nk = std::min(kTile, m - k0);
-        const Rows<W> K = rows_of<T, W>(k, k0, nk, h / group, k_space),
-                      V = rows_of<T, W>(v, k0, nk, h / group, v_space);
-        s.resize(rows, nk);
-        s.noalias() = static_cast<W>(options.scale) * (Q * K.transpose());
-        scores.mask(s, q0, k0, nq, nk, sight);
+        const MatrixView<T> K = rows_of<T>(k, k0, h / group), V = rows_of<T>(v, k0, h / group);
+        multiply(Product<W, T, T>{s.data(), nk, Q, K.transposed(), rows, nk, d, scale, 0});
+        scores.mask(s.data(), q0, k0, nq, nk, sight);
+        if (options.weighting != Weighting::softmax) {
+          for (int64_t i = 0; i < nq; ++i) {
+            W* row = s.data() + i * nk;
+            sum[i] += static_cast<W>(nk - std::count(row, row + nk, never));  // keys seen
+            peak[i] = 0;
+            for (int64_t j = 0; j < nk; ++j) row[j] = weight_of(options.weighting, row[j]);
+          }
+          multiply(Product<W, W, T>{acc.data(), dv, {s.data(), nk, 1}, V, rows, dv, nk, 1, 1});
+          continue;
+        }
+        for (int64_t i = 0; i < nq; ++i) {
+          const W* row = s.data() + i * nk;
+          W top = peak[i];
+#pragma omp simd reduction(max : top)
+          for (int64_t j = 0; j < nk; ++j) top = row[j] > top ? row[j] : top;
+          shift[i] = top == never ? W(0) : top;  // never: nothing seen so far
+          shrink[i] = peak[i];
+          peak[i] = top;
+        }
+#pragma omp simd
+        for (int64_t i = 0; i < nq; ++i) shrink[i] = vector_math::exp(shrink[i] - shift[i]);
         for (int64_t i = 0; i < nq; ++i) {
           W* row = s.data() + i * nk;
-          W top = peak[i];
-          for (int64_t j = 0; j < nk; ++j) top = std::max(top, row[j]);
-          if (top == never) {  // nothing seen so far
-            std::fill(row, row + nk, W(0));
-            continue;
-          }
+          const W by = shift[i];
           W total = 0;
 #pragma omp simd reduction(+ : total)
           for (int64_t j = 0; j < nk; ++j) {
-            row[j] = vector_math::exp(row[j] - top);
+            row[j] = vector_math::exp(row[j] - by);
             total += row[j];
           }
-          const W shrink = vector_math::exp(peak[i] - top);
-          if (shrink != W(1)) acc.row(i) *= shrink;
-          sum[i] = sum[i] * shrink + total;
-          peak[i] = top;
+          sum[i] = sum[i] * shrink[i] + total;
+          for (int64_t j = 0; j < dv; ++j) acc[i * dv + j] *= shrink[i];
         }
-        acc.noalias() += s * V;
+        multiply(Product<W, W, T>{acc.data(), dv, {s.data(), nk, 1}, V, rows, dv, nk, 1, 1});
       }
       for (int64_t i = 0; i < nq; ++i) {
         const int64_t row = mine.token[q0 + i] * heads + h;
         const W inverse = sum[i] > 0 ? W(1) / sum[i] : W(0);
-        for (int64_t j = 0; j < dv; ++j) o.data<T>()[row * dv + j] = static_cast<T>(acc(i, j) * inverse);
+        for (int64_t j = 0; j < dv; ++j)
+          o.data<T>()[row * dv + j] = static_cast<T>(acc[i * dv + j] * inverse);
         lse.data<W>()[row] = sum[i] > 0 ? peak[i] + std::log(sum[i]) : never;
       }
     }
@@ -223,76 +277,89 @@ void forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& 
 // scale dS^T Q. One query head a task, so every sum has one writer; the heads of a group are added
 // afterwards, in order.
 template <class T, class W>
-void backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& q, const Tensor& k,
-              const Tensor& v, const AttentionTokens& tokens, const Tensor& o, const Tensor& lse,
-              const Tensor& d_o, const Tensor& d_lse, const AttentionOptions& options) {
+void backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dbias, const Tensor& q,
+              const Tensor& k, const Tensor& v, const AttentionTokens& tokens, const Tensor& bias,
+              const Tensor& o, const Tensor& lse, const Tensor& d_o, const Tensor& d_lse,
+              const AttentionOptions& options) {
   const int64_t n = q.dim(0), m = k.dim(0), heads = q.dim(1), kv_heads = k.dim(1), group = heads / kv_heads;
   const int64_t d = q.dim(2), e = v.dim(2);
-  const std::vector<Queries> queries = queries_of(tokens, n, heads);
+  const std::vector<Queries> queries = queries_of(tokens, heads);
   const std::vector<Span> k_spans = spans_of(tokens.k_document, tokens.k_position);
   const std::vector<double> slopes = options.alibi ? alibi_slopes(heads) : std::vector<double>(heads, 0.0);
   const W scale = static_cast<W>(options.scale);
   if (tokens.active.defined()) dq.zero();
   parallel_for(kv_heads, 1, [&](int64_t begin, int64_t end) {
-    std::vector<W> k_space, v_space;
-    Matrix<W> p, ds, q_all, g_all, dq_all, dk_all(m, d), dv_all(m, e);
+    std::vector<W> p(kTile * kTile), ds(kTile * kTile), dq_all(static_cast<size_t>(n * d)),
+        dk_all(static_cast<size_t>(m * d)), dv_all(static_cast<size_t>(m * e));
     std::vector<W> delta(static_cast<size_t>(n)), shift(static_cast<size_t>(n));
+    std::vector<T> q_rows, g_rows;
     for (int64_t hk = begin; hk < end; ++hk) {
-      dk_all.setZero();
-      dv_all.setZero();
+      std::fill(dk_all.begin(), dk_all.end(), W(0));
+      std::fill(dv_all.begin(), dv_all.end(), W(0));
       for (int64_t h = hk * group; h < (hk + 1) * group; ++h) {
+        std::fill(dq_all.begin(), dq_all.end(), W(0));
         const Queries& mine = of_head(queries, h);
         const int64_t count = mine.size();
-        take_rows<T, W>(q_all, q, mine.token.data(), count, h);
-        take_rows<T, W>(g_all, d_o, mine.token.data(), count, h);
-        dq_all.setZero(count, d);
-        Scores<W> scores = scores_of<W>(mine, tokens, options);
+        take_rows(q_rows, q, mine.token.data(), count, count, h);
+        take_rows(g_rows, d_o, mine.token.data(), count, count, h);
+        Scores<W> scores = scores_of<W>(mine, tokens, options, bias, h);
         scores.slope = static_cast<W>(slopes[h]);
         for (int64_t i = 0; i < count; ++i) {
           const int64_t row = mine.token[i] * heads + h;
           const W l = lse.data<W>()[row];
           // A query that saw nothing: exp(score - infinity) = 0.
           shift[i] = l == -std::numeric_limits<W>::infinity() ? std::numeric_limits<W>::infinity() : l;
+          const T *O = o.data<T>() + row * e, *G = g_rows.data() + i * e;
           W dot = 0;
-          for (int64_t j = 0; j < e; ++j) dot += static_cast<W>(o.data<T>()[row * e + j]) * g_all(i, j);
+#pragma omp simd reduction(+ : dot)
+          for (int64_t j = 0; j < e; ++j) dot += static_cast<W>(O[j]) * static_cast<W>(G[j]);
           delta[i] = dot - d_lse.data<W>()[row];
         }
         for (int64_t k0 = 0; k0 < m; k0 += kTile) {
           const int64_t nk = std::min(kTile, m - k0);
-          const Rows<W> K = rows_of<T, W>(k, k0, nk, hk, k_space), V = rows_of<T, W>(v, k0, nk, hk, v_space);
+          const MatrixView<T> K = rows_of<T>(k, k0, hk), V = rows_of<T>(v, k0, hk);
           for (int64_t q0 = 0; q0 < count; q0 += kTile) {
             const Sight sight = sight_of(mine.spans[q0 / kTile], k_spans[k0 / kTile], options);
             if (sight == Sight::none) continue;
             const int64_t nq = std::min(kTile, count - q0);
-            const auto Q = q_all.middleRows(q0, nq), G = g_all.middleRows(q0, nq);
-            p.resize(nq, nk);
-            ds.resize(nq, nk);
-            p.noalias() = scale * (Q * K.transpose());
-            scores.mask(p, q0, k0, nq, nk, sight);
-            ds.noalias() = G * V.transpose();
+            const MatrixView<T> Q{q_rows.data() + q0 * d, d, 1}, G{g_rows.data() + q0 * e, e, 1};
+            const MatrixView<W> P{p.data(), nk, 1}, dS{ds.data(), nk, 1};
+            multiply(Product<W, T, T>{p.data(), nk, Q, K.transposed(), nq, nk, d, scale, 0});
+            scores.mask(p.data(), q0, k0, nq, nk, sight);
+            multiply(Product<W, T, T>{ds.data(), nk, G, V.transposed(), nq, nk, e, 1, 0});
             for (int64_t i = 0; i < nq; ++i) {
               W *prow = p.data() + i * nk, *srow = ds.data() + i * nk;
               const W s = shift[q0 + i], t = delta[q0 + i];
+              if (options.weighting != Weighting::softmax) {
+                const W share = std::exp(-s);  // one over the number of keys seen
+                for (int64_t j = 0; j < nk; ++j) {
+                  srow[j] *= scale * share * weight_slope(options.weighting, prow[j]);
+                  prow[j] = share * weight_of(options.weighting, prow[j]);
+                }
+                continue;
+              }
 #pragma omp simd
               for (int64_t j = 0; j < nk; ++j) {
                 prow[j] = vector_math::exp(prow[j] - s);
                 srow[j] = scale * prow[j] * (srow[j] - t);
               }
             }
-            dv_all.middleRows(k0, nk).noalias() += p.transpose() * G;
-            dk_all.middleRows(k0, nk).noalias() += ds.transpose() * Q;
-            dq_all.middleRows(q0, nq).noalias() += ds * K;
+            if (bias.defined())
+              scores.add_bias_gradient(dbias.data<W>() + h * bias.dim(1), ds.data(), q0, k0, nq, nk);
+            multiply(Product<W, W, T>{dv_all.data() + k0 * e, e, P.transposed(), G, nk, e, nq, 1, 1});
+            multiply(Product<W, W, T>{dk_all.data() + k0 * d, d, dS.transposed(), Q, nk, d, nq, 1, 1});
+            multiply(Product<W, W, T>{dq_all.data() + q0 * d, d, dS, K, nq, d, nk, 1, 1});
           }
         }
         for (int64_t i = 0; i < count; ++i) {
           T* out = dq.data<T>() + (mine.token[i] * heads + h) * d;
-          for (int64_t j = 0; j < d; ++j) out[j] = static_cast<T>(dq_all(i, j));
+          for (int64_t j = 0; j < d; ++j) out[j] = static_cast<T>(dq_all[i * d + j]);
         }
       }
       T *out_k = dk.data<T>() + hk * d, *out_v = dv.data<T>() + hk * e;
       for (int64_t i = 0; i < m; ++i) {
-        for (int64_t j = 0; j < d; ++j) out_k[i * kv_heads * d + j] = static_cast<T>(dk_all(i, j));
-        for (int64_t j = 0; j < e; ++j) out_v[i * kv_heads * e + j] = static_cast<T>(dv_all(i, j));
+        for (int64_t j = 0; j < d; ++j) out_k[i * kv_heads * d + j] = static_cast<T>(dk_all[i * d + j]);
+        for (int64_t j = 0; j < e; ++j) out_v[i * kv_heads * e + j] = static_cast<T>(dv_all[i * e + j]);
       }
     }
   });
@@ -301,15 +368,16 @@ void backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor
 }  // namespace
 
 void flash_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
-                   const AttentionTokens& tokens, const AttentionOptions& options) {
-  with_float(q.dtype(), [&]<class T>() { forward<T, Acc<T>>(o, lse, q, k, v, tokens, options); });
+                   const AttentionTokens& tokens, const Tensor& bias, const AttentionOptions& options) {
+  with_float(q.dtype(), [&]<class T>() { forward<T, Acc<T>>(o, lse, q, k, v, tokens, bias, options); });
 }
 
-void flash_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& q, const Tensor& k,
-                    const Tensor& v, const AttentionTokens& tokens, const Tensor& o, const Tensor& lse,
-                    const Tensor& d_o, const Tensor& d_lse, const AttentionOptions& options) {
+void flash_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dbias,
+                    const Tensor& q, const Tensor& k, const Tensor& v, const AttentionTokens& tokens,
+                    const Tensor& bias, const Tensor& o, const Tensor& lse, const Tensor& d_o,
+                    const Tensor& d_lse, const AttentionOptions& options) {
   with_float(q.dtype(), [&]<class T>() {
-    backward<T, Acc<T>>(dq, dk, dv, q, k, v, tokens, o, lse, d_o, d_lse, options);
+    backward<T, Acc<T>>(dq, dk, dv, dbias, q, k, v, tokens, bias, o, lse, d_o, d_lse, options);
   });
 }
 

@@ -1,30 +1,13 @@
 #include "attention/linear_attention.h"
 
 #include <cmath>
-#include <limits>
 
 #include "attention/flash_attention.h"
+#include "attention/in_chunk.h"
 #include "autograd/gradcheck.h"
-#include "autograd/ops/arrange.h"
-#include "autograd/ops/elementwise.h"
 #include "autograd/ops/matmul.h"
-#include "autograd/ops/triangle.h"
 
 namespace weft {
-namespace {
-
-// (M, C, H, D) -> (M, H, C, D), widened: a chunk's arithmetic is in f32 (f64).
-Variable by_head(const Variable& x) { return permute(cast(x, wide_of(x.dtype())), {0, 2, 1, 3}); }
-
-// (M, C, H) -> running sum of log decays in each chunk, (M, H, C)
-Variable running_decay(const Variable& g) {
-  return cumulative_sum(permute(cast(g, wide_of(g.dtype())), {0, 2, 1}), 2);
-}
-
-Variable as_column(const Variable& x) { return reshape(x, {x.dim(0), x.dim(1), x.dim(2), 1}); }
-Variable as_row(const Variable& x) { return reshape(x, {x.dim(0), x.dim(1), 1, x.dim(2)}); }
-
-}  // namespace
 
 Scan linear_scan(double scale, int64_t chunk, bool gated, int64_t heads, int64_t key, int64_t value,
                  Dtype dtype, Device device) {
@@ -53,14 +36,13 @@ Scan linear_scan(double scale, int64_t chunk, bool gated, int64_t heads, int64_t
     Variable scores = matmul(q, k, {false, true}), from_state = q;
     if (gated) {
       const Variable decay = running_decay(b.x[3]);
-      const Variable apart = subtract(as_column(decay), as_row(decay));  // b_i - b_j
-      scores = multiply(scores, exp(lower_triangle(apart, 0, -std::numeric_limits<double>::infinity())));
+      scores = multiply(scores, decay_between(decay, 0));
       from_state = multiply(q, as_column(exp(decay)));
     } else {
       scores = lower_triangle(scores);
     }
     const Variable o = add(matmul(scores, v), matmul(from_state, prefix[1]));
-    return cast(permute(o, {0, 2, 1, 3}), b.x[2].dtype());
+    return by_token(o, b.x[2].dtype());
   };
   return scan;
 }
@@ -69,29 +51,22 @@ void LinearConfig::fields(FieldVisitor& f) {
   f("scale", scale, "factor of q k; 0 = 1 / sqrt(key size)", {.min = 0});
   f("chunk", chunk, "tokens handled as one matrix product; changes speed, not results",
     {.unit = "tokens", .min = 1});
-  f("feature_map", feature_map, "applied to queries and keys", {.choices = {"identity", "elu", "relu"}});
+  f("feature_map", feature_map, "applied to queries and keys", {.choices = FeatureMap::names()});
   f("normalize", normalize, "divide by the sum of the weights (needs a positive feature map)");
 }
 
-LinearAttention::LinearAttention(Config config, Dimensions dims, const ParameterScope&)
-    : Mechanism(dims), config_(std::move(config)) {
+LinearAttention::LinearAttention(Config config, Dimensions dims, const ParameterScope& scope)
+    : Mechanism(dims), config_(std::move(config)), map_(config_.feature_map, dims, scope) {
   if (config_.scale == 0) config_.scale = 1 / std::sqrt(static_cast<double>(dims.key));
-  if (dims.heads != dims.kv_heads)
-    throw Error(
-        Exit::recipe,
-        text("linear attention has one key head a query head, got ", dims.heads, " and ", dims.kv_heads),
-        "kv_heads", "set kv_heads = heads");
+  require_equal_heads(dims, "linear attention");
+  if (map_.needs_normaliser() && !config_.normalize)
+    throw Error(Exit::recipe, text("the feature map ", config_.feature_map, " is up to a factor a token"),
+                "feature_map", "set normalize=true");
 }
 
 std::vector<Input> LinearAttention::inputs() const { return {{"q", "h k"}, {"k", "h k"}, {"v", "h v"}}; }
 
 namespace {
-
-Variable map_features(const Variable& x, const std::string& map) {
-  if (map == "elu") return elu_plus_one(x);
-  if (map == "relu") return relu(x);
-  return x;
-}
 
 // v with a column of ones: its output is the sum of the weights.
 Variable with_ones(const Variable& v) {
@@ -108,9 +83,10 @@ Variable normalized(const Variable& o) {
 
 Variable LinearAttention::forward(const Block& block, Crossing& cross) const {
   Block in = block;
-  for (int i = 0; i < 2; ++i) in.x[i] = map_features(in.x[i], config_.feature_map);
+  in.x[0] = map_.queries(in.x[0]);
+  in.x[1] = map_.keys(in.x[1]);
   if (config_.normalize) in.x[2] = with_ones(in.x[2]);
-  const Scan scan = linear_scan(config_.scale, config_.chunk, gated(), dims().heads, dims().key,
+  const Scan scan = linear_scan(config_.scale, config_.chunk, gated(), dims().heads, map_.size(),
                                 in.x[2].dim(2), in.x[2].dtype(), in.x[2].device());
   const Variable o = cross(scan, in);
   return config_.normalize ? normalized(o) : o;
@@ -118,10 +94,9 @@ Variable LinearAttention::forward(const Block& block, Crossing& cross) const {
 
 // Token by token, as the recurrence is written.
 Variable LinearAttention::reference(const Block& block) const {
-  const Variable q = map_features(block.x[0], config_.feature_map),
-                 k = map_features(block.x[1], config_.feature_map);
+  const Variable q = map_.queries(block.x[0]), k = map_.keys(block.x[1]);
   const Variable v = config_.normalize ? with_ones(block.x[2]) : block.x[2];
-  const int64_t n = q.dim(0), h = dims().heads, d = dims().key, e = v.dim(2);
+  const int64_t n = q.dim(0), h = dims().heads, d = map_.size(), e = v.dim(2);
   Variable s = zeros({h, d, e}, q.dtype(), q.device());
   std::vector<Variable> outputs;
   for (int64_t t = 0; t < n; ++t) {
@@ -149,29 +124,55 @@ std::vector<Input> SimpleGla::inputs() const {
   return inputs;
 }
 
-namespace {
-
-Block random_block(const Mechanism& m, const Layout& layout, int64_t n) {
-  Block block{{}, layout.position, layout.document};
-  uint32_t seed = 1;
-  for (const Input& input : m.inputs()) {
-    Variable x = random_tensor(input_shape(input, m.dims(), n), seed++);
-    if (input.domain == Domain::log_decay) x = negate(square(x));
-    block.x.push_back(x);
-  }
-  return block;
-}
-
-}  // namespace
-
 std::vector<Identity> LinearAttention::identities() const {
   const Dimensions d = dims();
-  return {{"equals the masked quadratic form (Katharopoulos et al. 2020, eq. 9)", 1e-10, [d] {
+  return {{"rows of favor are orthogonal, size by size", 1e-12,
+           [] {
+             double worst = 0;
+             const std::vector<double> w = orthogonal_rows(10, 5, 4);
+             for (int a = 0; a < 10; ++a)
+               for (int b = a / 5 * 5; b < a; ++b) {
+                 double dot = 0;
+                 for (int i = 0; i < 5; ++i) dot += w[a * 5 + i] * w[b * 5 + i];
+                 worst = std::max(worst, std::abs(dot));
+               }
+             return worst;
+           }},
+          {"products of favor's features average to e^{q k} (Choromanski et al. 2021, lemma 1)", 0.01,
+           [] {
+             const int64_t draws = 200000, size = 4;
+             const std::vector<double> w = orthogonal_rows(draws, size, 4), q{0.5, -0.3, 0.2, 0.1},
+                                       k{0.4, 0.1, -0.6, 0.3};
+             double product = 0, exact = 0, squares = 0;
+             for (int64_t i = 0; i < size; ++i) {
+               exact += q[i] * k[i];
+               squares += (q[i] * q[i] + k[i] * k[i]) / 2;
+             }
+             for (int64_t r = 0; r < draws; ++r) {
+               double both = 0;
+               for (int64_t i = 0; i < size; ++i) both += w[r * size + i] * (q[i] + k[i]);
+               product += std::exp(both - squares) / static_cast<double>(draws);
+             }
+             return std::abs(product / std::exp(exact) - 1);
+           }},
+          {"log weights of lln vary as those of softmax for normal q and k of 64 features", 0.05,
+           [] {
+             const double a = lln_exponent(64);
+             const Variable q = random_tensor({600, 64}, 1), k = random_tensor({600, 64}, 2);
+             const std::vector<double> weights =
+                 to_values(log(matmul(exp(scale(q, a)), exp(scale(k, a)), {false, true})));
+             double mean = 0, variance = 0;
+             for (const double x : weights) mean += x / static_cast<double>(weights.size());
+             for (const double x : weights)
+               variance += (x - mean) * (x - mean) / static_cast<double>(weights.size());
+             return std::abs(variance - 1);
+           }},
+          {"equals the masked quadratic form (Katharopoulos et al. 2020, eq. 9)", 1e-10, [d] {
              const int64_t n = 37;
              ParameterStore store(Dtype::f64);
              const LinearAttention m({.chunk = 8}, d, {store, ""});
              const Layout layout = whole_documents({n});
-             const Block b = random_block(m, layout, n);
+             const Block b = random_block(m, layout);
              LocalCrossing cross(layout);
              const Variable q = permute(b.x[0], {1, 0, 2}), k = permute(b.x[1], {1, 0, 2}),
                             v = permute(b.x[2], {1, 0, 2});
@@ -190,7 +191,7 @@ std::vector<Identity> SimpleGla::identities() const {
              const SimpleGla gla({.chunk = 8}, d, {store, "a."});
              const LinearAttention linear({.chunk = 16}, d, {store, "b."});
              const Layout layout = whole_documents({n});
-             Block b = random_block(gla, layout, n);
+             Block b = random_block(gla, layout);
              b.x[3] = zeros(b.x[3].shape(), Dtype::f64);
              LocalCrossing first(layout), second(layout);
              const Variable with = gla.forward(b, first);
@@ -202,7 +203,7 @@ std::vector<Identity> SimpleGla::identities() const {
              ParameterStore store(Dtype::f64);
              const SimpleGla gla({.chunk = 16}, d, {store, ""});
              const Layout layout = whole_documents({n});
-             Block b = random_block(gla, layout, n);
+             Block b = random_block(gla, layout);
              b.x[3] = full(b.x[3].shape(), -1000, Dtype::f64);
              LocalCrossing cross(layout);
              std::vector<double> own;

@@ -1,7 +1,7 @@
 #pragma once
 // Linear attention with decay, by chunks: S_t = e^{g_t} S_{t-1} + k_t v_t^T,  y_t = scale S_t^T q_t.
 //
-//   linear      g = 0 (Katharopoulos et al. 2020), optional feature map and normaliser
+//   linear      g = 0 (Katharopoulos et al. 2020), with a feature map and a normaliser by choice
 //   lightning   one fixed decay a head (TransNormerLLM, Qin et al. 2023; Lightning Attention-2, Qin et al.
 //   2024;
 //               RetNet, Sun et al. 2023)
@@ -10,7 +10,7 @@
 // With b the running sum of g inside a chunk, only e^{b_i - b_j} with j <= i is formed, which never exceeds
 // 1: no power of an inverse decay appears anywhere, so long chunks and strong decays are safe.
 
-#include "attention/mechanism.h"
+#include "attention/feature_map.h"
 
 namespace weft {
 
@@ -40,6 +40,9 @@ class LinearAttention : public Mechanism {
  protected:
   virtual bool gated() const { return false; }
   Config config_;
+
+ private:
+  FeatureMap map_;
 };
 
 class SimpleGla : public LinearAttention {

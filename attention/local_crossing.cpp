@@ -72,6 +72,7 @@ Stream::Slot* LocalCrossing::next_slot() {
 
 Variable LocalCrossing::operator()(const Scan& part, const Block& block) {
   Stream::Slot* slot = next_slot();
+  if (part.whole && slot == nullptr) return part.whole(block, layout());
   const Device device = block.x[0].device();
   const Chunks chunks = cut_chunks(layout(), part.chunk, device);
   const Block cut = into_chunks(block, chunks, part.pad);
@@ -115,6 +116,7 @@ std::vector<Variable> LocalCrossing::operator()(const Merge& part, const Block& 
     const auto result = merge(part, query, past);
     outputs.push_back(result[0]);
     lses.push_back(result[1]);
+    if (part.options.block > 0) cache.keep_last(s.end % part.options.block);  // what later tokens can see
   }
   return {concatenate(outputs, 0), concatenate(lses, 0)};
 }
@@ -164,7 +166,7 @@ Variable LocalCrossing::operator()(const Carry& part, const Block& block) {
     outputs.push_back(y);
     if (slot != nullptr) slot->states[s.document] = after;
   }
-  return concatenate(outputs, 0);
+  return outputs.empty() ? carry_nothing(part, block) : concatenate(outputs, 0);
 }
 
 }  // namespace weft

@@ -1,6 +1,9 @@
 #include "attention/mechanism.h"
 
+#include "autograd/gradcheck.h"
 #include "autograd/ops/arrange.h"
+#include "autograd/ops/elementwise.h"
+#include "autograd/ops/reduce.h"
 
 namespace weft {
 
@@ -13,6 +16,13 @@ int64_t Dimensions::of(char letter) const {
     case 'c': return width;
   }
   throw Error(Exit::internal, text("no dimension is called ", letter));
+}
+
+void require_equal_heads(const Dimensions& dims, const char* mechanism) {
+  if (dims.heads != dims.kv_heads)
+    throw Error(Exit::recipe,
+                text(mechanism, " has one key head a query head, got ", dims.heads, " and ", dims.kv_heads),
+                "kv_heads", "set kv_heads = heads");
 }
 
 Shape input_shape(const Input& input, const Dimensions& dims, int64_t n) {
@@ -28,6 +38,19 @@ Tensor fixed_rows(const Mechanism& mechanism, const Input& input, int64_t n, Dty
   if (device == Device::meta) return empty({n, heads}, dtype, device);
   const Tensor one = from_values({1, heads}, dtype, row);
   return gather_rows(one, from_ints(std::vector<int32_t>(static_cast<size_t>(n), 0), device));
+}
+
+Block random_block(const Mechanism& mechanism, const Layout& layout) {
+  Block block{{}, layout.position, layout.document};
+  uint32_t seed = 1;
+  for (const Input& input : mechanism.inputs()) {
+    Variable x = random_tensor(input_shape(input, mechanism.dims(), layout.tokens()), seed++);
+    if (input.domain == Domain::log_decay) x = negate(square(x));
+    if (input.domain == Domain::unit) x = sigmoid(x);
+    if (input.domain == Domain::direction) x = divide(x, sqrt(sum(square(x), -1, true)));
+    block.x.push_back(x);
+  }
+  return block;
 }
 
 Variable reference_by_document(const Mechanism& mechanism, const Block& block) {

@@ -18,6 +18,7 @@ enum class Domain : uint8_t {
   real,       // any
   log_decay,  // <= 0: natural log of a decay
   unit,       // (0, 1)
+  positive,   // > 0
   direction,  // vectors of length 1
 };
 
@@ -26,13 +27,21 @@ struct Input {
   const char*
       dims;  // behind the token axis, of: h heads, g key-value heads, k key size, v value size, c width
   Domain domain = Domain::real;
+  // Where a layer's gate of this input starts before it is mapped into the domain, and around which tests
+  // draw: -3 of a unit is 0.05.
+  double start = 0;
 };
 
 // Sizes that the caller chooses.
 struct Dimensions {
   int64_t heads = 1, kv_heads = 1, key = 1, value = 1, width = 1;
+  // Where it stands in the model: layer of layers, from 0.
+  int64_t layer = 0, layers = 1;
   int64_t of(char letter) const;
 };
+
+// An Error (recipe) unless every query head has a key head of its own.
+void require_equal_heads(const Dimensions& dims, const char* mechanism);
 
 // "h k" with these sizes, behind n tokens: (n, heads, key).
 Shape input_shape(const Input& input, const Dimensions& dims, int64_t n);
@@ -82,6 +91,8 @@ class Mechanism {
   virtual std::vector<double> fixed_input(const std::string&) const { return {}; }
   // Outputs that grow with the text, as sums do, want a norm behind them in a layer.
   virtual bool normalize_output() const { return false; }
+  // It norms its input and adds it to its output itself: a block does neither.
+  virtual bool whole_layer() const { return false; }
 
  private:
   Dimensions dims_;
@@ -89,6 +100,9 @@ class Mechanism {
 
 // A fixed input for n tokens: (n, heads).
 Tensor fixed_rows(const Mechanism& mechanism, const Input& input, int64_t n, Dtype dtype, Device device);
+
+// Random inputs in their domains, f64, for identities.
+Block random_block(const Mechanism& mechanism, const Layout& layout);
 
 // Runs reference() document by document and puts the outputs back on the token line.
 Variable reference_by_document(const Mechanism& mechanism, const Block& block);

@@ -8,22 +8,23 @@ Tensor active_of(const Block& query) {
 
 std::vector<Variable> merge(const Merge& part, const Block& query, const Block& keys) {
   const Tensor q = query.x[0].value().contiguous(), k = keys.x[1].value().contiguous(),
-               v = keys.x[2].value().contiguous();
-  const Tensor active = active_of(query);
+               v = keys.x[2].value().contiguous(), bias = part.bias, active = active_of(query);
   const std::vector<Tensor> y = part.forward(part.options, q, k, v, query.position, query.document,
-                                             keys.position, keys.document, active);
+                                             keys.position, keys.document, bias, active);
   struct Attributes {
     AttentionOptions options;
     Merge::Backward backward;
   };
+  std::vector<Variable> inputs{query.x[0], keys.x[1], keys.x[2]};
+  if (bias.defined()) inputs.push_back(part.bias);
   return record_many(
-      "merge", {query.x[0], keys.x[1], keys.x[2]}, y,
-      save(q, k, v, query.position, query.document, keys.position, keys.document, active, y[0], y[1]),
+      "merge", inputs, y,
+      save(q, k, v, query.position, query.document, keys.position, keys.document, bias, active, y[0], y[1]),
       Attributes{part.options, part.backward}, [](Backward& b, const Attributes& a) {
         const std::vector<Tensor> grads = a.backward(
             a.options, b.saved(0), b.saved(1), b.saved(2), b.saved(3), b.saved(4), b.saved(5), b.saved(6),
-            b.saved(7), b.saved(8), b.saved(9), b.grad(0).contiguous(), b.grad(1).contiguous());
-        for (int i = 0; i < 3; ++i) b.add(i, grads[i]);
+            b.saved(7), b.saved(8), b.saved(9), b.saved(10), b.grad(0).contiguous(), b.grad(1).contiguous());
+        for (size_t i = 0; i < grads.size(); ++i) b.add(static_cast<int>(i), grads[i]);
       });
 }
 

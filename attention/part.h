@@ -42,36 +42,49 @@ struct Scan {
   // The state is {a, S} and combines as {a_before a_after, a_after S_before + S_after}, a broadcasting over
   // S's last dimensions: the framework may use the fused scan op instead of `combine`.
   bool decay = false;
+  // Optional: whole documents from their start at once, where nobody asks for a state.
+  std::function<Variable(const Block&, const Layout&)> whole = {};
   // Bidirectional: every chunk sees the state of its whole document.
   bool total = false;
 };
+
+// How scores become weights. softmax: e^s over the sum of the row. The others depend on nothing else of their
+// row: laplace 1/2 (1 + erf((s - mu) / (sigma sqrt 2))) with mu = sqrt(1/2), sigma = sqrt(1/(4 pi)), and
+// relu2 max(s, 0)^2. Partial results of these are means over the keys seen and lse the log of their number,
+// so that they merge like any other; o e^lse is the sum.
+enum class Weighting : uint8_t { softmax, laplace, relu2 };
 
 // What the two functions of a Merge may depend on besides tensors; plain data.
 struct AttentionOptions {
   double scale = 1;    // of q k^T
   bool causal = true;  // keys at positions <= the query's only
   int64_t window = 0;  // > 0: keys at distance < window only
+  int64_t block = 0;   // > 0: keys of the query's own block of positions only; rank cuts fall on blocks
   bool alibi = false;  // score -= slope_h * distance
+  Weighting weighting = Weighting::softmax;
 };
 
 struct Merge {
   // Softmax-like partial results over the keys at hand: o (N, H, Dv) in q's dtype, lse (N, H) in f32 (f64),
   // -inf where a query saw no key. Query and key meet if they are of one document and the options allow their
-  // positions. active, if defined, (N, H), in any float type: 0 takes a head of a query out, which costs
-  // nothing then and gives o = 0, lse = -inf and no gradient.
+  // positions. bias, if defined, (H, R) in lse's dtype: bias[h, min(distance, R - 1)] is added to a score.
+  // active, if defined, (N, H), in any float type: 0 takes a head of a query out, which costs nothing then
+  // and gives o = 0, lse = -inf and no gradient.
   using Forward = std::vector<Tensor> (*)(const AttentionOptions&, const Tensor& q, const Tensor& k,
                                           const Tensor& v, const Tensor& q_position, const Tensor& q_document,
                                           const Tensor& k_position, const Tensor& k_document,
-                                          const Tensor& active);
-  // Given o and lse of the whole row, the part of {dq, dk, dv} that these keys give.
+                                          const Tensor& bias, const Tensor& active);
+  // Given o and lse of the whole row, the part of {dq, dk, dv} and, with a bias, dbias that these keys give.
   using Backward = std::vector<Tensor> (*)(const AttentionOptions&, const Tensor& q, const Tensor& k,
                                            const Tensor& v, const Tensor& q_position,
                                            const Tensor& q_document, const Tensor& k_position,
-                                           const Tensor& k_document, const Tensor& active, const Tensor& o,
-                                           const Tensor& lse, const Tensor& d_o, const Tensor& d_lse);
+                                           const Tensor& k_document, const Tensor& bias, const Tensor& active,
+                                           const Tensor& o, const Tensor& lse, const Tensor& d_o,
+                                           const Tensor& d_lse);
   AttentionOptions options;
   Forward forward;
   Backward backward;
+  Variable bias = {};  // learned, whole on every rank
 };
 
 struct Halo {

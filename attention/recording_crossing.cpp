@@ -37,7 +37,9 @@ Variable RecordingCrossing::operator()(const Scan& part, const Block& block) {
 }
 
 std::vector<Variable> RecordingCrossing::operator()(const Merge& part, const Block& block) {
-  calls_.push_back({PartKind::merge, row_bytes(block, 1), true});
+  const bool alike = !part.options.alibi && !part.bias.defined();
+  calls_.push_back({PartKind::merge, part.options.block > 0 ? 0 : row_bytes(block, 1), true,
+                    alike ? block.x[1].dim(1) : 0});
   return inner_(part, block);
 }
 

@@ -15,9 +15,10 @@ const char* name_of(PartKind kind);
 struct PartCall {
   PartKind kind;
   // What passes a border between ranks: of a Scan or Carry the state, of a Halo its rows; of a Merge the key
-  // and value of one token.
+  // and value of one token, or nothing where blocks keep to themselves.
   int64_t bytes;
-  bool fused;  // the part comes with a kernel of its own
+  bool fused;              // the part comes with a kernel of its own
+  int64_t free_heads = 0;  // of a Merge, key heads that ranks may share out: 0 if they differ by their bias
 };
 
 class RecordingCrossing : public Crossing {

@@ -164,4 +164,8 @@ class Communicator {
 // A group of one: everything is a copy.
 std::unique_ptr<Communicator> self_communicator();
 
+// A rank of a group that is not there, for plans: bytes are counted, nothing moves, and what others would
+// have given stays as it was. It cannot be split.
+std::unique_ptr<Communicator> planned_communicator(int rank, int size);
+
 }  // namespace weft

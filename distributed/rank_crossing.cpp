@@ -98,21 +98,12 @@ State start_of(const Carry& part) {
   return part.start();
 }
 
-// The output of no tokens.
-Variable nothing_of(const Carry& part, const Block& block) {
-  const NoTape pause;
-  const Device device = block.x[0].device();
-  Block one{{}, from_ints({0}, device), from_ints({0}, device)};
-  for (const Variable& x : block.x) one.x.push_back(zeros(x.shape().with(0, 1), x.dtype(), device));
-  return slice(part.step(one, part.start()).first, 0, 0, 0);
-}
-
 }  // namespace
 
 Variable RankCrossing::operator()(const Carry& part, const Block& block) {
   if (strategy_ == CrossingStrategy::gather) {
     const Block whole = gather_whole(block);
-    if (whole.position.dim(0) == 0) return nothing_of(part, block);
+    if (whole.position.dim(0) == 0) return carry_nothing(part, block);
     return own_of_whole(LocalCrossing(plan_.whole().layout)(part, whole));
   }
   const State like = start_of(part);
@@ -133,7 +124,7 @@ Variable RankCrossing::operator()(const Carry& part, const Block& block) {
     for (size_t k = 0; k < like.size(); ++k)
       state[k] = hand_on(ranks_, state[k], p.rank, pieces[i + 1].rank, like[k]);
   }
-  return outputs.empty() ? nothing_of(part, block) : concatenate(outputs, 0);
+  return outputs.empty() ? carry_nothing(part, block) : concatenate(outputs, 0);
 }
 
 }  // namespace weft

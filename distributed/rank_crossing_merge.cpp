@@ -56,6 +56,12 @@ std::vector<Variable> RankCrossing::operator()(const Merge& part, const Block& b
     for (Variable& v : y) v = own_of_whole(v);
     return y;
   }
+  if (const int64_t size = part.options.block; size > 0) {  // all keys that a token can see are here
+    for (const Segment& s : layout().segments)
+      CHECK(s.begin % size == 0, "crossing: token ", s.begin, " of document ", s.document,
+            " is inside a block of ", size);
+    return merge(part, block, block);
+  }
   const RankPlan::Cut& cut = plan_.cut();
   if (cut.rows.total == 0) return merge(part, block, block);
   if (cut.rest.dim(0) == 0) return merge_across(part, block);
@@ -94,8 +100,8 @@ std::vector<Variable> RankCrossing::merge_by_heads(const Merge& part, const Bloc
       throw Error(Exit::recipe,
                   text("crossing by heads: ", x.dim(1), " heads do not divide by ", ranks_.size(), " ranks"),
                   "mesh.strategy", "use native or ring, or another number of ranks");
-  if (part.options.alibi && ranks_.size() > 1)
-    throw Error(Exit::recipe, "crossing by heads: ALiBi gives every head a slope of its own", "mesh.strategy",
+  if ((part.options.alibi || part.bias.defined()) && ranks_.size() > 1)
+    throw Error(Exit::recipe, "crossing by heads: every head has a bias of its own", "mesh.strategy",
                 "use native or ring");
   const GatheredRows& rows = plan_.cut().rows;
   HeadTrade trade(ranks_, rows.counts);

@@ -3,13 +3,13 @@
 #include <algorithm>
 #include <string_view>
 
+#include "attention/initialize.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
 #include "autograd/ops/matmul.h"
 #include "autograd/ops/reduce.h"
 #include "autograd/ops/rms_norm.h"
 #include "autograd/ops/short_conv.h"
-#include "layers/initialize.h"
 
 namespace weft {
 namespace {
@@ -32,6 +32,7 @@ Variable in_domain(const Variable& x, Domain domain) {
     case Domain::real: return x;
     case Domain::log_decay: return scale(log_sigmoid(x), 1 / kDecayTemperature);
     case Domain::unit: return sigmoid(x);
+    case Domain::positive: return softplus(x);
     case Domain::direction: return multiply(x, reciprocal(sqrt(scale(sum(square(x), -1, true), 1, 1e-6))));
   }
   return x;
@@ -46,7 +47,8 @@ AttentionLayer::AttentionLayer(const AttentionLayerConfig& config, const Paramet
   inputs_ = mechanism_->inputs();
   const Dimensions& dims = config.dims;
   std::vector<int64_t> parts;
-  int64_t packed = 0, gates = 0;
+  int64_t packed = 0;
+  std::vector<double> gates;  // where each starts
   for (const Input& input : inputs_) {
     const int64_t size = input_shape(input, dims, 1).numel();
     const Source source = source_of(*mechanism_, input);
@@ -54,15 +56,15 @@ AttentionLayer::AttentionLayer(const AttentionLayerConfig& config, const Paramet
       parts.push_back(size);
       packed += size;
     }
-    if (source == Source::gate) gates += size;
+    if (source == Source::gate) gates.insert(gates.end(), static_cast<size_t>(size), input.start);
   }
   if (packed > 0)
     projection_ = scope.declare(
         {"in.weight", {packed, dims.width}, ParameterKind::matrix, projection_init(dims.width), parts});
-  if (gates > 0) {
+  if (const auto count = static_cast<int64_t>(gates.size()); count > 0) {
     gates_ = scope.declare(
-        {"gate.weight", {gates, dims.width}, ParameterKind::matrix, projection_init(dims.width)});
-    gate_bias_ = scope.declare({"gate.bias", {gates}, ParameterKind::vector, Initializer::constant(0)});
+        {"gate.weight", {count, dims.width}, ParameterKind::matrix, projection_init(dims.width)});
+    gate_bias_ = scope.declare({"gate.bias", {count}, ParameterKind::vector, Initializer::from(gates)});
   }
   if (config.short_conv > 0 && packed > 0)
     conv_ = scope.declare({"conv.weight",
@@ -76,7 +78,7 @@ AttentionLayer::AttentionLayer(const AttentionLayerConfig& config, const Paramet
     output_ = scope.declare({"out.weight",
                              {dims.width, dims.heads * dims.value},
                              ParameterKind::matrix,
-                             residual_init(dims.heads * dims.value, config.depth)});
+                             residual_init(dims.heads * dims.value, dims.layers)});
 }
 
 Variable AttentionLayer::convolve(const Variable& packed, Crossing& cross) const {

@@ -10,7 +10,6 @@ struct AttentionLayerConfig {
   std::string mechanism = "softmax";
   FieldValue attributes = {};  // of the mechanism
   Dimensions dims = {};
-  int64_t depth = 1;       // blocks of the model
   int64_t short_conv = 0;  // width of a causal convolution over the projections; 0 = none
   double norm_eps = 1e-6;
 };

@@ -7,19 +7,22 @@ namespace weft {
 
 TransformerBlock::TransformerBlock(const BlockConfig& config, const ParameterScope& scope)
     : checkpointing_(config.checkpointing),
-      attention_norm_(config.norm, config.attention.dims.width, config.attention.norm_eps,
-                      scope.inner("attention_norm")),
       attention_(config.attention, scope.inner("attention")),
       ffn_norm_(config.norm, config.attention.dims.width, config.attention.norm_eps, scope.inner("ffn_norm")),
-      ffn_(config.ffn_kind, config.attention.dims.width, config.ffn, config.attention.depth,
-           scope.inner("ffn")) {}
+      ffn_(config.ffn_kind, config.attention.dims.width, config.ffn, config.attention.dims.layers,
+           scope.inner("ffn")) {
+  if (!attention_.mechanism().whole_layer())
+    attention_norm_.emplace(config.norm, config.attention.dims.width, config.attention.norm_eps,
+                            scope.inner("attention_norm"));
+}
 
 std::vector<Variable> TransformerBlock::operator()(const Variable& x, const Layout& layout,
                                                    CrossingFactory& crossings, int layer) const {
   const Function attend = [this, layout, &crossings, layer](const std::vector<Variable>& v) {
     const MemoryScope scope("attention");
     const std::unique_ptr<Crossing> cross = crossings.make(layout, layer);
-    std::vector<Variable> out{add(v[0], attention_(attention_norm_(v[0]), *cross))};
+    std::vector<Variable> out{attention_norm_ ? add(v[0], attention_((*attention_norm_)(v[0]), *cross))
+                                              : attention_(v[0], *cross)};
     for (const AuxiliaryLoss& loss : cross->losses()) out.push_back(scale(loss.value, loss.weight));
     return out;
   };

@@ -1,5 +1,8 @@
 #pragma once
-// One pre-norm residual block: x + attention(norm(x)), then x + feed_forward(norm(x)).
+// One pre-norm residual block: x + attention(norm(x)), or a mechanism that is a whole layer, attention(x);
+// then x + feed_forward(norm(x)).
+
+#include <optional>
 
 #include "layers/attention_layer.h"
 #include "layers/feed_forward.h"
@@ -59,8 +62,8 @@ class TransformerBlock {
 
  private:
   std::string checkpointing_;
-  Norm attention_norm_;
   AttentionLayer attention_;
+  std::optional<Norm> attention_norm_;  // none where the mechanism has its own
   Norm ffn_norm_;
   FeedForward ffn_;
 };

@@ -1,16 +1,17 @@
 #include "layers/feed_forward.h"
 
+#include "attention/initialize.h"
+#include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
 #include "autograd/ops/matmul.h"
 #include "autograd/ops/swiglu.h"
-#include "layers/initialize.h"
 
 namespace weft {
 
 FeedForward::FeedForward(const std::string& kind, int64_t width, int64_t inner, int64_t depth,
                          const ParameterScope& scope)
-    : gated_(kind == "swiglu") {
-  if (gated_) {
+    : kind_(kind) {
+  if (kind_ != "gelu") {
     up_ = scope.declare({"gate_up.weight",
                          {2 * inner, width},
                          ParameterKind::matrix,
@@ -24,7 +25,11 @@ FeedForward::FeedForward(const std::string& kind, int64_t width, int64_t inner, 
 
 Variable FeedForward::operator()(const Variable& x) const {
   const Variable h = linear(x, up_);
-  return linear(gated_ ? swiglu(h) : gelu(h), down_);
+  if (kind_ == "gelu") return linear(gelu(h), down_);
+  if (kind_ == "swiglu") return linear(swiglu(h), down_);
+  const int64_t inner = h.dim(1) / 2;
+  const std::vector<Variable> halves = split_columns(h, {inner, inner});
+  return linear(multiply(halves[0], halves[1]), down_);
 }
 
 }  // namespace weft

@@ -2,14 +2,15 @@
 
 #include <numeric>
 
+#include "attention/initialize.h"
+#include "autograd/ops/elementwise.h"
 #include "autograd/ops/embedding.h"
 #include "autograd/ops/matmul.h"
-#include "layers/initialize.h"
 
 namespace weft {
 
 int64_t derived_ffn(const std::string& kind, int64_t width) {
-  const int64_t exact = kind == "swiglu" ? (8 * width + 2) / 3 : 4 * width;
+  const int64_t exact = kind == "swiglu" || kind == "sglu" ? (8 * width + 2) / 3 : 4 * width;
   return (exact + 63) / 64 * 64;
 }
 
@@ -30,8 +31,9 @@ Model::Model(const ModelConfig& config, ParameterStore& store) : config_(config)
                  .kv_heads = config.kv_heads,
                  .key = config.head_size,
                  .value = config.head_size,
-                 .width = config.width},
-        .depth = depth,
+                 .width = config.width,
+                 .layer = i,
+                 .layers = depth},
         .short_conv = config.short_conv,
         .norm_eps = config.norm_eps};
     block.norm = config.norm;
@@ -52,6 +54,7 @@ Variable Model::hidden(const Tensor& tokens, const Layout& layout, CrossingFacto
   {
     const MemoryScope scope("embedding");
     x = embedding(embedding_, tokens);
+    if (config_.scale_embedding) x = scale(x, std::sqrt(static_cast<double>(config_.width)));
   }
   if (states != nullptr) states->push_back(x);
   for (size_t i = 0; i < blocks_.size(); ++i) {

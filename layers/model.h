@@ -13,6 +13,7 @@ struct ModelConfig {
   std::string ffn_kind = "swiglu", norm = "rms", checkpointing = "none";
   double norm_eps = 1e-6;
   bool tied = true;
+  bool scale_embedding = false;  // times sqrt(width)
   int64_t vocab = 0, short_conv = 0;
 };
 

@@ -6,12 +6,14 @@
 namespace weft {
 
 Norm::Norm(const std::string& kind, int64_t width, double eps, const ParameterScope& scope) : eps_(eps) {
+  if (kind == "srms") return;
   gain_ = scope.declare({"weight", {width}, ParameterKind::vector, Initializer::constant(1)});
   if (kind == "layer")
     bias_ = scope.declare({"bias", {width}, ParameterKind::vector, Initializer::constant(0)});
 }
 
 Variable Norm::operator()(const Variable& x) const {
+  if (!gain_.defined()) return rms_norm(x, {}, eps_);
   return bias_.defined() ? layer_norm(x, gain_, bias_, eps_) : rms_norm(x, gain_, eps_);
 }
 

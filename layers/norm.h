@@ -1,5 +1,6 @@
 #pragma once
-// RMS norm (Zhang & Sennrich 2019) or layer norm with its parameters.
+// RMS norm (Zhang & Sennrich 2019) or layer norm with its parameters, or SRMSNorm, the RMS norm without any
+// (TransNormerLLM, Qin et al. 2023).
 
 #include "attention/mechanism.h"
 
@@ -7,7 +8,7 @@ namespace weft {
 
 class Norm {
  public:
-  // kind: rms or layer
+  // kind: rms, layer or srms
   Norm(const std::string& kind, int64_t width, double eps, const ParameterScope& scope);
   Variable operator()(const Variable& x) const;  // over the last dimension
 

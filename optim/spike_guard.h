@@ -2,6 +2,7 @@
 // Decides, from the loss and the norm of the gradient, whether a step is applied. All ranks that give it the
 // same numbers decide alike.
 
+#include <algorithm>
 #include <cstdint>
 #include <deque>
 #include <string>
@@ -32,12 +33,14 @@ class SpikeGuard {
   // of them within the window, a rewind. Statistics are those of applied steps alone.
   Verdict judge(int64_t step, double loss, double gradient_norm);
 
-  // For the checkpoint. restore() keeps the larger number of rewinds, so that going back does not forget
-  // that it did. Exit::data for something that state() did not write.
+  // For the checkpoint; the first number is rewinds(). restore() keeps the larger number of rewinds, so that
+  // going back does not forget that it did. Exit::data for something that state() did not write.
   std::vector<double> state() const;
   void restore(const std::vector<double>& state);
 
   int64_t rewinds() const { return rewinds_; }
+  // At least so many, which a run that was killed after them still knows.
+  void remember_rewinds(int64_t rewinds) { rewinds_ = std::max(rewinds_, rewinds); }
 
  private:
   // What is wrong with a value; empty if nothing.

@@ -10,7 +10,8 @@ namespace {
 ApplyOutcome compute(const ApplyTask& task, const ApplyOptions& o) {
   if (o.reference) return apply_reference(task);
   if (o.prefill) return apply_decode(task, *o.prefill, o.chunk);
-  if (o.ranks > 0) return apply_segments(task, o.ranks, o.plan, o.strategy, o.chunk);
+  if (o.segments.ranks > 0)
+    return apply_segments(task, o.segments.ranks, o.segments.plan, o.segments.strategy, o.chunk);
   return apply_full(task, o.chunk);
 }
 

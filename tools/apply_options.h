@@ -8,8 +8,7 @@
 
 #include "autograd/device.h"
 #include "autograd/dtype.h"
-#include "distributed/rank_crossing.h"
-#include "distributed/segments.h"
+#include "tools/segments_flag.h"
 
 namespace weft {
 
@@ -23,9 +22,7 @@ struct ApplyOptions {
   int64_t chunk = 0;               // 0: the mechanism's own
   std::optional<int64_t> prefill;  // decode:M, the M
   std::optional<uint32_t> init;    // seed of parameters that the file does not hold
-  int ranks = 0;                   // 0: no segments
-  SegmentPlan plan = SegmentPlan::contiguous;
-  CrossingStrategy strategy = CrossingStrategy::native;
+  SegmentsFlag segments;
   bool describe = false, json = false;
 };
 

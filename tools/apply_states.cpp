@@ -116,6 +116,7 @@ Variable StatesCrossing::operator()(const Scan& part, const Block& block) {
   // Every chunk's state is that of its tokens behind what its document starts from, and `apply` sees what it
   // starts from before what the crossing knows.
   State summaries;
+  scan.whole = nullptr;
   scan.summarize = [&](const Block& chunks) {
     summaries = part.summarize(chunks);
     if (any_given(states))

@@ -18,7 +18,7 @@ BEGIN {
   may["training"] = "training " data " distributed layers attention optim autograd"
   may["tools"] = "tools " may["training"]
   may["tests"] = "tests " may["tools"]
-  heavy = "^(nlohmann|yaml-cpp|CLI|fmt|spdlog|Eigen|unsupported|hdf5|mpi)[./]"
+  heavy = "^(nlohmann|yaml-cpp|CLI|fmt|spdlog|hdf5|mpi)[./]"
 }
 
 function say(message) { print FILENAME ":" FNR ": " message; failed = 1 }
@@ -48,7 +48,6 @@ FNR == 601 { say("more than 600 lines") }
   split($0, part, "[<>]")
   if (part[2] ~ heavy && FILENAME ~ /\.cuh?$/) say("<" part[2] "> belongs in a .cpp file")
   if (part[2] ~ heavy && FILENAME ~ /\.h$/) brings[FILENAME] = part[2]
-  if (part[2] ~ /^(Eigen|unsupported)\// && folder != "tests") eigen[FILENAME] = 1
 }
 
 # Two types of one name in namespace weft are one to the linker, whichever header a file includes.
@@ -70,9 +69,6 @@ END {
         failed = 1
       }
   }
-  for (file in eigen) { count++; files = files " " file }
-  # Eigen is the slowest header of all to compile.
-  if (count > 3) { print "Eigen in more than three files:" files; failed = 1 }
   exit failed
 }'
 

@@ -137,4 +137,16 @@ std::string Flags::help() const {
   return out;
 }
 
+void refuse_flag(const std::string& flag, const std::string& value, const std::string& advice) {
+  throw Error(Exit::usage, text(flag, " is ", value.empty() ? "empty" : value), flag, advice);
+}
+
+int64_t flag_number(const std::string& flag, const std::string& value, int64_t least, int64_t most) {
+  int64_t number = 0;
+  const auto [stop, error] = std::from_chars(value.data(), value.data() + value.size(), number);
+  if (error != std::errc{} || stop != value.data() + value.size() || number < least || number > most)
+    refuse_flag(flag, value, text("give a whole number, ", least, " to ", most));
+  return number;
+}
+
 }  // namespace weft

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <limits>
 #include <string>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -59,5 +60,20 @@ class Flags {
   std::vector<std::string> arguments_;
   bool ends_early_ = false;
 };
+
+// A whole number in [least, most], and what one of several words stands for: values that come as parts of a
+// flag's text. Errors: Exit::usage, with what there is to give.
+int64_t flag_number(const std::string& flag, const std::string& value, int64_t least, int64_t most);
+[[noreturn]] void refuse_flag(const std::string& flag, const std::string& value, const std::string& advice);
+template <class T>
+T flag_choice(const std::string& flag, const std::string& value,
+              const std::vector<std::pair<std::string, T>>& choices) {
+  std::string names;
+  for (const auto& [name, meaning] : choices) {
+    if (name == value) return meaning;
+    names += (names.empty() ? "" : ", ") + name;
+  }
+  refuse_flag(flag, value, "one of " + names);
+}
 
 }  // namespace weft

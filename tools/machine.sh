@@ -10,7 +10,6 @@ pkg-config          pkg-config
 libopenmpi-dev      mpicxx
 openmpi-bin         mpirun
 libhdf5-dev         hdf5/serial/hdf5.h
-libeigen3-dev       eigen3/Eigen/Core
 libgtest-dev        gtest/gtest.h
 libyaml-cpp-dev     yaml-cpp/yaml.h
 nlohmann-json3-dev  nlohmann/json.hpp

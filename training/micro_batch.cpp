@@ -3,6 +3,27 @@
 #include <algorithm>
 
 namespace weft {
+namespace {
+
+class RankCrossings : public CrossingFactory {
+ public:
+  RankCrossings(const MicroBatch& micro, Communicator& ranks, CrossingStrategy strategy, WireBytes* expected)
+      : plan_(micro.all, ranks.rank(), micro.tokens.device()),
+        ranks_(ranks),
+        strategy_(strategy),
+        expected_(expected) {}
+  std::unique_ptr<Crossing> make(const Layout& layout, int) override {
+    return std::make_unique<RankCrossing>(layout, plan_, ranks_, strategy_, expected_);
+  }
+
+ private:
+  RankPlan plan_;
+  Communicator& ranks_;
+  CrossingStrategy strategy_;
+  WireBytes* expected_;
+};
+
+}  // namespace
 
 MicroBatch cut_micro_batch(const Batch& batch, SegmentPlan plan, int ranks, int rank, int64_t align,
                            Device device) {
@@ -24,6 +45,12 @@ MicroBatch cut_micro_batch(const Batch& batch, SegmentPlan plan, int ranks, int 
   micro.tokens = from_ints(tokens, device);
   micro.targets = from_ints(targets, device);
   return micro;
+}
+
+std::unique_ptr<CrossingFactory> crossings_of(const MicroBatch& micro, Communicator* ranks,
+                                              CrossingStrategy strategy, WireBytes* expected) {
+  if (ranks == nullptr || ranks->size() == 1) return std::make_unique<LocalCrossings>();
+  return std::make_unique<RankCrossings>(micro, *ranks, strategy, expected);
 }
 
 std::vector<Batch> split_batch(const Batch& batch, int64_t context, int64_t samples) {

@@ -3,7 +3,9 @@
 
 #include <span>
 
+#include "distributed/rank_crossing.h"
 #include "distributed/segments.h"
+#include "layers/block.h"
 #include "training/data/dataset.h"
 
 namespace weft {
@@ -18,6 +20,11 @@ struct MicroBatch {
 // The batch's documents cut over `ranks` ranks of a context group; rank's part of it. align: of the model.
 MicroBatch cut_micro_batch(const Batch& batch, SegmentPlan plan, int ranks, int rank, int64_t align,
                            Device device);
+
+// The crossings of a micro-batch: its own, or over the ranks of its context group where there are several.
+// They live as long as the tape. expected: grows by the bytes to send.
+std::unique_ptr<CrossingFactory> crossings_of(const MicroBatch& micro, Communicator* ranks,
+                                              CrossingStrategy strategy, WireBytes* expected = nullptr);
 
 // A batch of one rank as consecutive batches of at most `samples` samples.
 std::vector<Batch> split_batch(const Batch& batch, int64_t context, int64_t samples);

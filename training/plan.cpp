@@ -2,7 +2,9 @@
 
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 namespace weft {
 namespace {
@@ -19,14 +21,51 @@ constexpr DeviceModel kDevices[] = {
     {"h100-80", 370e12, int64_t{80} << 30},
 };
 
-Batch made_up_batch(int64_t samples, int64_t context) {
-  Batch batch;
-  batch.tokens.assign(static_cast<size_t>(samples * context), 0);
-  batch.targets.assign(batch.tokens.size(), 0);
-  for (int64_t i = 0; i <= samples; ++i) batch.offsets.push_back(i * context);
-  for (int64_t i = 0; i < samples; ++i) batch.samples.push_back(i);
-  return batch;
+// The documents of a step decide what crosses ranks and how much is padded, so the plan reads them where that
+// is quick: of more text than this it would take longer than anybody waits for a plan.
+constexpr uintmax_t kReadBytes = uintmax_t{256} << 20;
+
+std::string why_not_read(const Recipe& recipe) {
+  uintmax_t bytes = 0;
+  std::vector<std::string> paths;
+  for (const Recipe::Source& s : recipe.data.train.list) paths.push_back(s.path);
+  for (const std::string& file : expand_paths(paths)) bytes += std::filesystem::file_size(file);
+  return bytes > kReadBytes ? text("data.train has ", bytes >> 20, " MiB, too much to read for a plan") : "";
 }
+
+// The global batch of the first step. Without the data: samples of one document each.
+class FirstBatch {
+ public:
+  FirstBatch(const Recipe& recipe, const Tokenizer& tokenizer, std::vector<std::string>& warnings)
+      : context_(recipe.context) {
+    std::string reason;
+    try {
+      reason = why_not_read(recipe);
+      if (reason.empty())
+        data_.emplace(open_recipe_data(recipe, tokenizer, vocabulary_of(recipe, tokenizer)));
+    } catch (const Error& e) {
+      if (e.code != Exit::data) throw;
+      reason = text(e.what(), " (", e.where, ")");
+    }
+    if (!reason.empty()) warnings.push_back(reason + "; every sample is taken for one document");
+    if (data_) order_.emplace(data_->train.order(static_cast<uint64_t>(recipe.seed), recipe.data.shuffle));
+  }
+
+  Batch samples(Slice own) const {
+    Batch batch;
+    for (int64_t i = own.begin; i < own.end; ++i) batch.samples.push_back(order_ ? (*order_)(i) : i);
+    if (data_) return data_->train.batch(batch.samples);
+    for (int64_t i = own.begin; i <= own.end; ++i) batch.offsets.push_back((i - own.begin) * context_);
+    batch.tokens.assign(static_cast<size_t>(batch.offsets.back()), 0);
+    batch.targets = batch.tokens;
+    return batch;
+  }
+
+ private:
+  int64_t context_;
+  std::optional<Datasets> data_;
+  std::optional<SampleOrder> order_;
+};
 
 }  // namespace
 
@@ -38,42 +77,39 @@ RunPlan plan_run(const Recipe& recipe, int ranks, const std::string& device) {
     throw Error(Exit::usage, text("unknown device ", device), "--device", "cpu or h100-80");
   const std::shared_ptr<const Tokenizer> tokenizer = open_tokenizer(recipe);
   RunPlan plan;
+  double step_flops = 0;
   plan.mesh = plan_mesh(ranks, static_cast<int>(recipe.mesh.cp), static_cast<int>(recipe.mesh.dp));
   if (!plan.mesh.note.empty()) plan.warnings.push_back(plan.mesh.note);
-  // One rank of the mesh: its share of the samples, its share of each sample's tokens.
-  Recipe rank = recipe;
-  rank.mesh = {};
-  rank.context = std::max<int64_t>(1, recipe.context / plan.mesh.cp);
+  const FirstBatch batch(recipe, *tokenizer, plan.warnings);
   const int64_t samples = recipe.batch_tokens / recipe.context;
-  const Slice own = slice_of(samples, 0, plan.mesh.dp);
-  rank.batch_tokens = std::max<int64_t>(1, own.end - own.begin) * rank.context;
-  if (rank.micro_tokens > 0)
-    rank.micro_tokens = std::max<int64_t>(rank.context, rank.micro_tokens / plan.mesh.cp);
-  if (plan.mesh.cp > 1)
-    plan.warnings.push_back("memory of several ranks a sequence does not count what they exchange");
-
-  reset_peak(Device::meta);
-  const int64_t before = memory_report(Device::meta).bytes;
-  Trainer trainer(rank, *tokenizer, nullptr, Device::meta);
-  trainer.step(0, made_up_batch(rank.batch_tokens / rank.context, rank.context));
-  const MemoryReport memory = memory_report(Device::meta);
-  plan.parameters = trainer.store().numel();
-  plan.active_parameters = plan.parameters;
-  plan.flops_per_token = trainer.step_flops() / static_cast<double>(rank.batch_tokens);
   plan.tokens_per_step = samples * recipe.context;
   plan.steps = recipe.steps;
   plan.tokens = plan.tokens_per_step * plan.steps;
-  plan.peak_bytes = memory.peak_bytes - before;
-  plan.scopes = memory.peak_by_scope;
-  int64_t gradient_bytes = 0;
-  for (const ParameterGroup& g : trainer.store().groups()) {
-    plan.checkpoint_bytes += g.master.bytes();
-    if (g.trainable) gradient_bytes += g.gradient.bytes();
+  // Where samples do not divide, the last rank has one more than the first.
+  for (const int r : ranks == 1 ? std::vector{0} : std::vector{0, ranks - 1}) {
+    reset_peak(Device::meta);
+    const int64_t before = memory_report(Device::meta).bytes;
+    const std::unique_ptr<Communicator> world = planned_communicator(r, ranks);
+    Trainer trainer(recipe, *tokenizer, world.get(), Device::meta);
+    const Slice own = trainer.samples_of_step();
+    trainer.step(0, batch.samples(own));
+    const MemoryReport memory = memory_report(Device::meta);
+    if (memory.peak_bytes - before > plan.peak_bytes) {
+      plan.peak_bytes = memory.peak_bytes - before;
+      plan.scopes = memory.peak_by_scope;
+    }
+    if (own.end > own.begin)
+      plan.flops_per_token =
+          trainer.step_flops() * plan.mesh.cp / static_cast<double>((own.end - own.begin) * recipe.context);
+    step_flops = std::max(step_flops, trainer.step_flops());
+    if (r > 0) continue;
+    plan.wire = trainer.wire();
+    plan.parameters = plan.active_parameters = trainer.store().numel();
+    for (const ParameterGroup& g : trainer.store().groups()) plan.checkpoint_bytes += g.master.bytes();
+    for (const StateTensor& s : trainer.optimizer().state()) plan.checkpoint_bytes += s.values.bytes();
+    if (const std::string idle = trainer.idle_context(); !idle.empty()) plan.warnings.push_back(idle);
   }
-  for (const StateTensor& s : trainer.optimizer().state()) plan.checkpoint_bytes += s.values.bytes();
-  // All-reduce of the gradients: a reduce-scatter and an all-gather of slices.
-  plan.wire.reduce_scatter = plan.wire.all_gather = gradient_bytes * (ranks - 1) / ranks;
-  plan.step_s = plan.flops_per_token * static_cast<double>(rank.batch_tokens) / model->flops;
+  plan.step_s = step_flops / model->flops;
   plan.eta_s = plan.step_s * static_cast<double>(plan.steps);
   if (model->bytes > 0 && plan.peak_bytes > model->bytes)
     plan.warnings.push_back(text("needs ", plan.peak_bytes >> 20, " MiB, the device has ", model->bytes >> 20,
@@ -125,14 +161,16 @@ std::string to_table(const RunPlan& p) {
   line("memory of a rank", static_cast<double>(p.peak_bytes) / (1 << 20), "MiB at its peak, of it:");
   for (size_t i = 0; i < p.scopes.size() && i < 6; ++i)
     line(("  " + p.scopes[i].first).c_str(), static_cast<double>(p.scopes[i].second) / (1 << 20), "MiB");
-  line("sent by a rank", static_cast<double>(p.wire.all_gather + p.wire.reduce_scatter) / (1 << 20),
+  const WireBytes& w = p.wire;
+  line("sent by a rank",
+       static_cast<double>(w.all_gather + w.reduce_scatter + w.send_recv + w.all_to_all) / (1 << 20),
        "MiB a step");
   line("a checkpoint", static_cast<double>(p.checkpoint_bytes) / (1 << 20), "MiB");
   if (std::isfinite(p.step_s)) {
     line("a step", p.step_s, "s");
     line("the run", p.eta_s / 3600, "h");
   }
-  for (const std::string& w : p.warnings) out += "note: " + w + "\n";
+  for (const std::string& warning : p.warnings) out += "note: " + warning + "\n";
   return out;
 }
 

@@ -1,6 +1,6 @@
 #pragma once
-// `weft validate`: what a run will need, from one step on the meta device: shapes only, no data, no
-// accelerator.
+// `weft validate`: what a run will need, from its first step on the meta device: shapes only, no accelerator.
+// Of the data only where the documents of that step end; without data each sample counts as one document.
 
 #include <string>
 #include <vector>
@@ -14,9 +14,9 @@ struct RunPlan {
   double flops_per_token = 0;  // forward and backward
   int64_t tokens_per_step = 0, steps = 0, tokens = 0;
   MeshShape mesh;
-  int64_t peak_bytes = 0;                               // of a rank
+  int64_t peak_bytes = 0;                               // of the rank that needs most
   std::vector<std::pair<std::string, int64_t>> scopes;  // at the peak, largest first
-  WireBytes wire;                                       // bytes a rank sends a step
+  WireBytes wire;                                       // bytes that rank 0 sends in the first step
   int64_t checkpoint_bytes = 0;
   double step_s = 0, eta_s = 0;  // NaN where the device's speed is unknown
   std::vector<std::string> warnings;

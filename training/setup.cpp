@@ -82,6 +82,7 @@ ModelConfig model_config(const Recipe& recipe, int64_t vocab) {
   c.norm_eps = m.norm_eps;
   c.checkpointing = m.checkpointing;
   c.tied = m.tied;
+  c.scale_embedding = m.scale_embedding;
   c.vocab = vocab;
   c.short_conv = m.short_conv;
   return c;
@@ -99,6 +100,7 @@ Datasets open_recipe_data(const Recipe& recipe, const Tokenizer& tokenizer, int6
   options.eos = tokenizer.eos_id();
   options.vocab_size = vocab;
   options.tokenizer = &tokenizer;
+  options.skip_bad = recipe.data.skip_bad;
   return open_datasets(config, recipe.context, options);
 }
 

@@ -1,8 +1,11 @@
 #include "training/state.h"
 
+#include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "distributed/agree.h"
+#include "training/checkpoint/files.h"
 #include "training/checkpoint/hash.h"
 #include "training/data/order.h"
 #include "training/recipe/diff.h"
@@ -96,6 +99,32 @@ std::vector<std::string> save_run(Trainer& trainer, const RunState& state, const
   return ckpt::save(request, peers);
 }
 
+namespace {
+std::string rewind_file(const std::string& run) { return run + "/rewind.json"; }
+}  // namespace
+
+void write_rewind(const std::string& run, const Rewind& rewind) {
+  write_file_atomically(rewind_file(run),
+                        json{{"rewinds", rewind.rewinds}, {"data", rewind.data}}.dump() + "\n");
+}
+
+std::optional<Rewind> read_rewind(const std::string& run) {
+  const std::string path = rewind_file(run);
+  if (!std::filesystem::exists(path)) return {};
+  try {
+    const json file = json::parse(std::ifstream(path));
+    return Rewind{file.at("rewinds"), file.at("data")};
+  } catch (const json::exception& e) {
+    throw Error(Exit::no_checkpoint, text("cannot be read: ", e.what()), path,
+                "remove it: the run then goes on from its checkpoint, with the data it skipped");
+  }
+}
+
+void forget_rewind(const std::string& run) {
+  std::error_code absent;
+  std::filesystem::remove(rewind_file(run), absent);
+}
+
 RunState restore_run(Trainer& trainer, const ckpt::Checkpoint& checkpoint) {
   const ckpt::Manifest& m = checkpoint.manifest();
   if (m.tokenizer_hash != trainer.tokenizer().hash())
@@ -107,7 +136,14 @@ RunState restore_run(Trainer& trainer, const ckpt::Checkpoint& checkpoint) {
     const json extra = json::parse(m.extra);
     trainer.set_updates(extra.at("updates"));
     trainer.guard().restore(extra.at("guard").get<std::vector<double>>());
-    return {m.step, extra.at("tokens"), extra.at("skipped_steps"), m.order_hash};
+    RunState state{m.step, extra.at("tokens"), extra.at("skipped_steps"), m.order_hash};
+    const std::optional<Rewind> rewind = read_rewind(trainer.recipe().run);
+    const double known = extra.at("guard").at(0);  // rewinds when it was saved
+    if (rewind && known < static_cast<double>(rewind->rewinds)) {
+      trainer.guard().remember_rewinds(rewind->rewinds);
+      state.skipped_steps = std::max(state.skipped_steps, rewind->data - state.step);
+    }
+    return state;
   } catch (const json::exception& e) {
     throw Error(Exit::no_checkpoint, text("the manifest's state of the run cannot be read: ", e.what()),
                 checkpoint.folder());

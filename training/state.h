@@ -23,8 +23,20 @@ ckpt::Peers peers_of(Communicator* world);
 // All ranks together. Returns warnings. Errors: those of ckpt::save.
 std::vector<std::string> save_run(Trainer& trainer, const RunState& state, const std::string& run_id);
 
-// Into a trainer of the same recipe. Errors: Exit::no_checkpoint where an array is missing or of another
-// shape.
+// That the run went back: a file of the run folder, since the next checkpoint, which knows it too, is some
+// steps away, and a run killed before it must not meet the same data again: from a checkpoint of fewer
+// rewinds it goes on at `data`.
+struct Rewind {
+  int64_t rewinds = 0;
+  int64_t data = 0;  // in steps
+};
+void write_rewind(const std::string& run, const Rewind& rewind);  // atomic. Errors: Exit::io
+// None where the run never went back. Errors: Exit::no_checkpoint.
+std::optional<Rewind> read_rewind(const std::string& run);
+void forget_rewind(const std::string& run);  // of an earlier run in this folder
+
+// Into a trainer of the same recipe, past the data of the last rewind. Errors: Exit::no_checkpoint where an
+// array is missing or of another shape.
 RunState restore_run(Trainer& trainer, const ckpt::Checkpoint& checkpoint);
 
 // Weights to start another model from, by name; a mechanism that has its projections itself, as moh does,

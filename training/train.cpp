@@ -94,6 +94,7 @@ bool Run::prepare_folder() {
     lock_.emplace(recipe_.run);
     ckpt::clean(recipe_.run);
     resume = exists && !ckpt::list_steps(recipe_.run).empty();
+    if (!resume) forget_rewind(recipe_.run);
     if (exists && options_.resume && !resume)
       throw Error(Exit::no_checkpoint, "the run has no complete checkpoint", recipe_.run,
                   "start it anew in another folder");
@@ -182,6 +183,13 @@ void Run::save() {
 void Run::rewind() {
   const int64_t from = state_.step, data = state_.step + state_.skipped_steps;
   loader_.reset();
+  on_first_rank(world_, [&] {
+    try {
+      write_rewind(recipe_.run, {trainer_->guard().rewinds(), data});
+    } catch (const Error& e) {
+      log_->warning(text("a run killed before its next checkpoint will go back again: ", e.what()));
+    }
+  });
   for (const std::string& w : load_checkpoint()) log_->warning(w);
   state_.skipped_steps = data - state_.step;
   log_->rewind(from, state_.step);
@@ -286,6 +294,7 @@ TrainSummary Run::train() {
                      .world = world_ == nullptr ? 1 : world_->size(),
                      .versions = {}});
   if (!trainer_->mesh().note.empty()) log_->info(trainer_->mesh().note);
+  if (const std::string idle = trainer_->idle_context(); !idle.empty()) log_->warning(idle);
   for (const std::string& w : warnings) log_->warning(w);
   if (resume) {
     log_->event(Event::resume, state_.step);
@@ -293,6 +302,9 @@ TrainSummary Run::train() {
   }
   log_->info(text(trainer_->store().numel(), " parameters, ", data_->train.tokens(), " tokens an epoch, ",
                   recipe_.steps, " steps of ", trainer_->samples_per_step() * recipe_.context, " tokens"));
+
+  if (const int64_t bad = data_->train.bad_documents(); bad > 0)
+    log_->warning(text(bad, " documents or lines of data.train are not usable and were left out"));
 
   timer_.emplace(recipe_.steps - state_.step);
   bool go_on = true;

@@ -43,28 +43,15 @@ CrossingStrategy strategy_of(const Recipe& recipe) {
                         : CrossingStrategy::native;
 }
 
-Mesh mesh_of(const Recipe& recipe, Communicator* world) {
+Mesh mesh_of(const Recipe& recipe, Communicator* world, Device device) {
   const MeshShape shape = plan_mesh(world == nullptr ? 1 : world->size(), static_cast<int>(recipe.mesh.cp),
                                     static_cast<int>(recipe.mesh.dp));
   if (world == nullptr) return {shape, nullptr, nullptr};
+  if (device == Device::meta)
+    return {shape, planned_communicator(world->rank() / shape.cp, shape.dp),
+            planned_communicator(world->rank() % shape.cp, shape.cp)};
   return make_mesh(*world, shape);
 }
-
-// Crossings of one micro-batch over the ranks of a context group; it lives as long as the tape.
-class RankCrossings : public CrossingFactory {
- public:
-  RankCrossings(const MicroBatch& micro, Communicator& ranks, CrossingStrategy strategy, WireBytes* expected)
-      : plan_(micro.all, ranks.rank()), ranks_(ranks), strategy_(strategy), expected_(expected) {}
-  std::unique_ptr<Crossing> make(const Layout& layout, int) override {
-    return std::make_unique<RankCrossing>(layout, plan_, ranks_, strategy_, expected_);
-  }
-
- private:
-  RankPlan plan_;
-  Communicator& ranks_;
-  CrossingStrategy strategy_;
-  WireBytes* expected_;
-};
 
 double value_of(const Tensor& scalar) { return scalar.device() == Device::meta ? 0 : to_values(scalar)[0]; }
 
@@ -78,7 +65,7 @@ Trainer::Trainer(const Recipe& recipe, const Tokenizer& tokenizer, Communicator*
       tokenizer_(tokenizer),
       world_(world),
       device_(device),
-      mesh_(mesh_of(recipe, world)),
+      mesh_(mesh_of(recipe, world, device)),
       store_(precision_of(recipe), device, static_cast<uint32_t>(recipe.seed)),
       model_(model_config(recipe, vocabulary_of(recipe, tokenizer)), store_),
       schedule_(schedule_of(recipe)),
@@ -92,12 +79,30 @@ Trainer::Trainer(const Recipe& recipe, const Tokenizer& tokenizer, Communicator*
   const MemoryScope scope("optimizer");
   optimizer_ = make_optimizer(optimizer_config(recipe), store_);
   const int64_t tokens = recipe.micro_tokens > 0 ? recipe.micro_tokens : kMicroTokens;
-  micro_samples_ = std::max<int64_t>(1, tokens / recipe.context);
+  // No more than a step has: an evaluation takes as many at a time, and must not need more memory than a
+  // step.
+  const Slice own = samples_of_step();
+  micro_samples_ = std::max<int64_t>(1, std::min(tokens / recipe.context, own.end - own.begin));
 }
 
 Slice Trainer::samples_of_step() const {
   const int rank = mesh_.data ? mesh_.data->rank() : 0;
   return slice_of(samples_per_step_, rank, mesh_.shape.dp);
+}
+
+std::string Trainer::idle_context() const {
+  const int cp = mesh_.shape.cp;
+  if (cp == 1) return {};
+  const Slice own = samples_of_step();
+  for (const int64_t samples : {micro_samples_, (own.end - own.begin) % micro_samples_}) {
+    const std::vector<int64_t> lengths(static_cast<size_t>(samples), recipe_.context);
+    for (const Segments& rank : plan_segments(plan_, lengths, cp, model_.align()))
+      for (const Segment& s : rank)
+        if (s.size() < recipe_.context) return {};
+  }
+  return text("mesh.cp ", cp,
+              " cuts between samples only, so the ranks share no sequence; take mesh.cp=1, or ",
+              "micro_tokens=", recipe_.context, " to cut each sample");
 }
 
 MicroBatch Trainer::cut(const Batch& batch) const {
@@ -106,8 +111,7 @@ MicroBatch Trainer::cut(const Batch& batch) const {
 }
 
 std::unique_ptr<CrossingFactory> Trainer::crossings(const MicroBatch& micro) const {
-  if (mesh_.shape.cp == 1) return std::make_unique<LocalCrossings>();
-  return std::make_unique<RankCrossings>(micro, *mesh_.context, strategy_of(recipe_), &expected_);
+  return crossings_of(micro, mesh_.context.get(), strategy_of(recipe_), &expected_);
 }
 
 WireBytes Trainer::wire() const {
@@ -116,13 +120,14 @@ WireBytes Trainer::wire() const {
        {static_cast<const Communicator*>(world_), static_cast<const Communicator*>(mesh_.data.get()),
         static_cast<const Communicator*>(mesh_.context.get())})
     if (c != nullptr) bytes += c->wire();
+  if (device_ == Device::meta) bytes += expected_;  // nothing was sent
   return bytes;
 }
 
 // An exchange that silently does not happen would train a model that cannot see across ranks: count what was
 // sent.
 void Trainer::check_wire() const {
-  if (mesh_.shape.cp == 1) return;
+  if (mesh_.shape.cp == 1 || device_ == Device::meta) return;
   const WireBytes& sent = mesh_.context->wire();
   const auto total = [](const WireBytes& w) {
     return w.all_gather + w.reduce_scatter + w.send_recv + w.all_to_all;

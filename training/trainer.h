@@ -35,14 +35,12 @@ struct Evaluation {
 
 class Trainer {
  public:
-  // world: all ranks, or null for one. device meta: a dry run.
+  // world: all ranks, or null for one. device meta: a dry run; its world is a planned_communicator.
   Trainer(const Recipe& recipe, const Tokenizer& tokenizer, Communicator* world, Device device = Device::cpu);
 
   // The samples of this rank in a step: [begin, end) of the global batch.
   Slice samples_of_step() const;
   int64_t samples_per_step() const { return samples_per_step_; }
-  // Samples a micro-batch.
-  int64_t micro_samples() const { return micro_samples_; }
 
   StepResult step(int64_t step, const Batch& batch);
   // Over the first `samples` samples of a data set, shared among the data ranks.
@@ -59,7 +57,10 @@ class Trainer {
   // Updates made so far: of the checkpoint's state, with the optimizer's and the guard's.
   int64_t updates() const { return updates_; }
   void set_updates(int64_t updates) { updates_ = updates; }
+  // Bytes that this rank has sent; of a dry run, would have sent.
   WireBytes wire() const;
+  // One line where mesh.cp cuts no sample: its borders fall between samples and nothing crosses them.
+  std::string idle_context() const;
   bool first_rank() const { return world_ == nullptr || world_->rank() == 0; }
   // Floating-point operations of the last step on this rank.
   double step_flops() const { return step_flops_; }
@@ -81,7 +82,7 @@ class Trainer {
   Schedule schedule_;
   SpikeGuard guard_;
   SegmentPlan plan_;
-  int64_t samples_per_step_, micro_samples_;
+  int64_t samples_per_step_, micro_samples_;  // of the global batch, at a time on this rank
   double step_flops_ = 0;
   mutable WireBytes expected_;  // of the context group, by the formulas of the parts crossed
   int64_t updates_ = 0;

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <array>
 #include <cstring>
 
@@ -6,16 +7,61 @@
 
 namespace weft::cpu {
 
+namespace {
+
+using Steps = std::array<int64_t, Shape::kMaxRank>;
+constexpr int64_t kTile = 32;
+
+// Where x's last axis becomes y's axis `across`, reading or writing jumps; in tiles of both axes neither
+// leaves the cache. step[i]: elements of x from one index of y's axis i to the next.
+template <class T>
+void permute_tiles(const Tensor& y, const Tensor& x, const Steps& step, int across) {
+  const int last = y.rank() - 1;
+  Steps out{};
+  int64_t s = 1;
+  for (int i = last; i >= 0; --i) {
+    out[i] = s;
+    s *= y.dim(i);
+  }
+  const int64_t rows = y.dim(across), columns = y.dim(last), tiles = (rows + kTile - 1) / kTile;
+  parallel_for(y.numel() / (rows * columns) * tiles, 1 + (1 << 14) / (kTile * columns),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t task = begin; task < end; ++task) {
+                   const int64_t r0 = task % tiles * kTile, r1 = std::min(rows, r0 + kTile);
+                   const T* from = x.data<T>();
+                   T* to = y.data<T>();
+                   int64_t rest = task / tiles;
+                   for (int i = last - 1; i >= 0; --i) {
+                     if (i == across) continue;
+                     from += rest % y.dim(i) * step[i];
+                     to += rest % y.dim(i) * out[i];
+                     rest /= y.dim(i);
+                   }
+                   for (int64_t c0 = 0; c0 < columns; c0 += kTile)
+                     for (int64_t r = r0; r < r1; ++r)
+                       for (int64_t c = c0; c < std::min(columns, c0 + kTile); ++c)
+                         to[r * out[across] + c] = from[r + c * step[last]];
+                 }
+               });
+}
+
+}  // namespace
+
 void permute(const Tensor& y, const Tensor& x, const std::vector<int>& order) {
   if (y.numel() == 0) return;
   const int rank = x.rank();
-  std::array<int64_t, Shape::kMaxRank> in{}, step{};
+  Steps in{}, step{};
   int64_t s = 1;
   for (int i = rank - 1; i >= 0; --i) {
     in[i] = s;
     s *= x.dim(i);
   }
   for (int i = 0; i < rank; ++i) step[i] = in[order[i]];
+  if (rank > 0 && order[rank - 1] != rank - 1) {
+    const auto across = static_cast<int>(std::find(order.begin(), order.end(), rank - 1) - order.begin());
+    if (x.dtype() == Dtype::i32) return permute_tiles<int32_t>(y, x, step, across);
+    return with_float(x.dtype(), [&]<class T>() { permute_tiles<T>(y, x, step, across); });
+  }
   // Trailing axes that stay in place move as one run of bytes.
   int64_t run = size_of(x.dtype());
   int last = rank;
@@ -24,7 +70,7 @@ void permute(const Tensor& y, const Tensor& x, const std::vector<int>& order) {
   char* to = static_cast<char*>(y.raw());
   const int64_t item = size_of(x.dtype());
   parallel_for(y.shape().product(0, last), 1 + (1 << 16) / run, [&](int64_t begin, int64_t end) {
-    std::array<int64_t, Shape::kMaxRank> at{};
+    Steps at{};
     int64_t rest = begin, offset = 0;
     for (int i = last - 1; i >= 0; --i) {
       at[i] = rest % y.dim(i);
@@ -32,10 +78,7 @@ void permute(const Tensor& y, const Tensor& x, const std::vector<int>& order) {
       offset += at[i] * step[i];
     }
     for (int64_t o = begin; o < end; ++o) {
-      if (run == 4)
-        std::memcpy(to + o * 4, from + offset * 4, 4);
-      else
-        std::memcpy(to + o * run, from + offset * item, static_cast<size_t>(run));
+      std::memcpy(to + o * run, from + offset * item, static_cast<size_t>(run));
       for (int i = last - 1; i >= 0; --i) {  // the next index, as an odometer turns
         offset += step[i];
         if (++at[i] < y.dim(i)) break;

@@ -26,6 +26,8 @@ inline Variable relu(const Variable& x) { return unary<Relu>(x); }
 inline Variable abs(const Variable& x) { return unary<Abs>(x); }
 inline Variable silu(const Variable& x) { return unary<Silu>(x); }
 inline Variable gelu(const Variable& x) { return unary<Gelu>(x); }
+inline Variable normal_cdf(const Variable& x) { return unary<NormalCdf>(x); }
+inline Variable gelu_derivative(const Variable& x) { return unary<GeluDerivative>(x); }
 inline Variable softplus(const Variable& x) { return unary<Softplus>(x); }
 inline Variable log_sigmoid(const Variable& x) { return unary<LogSigmoid>(x); }
 inline Variable elu_plus_one(const Variable& x) { return unary<EluPlusOne>(x); }

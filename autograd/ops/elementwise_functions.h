@@ -156,6 +156,31 @@ struct Gelu {
            T(0.5) * x * (T(1) - t * t) * T(0.7978845608028654) * (T(1) + T(3 * 0.044715) * x * x);
   }
 };
+// 1/2 (1 + erf(x / sqrt 2)), the distribution function of the standard normal
+struct NormalCdf {
+  template <class T>
+  static T forward(T x) {
+    return T(0.5) * std::erfc(x * T(-0.7071067811865476));
+  }
+  template <class T>
+  static T derivative(T x, T) {
+    return T(0.3989422804014327) * vector_math::exp(T(-0.5) * x * x);
+  }
+};
+// The derivative of Gelu, itself with a derivative: what learns while it runs writes it as an op.
+struct GeluDerivative {
+  template <class T>
+  static T forward(T x) {
+    return Gelu::derivative(x, T(0));
+  }
+  template <class T>
+  static T derivative(T x, T) {
+    const T t = vector_math::tanh(Gelu::inner(x));
+    const T slope = T(0.7978845608028654) * (T(1) + T(3 * 0.044715) * x * x);  // of inner
+    const T bend = T(0.7978845608028654) * T(6 * 0.044715) * x;
+    return (T(1) - t * t) * (slope + x * (T(0.5) * bend - t * slope * slope));
+  }
+};
 // log(1 + e^x), without overflow
 struct Softplus {
   template <class T>
@@ -280,8 +305,9 @@ struct Minimum {
 template <class... Functions>
 struct FunctionList {};
 
-using UnaryFunctions = FunctionList<Negate, Exp, Log, Sqrt, Reciprocal, Square, Sin, Cos, Sigmoid, Tanh, Relu,
-                                    Abs, Silu, Gelu, Softplus, LogSigmoid, EluPlusOne>;
+using UnaryFunctions =
+    FunctionList<Negate, Exp, Log, Sqrt, Reciprocal, Square, Sin, Cos, Sigmoid, Tanh, Relu, Abs, Silu, Gelu,
+                 NormalCdf, GeluDerivative, Softplus, LogSigmoid, EluPlusOne>;
 using BinaryFunctions = FunctionList<Add, Subtract, Multiply, Divide, Maximum, Minimum>;
 
 }  // namespace weft

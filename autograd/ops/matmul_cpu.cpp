@@ -1,21 +1,12 @@
-// One of the few files that include Eigen: its GEMM. bf16 operands are widened into f32 first: Eigen's own
-// bf16 product is several times slower than the widening.
-
-#include <Eigen/Core>
 #include <algorithm>
+#include <vector>
 
+#include "autograd/ops/gemm_kernel.h"
 #include "autograd/ops/matmul.h"
 #include "autograd/parallel.h"
 
 namespace weft::cpu {
 namespace {
-
-template <class T>
-using Matrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-template <class T>
-using ConstMap = Eigen::Map<const Matrix<T>, 0, Eigen::OuterStride<>>;
-template <class T>
-using MutableMap = Eigen::Map<Matrix<T>, 0, Eigen::OuterStride<>>;
 
 struct Extent {
   int64_t rows, columns, pitch, stride;  // stride: from one matrix of the batch to the next
@@ -28,72 +19,82 @@ Extent extent_of(const Tensor& x) {
 }
 
 template <class T>
-void product(T* c, Extent ec, const T* a, Extent ea, const T* b, Extent eb, Transpose t, T alpha, T beta) {
-  const ConstMap<T> A(a, ea.rows, ea.columns, Eigen::OuterStride<>(ea.pitch));
-  const ConstMap<T> B(b, eb.rows, eb.columns, Eigen::OuterStride<>(eb.pitch));
-  MutableMap<T> C(c, ec.rows, ec.columns, Eigen::OuterStride<>(ec.pitch));
-  if (beta == 0)
-    C.setZero();  // not beta * C: what stands there may be NaN
-  else if (beta != 1)
-    C *= beta;
-  if (A.size() == 0 || B.size() == 0) return;
-  if (t.a && t.b)
-    C.noalias() += alpha * (A.transpose() * B.transpose());
-  else if (t.a)
-    C.noalias() += alpha * (A.transpose() * B);
-  else if (t.b)
-    C.noalias() += alpha * (A * B.transpose());
-  else
-    C.noalias() += alpha * (A * B);
+MatrixView<T> view_of(const Tensor& x, const Extent& e, int64_t i, bool transposed) {
+  const MatrixView<T> view{x.data<T>() + i * e.stride, e.pitch, 1};
+  return transposed ? view.transposed() : view;
 }
 
-// The product is cut into tiles of c of fixed size, one core a tile: the blocking, and with it the order of
-// every sum, does not depend on the number of cores. (Eigen's own threading has neither property, and
-// collapses when cores are shared with other programs.)
-constexpr int64_t kTile = 256;
-constexpr int64_t kSmall =
-    int64_t{64} * 64 * 64;  // operations below which a second core costs more than it gives
+// One row, as in decoding, by columns of b that lie in one piece: packing them would cost more than the
+// product.
+template <class T, class A, class B>
+void dot_products(const Product<T, A, B>& x) {
+  for (int64_t j = 0; j < x.n; ++j) {
+    const B* column = x.b.data + j * x.b.column;
+    T sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t p = 0; p < x.k; ++p) sum += static_cast<T>(x.a.data[p]) * static_cast<T>(column[p]);
+    x.c[j] = x.alpha * sum + (x.beta == 0 ? T(0) : x.beta * x.c[j]);
+  }
+}
 
-template <class T>
-void batched(const Tensor& c, const Tensor& a, const Tensor& b, Transpose t, T alpha, T beta) {
-  static const bool one_thread_each = [] {
-    Eigen::setNbThreads(1);
-    return true;
-  }();
-  static_cast<void>(one_thread_each);
+// Each core makes a run of strips of c, of rows or of columns. No bit depends on where it is cut.
+constexpr int64_t kStrip = 32;
+constexpr int64_t kSmall = 1 << 20;  // multiplications below which a second core costs more than it gives
+
+template <class T, class A, class B>
+void batched(const Tensor& c, const Tensor& a, const Tensor& b, Transpose t, double alpha, double beta) {
   const Extent ec = extent_of(c), ea = extent_of(a), eb = extent_of(b);
   const int64_t batch = c.shape().product(0, c.rank() - 2), inner = t.a ? ea.rows : ea.columns;
-  const int64_t across = (ec.columns + kTile - 1) / kTile, tiles = (ec.rows + kTile - 1) / kTile * across;
-  T* pc = c.data<T>();
-  const T *pa = a.data<T>(), *pb = b.data<T>();
-  const int64_t work = std::min(ec.rows, kTile) * std::min(ec.columns, kTile) * std::max<int64_t>(1, inner);
-  parallel_for(batch * tiles, 1 + kSmall / work, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t i = task / tiles, row = task % tiles / across * kTile, column = task % across * kTile;
-      const int64_t rows = std::min(kTile, ec.rows - row), columns = std::min(kTile, ec.columns - column);
-      const Extent tc{rows, columns, ec.pitch, 0};
-      const Extent ta = t.a ? Extent{ea.rows, rows, ea.pitch, 0} : Extent{rows, ea.columns, ea.pitch, 0};
-      const Extent tb =
-          t.b ? Extent{columns, eb.columns, eb.pitch, 0} : Extent{eb.rows, columns, eb.pitch, 0};
-      product<T>(pc + i * ec.stride + row * ec.pitch + column, tc,
-                 pa + i * ea.stride + (t.a ? row : row * ea.pitch), ta,
-                 pb + i * eb.stride + (t.b ? column * eb.pitch : column), tb, t, alpha, beta);
+  const bool by_rows = ec.rows >= ec.columns;
+  const int64_t side = std::max(ec.rows, ec.columns), strips = (side + kStrip - 1) / kStrip;
+  const int64_t work = std::min(side, kStrip) * std::min(ec.rows, ec.columns) * std::max<int64_t>(1, inner);
+  parallel_for(batch * strips, 1 + kSmall / work, [&](int64_t begin, int64_t end) {
+    for (int64_t strip = begin, next; strip < end; strip = next) {
+      const int64_t i = strip / strips, from = strip % strips * kStrip;
+      next = std::min(end, (i + 1) * strips);
+      const int64_t length = std::min(side, from + (next - strip) * kStrip) - from;
+      const int64_t row = by_rows ? from : 0, column = by_rows ? 0 : from;
+      const Product<T, A, B> product{c.data<T>() + i * ec.stride + row * ec.pitch + column,
+                                     ec.pitch,
+                                     view_of<A>(a, ea, i, t.a).from(row, 0),
+                                     view_of<B>(b, eb, i, t.b).from(0, column),
+                                     by_rows ? length : ec.rows,
+                                     by_rows ? ec.columns : length,
+                                     inner,
+                                     static_cast<T>(alpha),
+                                     static_cast<T>(beta)};
+      if (ec.rows == 1 && product.a.column == 1 && product.b.row == 1)
+        dot_products(product);
+      else
+        multiply(product);
     }
   });
+}
+
+template <class F>
+void with_operand(Dtype dtype, F&& f) {
+  CHECK(dtype == Dtype::f32 || dtype == Dtype::bf16, "gemm: an operand in ", name_of(dtype));
+  if (dtype == Dtype::f32)
+    f.template operator()<float>();
+  else
+    f.template operator()<bf16>();
 }
 
 }  // namespace
 
 void gemm(const Tensor& c, const Tensor& a, const Tensor& b, Transpose t, double alpha, double beta) {
   if (c.numel() == 0) return;
-  if (c.dtype() == Dtype::f64 && a.dtype() == Dtype::f64) return batched<double>(c, a, b, t, alpha, beta);
-  const Tensor wa = a.to(Dtype::f32), wb = b.to(Dtype::f32);
-  if (c.dtype() == Dtype::f32)
-    return batched<float>(c, wa, wb, t, static_cast<float>(alpha), static_cast<float>(beta));
-  CHECK(c.dtype() == Dtype::bf16, "gemm: ", name_of(a.dtype()), " operands into ", name_of(c.dtype()));
-  const Tensor wc = beta == 0 ? empty(c.shape(), Dtype::f32) : c.to(Dtype::f32);
-  batched<float>(wc, wa, wb, t, static_cast<float>(alpha), static_cast<float>(beta));
-  c.copy_from(wc);
+  if (c.dtype() == Dtype::f64) {
+    CHECK(a.dtype() == Dtype::f64 && b.dtype() == Dtype::f64, "gemm: ", name_of(a.dtype()), " by ",
+          name_of(b.dtype()), " into f64");
+    return batched<double, double, double>(c, a, b, t, alpha, beta);
+  }
+  const bool narrow = c.dtype() == Dtype::bf16;
+  const Tensor sum = !narrow ? c : beta == 0 ? empty(c.shape(), Dtype::f32) : c.to(Dtype::f32);
+  with_operand(a.dtype(), [&]<class A>() {
+    with_operand(b.dtype(), [&]<class B>() { batched<float, A, B>(sum, a, b, t, alpha, beta); });
+  });
+  if (narrow) c.copy_from(sum);
 }
 
 void sum_rows(const Tensor& to, const Tensor& g, double beta) {

@@ -43,4 +43,31 @@ void cumulative_sum(const Tensor& y, const Tensor& x, int axis, bool reverse) {
   });
 }
 
+void solve_unit_lower(const Tensor& y, const Tensor& a, const Tensor& x, bool transposed) {
+  const int64_t n = x.dim(-2), d = x.dim(-1);
+  if (x.numel() == 0) return;
+  with_float(x.dtype(), [&]<class T>() {
+    using Wide = Acc<T>;
+    const T *matrix = a.data<T>(), *right = x.data<T>();
+    T* to = y.data<T>();
+    parallel_for(x.numel() / (n * d), 1 + (1 << 14) / (n * n * d), [&](int64_t begin, int64_t end) {
+      std::vector<Wide> rows(static_cast<size_t>(n * d));
+      for (int64_t m = begin; m < end; ++m) {
+        for (int64_t i = 0; i < n * d; ++i) rows[i] = static_cast<Wide>(right[m * n * d + i]);
+        for (int64_t step = 0; step < n; ++step) {
+          const int64_t i = transposed ? n - 1 - step : step;
+          const int64_t first = transposed ? i + 1 : 0, last = transposed ? n : i;
+          Wide* row = rows.data() + i * d;
+          for (int64_t j = first; j < last; ++j) {
+            const Wide factor = static_cast<Wide>(matrix[m * n * n + (transposed ? j * n + i : i * n + j)]);
+            const Wide* other = rows.data() + j * d;
+            for (int64_t c = 0; c < d; ++c) row[c] -= factor * other[c];
+          }
+        }
+        for (int64_t i = 0; i < n * d; ++i) to[m * n * d + i] = static_cast<T>(rows[i]);
+      }
+    });
+  });
+}
+
 }  // namespace weft::cpu

@@ -70,12 +70,19 @@ Subject::Subject(const Dimensions& sizes, Dtype dtype, const Make& make)
   store.refresh_working();
 }
 
+void Subject::take_parameters(const Subject& other) {
+  for (size_t i = 0; i < store.entries().size(); ++i)
+    store.entries()[i]->master.copy_from(other.store.entries()[i]->working);
+  store.refresh_working();
+}
+
 std::vector<Tensor> random_inputs(const Mechanism& mechanism, int64_t tokens, Dtype dtype, uint32_t seed) {
   std::vector<Tensor> inputs;
   for (const Input& input : mechanism.inputs()) {
     Variable x = random_tensor(input_shape(input, mechanism.dims(), tokens), seed++);
     if (input.domain == Domain::log_decay) x = negate(square(scale(x, 0.5)));
-    if (input.domain == Domain::unit) x = sigmoid(x);
+    if (input.domain == Domain::unit) x = sigmoid(scale(x, 1, input.start));
+    if (input.domain == Domain::positive) x = softplus(scale(x, 1, input.start));
     if (input.domain == Domain::direction) x = divide(x, sqrt(sum(square(x), -1, true)));
     inputs.push_back(x.value().to(dtype));
   }
@@ -104,22 +111,6 @@ std::vector<Variable> run_with_losses(const Mechanism& mechanism, const Layout& 
   return with_losses(y, cross);
 }
 
-std::vector<PartCall> parts_of(const ConformanceCase& c) {
-  const MechanismEntry& entry = find_mechanism(c.id);
-  ParameterStore store(Dtype::f32, Device::meta);
-  const auto m =
-      entry.make(parse_attributes(split_settings(c.settings)), small_dimensions(entry), {store, ""});
-  store.commit();
-  const Layout layout = whole_documents({2}, Device::meta);
-  std::vector<Variable> inputs;
-  for (const Input& input : m->inputs())
-    inputs.push_back(empty(input_shape(input, m->dims(), 2), Dtype::f32, Device::meta));
-  LocalCrossing local(layout);
-  RecordingCrossing recording(local);
-  m->forward(block_of(inputs, layout), recording);
-  return recording.calls();
-}
-
 Tensor random_adjoint(const Shape& output, Dtype dtype) { return random_tensor(output, 99, dtype); }
 
 Outcome run_with_gradients(Subject& subject, const Layout& layout, const std::vector<Tensor>& inputs,
@@ -142,6 +133,7 @@ Outcome run_with_gradients(Subject& subject, const Layout& layout, const std::ve
   subject.store.finish_step();
   for (const Variable& leaf : leaves) outcome.gradients.push_back(tape.gradient(leaf));
   for (const auto& entry : subject.store.entries()) {
+    if (!entry->info.trainable) continue;
     const Tensor copy = empty_like(entry->gradient);
     copy.copy_from(entry->gradient);
     outcome.gradients.push_back(copy);

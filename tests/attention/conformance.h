@@ -4,7 +4,6 @@
 
 #include <gtest/gtest.h>
 
-#include "attention/recording_crossing.h"
 #include "attention/registry.h"
 #include "autograd/ops/elementwise.h"
 #include "tests/autograd/test_tensors.h"
@@ -23,6 +22,9 @@ struct Subject {
   using Make = std::function<std::unique_ptr<Mechanism>(const Dimensions&, const ParameterScope&)>;
   Subject(const Dimensions& dims, Dtype dtype, const Make& make);
   Subject(const ConformanceCase& c, Dtype dtype, const std::vector<std::string>& more = {});
+  // The values that the other computes with.
+  void take_parameters(const Subject& other);
+
   Dimensions dims;
   ParameterStore store;
   std::unique_ptr<Mechanism> mechanism;
@@ -41,8 +43,6 @@ Variable run_whole(const Mechanism& mechanism, const Layout& layout, const std::
 std::vector<Variable> run_with_losses(const Mechanism& mechanism, const Layout& layout,
                                       const std::vector<Variable>& inputs);
 std::vector<Variable> with_losses(const Variable& y, const Crossing& cross);
-// The parts with which it crosses, on the meta device.
-std::vector<PartCall> parts_of(const ConformanceCase& c);
 
 // Output, and the gradients of all inputs and parameters for an adjoint, by default a random one. If `wrap`
 // gives auxiliary losses, `share` of each is added.

@@ -32,8 +32,8 @@ TEST(Cost, FallsWithTheHeadsThatAreOn) {
         marks(top_k(random_tensor({n, heads}, 9, Dtype::f32), on).indices, heads, Dtype::f32);
     const Tensor &at = layout.position, &of = layout.document;
     return seconds_of([&] {
-      const auto y = flash_attention_forward({}, x[0], x[1], x[2], at, of, at, of, active);
-      flash_attention_backward({}, x[0], x[1], x[2], at, of, at, of, active, y[0], y[1], x[3], y[1]);
+      const auto y = flash_attention_forward({}, x[0], x[1], x[2], at, of, at, of, {}, active);
+      flash_attention_backward({}, x[0], x[1], x[2], at, of, at, of, {}, active, y[0], y[1], x[3], y[1]);
     });
   };
   const double quarter = seconds(2), whole = seconds(8);

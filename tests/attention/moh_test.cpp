@@ -58,9 +58,9 @@ struct Attention {
   // {o, lse, dq, dk, dv}
   std::vector<Tensor> run(const Tensor& active) const {
     const Tensor &at = layout.position, &of = layout.document;
-    std::vector<Tensor> y = flash_attention_forward({}, q, k, v, at, of, at, of, active);
+    std::vector<Tensor> y = flash_attention_forward({}, q, k, v, at, of, at, of, {}, active);
     for (const Tensor& d :
-         flash_attention_backward({}, q, k, v, at, of, at, of, active, y[0], y[1], d_o, d_lse))
+         flash_attention_backward({}, q, k, v, at, of, at, of, {}, active, y[0], y[1], d_o, d_lse))
       y.push_back(d);
     return y;
   }

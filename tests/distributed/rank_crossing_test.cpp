@@ -179,6 +179,27 @@ TEST(RankCrossing, BytesOfAMerge) {
   }
 }
 
+// A state that only moves in order: s <- tanh(s / 2 + x).
+Carry leaky_sum(Dtype dtype) {
+  Carry carry;
+  carry.names = {"s"};
+  carry.start = [dtype] { return State{zeros({1, 3}, dtype)}; };
+  carry.step = [](const Block& b, const State& state) {
+    Variable s = state[0];
+    std::vector<Variable> outputs;
+    for (int64_t t = 0; t < b.x[0].dim(0); ++t)
+      outputs.push_back(s = tanh(add(scale(s, 0.5), slice(b.x[0], 0, t, t + 1))));
+    return std::pair{concatenate(outputs, 0), State{s}};
+  };
+  return carry;
+}
+
+TEST(RankCrossing, CarryThroughEveryPlacing) {
+  expect_everywhere(bare({.width = 3}, {{"x", "c"}}, [](const Block& block, Crossing& cross) {
+    return cross(leaky_sum(Dtype::f64), block);
+  }));
+}
+
 TEST(RankCrossing, BytesOfAHaloAndACarry) {
   const MakeSubject subject = bare(
       {.width = 3}, {{"x", "c"}},
@@ -189,11 +210,10 @@ TEST(RankCrossing, BytesOfAHaloAndACarry) {
   EXPECT_EQ(sent[1].all_to_all, (3 + 3) * row);  // forward to rank 2, back to rank 0
   EXPECT_EQ(sent[2].all_to_all, (3 + 1) * row);
 
-  const MakeSubject carry = [] {
-    return std::make_unique<Subject>(ConformanceCase{"delta_rule", ""}, Dtype::f32);
-  };
-  const Dimensions d = small_dimensions(find_mechanism("delta_rule"));
-  const int64_t state = d.heads * d.key * d.value * 4;
+  const MakeSubject carry = bare(
+      {.width = 3}, {{"x", "c"}},
+      [](const Block& block, Crossing& cross) { return cross(leaky_sum(Dtype::f32), block); }, Dtype::f32);
+  const int64_t state = 3 * 4;
   const auto passed = sent_for(carry, {3, contiguous, native, {30}});
   EXPECT_EQ(passed[0], (WireBytes{.send_recv = state}));
   EXPECT_EQ(passed[1], (WireBytes{.send_recv = 2 * state}));

@@ -168,5 +168,12 @@ TEST_P(Apply, Dtypes) {
   EXPECT_EQ(standard.at("y").dtype(), Dtype::f32);
 }
 
+// A scan that could do a document at once still says its states.
+TEST(ApplyStates, ComeWithAFormForWholeDocumentsToo) {
+  const ApplyCase c("mega", "", 2, 21);
+  expect_same(apply_to(c.words({"ema=fft", "--dtype", "f64"}), c.in),
+              apply_to(c.words({"--dtype", "f64"}), c.in), kExact, "fft");
+}
+
 }  // namespace
 }  // namespace weft

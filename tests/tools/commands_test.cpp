@@ -127,6 +127,39 @@ TEST(Diff, OfRecipesAndRuns) {
             (Json{{"key", "seed"}, {"before", "1"}, {"after", "2"}, {"fixed", true}}));
 }
 
+// Each row once; the peer is a script that knows one of them.
+TEST(Bench, ALineARow) {
+  const TestFolder folder;
+  folder.write("peer.sh", R"(echo 'not a row'
+echo '{"peer":"other 1.0","name":"gemm","shape":"512x512x512","ms":1e9}')");
+  const Ran ran = run_weft({"bench", "cpu", "--ms", "0", "--json", "--peer", "sh", "--script", "peer.sh"},
+                           {.folder = folder.path()});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  EXPECT_EQ(ran.out_lines().size(), 10u);
+  for (const std::string& line : ran.out_lines()) {
+    const Json row = Json::parse(line);
+    SCOPED_TRACE(line);
+    EXPECT_EQ(row["weft"], "bench/1");
+    EXPECT_EQ(row["exit"], 0);
+    for (const char* key : {"name", "shape", "dtype", "device", "commit", "date"}) {
+      ASSERT_TRUE(row[key].is_string()) << key;
+      EXPECT_NE(row[key], "") << key;
+    }
+    for (const char* key :
+         {"tflops", "tbs", "floor_ms", "of_floor", "peer", "peer_ms", "ratio", "max_rel_err"})
+      EXPECT_TRUE(row.contains(key)) << key;
+    EXPECT_GT(row["ms"], 0);
+    EXPECT_LE(row["ms_p10"], row["ms"]);
+    EXPECT_GE(row["ms_p90"], row["ms"]);
+    const bool known = row["shape"] == "512x512x512";
+    EXPECT_EQ(row["peer"], known ? Json("other 1.0") : Json());
+    EXPECT_EQ(row["ratio"].is_null(), !known);
+    if (!known) continue;
+    EXPECT_GT(row["ratio"], 1) << "above 1: the peer is slower";
+  }
+  EXPECT_EQ(run_weft({"bench", "abacus"}).code, 64);
+}
+
 TEST(Corpus, IsTheLibrarysAndTheSameEveryTime) {
   const TestFolder folder;
   const Json json = run_weft({"corpus", "--bytes", "2500000", "--seed", "9", "--out", "c.txt", "--json"},
@@ -207,8 +240,7 @@ TEST(Tokenize, StopsOnASignalAndGoesOn) {
       0);
   const std::vector<std::string> words{"tokenize",       "large.txt", "--out",     "t", "--tokenizer", "v",
                                        "--shard-tokens", "200000",    "--threads", "1", "--json"};
-  const Ran stopped = run_weft(words, {.folder = folder.path(), .stop_after_ms = 250});
-  if (stopped.code == 0) GTEST_SKIP() << "this machine is too fast to be stopped";
+  const Ran stopped = run_weft(words, {.folder = folder.path(), .stop_at_file = "t/corpus_train_000000.bin"});
   EXPECT_EQ(stopped.code, 75);
   EXPECT_EQ(stopped.json()["exit"], 75);
   EXPECT_EQ(run_weft(words, {.folder = folder.path()}).json()["exit"], 0);

@@ -64,12 +64,21 @@ Ran run_weft(const std::vector<std::string>& words, const RunOptions& options) {
   const std::string out = options.out.empty() ? streams / "out" : options.out;
   const pid_t child = fork();
   if (child == 0) become(words, options, out, streams / "err");
-  if (options.stop_after_ms > 0) {
-    usleep(static_cast<useconds_t>(options.stop_after_ms) * 1000);
-    kill(child, options.stop_signal);
-  }
   int status = 0;
-  waitpid(child, &status, 0);
+  bool ended = false;
+  if (!options.stop_at_file.empty()) {
+    const fs::path file = fs::path(options.folder) / options.stop_at_file;
+    std::error_code absent;
+    while (!ended && (!fs::exists(file) || fs::file_size(file, absent) == 0)) {
+      usleep(1000);
+      ended = waitpid(child, &status, WNOHANG) == child;
+    }
+  }
+  if (options.stop_after_ms > 0) usleep(static_cast<useconds_t>(options.stop_after_ms) * 1000);
+  if (!ended) {
+    if (options.stop_after_ms > 0 || !options.stop_at_file.empty()) kill(child, options.stop_signal);
+    waitpid(child, &status, 0);
+  }
   Ran ran;
   ran.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   if (options.out.empty()) ran.out = content_of(out);

@@ -20,7 +20,8 @@ struct RunOptions {
   std::string out = {};                       // stdout goes to this file instead
   std::vector<std::string> environment = {};  // NAME=value
   long file_limit = 0;                        // bytes a file may grow to; 0: any
-  int stop_after_ms = 0;                      // stop_signal then; 0: never
+  int stop_after_ms = 0;                      // stop_signal then; 0: not by time
+  std::string stop_at_file = {};              // stop_signal once this file holds something
   int stop_signal = 15;                       // SIGTERM
 };
 

@@ -110,6 +110,38 @@ TEST_F(Logits, DocumentsAndRowsAreApart) {
             1e-4);
 }
 
+// Over ranks, threads or processes, the scores are those of one.
+TEST_F(Logits, SegmentsEqualOneRank) {
+  std::vector<int32_t> doc(3 * 200);
+  for (size_t i = 0; i < doc.size(); ++i) doc[i] = static_cast<int32_t>(i % 200 < 23 ? 0 : 1);
+  write("in", 3, 200, some_ids(3 * 200), doc);
+  ASSERT_EQ(run("in", "one", {"--hidden"}), 0);
+  const auto expect_as_one = [] {
+    for (const char* name : {"logits", "nll", "hidden.0", "hidden.2", "hidden.3"})
+      EXPECT_LT(furthest(values("ranks", name), values("one", name)), 1e-4) << name;
+    EXPECT_EQ(SafetensorsFile(path("ranks")).at("hidden.1").shape, (std::vector<int64_t>{3, 200, 32}));
+  };
+  for (const char* segments :
+       {"1", "2", "3:zigzag", "2:contiguous:ring", "2:zigzag:heads", "4:zigzag:gather"}) {
+    SCOPED_TRACE(segments);
+    std::filesystem::remove(path("ranks"));
+    ASSERT_EQ(run("in", "ranks", {"--hidden", "--segments", segments}), 0);
+    expect_as_one();
+  }
+#ifdef WEFT_WITH_MPI
+  for (const Words& more : {Words{}, Words{"--segments", "2:zigzag:ring"}}) {
+    std::filesystem::remove(path("ranks"));
+    Words words{
+        "launch",           "-n", "2", "logits", "runs/tiny", "--hidden", "--in", "in.safetensors", "--out",
+        "ranks.safetensors"};
+    words.insert(words.end(), more.begin(), more.end());
+    const Ran ran = tiny_->weft(words);
+    ASSERT_EQ(ran.code, 0) << ran.err;
+    expect_as_one();
+  }
+#endif
+}
+
 TEST_F(Logits, HiddenStatesOfEveryLayer) {
   write("in", 2, 5, some_ids(10));
   ASSERT_EQ(run("in", "out", {"--hidden"}), 0);
@@ -145,6 +177,10 @@ TEST_F(Logits, Refuses) {
   write("in", 1, 4, some_ids(4));
   leaves_nothing("absent", {}, 65);
   leaves_nothing("in", {"--dtype", "f16"}, 64);
+  leaves_nothing("in", {"--segments", "2:sideways"}, 64);
+  leaves_nothing("in", {"--segments", "4:zigzag:heads"}, 78);  // two heads
+  leaves_nothing("in", {"--device", "abacus"}, 64);
+  leaves_nothing("in", {"--device", "cuda"}, 78);
   write("large", 1, 3, {1, 100000, 2});
   leaves_nothing("large", {}, 65);
   write("negative", 1, 3, {1, -1, 2});

@@ -50,14 +50,19 @@ TEST(Numerics, NoCheckpointToGoBackTo) {
   EXPECT_NE(ran.err.find("no checkpoint"), std::string::npos) << ran.err;
 }
 
-TEST(Numerics, ASpikeOfBadDataIsSteppedOver) {
-  const TinyRun tiny;
-  // Steps read 256 bytes each, in file order: from step 30 on, three steps of what no story contains.
+// Stories, and from step 30 on three steps of what no story contains: steps read 256 bytes each, in file
+// order.
+Words spiking_run(const TinyRun& tiny) {
   std::string text = story_corpus(7, 30 * 256).substr(0, 30 * 256);
   for (int i = 0; i < 3 * 256; ++i) text += "#@%^&|~<>{}="[i * i % 12];
   tiny.folder().write("stories.txt", text + story_corpus(8, 60'000));
-  const Words words{"steps=40",           "data.shuffle=false",   "data.val=0",  "numerics.spike_zscore=9",
-                    "numerics.window=16", "numerics.max_skips=1", "eval.every=0"};
+  return {"steps=40",           "data.shuffle=false",   "data.val=0",  "numerics.spike_zscore=9",
+          "numerics.window=16", "numerics.max_skips=1", "eval.every=0"};
+}
+
+TEST(Numerics, ASpikeOfBadDataIsSteppedOver) {
+  const TinyRun tiny;
+  const Words words = spiking_run(tiny);
   const Ran ran = tiny.train(words);
   ASSERT_EQ(ran.code, 0) << ran.err;
   EXPECT_EQ(ran.json()["step"], 40);
@@ -73,6 +78,24 @@ TEST(Numerics, ASpikeOfBadDataIsSteppedOver) {
     if (step["step"] > 32) {
       EXPECT_LT(step["loss"], 5) << step;
     }
+}
+
+// Killed between going back and the next checkpoint, a run does not meet the same data again.
+TEST(Numerics, GoingBackOutlivesTheProcess) {
+  const TinyRun tiny;
+  Words words = spiking_run(tiny);
+  Words whole = words;
+  whole.push_back("run=runs/whole");
+  const Ran undisturbed = tiny.train(whole);
+  ASSERT_EQ(undisturbed.code, 0) << undisturbed.err;
+  words.insert(words.end(), {"--resume", "auto"});
+  ASSERT_EQ(tiny.train(words, {.environment = {"WEFT_FAULT=kill@step=33,phase=backward"}}).code, 128 + 9);
+  ASSERT_EQ(tiny.events("rewind").size(), 1u);
+  const Ran resumed = tiny.train(words);
+  ASSERT_EQ(resumed.code, 0) << resumed.err;
+  EXPECT_EQ(tiny.events("rewind").size(), 1u);
+  EXPECT_EQ(resumed.json()["weights_hash"], undisturbed.json()["weights_hash"]);
+  EXPECT_EQ(resumed.json()["order_hash"], undisturbed.json()["order_hash"]);
 }
 
 }  // namespace

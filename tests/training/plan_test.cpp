@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <filesystem>
+
 #include "tests/training/tiny_run.h"
 
 namespace weft {
@@ -67,6 +69,7 @@ TEST(Plan, PeakMemoryIsThatOfTheRun) {
        {"model.checkpointing=ffn", "model.layers=[delta_rule, lightning]", "model.short_conv=4",
         "micro_tokens=256"}},
       {"ema", {"optim.ema=0.9", "model.tied=false", "precision=bf16"}},
+      {"evaluation", {"model.layers=[based, softmax]", "data.val=0.1"}},  // a step has 1024 tokens
   };
   for (const Case& c : cases) {
     SCOPED_TRACE(c.name);
@@ -75,24 +78,32 @@ TEST(Plan, PeakMemoryIsThatOfTheRun) {
     Words planned{"tiny.yaml"};
     planned.insert(planned.end(), words.begin(), words.end());
     const double plan = validate(tiny, planned)["memory"]["peak_bytes"];
-    words.insert(words.end(), {"steps=2", "eval.every=0", "data.val=0", std::string("run=runs/") + c.name});
+    words.insert(words.end(), {"steps=2", "eval.every=0", std::string("run=runs/") + c.name});
     const Ran ran = tiny.train(words);
     ASSERT_EQ(ran.code, 0) << ran.err;
     EXPECT_NEAR(ran.json()["peak_bytes"].get<double>() / plan, 1, 0.1);
   }
 }
 
-TEST(Plan, Quickstart) {
-  const TinyRun tiny;
+// Recipes of the repository, whole: with their evaluation and their sample.
+TEST(Plan, PeakMemoryOfEveryRecipe) {
+  namespace fs = std::filesystem;
   const std::string root = WEFT_SOURCE;
-  const Words recipe{root + "/recipes/quickstart.yaml", "data.train=stories.txt", "run=runs/quick",
-                     "data.tokenizer=" + root + "/recipes/tokenizers/english-2048/tokenizer.json"};
-  const auto plan = validate(tiny, recipe);
-  Words words{"train", "--json-summary", "steps=1", "eval.every=0", "sample.tokens=1", "data.val=0"};
-  words.insert(words.begin() + 1, recipe.begin(), recipe.end());
-  const Ran ran = tiny.weft(words);
-  ASSERT_EQ(ran.code, 0) << ran.err;
-  EXPECT_NEAR(ran.json()["peak_bytes"].get<double>() / plan["memory"]["peak_bytes"].get<double>(), 1, 0.1);
+  std::vector<fs::path> recipes{root + "/recipes/quickstart.yaml"};
+  for (const auto& entry : fs::directory_iterator(root + "/recipes/mechanisms")) recipes.push_back(entry);
+  ASSERT_GT(recipes.size(), 5u);
+  const TinyRun tiny;
+  for (const fs::path& path : recipes) {
+    SCOPED_TRACE(path);
+    const Words recipe{path, "data.train=stories.txt", "run=runs/" + path.stem().string(), "eval.batches=1",
+                       "data.tokenizer=" + root + "/recipes/tokenizers/english-2048/tokenizer.json"};
+    const auto plan = validate(tiny, recipe);
+    Words words{"train", "--json-summary", "steps=1", "sample.tokens=1"};
+    words.insert(words.begin() + 1, recipe.begin(), recipe.end());
+    const Ran ran = tiny.weft(words);
+    ASSERT_EQ(ran.code, 0) << ran.err;
+    EXPECT_NEAR(ran.json()["peak_bytes"].get<double>() / plan["memory"]["peak_bytes"].get<double>(), 1, 0.1);
+  }
 }
 
 }  // namespace

@@ -116,6 +116,60 @@ TEST(Ranks, ACarriedState) {
                      splits, {"send_recv", "all_to_all"});
 }
 
+// What `weft validate` says of a step is what the step sends. Documents of many lengths: some cut, some not.
+TEST(Ranks, SendWhatThePlanSays) {
+  const TinyRun tiny;
+  const Words quiet{"context=512", "batch_tokens=1536", "data.val=0", "sample.tokens=0",
+                    "checkpoint.every=0"};
+  struct Case {
+    Split split;
+    Words model;
+  };
+  const std::vector<Case> cases{
+      {{2, 2}, {"model.layers=[softmax, lightning]"}},
+      {{4, 4}, {"model.layers=[based, sliding_window]", "model.checkpointing=block"}},
+      {{4, 2, "ring", "balanced"}, {"model.layers=[softmax]", "model.checkpointing=attention"}},
+      {{2, 2, "heads", "contiguous"}, {"model.layers=[softmax]", "precision=bf16"}},
+      {{4, 2, "gather"}, {"model.layers=[delta_rule, simple_gla]", "model.short_conv=4"}},
+      {{4, 4, "native", "contiguous"}, {"model.layers=[delta_rule]"}},
+  };
+  for (const Case& c : cases) {
+    SCOPED_TRACE(c.split.name());
+    const Words words = quiet + c.split.words() + c.model;
+    const auto plan =
+        tiny.weft(Words{"validate", "tiny.yaml", "--json", "--ranks", std::to_string(c.split.ranks)} + words)
+            .json();
+    nlohmann::json wire[2];
+    for (const int steps : {0, 1}) {
+      const std::string count = std::to_string(steps);
+      const Ran ran = tiny.launch(
+          c.split.ranks, words + Words{"steps=" + count, "run=runs/" + c.split.name() + "-" + count});
+      ASSERT_EQ(ran.code, 0) << ran.err;
+      wire[steps] = ran.json()["wire"];
+    }
+    // After each step the ranks agree on the peak of memory and on whether to stop: eight bytes each.
+    wire[0]["all_gather"] = wire[0]["all_gather"].get<int64_t>() + 2 * 8 * (c.split.ranks - 1);
+    for (const auto& [kind, bytes] : plan["wire"].items())
+      EXPECT_EQ(bytes, wire[1][kind].get<int64_t>() - wire[0][kind].get<int64_t>()) << kind;
+  }
+}
+
+TEST(Ranks, CutsBetweenSamplesAreSaid) {
+  const LongRun tiny;
+  const std::string said = "cuts between samples only";
+  const Words idle{"mesh.cp=2", "mesh.layout=contiguous", "steps=1", "context=512", "batch_tokens=1024"};
+  for (const Words& more : {Words{}, Words{"micro_tokens=512"}}) {
+    const bool expected = more.empty();
+    const auto plan = tiny.weft(Words{"validate", "tiny.yaml", "--ranks=2", "--json"} + idle + more).json();
+    EXPECT_EQ(plan["warnings"].dump().find(said) != std::string::npos, expected) << plan["warnings"];
+    const Ran ran = tiny.launch(2, idle + more + Words{expected ? "run=runs/idle" : "run=runs/cut"});
+    ASSERT_EQ(ran.code, 0) << ran.err;
+    const size_t first = ran.err.find(said);
+    EXPECT_EQ(first != std::string::npos, expected) << ran.err;
+    EXPECT_EQ(ran.err.find(said, std::min(first, ran.err.size()) + 1), std::string::npos) << "said twice";
+  }
+}
+
 TEST(Ranks, ResumeOnAnotherNumberOfThem) {
   const LongRun tiny;
   const Ran one = tiny.train(kLong + Words{"run=runs/one"});
@@ -180,7 +234,7 @@ TEST(Ranks, ASaveThatFailsOnOneFailsOnAll) {
 TEST(Ranks, StoppedBySignal) {
   const LongRun tiny;
   RunOptions options{.environment = {"WEFT_FAULT=slow:100@phase=load"}};
-  options.stop_after_ms = 2500;
+  options.stop_at_file = "runs/tiny/metrics.jsonl";
   const Words words{"steps=60", "checkpoint.every=0", "--resume", "auto"};
   const Ran stopped = tiny.launch(2, words, options);
   EXPECT_EQ(stopped.code, 75) << stopped.err;

@@ -102,7 +102,7 @@ TEST(Resume, StoppedBySignal) {
   const Ran whole = tiny.train({"run=runs/whole", "steps=100", "checkpoint.every=0"});
   const Words words{"steps=100", "checkpoint.every=0", "--resume", "auto"};
   RunOptions options{.environment = {"WEFT_FAULT=slow:30@phase=load"}};
-  options.stop_after_ms = 1500;
+  options.stop_at_file = "runs/tiny/metrics.jsonl";
   const Ran stopped = tiny.train(words, options);
   ASSERT_EQ(stopped.code, 75) << stopped.err;
   const auto json = stopped.json();

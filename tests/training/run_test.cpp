@@ -141,6 +141,23 @@ TEST(Run, FailuresAreOneLineOfJsonToo) {
   }
 }
 
+TEST(Run, BadDataStopsItOrIsLeftOut) {
+  const TinyRun tiny;
+  std::string lines;
+  for (int i = 0; i < 200; ++i)
+    lines += i % 50 == 7 ? "{\"text\": \n" : "{\"text\": \"the rain and the sea \"}\n";
+  tiny.folder().write("lines.jsonl", lines);
+  const Words words{"data.train=lines.jsonl", "data.val=0", "steps=2", "context=32", "batch_tokens=64"};
+  const Ran stopped = tiny.train(words);
+  EXPECT_EQ(stopped.code, 65) << stopped.err;
+  EXPECT_NE(stopped.err.find("lines.jsonl"), std::string::npos) << stopped.err;
+  Words skipping = words;
+  skipping.push_back("data.skip_bad=true");
+  const Ran ran = tiny.train(skipping);
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  EXPECT_NE(ran.err.find("4 documents or lines"), std::string::npos) << ran.err;
+}
+
 TEST(Run, OneJobAFolder) {
   const TinyRun tiny;
   Ran first;

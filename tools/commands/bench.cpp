@@ -118,7 +118,8 @@ int run_bench(const Words& words) {
   int64_t milliseconds = 1000;
   std::string peer, script = "tools/peers/torch_cpu.py";
   Flags flags("bench", "cpu", "Times matrix products, attention and whole training steps in f32 on the CPU.");
-  flags.add("--ms", milliseconds, "N", "measure each row for so many milliseconds", {.min = 1});
+  flags.add("--ms", milliseconds, "N", "measure each row for so many milliseconds; 0: once, cold",
+            {.min = 0});
   flags.add("--peer", peer, "PYTHON",
             "a python with PyTorch: the same shapes there, afterwards, on the same cores");
   flags.add("--script", script, "FILE", "what --peer runs");

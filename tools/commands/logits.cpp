@@ -1,34 +1,17 @@
-#include "autograd/ops/arrange.h"
-#include "autograd/ops/projected_cross_entropy.h"
+#include "distributed/environment.h"
+#include "distributed/thread_comm.h"
 #include "tools/commands.h"
 #include "tools/flags.h"
+#include "tools/segments_flag.h"
 #include "training/checkpoint/safetensors.h"
 #include "training/open_model.h"
+#include "training/score.h"
 
 namespace weft {
 namespace {
 
-std::optional<Dtype> dtype_of_flag(const std::string& name) {
-  if (name == "f64") return Dtype::f64;
-  if (name == "f32") return Dtype::f32;
-  if (name == "bf16") return Dtype::bf16;
-  throw Error(Exit::usage, text("--dtype is f64, f32 or bf16, got ", name), "--dtype");
-}
-
-}  // namespace
-
-int run_logits(const Words& words) {
-  std::string in, out, dtype = "f32";
-  bool hidden = false;
-  Flags flags("logits", "MODEL", "Scores token ids with a trained model.");
-  flags.add("--in", in, "FILE", "safetensors with ids (B, T) i32 or i64, and optionally doc (B, T)",
-            {.required = true});
-  flags.add("--out", out, "FILE", "safetensors: logits (B, T, V), nll (B, T)", {.required = true});
-  flags.add("--hidden", hidden, "also hidden.0 ... hidden.L (B, T, C), 0 = embedding");
-  flags.add("--dtype", dtype, "f64|f32|bf16", "what to compute in");
-  if (!flags.parse(words)) return 0;
-  const OpenModel m = open_model(flags.arguments()[0], dtype_of_flag(dtype));
-  const SafetensorsFile file(in);
+// The file's ids as documents: each row one, or as many as `doc` says.
+Batch read_batch(const SafetensorsFile& file, const std::string& in, int64_t vocab) {
   const auto read_ids = [&](const char* name) {
     if (file.find(name) == nullptr) throw Error(Exit::data, text("no tensor ", name), in, "give ids (B, T)");
     return file.read(name, Dtype::i32);
@@ -37,11 +20,8 @@ int run_logits(const Words& words) {
   if (ids.shape.size() != 2)
     throw Error(Exit::data,
                 text("ids has shape ", Shape(ids.shape.begin(), ids.shape.end()), ", (B, T) is needed"), in);
-  const int64_t b = ids.shape[0], t = ids.shape[1];
-  if (b * t == 0) throw Error(Exit::data, "ids holds no token", in, "give at least one");
-  // Each row is a document, or as many as `doc` says.
-  std::vector<int64_t> lengths;
-  std::vector<int32_t> tokens(ids.as<int32_t>(), ids.as<int32_t>() + b * t), targets(tokens.size(), -1);
+  const int64_t count = ids.shape[0] * ids.shape[1];
+  if (count == 0) throw Error(Exit::data, "ids holds no token", in, "give at least one");
   std::optional<OwnedArray> doc;
   if (file.find("doc") != nullptr) {
     doc.emplace(read_ids("doc"));
@@ -51,28 +31,77 @@ int run_logits(const Words& words) {
                        Shape(ids.shape.begin(), ids.shape.end())),
                   in);
   }
-  for (int64_t i = 0; i < b * t; ++i) {
-    const bool starts = i % t == 0 || (doc && doc->as<int32_t>()[i] != doc->as<int32_t>()[i - 1]);
-    if (starts) lengths.push_back(0);
-    ++lengths.back();
-    if (!starts) targets[static_cast<size_t>(i - 1)] = tokens[static_cast<size_t>(i)];
+  Batch batch;
+  batch.tokens.assign(ids.as<int32_t>(), ids.as<int32_t>() + count);
+  for (const int32_t id : batch.tokens)  // here, where all ranks see it
+    if (id < 0 || id >= vocab)
+      throw Error(Exit::data, text("ids has ", id, ", the model's vocabulary ", vocab, " tokens"), in);
+  batch.targets.assign(batch.tokens.size(), -1);
+  for (int64_t i = 0; i < count; ++i) {
+    const bool starts = i % ids.shape[1] == 0 || (doc && doc->as<int32_t>()[i] != doc->as<int32_t>()[i - 1]);
+    if (starts)
+      batch.offsets.push_back(i);
+    else
+      batch.targets[static_cast<size_t>(i - 1)] = batch.tokens[static_cast<size_t>(i)];
   }
-  const Layout layout = whole_documents(lengths);
-  LocalCrossings crossings;
-  std::vector<Variable> states;
-  const Tensor h = m.model->hidden(from_ints(tokens), layout, crossings, nullptr, &states);
-  const Tensor logits = m.model->logits(h).to(Dtype::f32);
-  const Tensor nll =
-      projected_cross_entropy(h, m.model->output_weight(), from_ints(targets)).nll.to(Dtype::f32);
+  batch.offsets.push_back(count);
+  return batch;
+}
+
+void write_scores(const Scores& scores, const std::vector<int64_t>& batch, bool hidden,
+                  const std::string& out) {
   std::vector<Tensor> kept;
-  std::vector<NamedArray> arrays{{"logits", Dtype::f32, {b, t, logits.dim(1)}, logits.raw()},
-                                 {"nll", Dtype::f32, {b, t}, nll.raw()}};
-  for (size_t i = 0; hidden && i < states.size(); ++i) {
-    kept.push_back(states[i].value().contiguous());
-    arrays.push_back(
-        {text("hidden.", i), kept.back().dtype(), {b, t, kept.back().dim(1)}, kept.back().raw()});
-  }
+  std::vector<NamedArray> arrays;
+  const auto add = [&](const std::string& name, const Tensor& x) {
+    std::vector<int64_t> shape = batch;
+    shape.insert(shape.end(), x.shape().begin() + 1, x.shape().end());
+    kept.push_back(x.contiguous());
+    arrays.push_back({name, x.dtype(), shape, kept.back().raw()});
+  };
+  add("logits", scores.logits.to(Dtype::f32));
+  add("nll", scores.nll.to(Dtype::f32));
+  for (size_t i = 0; hidden && i < scores.hidden.size(); ++i) add(text("hidden.", i), scores.hidden[i]);
   write_safetensors(out, arrays, {{"format", "pt"}, {"weft", "logits/1"}});
+}
+
+}  // namespace
+
+int run_logits(const Words& words) {
+  std::string in, out, dtype = "f32", device = "cpu", segments;
+  bool hidden = false;
+  Flags flags("logits", "MODEL",
+              "Scores token ids with a trained model; under mpirun, on all ranks together.");
+  flags.add("--in", in, "FILE", "safetensors with ids (B, T) i32 or i64, and optionally doc (B, T)",
+            {.required = true});
+  flags.add("--out", out, "FILE", "safetensors: logits (B, T, V), nll (B, T)", {.required = true});
+  flags.add("--hidden", hidden, "also hidden.0 ... hidden.L (B, T, C), 0 = embedding");
+  flags.add("--dtype", dtype, "f64|f32|bf16", "what to compute in");
+  flags.add("--device", device, "cpu|cuda", "cpu if not said");
+  flags.add("--segments", segments, kSegmentsUnit, "over RANKS ranks: threads, or under mpirun its ranks");
+  if (!flags.parse(words)) return 0;
+  const Dtype type =
+      flag_choice<Dtype>("--dtype", dtype, {{"f64", Dtype::f64}, {"f32", Dtype::f32}, {"bf16", Dtype::bf16}});
+  if (flag_choice<Device>("--device", device, {{"cpu", Device::cpu}, {"cuda", Device::cuda}}) != Device::cpu)
+    throw Error(Exit::recipe, "this command computes on the CPU only", "--device", "leave it away");
+  const SegmentsFlag split = parse_segments(segments);
+  const Launched launched = detect_launch();
+  if (launched.size > 1 && split.ranks > 0 && split.ranks != launched.size)
+    throw Error(Exit::usage,
+                text("--segments wants ", split.ranks, " ranks, ", launched.size, " were started"),
+                "--segments", text("start ", split.ranks, ", or leave mpirun away: then ranks are threads"));
+  const OpenModel m = open_model(flags.arguments()[0], type);
+  const SafetensorsFile file(in);
+  const Batch batch = read_batch(file, in, m.model->config().vocab);
+  const auto score_on = [&](Communicator* ranks) {
+    const Scores scores = score(*m.model, batch, ranks, split.plan, split.strategy);
+    if (ranks == nullptr || ranks->rank() == 0) write_scores(scores, file.at("ids").shape, hidden, out);
+  };
+  if (launched.size > 1)
+    score_on(world_communicator(launched).get());
+  else if (split.ranks > 1)
+    run_ranks(split.ranks, [&](Communicator& ranks) { score_on(&ranks); });
+  else
+    score_on(nullptr);
   return 0;
 }
 

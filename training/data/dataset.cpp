@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <set>
 #include <utility>
 
 #include "autograd/check.h"
@@ -28,6 +29,15 @@ int64_t Dataset::tokens() const {
   for (size_t p = 0; p < parts_.size(); ++p)
     sum += std::min(parts_[p].corpus.tokens(), (first_[p + 1] - first_[p]) * context_);
   return sum;
+}
+
+int64_t Dataset::bad_documents() const {
+  std::set<const TokenSource*> sources;
+  for (const Part& part : parts_)
+    for (const Span& span : part.corpus.spans()) sources.insert(span.source.get());
+  int64_t bad = 0;
+  for (const TokenSource* source : sources) bad += source->bad_documents();
+  return bad;
 }
 
 Batch Dataset::batch(std::span<const int64_t> samples) const {

@@ -40,6 +40,7 @@ class Dataset {
   int64_t context() const { return context_; }
   int64_t samples() const { return first_.back(); }  // numbered through the parts
   int64_t tokens() const;                            // in all samples
+  int64_t bad_documents() const;                     // left out of the files, SourceOptions::skip_bad
   const std::vector<Part>& parts() const { return parts_; }
 
   // Thread-safe. Errors: those of TokenSource::read.

@@ -41,14 +41,16 @@ void Recipe::Model::fields(FieldVisitor& f) {
     {.unit = "features", .min = 0, .max = 1e5, .fixed = true});
   f("ffn", ffn, "width of the feed-forward layer; 0: derived from width and ffn_kind",
     {.unit = "features", .min = 0, .max = 1e7, .fixed = true});
-  f("ffn_kind", ffn_kind, "form of the feed-forward layer", {.choices = {"swiglu", "gelu"}, .fixed = true});
-  f("norm", norm, "normalisation before each layer", {.choices = {"rms", "layer"}, .fixed = true});
+  f("ffn_kind", ffn_kind, "form of the feed-forward layer",
+    {.choices = {"swiglu", "sglu", "gelu"}, .fixed = true});
+  f("norm", norm, "normalisation before each layer", {.choices = {"rms", "layer", "srms"}, .fixed = true});
   f("norm_eps", norm_eps, "added to the variance", {.min = 0, .above_min = true, .fixed = true});
   f("position", position, "how softmax layers see positions",
     {.choices = {"rope", "alibi", "none"}, .fixed = true});
   f("rope_theta", rope_theta, "base of the rotary frequencies", {.min = 1, .above_min = true, .fixed = true});
   f("qk_norm", qk_norm, "normalise queries and keys of each head", {.fixed = true});
   f("tied", tied, "the output projection is the embedding", {.fixed = true});
+  f("scale_embedding", scale_embedding, "multiply the embedding by sqrt(width)", {.fixed = true});
   f("vocab", vocab, "rows of the embedding; 0: the tokenizer's",
     {.unit = "tokens", .min = 0, .max = 1e8, .fixed = true});
   f("short_conv", short_conv, "width of the causal convolution on q, k and v; 0: none",
@@ -89,6 +91,9 @@ void Recipe::Data::fields(FieldVisitor& f) {
   f("tokenizer", tokenizer, "bytes, or the path of a tokenizer file or folder", {.fixed = true});
   f("shuffle", shuffle, "read sequences in a random order that the seed fixes", {.fixed = true});
   f("prefetch", prefetch, "batches read ahead", {.unit = "batches", .min = 0, .max = 1024});
+  f("skip_bad", skip_bad,
+    "leave out, and count, documents with a token outside the vocabulary and lines that are not JSON",
+    {.fixed = true});
 }
 
 void Recipe::Mesh::fields(FieldVisitor& f) {

@@ -66,6 +66,7 @@ struct Recipe {
     double rope_theta = 10000;
     bool qk_norm = false;
     bool tied = true;
+    bool scale_embedding = false;
     int64_t vocab = 0;       // 0 = the tokenizer's
     int64_t short_conv = 0;  // 0 = none
     std::string checkpointing = "none";
@@ -97,6 +98,7 @@ struct Recipe {
     std::string tokenizer = "bytes";
     bool shuffle = true;
     int64_t prefetch = 2;
+    bool skip_bad = false;
     void fields(FieldVisitor& f);
   };
 

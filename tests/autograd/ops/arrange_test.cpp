@@ -4,7 +4,7 @@
 
 #include "autograd/layout.h"
 #include "autograd/ops/triangle.h"
-#include "tests/autograd/test_tensors.h"
+#include "tests/autograd/ops/op_checks.h"
 
 namespace weft {
 namespace {
@@ -16,21 +16,30 @@ Tensor counting(const Shape& shape, Dtype dtype = Dtype::f64) {
 }
 
 TEST(Arrange, PermuteEveryOrder) {
-  const Tensor x = counting({2, 3, 4});
-  const std::vector<double> v = to_values(x);
+  for (const Shape& shape : {Shape{2, 3, 4}, {35, 3, 70}, {1, 40, 33}})
+    for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16}) {
+      const Tensor x = counting(shape).to(dtype);
+      const std::vector<double> v = to_values(x);
+      std::vector<int> order{0, 1, 2};
+      do {
+        const std::vector<double> w = to_values(permute(x, order));
+        int64_t i = 0, wrong = 0;
+        std::vector<int64_t> at(3);
+        for (at[order[0]] = 0; at[order[0]] < x.dim(order[0]); ++at[order[0]])
+          for (at[order[1]] = 0; at[order[1]] < x.dim(order[1]); ++at[order[1]])
+            for (at[order[2]] = 0; at[order[2]] < x.dim(order[2]); ++at[order[2]])
+              wrong += w[i++] != v[(at[0] * x.dim(1) + at[1]) * x.dim(2) + at[2]];
+        EXPECT_EQ(wrong, 0) << name_of(dtype) << " " << order[0] << order[1] << order[2];
+      } while (std::next_permutation(order.begin(), order.end()));
+    }
+  const std::vector<double> turned =
+      to_values(permute(from_ints({1, 2, 3, 4, 5, 6}).reshape({2, 3}), {1, 0}));
+  EXPECT_EQ(turned, (std::vector<double>{1, 4, 2, 5, 3, 6}));
   std::vector<int> order{0, 1, 2};
-  do {
-    const Tensor y = permute(x, order).value();
-    const std::vector<double> w = to_values(y);
-    int64_t i = 0;
-    std::vector<int64_t> at(3);
-    for (at[order[0]] = 0; at[order[0]] < x.dim(order[0]); ++at[order[0]])
-      for (at[order[1]] = 0; at[order[1]] < x.dim(order[1]); ++at[order[1]])
-        for (at[order[2]] = 0; at[order[2]] < x.dim(order[2]); ++at[order[2]])
-          EXPECT_EQ(w[i++], v[(at[0] * 3 + at[1]) * 4 + at[2]]);
+  do
     expect_gradients([&](const std::vector<Variable>& u) { return std::vector{permute(u[0], order)}; },
                      {random_tensor({2, 3, 4}, 1)});
-  } while (std::next_permutation(order.begin(), order.end()));
+  while (std::next_permutation(order.begin(), order.end()));
 }
 
 TEST(Arrange, SliceAndConcatenateAreInverse) {
@@ -78,6 +87,18 @@ TEST(Triangle, MaskAndCumulativeSum) {
           return std::vector{cumulative_sum(u[0], axis), lower_triangle(u[0], 1)};
         },
         {random_tensor({2, 3, 4}, 1)});
+}
+
+TEST(Triangle, SolveUnitLower) {
+  // (1 0; 2 1) y = (1; 5): y = (1; 3). What is on and above the diagonal is not read.
+  const Tensor a = from_values({2, 2}, Dtype::f64, {7, 8, 2, 9}), x = from_values({2, 1}, Dtype::f64, {1, 5});
+  EXPECT_EQ(to_values(solve_unit_lower(a, x).value()), (std::vector<double>{1, 3}));
+  const Function solve = [](const std::vector<Variable>& u) {
+    return std::vector{solve_unit_lower(u[0], u[1])};
+  };
+  for (const int64_t n : {0, 1, 5})
+    expect_op(solve, {random_tensor({2, n, n}, 1, Dtype::f64, 0.4), random_tensor({2, n, 3}, 2)});
+  EXPECT_THROW(solve_unit_lower(a, random_tensor({3, 1}, 1)), Error);
 }
 
 TEST(Layout, PositionsAndDocuments) {

@@ -2,6 +2,7 @@
 
 #include <omp.h>
 
+#include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
 #include "tests/autograd/test_tensors.h"
 
@@ -82,6 +83,40 @@ TEST(Matmul, BitsDoNotDependOnTheNumberOfThreads) {
       EXPECT_TRUE(same_bits(one, three)) << shape;
       EXPECT_LE(difference(one, matmul(a.to(Dtype::f64), b.to(Dtype::f64), {transposed, transposed})), 1e-3);
     }
+}
+
+// Decoding multiplies one row at a time, by another loop than the rest.
+TEST(Gemm, OneRowEqualsTheRowOfMany) {
+  for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16})
+    for (const bool transposed : {false, true})
+      for (const double beta : {0.0, -0.5}) {
+        const Dtype wide = wide_of(dtype);
+        const Tensor rows = random_tensor({3, 70}, 1, dtype);
+        const Tensor b = random_tensor(transposed ? Shape{40, 90} : Shape{70, 50}, 2, dtype);
+        const Tensor part = transposed ? b.columns(10, 80) : b.columns(5, 45);  // with a pitch
+        const auto start = [&] {
+          return beta == 0 ? full({3, 40}, NAN, wide) : random_tensor({3, 40}, 3, wide);
+        };
+        const Tensor all = start(), one = start().rows(1, 2);
+        gemm(one, rows.rows(1, 2), part, {false, transposed}, 2, beta);
+        gemm(all, rows, part, {false, transposed}, 2, beta);
+        EXPECT_LE(difference(one, all.rows(1, 2)), tolerance::of(wide));
+      }
+}
+
+TEST(Gemm, OperandsOfTwoTypesAndACAccumulatedInItsOwn) {
+  const Tensor a = random_tensor({33, 20}, 1, Dtype::bf16), b = random_tensor({20, 37}, 2, Dtype::f32);
+  const Tensor exact = scale(matmul(a.to(Dtype::f64), b.to(Dtype::f64)), 3);
+  for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+    const Tensor c = full({33, 37}, 1, dtype);
+    gemm(c, a, b, {}, 3, 2);
+    EXPECT_LE(difference(c, add(exact, full({33, 37}, 2, Dtype::f64))), tolerance::of(dtype));
+    const Tensor turned = full({37, 33}, 1, dtype);
+    gemm(turned, b, a, {true, true}, 3, 2);
+    EXPECT_LE(difference(permute(turned, {1, 0}), c), tolerance::of(dtype));
+  }
+  const Tensor c = zeros({33, 37}, Dtype::f32);
+  EXPECT_THROW(gemm(c, a.to(Dtype::f64), b.to(Dtype::f64), {}, 1, 0), Error);
 }
 
 TEST(Matmul, EmptyInner) {

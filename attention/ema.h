@@ -1,0 +1,42 @@
+#pragma once
+// The multi-dimensional damped moving average of Mega (Ma et al. 2022, section 3.1). Every channel c is
+// spread over N dimensions, averaged in each, and put together again:
+//
+//   h_t = p beta x_t + q h_{t-1}      y_t = sum over N of gamma h_t / sqrt(N)
+//   p = sigmoid(alpha)                q = 1 - p sigmoid(delta)
+//
+// with alpha, delta, beta, gamma (C, N). The factor 1 / sqrt(N) is not in the paper; it, and which of alpha
+// and delta is in p, are as in the authors' exponential_moving_average.py. Unrolled it is the convolution
+// y_t = sum_{j <= t} kernel[t - j] x_j with kernel[l] = sum over N of gamma p beta q^l / sqrt(N); attention's
+// README has the form by chunks. All is f32 (f64 of f64).
+
+#include "attention/mechanism.h"
+
+namespace weft {
+
+class DampedEma {
+ public:
+  // Declares alpha, delta, beta, gamma (channels, size).
+  DampedEma(int64_t channels, int64_t size, const ParameterScope& scope);
+
+  // x (T, C) f32 (f64), the tokens of block -> y (T, C). chunk: tokens handled as one product. fft: documents
+  // that lie here whole are convolved by fast Fourier transforms.
+  Variable operator()(const Variable& x, const Block& block, Crossing& cross, int64_t chunk, bool fft) const;
+  // One document from its start, token by token.
+  Variable recurrence(const Variable& x) const;
+  // kernel[l] for l < length, (C, length).
+  Variable kernel(int64_t length) const;
+
+ private:
+  // Of each channel and dimension, (C, N): p beta, gamma / sqrt(N), log q.
+  struct Coefficients {
+    Variable in, out, log_decay;
+  };
+  Coefficients coefficients() const;
+  Scan scan(int64_t chunk, bool fft) const;
+
+  int64_t channels_, size_;
+  Parameter alpha_, delta_, beta_, gamma_;
+};
+
+}  // namespace weft

@@ -1,0 +1,265 @@
+#include "attention/mega.h"
+
+#include <cmath>
+
+#include "attention/flash_attention.h"
+#include "attention/naive.h"
+#include "autograd/gradcheck.h"
+#include "autograd/ops/arrange.h"
+#include "autograd/ops/elementwise.h"
+#include "autograd/ops/layer_norm.h"
+#include "autograd/ops/matmul.h"
+#include "autograd/ops/reduce.h"
+#include "autograd/ops/rotary.h"
+#include "autograd/ops/softmax.h"
+
+namespace weft {
+namespace {
+
+constexpr double kNormEps = 1e-5, kTheta = 10000;
+constexpr double kWeightDeviation = 0.02;  // of all projections and biases, as the authors start them
+
+Weighting weighting_of(const std::string& attention) {
+  if (attention == "laplace") return Weighting::laplace;
+  return attention == "relu2" ? Weighting::relu2 : Weighting::softmax;
+}
+
+}  // namespace
+
+void MegaConfig::fields(FieldVisitor& f) {
+  f("attention", attention, "how scores become weights", {.choices = {"softmax", "laplace", "relu2"}});
+  f("attention_chunk", attention_chunk,
+    "a token sees keys of its own chunk of this many positions only (Mega-chunk); part of the function; "
+    "0 = all before it",
+    {.unit = "tokens", .min = 0});
+  f("bias", bias, "relative bias of the scores: a table over distances, or rotary",
+    {.choices = {"simple", "rotary"}});
+  f("positions", positions,
+    "distances with a bias of their own, without attention_chunk; larger ones share the last",
+    {.unit = "tokens", .min = 1});
+  f("z_size", z_size, "size of query and key; 0 = a quarter of the width", {.min = 0});
+  f("hidden", hidden, "size of the values; 0 = twice the width", {.min = 0});
+  f("ema_size", ema_size, "dimensions of the moving average of a channel", {.min = 1});
+  f("ema", ema,
+    "how whole documents on one rank are averaged: by chunks, or by fast Fourier transforms; the same "
+    "function, "
+    "but a transform rounds every output by every input",
+    {.choices = {"scan", "fft"}});
+  f("chunk", chunk, "tokens of the moving average handled as one matrix product; changes speed, not results",
+    {.unit = "tokens", .min = 1});
+}
+
+Mega::Mega(Config config, Dimensions dims, const ParameterScope& scope)
+    : Mechanism(dims), config_(std::move(config)), ema_(dims.width, config_.ema_size, scope.inner("ema")) {
+  const int64_t width = dims.width;
+  if (config_.z_size == 0) config_.z_size = std::max<int64_t>(2, width / 8 * 2);
+  if (config_.hidden == 0) config_.hidden = 2 * width;
+  if (config_.attention_chunk > 0) config_.positions = config_.attention_chunk;
+  const int64_t z = config_.z_size, hidden = config_.hidden;
+  if (config_.bias == "rotary" && z % 2 != 0)
+    throw Error(Exit::recipe, text("a rotary bias needs an even size of z, got ", z), "z_size");
+  const Initializer random = Initializer::normal(kWeightDeviation);
+  const auto vector = [&](const char* name, const Shape& shape, const Initializer& init) {
+    return scope.declare({name, shape, ParameterKind::vector, init});
+  };
+  const auto zero = Initializer::constant(0), one = Initializer::constant(1);
+  norm_gain_ = vector("norm.weight", {width}, one);
+  norm_bias_ = vector("norm.bias", {width}, zero);
+  omega_ = vector("ema.omega", {width}, Initializer::normal(1));
+  value_ = scope.declare({"v.weight", {hidden, width}, ParameterKind::matrix, random});
+  value_bias_ = vector("v.bias", {hidden}, zero);
+  const std::vector<int64_t> parts{width, z, hidden, width};
+  mix_ = scope.declare({"mx.weight", {2 * width + z + hidden, width}, ParameterKind::matrix, random, parts});
+  mix_bias_ = vector("mx.bias", {2 * width + z + hidden}, zero);
+  out_ = scope.declare({"h.weight", {width, hidden}, ParameterKind::matrix, random});
+  out_bias_ = vector("h.bias", {width}, zero);
+  scale_ = vector("gamma", {2, z}, random);
+  shift_ = vector("beta", {2, z}, zero);
+  if (config_.bias == "simple") {
+    table_ = vector("bias.table", {1, config_.positions}, random);
+  } else {
+    query_bias_ = vector("bias.alpha", {1, 1, z}, random);
+    key_bias_ = vector("bias.beta", {1, 1, z}, random);
+  }
+}
+
+std::vector<Input> Mega::inputs() const { return {{"x", "c"}}; }
+
+int64_t Mega::seen(int64_t position) const {
+  return 1 + (config_.attention_chunk > 0 ? position % config_.attention_chunk : position);
+}
+
+Variable Mega::projected(const Variable& z, int which) const {
+  const Dtype wide = wide_of(z.dtype());
+  return add(multiply(cast(z, wide), slice(scale_, 0, which, which + 1)), slice(shift_, 0, which, which + 1));
+}
+
+// The direction turned by each token's position, (N, 1, Z): the product of a query's and a key's depends on
+// their distance alone, so the bias is more features of both.
+Variable Mega::rotary_bias(const Parameter& direction, const Block& block, Dtype dtype) const {
+  const std::vector<int32_t> same(static_cast<size_t>(block.position.dim(0)), 0);
+  const Variable rows = gather_rows(direction, from_ints(same, block.position.device()));
+  return cast(rotary(rows, block.position, kTheta), dtype);
+}
+
+Variable Mega::forward(const Block& block, Crossing& cross) const {
+  const Variable& x = block.x[0];
+  const int64_t n = x.dim(0), width = dims().width, z = config_.z_size, hidden = config_.hidden;
+  const Dtype dtype = x.dtype(), wide = wide_of(dtype);
+  const Variable normed = layer_norm(x, norm_gain_, norm_bias_, kNormEps), exact = cast(normed, wide);
+  const Variable v = silu(linear(normed, value_, value_bias_));
+  const Variable average = ema_(exact, block, cross, config_.chunk, config_.ema == "fft");
+  const Variable mixed = cast(silu(add(average, multiply(exact, omega_))), dtype);
+  const std::vector<Variable> parts =
+      split_columns(linear(mixed, mix_, mix_bias_), {width, z, hidden, width});
+  const Variable shared = silu(parts[1]), gate = silu(parts[2]);
+
+  const bool by_count = config_.attention != "softmax";
+  Tensor count = empty({n, 1}, wide, x.device());
+  if (x.device() != Device::meta) {
+    std::vector<double> counts;
+    for (const Segment& s : cross.layout().segments)
+      for (int64_t t = s.begin; t < s.end; ++t) counts.push_back(static_cast<double>(seen(t)));
+    count = from_values({n, 1}, wide, counts);
+  }
+  Variable q = projected(shared, 0);
+  q = by_count ? divide(q, count) : scale(q, 1 / std::sqrt(static_cast<double>(z)));
+  q = reshape(cast(q, dtype), {n, 1, z});
+  Variable k = reshape(cast(projected(shared, 1), dtype), {n, 1, z});
+  if (config_.bias == "rotary") {
+    q = concatenate({q, rotary_bias(query_bias_, block, dtype)}, 2);
+    k = concatenate({k, rotary_bias(key_bias_, block, dtype)}, 2);
+  }
+  Merge attend{{.block = config_.attention_chunk, .weighting = weighting_of(config_.attention)},
+               flash_attention_forward,
+               flash_attention_backward};
+  if (table_.defined()) attend.bias = table_;
+  Variable o =
+      cast(cross(attend, {{q, k, reshape(v, {n, 1, hidden})}, block.position, block.document})[0], wide);
+  o = reshape(o, {n, hidden});
+  if (by_count) o = multiply(o, count);  // of a mean the sum
+  const Variable read = multiply(cast(o, dtype), gate);
+  const Variable h = silu(add(parts[3], linear(read, out_, out_bias_)));
+  return add(x, multiply(sigmoid(parts[0]), subtract(h, x)));
+}
+
+// Weights of all pairs of tokens of a document, (n, n).
+Variable Mega::reference_weights(const Variable& q, const Variable& k) const {
+  const int64_t n = q.dim(0), z = config_.z_size;
+  const bool by_count = config_.attention != "softmax";
+  std::vector<double> factor, visible, hide;
+  std::vector<int32_t> distance;
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j < n; ++j) {
+      const bool sees = j <= i && i - j < seen(i);
+      factor.push_back(by_count ? 1 / static_cast<double>(seen(i)) : 1 / std::sqrt(static_cast<double>(z)));
+      visible.push_back(sees);
+      hide.push_back(sees ? 0 : -INFINITY);
+      distance.push_back(static_cast<int32_t>(std::clamp<int64_t>(i - j, 0, config_.positions - 1)));
+    }
+  const auto matrix = [&](const std::vector<double>& values) {
+    return from_values({n, n}, q.dtype(), values);
+  };
+  Variable bias;
+  if (table_.defined()) {
+    bias = reshape(gather_rows(reshape(table_, {config_.positions, 1}), from_ints(distance)), {n, n});
+  } else {
+    const Tensor same = from_ints(std::vector<int32_t>(static_cast<size_t>(n), 0));
+    const auto turned = [&](const Parameter& direction) {
+      return reshape(naive_rotary(gather_rows(direction, same), 0, kTheta), {n, z});
+    };
+    bias = matmul(turned(query_bias_), turned(key_bias_), {false, true});
+  }
+  const Variable scores = add(multiply(matmul(q, k, {false, true}), matrix(factor)), bias);
+  if (!by_count) return softmax(add(scores, matrix(hide)));
+  const Variable weights =
+      config_.attention == "relu2"
+          ? square(relu(scores))
+          : normal_cdf(scale(scores, std::sqrt(4 * M_PI), -std::sqrt(0.5) * std::sqrt(4 * M_PI)));
+  return multiply(weights, matrix(visible));
+}
+
+Variable Mega::reference(const Block& block) const {
+  const Variable& x = block.x[0];
+  const int64_t width = dims().width, z = config_.z_size, hidden = config_.hidden;
+  const Variable centred = subtract(x, mean(x, 1, true));
+  const Variable normed =
+      add(multiply(divide(centred, sqrt(scale(mean(square(centred), 1, true), 1, kNormEps))), norm_gain_),
+          norm_bias_);
+  const Variable v = silu(linear(normed, value_, value_bias_));
+  const Variable mixed = silu(add(ema_.recurrence(normed), multiply(normed, omega_)));
+  const Variable all = linear(mixed, mix_, mix_bias_);
+  const auto part = [&](int64_t begin, int64_t size) { return slice(all, 1, begin, begin + size); };
+  const Variable phi = sigmoid(part(0, width)), shared = silu(part(width, z));
+  const Variable r = silu(part(width + z, hidden)), c = part(width + z + hidden, width);
+  const Variable o = matmul(reference_weights(projected(shared, 0), projected(shared, 1)), v);
+  const Variable h = silu(add(c, linear(multiply(r, o), out_, out_bias_)));
+  return add(multiply(phi, h), multiply(scale(phi, -1, 1), x));
+}
+
+namespace {
+
+struct MegaTrial {
+  MegaTrial(const MegaConfig& config, const Dimensions& dims, int64_t tokens)
+      : store(Dtype::f64), mechanism(config, dims, {store, ""}), layout(whole_documents({tokens})) {
+    store.commit();
+    block = {{random_tensor({tokens, dims.width}, 1)}, layout.position, layout.document};
+  }
+  Variable run() const {
+    LocalCrossing cross(layout);
+    return mechanism.forward(block, cross);
+  }
+  ParameterStore store;
+  Mega mechanism;
+  Layout layout;
+  Block block;
+};
+
+double deviation_of_averages(const Dimensions& dims, int64_t tokens) {
+  ParameterStore store(Dtype::f64);
+  const DampedEma ema(dims.width, 4, {store, ""});
+  store.commit();
+  const Layout layout = whole_documents({tokens});
+  const Tensor x = random_tensor({tokens, dims.width}, 1);
+  const auto by = [&](bool fft) -> Tensor {
+    LocalCrossing cross(layout);
+    return ema(x, {{}, layout.position, layout.document}, cross, 7, fft);
+  };
+  const std::vector<double> kernel = to_values(ema.kernel(tokens)), in = to_values(x);
+  std::vector<double> sums(in.size());
+  for (int64_t t = 0; t < tokens; ++t)
+    for (int64_t s = 0; s <= t; ++s)
+      for (int64_t c = 0; c < dims.width; ++c)
+        sums[t * dims.width + c] += kernel[c * tokens + t - s] * in[s * dims.width + c];
+  const Tensor convolved = from_values(x.shape(), Dtype::f64, sums), stepped = ema.recurrence(x);
+  return std::max({largest_difference(by(false), stepped), largest_difference(by(true), stepped),
+                   largest_difference(convolved, stepped)});
+}
+
+}  // namespace
+
+std::vector<Identity> Mega::identities() const {
+  const Dimensions d = dims();
+  const Config config = config_;
+  return {
+      {"the moving average is a recurrence, a scan and a convolution, by Fourier too (section 3.1)", 1e-12,
+       [d] { return deviation_of_averages(d, 23); }},
+      {"a chunk as long as the text is full Mega (section 3.5)", 1e-12,
+       [d, config] {
+         MegaConfig full = config, chunked = config;
+         full.attention_chunk = 0;
+         full.positions = chunked.attention_chunk = 19;
+         return largest_difference(MegaTrial(chunked, d, 19).run(), MegaTrial(full, d, 19).run());
+       }},
+      {"with the update gate shut the layer is its input (equation 15)", 1e-12,
+       [d, config] {
+         MegaTrial t(config, d, 19);
+         const Parameter bias = t.store.find("mx.bias");
+         bias->master.rows(0, d.width).copy_from(full({d.width}, -1e3, Dtype::f64));
+         t.store.refresh_working();
+         return largest_difference(t.run(), t.block.x[0]);
+       }},
+  };
+}
+
+}  // namespace weft

@@ -1,0 +1,122 @@
+#pragma once
+// A memory that learns while it reads: weights of a small function of keys, moved token by token by the
+// gradient of an inner loss (Titans: Learning to Memorize at Test Time, Behrouz et al. 2024; Miras: It's All
+// Connected, Behrouz et al. 2025). Four choices make one, of which a MemoryPolicy is the list:
+//
+//   memory     M(W; x): a matrix, or a two-layer MLP
+//   bias       the inner loss, given as its slope at the memory's answer
+//   retention  how what is accumulated, A, becomes the weights W
+//   momentum   whether gradients pass through a decaying surprise S
+//
+//   S_t = eta_t S_{t-1} - theta_t grad_t      (without momentum S_t = -theta_t grad_t)
+//   A_t = keep_t A_{t-1} + S_t                y_t = M(W_t; q_t)
+//
+// Text is cut into chunks of b tokens from each document's start, and b is part of the function: grad_t is
+// taken at the weights W at the start of t's chunk, so a chunk's gradients are a few matrix products. Where
+// W(A) is not linear it is applied in full at the last token of each chunk only. With b = 1 all of this is
+// the exact online rule.
+//
+// The gradient of each weight is a sum of outer products in_j^T out_j. So neither it nor the weights of
+// single tokens are ever formed: x W_t is a product with the weights at hand plus a masked matrix of scores x
+// in_j^T. The inner gradient is written as forward ops, which the tape differentiates like any others.
+// README.md has the closed form.
+
+#include "attention/part.h"
+
+namespace weft {
+
+// The gradient of one weight (H, in, out) by token: in_j^T out_j.  in (H, n, in), out (H, n, out)
+struct OuterProducts {
+  Variable in, out;
+};
+
+// x (H, n, in) times weight i, whatever the weight of each row is: (H, n, out).
+using Weigh = std::function<Variable(size_t weight, const Variable& x)>;
+// Of an error M(k) - v (H, n, v): the slope of the inner loss there.
+using Slope = std::function<Variable(const Variable& error)>;
+
+struct Memory {
+  std::vector<std::string> names;  // of the weights
+  std::vector<Shape> shapes;       // (H, in, out)
+  // M(x): (H, n, k) -> (H, n, v)
+  std::function<Variable(const Weigh&, const Variable& x)> answer;
+  // Of the inner loss at these weights.
+  std::function<std::vector<OuterProducts>(const State& weights, const Variable& k, const Variable& v,
+                                           const Slope&)>
+      gradient;
+};
+
+// A single matrix: M(x) = x M.
+Memory matrix_memory(int64_t heads, int64_t key, int64_t value);
+// M(x) = x + layer_norm(gelu(x W1) W2), without gain or bias. Where keys and values differ in size, x is cut
+// or filled with zeros.
+Memory mlp_memory(int64_t heads, int64_t key, int64_t inner, int64_t value);
+
+// The slope of an inner loss; bound (H, n, 1) is undefined where the loss has none.
+using Bias = std::function<Variable(const Variable& error, const Variable& bound)>;
+// |e|^2
+Bias squared_bias();
+// sum |e_i|^p, with |e| smoothed to sqrt(e^2 + epsilon)
+Bias power_bias(double p, double epsilon);
+// |e|^2 where the length of e is at most `bound`, beyond it the straight continuation: a slope whose length
+// stays at 2 bound (Huber's loss of the length, continuous).
+Bias huber_bias();
+
+// How A becomes W: by at most one of scale and map; with neither, W = A.
+struct Retention {
+  // W = scale(A) A, the scale being of the shape (H, 1, 1). Inside a chunk W_t = scale(A_0) A_t, A_0 being
+  // its start.
+  std::function<Variable(const Variable& a)> scale;
+  // W = map(A). Inside a chunk W_t = map(A_0).
+  std::function<Variable(const Variable& a)> map;
+  // Deviation of an A that is drawn; 0: 1 / sqrt(in), as for weights.
+  double deviation = 0;
+  Variable weights(const Variable& a) const;
+};
+// A / |A|_q^(q-2), the norm over all of a head's weight, with |a| smoothed to sqrt(a^2 + epsilon)
+Retention norm_retention(double q, double epsilon);
+// softmax(A) over the outputs of each input of a weight. Since the logarithm of the weights is A up to a
+// constant of each slice, which softmax ignores, keep log W - step is linear in A.
+Retention softmax_retention();
+
+struct MemoryPolicy {
+  Memory memory;
+  Bias bias;
+  Retention retention;
+  bool momentum = false;
+};
+
+// Tokens of one document in the memory's own type. q, k (H, n, k), v (H, n, v); per token (H, n, 1): the
+// step, the part of A that is kept, and where the policy has them the momentum and the bound of the bias.
+struct MemoryTokens {
+  Variable q, k, v, step, keep, momentum, bound;
+};
+
+// A policy by chunks. Its state: for each weight A; with momentum, S; A at the start of the chunk; and last
+// how many tokens the open chunk has (1).
+class ChunkedMemory {
+ public:
+  ChunkedMemory(MemoryPolicy policy, int64_t chunk) : policy_(std::move(policy)), chunk_(chunk) {}
+
+  const MemoryPolicy& policy() const { return policy_; }
+  std::vector<std::string> names() const;
+  // A memory whose A is this.
+  State start(const State& a) const;
+  // Tokens that the open chunk still takes.
+  int64_t room(const State& state) const;
+  // M(W; x) with the weights at the start of the open chunk.
+  Variable recall(const State& state, const Variable& x) const;
+  // Learns from any number of tokens, and answers each query after its own token: (H, n, v).
+  std::pair<Variable, State> learn(const MemoryTokens& tokens, const State& state) const;
+
+ private:
+  State at_start(const State& state) const;  // A at the start of the open chunk
+  State weights_of(const State& a) const;
+  Variable answer(const State& weights, const Variable& x) const;
+  std::pair<Variable, State> learn_in_chunk(const MemoryTokens& tokens, const State& state) const;
+
+  MemoryPolicy policy_;
+  int64_t chunk_;
+};
+
+}  // namespace weft

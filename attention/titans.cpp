@@ -1,0 +1,120 @@
+#include "attention/titans.h"
+
+#include "autograd/gradcheck.h"
+#include "autograd/ops/arrange.h"
+#include "autograd/ops/elementwise.h"
+#include "autograd/ops/matmul.h"
+
+namespace weft {
+
+Titans::Titans(const Config& config, Dimensions dims, const ParameterScope& scope)
+    : MemoryAttention(config, dims, scope, squared_bias(), {}, true) {}
+
+std::vector<Input> Titans::inputs() const {
+  // Both layers of an MLP move, and each makes the other's steps larger.
+  const double step = config_.memory == "mlp" ? -5 : -3;
+  return {
+      {"q", "h k", Domain::direction},    {"k", "h k", Domain::direction}, {"v", "h v"},
+      {"theta", "h", Domain::unit, step}, {"eta", "h", Domain::unit},      {"alpha", "h", Domain::unit, -6}};
+}
+
+MemoryAttention::Gates Titans::gates(const Block& block) const {
+  const Dtype type = wide_of(block.x[3].dtype());
+  return {cast(block.x[3], type), scale(cast(block.x[5], type), -1, 1), cast(block.x[4], type), {}};
+}
+
+Variable Titans::naive_slope(const Variable& error, const Variable&) const { return scale(error, 2); }
+
+namespace {
+
+// One document of n tokens with a matrix memory.
+struct Trial {
+  Trial(const Dimensions& d, int64_t n) : dims(d), layout(whole_documents({n})) {
+    block = {{}, layout.position, layout.document};
+    ParameterStore store(Dtype::f64);
+    uint32_t seed = 1;
+    for (const Input& input : Titans({}, d, {store, ""}).inputs()) {
+      Variable x = random_tensor(input_shape(input, d, n), seed++);
+      if (input.domain == Domain::unit) x = sigmoid(scale(x, 1, input.start));
+      block.x.push_back(x);
+    }
+  }
+
+  Variable run(int64_t chunk) const {
+    ParameterStore store(Dtype::f64);
+    TitansConfig config;
+    config.chunk = chunk;
+    LocalCrossing cross(layout);
+    return Titans(config, dims, {store, ""}).forward(block, cross);
+  }
+
+  // Row t of input i, (H, 1, size).
+  Variable row(size_t i, int64_t t) const {
+    const Variable& x = block.x[i];
+    return reshape(slice(x, 0, t, t + 1), {dims.heads, 1, x.numel() / (x.dim(0) * dims.heads)});
+  }
+
+  // The output of M -> step(M, t), from zero.
+  Variable recurrence(const std::function<Variable(const Variable& m, int64_t t)>& step) const {
+    Variable m = zeros({dims.heads, dims.key, dims.value}, Dtype::f64);
+    std::vector<Variable> outputs;
+    for (int64_t t = 0; t < block.x[0].dim(0); ++t) {
+      m = step(m, t);
+      outputs.push_back(reshape(matmul(row(0, t), m), {1, dims.heads, dims.value}));
+    }
+    return concatenate(outputs, 0);
+  }
+
+  Dimensions dims;
+  Layout layout;
+  Block block;
+};
+
+}  // namespace
+
+std::vector<Identity> Titans::identities() const {
+  std::vector<Identity> out;
+  for (const int64_t chunk : {1, 4, 8, 24})
+    out.push_back(
+        {text("by chunks of ", chunk, " = the recursion by tokens with gradients frozen in a chunk"), 1e-10,
+         [d = dims(), chunk] {
+           const Trial trial(d, 61);
+           Variable s = zeros({d.heads, d.key, d.value}, Dtype::f64), start;
+           const auto step = [&](const Variable& m, int64_t t) {
+             if (t % chunk == 0) start = m;
+             const Variable error = subtract(matmul(trial.row(1, t), start), trial.row(2, t));
+             const Variable gradient = scale(matmul(trial.row(1, t), error, {true, false}), 2);
+             s = subtract(multiply(s, trial.row(4, t)), multiply(gradient, trial.row(3, t)));
+             return add(multiply(m, scale(trial.row(5, t), -1, 1)), s);
+           };
+           return largest_difference(trial.run(chunk), trial.recurrence(step));
+         }});
+  out.push_back({"without momentum, chunks of one token are a gated delta rule with beta = 2 theta", 1e-12,
+                 [d = dims()] {
+                   Trial trial(d, 37);
+                   trial.block.x[4] = zeros({37, d.heads}, Dtype::f64);
+                   // M = keep M + beta k (v - M^T k)^T
+                   const auto step = [&](const Variable& m, int64_t t) {
+                     const Variable beta = scale(trial.row(3, t), 2), k = trial.row(1, t);
+                     const Variable write = multiply(subtract(trial.row(2, t), matmul(k, m)), beta);
+                     return add(multiply(m, scale(trial.row(5, t), -1, 1)), matmul(k, write, {true, false}));
+                   };
+                   return largest_difference(trial.run(1), trial.recurrence(step));
+                 }});
+  out.push_back({"forgetting all and without momentum, a token finds only its own step", 1e-12, [d = dims()] {
+                   const int64_t n = 24;
+                   Trial trial(d, n);
+                   trial.block.x[4] = zeros({n, d.heads}, Dtype::f64);
+                   trial.block.x[5] = full({n, d.heads}, 1, Dtype::f64);
+                   Variable start = zeros({d.heads, d.key, d.value}, Dtype::f64);
+                   const auto step = [&](const Variable& m, int64_t t) {
+                     if (t % 8 == 0) start = m;
+                     const Variable k = trial.row(1, t), error = subtract(trial.row(2, t), matmul(k, start));
+                     return matmul(k, multiply(error, scale(trial.row(3, t), 2)), {true, false});
+                   };
+                   return largest_difference(trial.run(8), trial.recurrence(step));
+                 }});
+  return out;
+}
+
+}  // namespace weft

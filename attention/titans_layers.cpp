@@ -1,0 +1,179 @@
+#include "attention/titans_layers.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "attention/naive.h"
+#include "attention/softmax.h"
+#include "autograd/ops/arrange.h"
+#include "autograd/ops/elementwise.h"
+#include "autograd/ops/matmul.h"
+#include "autograd/ops/reduce.h"
+#include "autograd/ops/rms_norm.h"
+#include "autograd/ops/softmax.h"
+
+namespace weft {
+namespace {
+
+constexpr double kNormEps = 1e-6;
+// A memory that knows nothing of a query answers near zero: its norm bounds and never enlarges.
+constexpr double kMemoryNormEps = 1;
+
+Initializer projection_of(int64_t fan_in) {
+  return Initializer::normal(std::sqrt(0.4 / static_cast<double>(fan_in)));
+}
+
+Variable unit_length(const Variable& x) {
+  return multiply(x, reciprocal(sqrt(scale(sum(square(x), -1, true), 1, 1e-6))));
+}
+
+}  // namespace
+
+void TitansLayerConfig::fields(FieldVisitor& f) {
+  TitansConfig::fields(f);
+  f("persistent", persistent, "learned tokens that every query sees", {.unit = "tokens", .min = 1});
+}
+
+void TitansWindowConfig::fields(FieldVisitor& f) {
+  TitansLayerConfig::fields(f);
+  f("window", window, "tokens seen by attention, the own one included", {.unit = "tokens", .min = 1});
+}
+
+TitansLayer::TitansLayer(const TitansLayerConfig& config, Dimensions dims, int64_t attended, bool gate,
+                         const ParameterScope& scope)
+    : Mechanism(dims), config_(config), memory_(config, dims, scope.inner("memory")) {
+  const int64_t h = dims.heads, k = h * dims.key, v = h * dims.value, c = dims.width;
+  const auto projection = [&](const char* name, const std::vector<int64_t>& parts, int64_t from) {
+    int64_t rows = 0;
+    for (const int64_t part : parts) rows += part;
+    return scope.declare({name, {rows, from}, ParameterKind::matrix, projection_of(from), parts});
+  };
+  memory_in_ = projection("memory.in.weight", {k, k, v}, c);
+  std::vector<double> starts;
+  for (const Input& input : memory_.inputs())
+    if (input.domain == Domain::unit) starts.insert(starts.end(), static_cast<size_t>(h), input.start);
+  memory_gate_ = projection("memory.gate.weight", {h, h, h}, c);
+  memory_bias_ =
+      scope.declare({"memory.gate.bias", {3 * h}, ParameterKind::vector, Initializer::from(starts)});
+  attention_in_ = projection("attention.in.weight", {k, k, v}, attended);
+  persistent_ = scope.declare(
+      {"persistent.weight", {config.persistent, attended}, ParameterKind::embedding, Initializer::normal(1)});
+  out_ = projection("out.weight", {c}, v);
+  memory_gain_ = scope.declare({"memory.norm", {v}, ParameterKind::vector, Initializer::constant(1)});
+  if (gate)
+    attention_gain_ = scope.declare({"attention.norm", {v}, ParameterKind::vector, Initializer::constant(1)});
+}
+
+Variable TitansLayer::answered(const Variable& m) const {
+  const Variable rows = reshape(m, {m.dim(0), dims().heads * dims().value});
+  return rms_norm(rows, memory_gain_, kMemoryNormEps);
+}
+
+Variable TitansLayer::naive_answered(const Variable& m) const {
+  const Variable rows = reshape(m, {m.dim(0), dims().heads * dims().value});
+  return naive_rms_norm(rows, memory_gain_, kMemoryNormEps);
+}
+
+Variable TitansLayer::gated(const Variable& y, const Variable& m) const {
+  return linear(multiply(rms_norm(y, attention_gain_, kNormEps), sigmoid(answered(m))), out_);
+}
+
+Variable TitansLayer::naive_gated(const Variable& y, const Variable& m) const {
+  return linear(multiply(naive_rms_norm(y, attention_gain_, kNormEps), sigmoid(naive_answered(m))), out_);
+}
+
+Block TitansLayer::memory_inputs(const Variable& x, const Tensor& position, const Tensor& document) const {
+  const int64_t n = x.dim(0), h = dims().heads;
+  const std::vector<Variable> heads = split_columns(silu(linear(x, memory_in_)), memory_in_->info.parts);
+  const Variable logits = linear(x, memory_gate_, memory_bias_);
+  const std::vector<Variable> gates =
+      split_columns(sigmoid(cast(logits, wide_of(x.dtype()))), memory_gate_->info.parts);
+  return {
+      {unit_length(reshape(heads[0], {n, h, dims().key})), unit_length(reshape(heads[1], {n, h, dims().key})),
+       reshape(heads[2], {n, h, dims().value}), gates[0], gates[1], gates[2]},
+      position,
+      document};
+}
+
+std::vector<Variable> TitansLayer::attention_inputs(const Variable& x) const {
+  const int64_t n = x.dim(0), h = dims().heads;
+  const std::vector<Variable> heads = split_columns(linear(x, attention_in_), attention_in_->info.parts);
+  return {reshape(heads[0], {n, h, dims().key}), reshape(heads[1], {n, h, dims().key}),
+          reshape(heads[2], {n, h, dims().value})};
+}
+
+std::vector<Variable> TitansLayer::persistent_inputs() const {
+  const std::vector<Variable> x = attention_inputs(persistent_);
+  return {x[1], x[2]};
+}
+
+double TitansLayer::score_scale() const { return 1 / std::sqrt(static_cast<double>(dims().key)); }
+
+// Two partial results of softmax attention: each is worth sigmoid of the difference of their log-sum-exps.
+Variable TitansLayer::windowed(const Variable& x, int64_t window, const Block& block, Crossing& cross) const {
+  const std::vector<Variable> tokens = attention_inputs(x), persistent = persistent_inputs();
+  const Dtype type = wide_of(x.dtype());
+  const int64_t value = dims().value;
+  const AttentionOptions options{.scale = score_scale()};
+  // Wide, since lse rides along.
+  const Block wide{
+      {cast(tokens[0], type), cast(tokens[1], type), cast(tokens[2], type)}, block.position, block.document};
+  const Variable near = cross(window_attention(options, window), wide);
+  const auto by_head = [&](const Variable& y) { return permute(cast(y, type), {1, 0, 2}); };
+  const Variable scores =
+      matmul(scale(by_head(tokens[0]), score_scale()), by_head(persistent[0]), {false, true});  // (H, n, P)
+  const Variable always = permute(matmul(softmax(scores), by_head(persistent[1])), {1, 0, 2});
+  const Variable lse = log_sum_exp(scores);  // (H, n)
+  const Variable more = subtract(slice(near, 2, value, value + 1),
+                                 permute(reshape(lse, {lse.dim(0), lse.dim(1), 1}), {1, 0, 2}));
+  const Variable y =
+      add(multiply(slice(near, 2, 0, value), sigmoid(more)), multiply(always, sigmoid(negate(more))));
+  return cast(reshape(y, {x.dim(0), dims().heads * value}), x.dtype());
+}
+
+Variable TitansLayer::naive_windowed(const Variable& x, int64_t window) const {
+  const int64_t n = x.dim(0), h = dims().heads, p = config_.persistent;
+  const std::vector<Variable> tokens = attention_inputs(x), persistent = persistent_inputs();
+  std::vector<double> bias;
+  for (int64_t row = 0; row < h * n; ++row)
+    for (int64_t j = 0; j < p + n; ++j) {
+      const int64_t distance = row % n - (j - p);
+      bias.push_back(j < p || (distance >= 0 && distance < window) ? 0.0 : -INFINITY);
+    }
+  const Variable y = naive_attention(tokens[0], concatenate({persistent[0], tokens[1]}, 0),
+                                     concatenate({persistent[1], tokens[2]}, 0),
+                                     from_values({h, n, p + n}, x.dtype(), bias), score_scale());
+  return reshape(y, {n, h * dims().value});
+}
+
+MemoryAsGate::MemoryAsGate(const Config& config, Dimensions dims, const ParameterScope& scope)
+    : TitansLayer(config, dims, dims.width, true, scope), window_(config.window) {}
+
+Variable MemoryAsGate::forward(const Block& block, Crossing& cross) const {
+  const Variable& x = block.x[0];
+  const Variable y = windowed(x, window_, block, cross);
+  const Variable m = memory_.forward(memory_inputs(x, block.position, block.document), cross);
+  return gated(y, m);
+}
+
+Variable MemoryAsGate::reference(const Block& block) const {
+  const Variable& x = block.x[0];
+  const Variable m = memory_.reference(memory_inputs(x, block.position, block.document));
+  return naive_gated(naive_windowed(x, window_), m);
+}
+
+MemoryAsLayer::MemoryAsLayer(const Config& config, Dimensions dims, const ParameterScope& scope)
+    : TitansLayer(config, dims, dims.heads * dims.value, false, scope), window_(config.window) {}
+
+Variable MemoryAsLayer::forward(const Block& block, Crossing& cross) const {
+  const Variable& x = block.x[0];
+  const Variable m = memory_.forward(memory_inputs(x, block.position, block.document), cross);
+  return linear(windowed(answered(m), window_, block, cross), out_);
+}
+
+Variable MemoryAsLayer::reference(const Block& block) const {
+  const Variable m = memory_.reference(memory_inputs(block.x[0], block.position, block.document));
+  return linear(naive_windowed(naive_answered(m), window_), out_);
+}
+
+}  // namespace weft

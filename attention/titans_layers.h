@@ -1,0 +1,105 @@
+#pragma once
+// The three models of Titans (Behrouz et al. 2024): a learning memory (titans.h) beside attention of short
+// reach. Whole layers, x (N, C) -> (N, C), with projections and P learned persistent tokens that every query
+// sees, whatever the text.
+//
+//   MAC, memory as context   by segments: h = M(q(x)) with the memory before the segment; attention over
+//                            [P | h | segment]; the memory learns from what attention gave, y, and gates it:
+//                            y * M(y)
+//   MAG, memory as a gate    sliding window over [P | x], gated by M(x)
+//   MAL, memory as a layer   sliding window over [P | M(x)]
+//
+// A gate is norm(y) * sigmoid(norm(m)), and other uses of m take norm(m) too: in MAC what the memory answers
+// comes back to it through attention. A memory's queries, keys and values are SiLU of a projection, queries
+// and keys of length 1. Inside a segment of MAC token t sees the h and x of tokens up to t, and the answer
+// that gates it is the memory's after t, so nothing looks ahead.
+// Unlike in the paper persistent tokens are keys of attention only (what a memory knows before the text are
+// its learned first weights), and there is no convolution on the projections.
+
+#include "attention/titans.h"
+
+namespace weft {
+
+struct TitansLayerConfig : TitansConfig {
+  int64_t persistent = 4;
+  void fields(FieldVisitor& f);
+};
+
+struct TitansWindowConfig : TitansLayerConfig {
+  int64_t window = 64;
+  void fields(FieldVisitor& f);
+};
+
+class TitansLayer : public Mechanism {
+ public:
+  std::vector<Input> inputs() const override { return {{"x", "c"}}; }
+  int64_t align() const override { return memory_.align(); }
+
+ protected:
+  // attended: the width of what attention's queries, keys and values are made of.
+  TitansLayer(const TitansLayerConfig& config, Dimensions dims, int64_t attended, bool gate,
+              const ParameterScope& scope);
+
+  // What the memory takes, from x (n, C).
+  Block memory_inputs(const Variable& x, const Tensor& position, const Tensor& document) const;
+  // {q, k (n, H, k), v (n, H, v)}, from x (n, attended).
+  std::vector<Variable> attention_inputs(const Variable& x) const;
+  // {keys, values} of the persistent tokens.
+  std::vector<Variable> persistent_inputs() const;
+  // Attention of the window and the persistent tokens, (n, H v), and the same by its equation.
+  Variable windowed(const Variable& x, int64_t window, const Block& block, Crossing& cross) const;
+  Variable naive_windowed(const Variable& x, int64_t window) const;
+  double score_scale() const;
+  // The memory's answers (n, H, v), normed, as (n, H v); and by the equation.
+  Variable answered(const Variable& m) const;
+  Variable naive_answered(const Variable& m) const;
+  // norm(y) * sigmoid(norm(m)) projected to (n, C), and by its equation.  y (n, H v), m (n, H, v)
+  Variable gated(const Variable& y, const Variable& m) const;
+  Variable naive_gated(const Variable& y, const Variable& m) const;
+
+  TitansLayerConfig config_;
+  Titans memory_;
+  Parameter memory_in_, memory_gate_, memory_bias_, attention_in_, persistent_, out_;
+  Parameter memory_gain_, attention_gain_;  // the second where there is a gate
+};
+
+class MemoryAsGate : public TitansLayer {
+ public:
+  using Config = TitansWindowConfig;
+  MemoryAsGate(const Config& config, Dimensions dims, const ParameterScope& scope);
+  Variable forward(const Block& block, Crossing& cross) const override;
+  Variable reference(const Block& block) const override;
+
+ private:
+  int64_t window_;
+};
+
+class MemoryAsLayer : public TitansLayer {
+ public:
+  using Config = TitansWindowConfig;
+  MemoryAsLayer(const Config& config, Dimensions dims, const ParameterScope& scope);
+  Variable forward(const Block& block, Crossing& cross) const override;
+  Variable reference(const Block& block) const override;
+
+ private:
+  int64_t window_;
+};
+
+// One Carry over x. Its state: the memory's, and the keys and values of the open segment, (2, chunk, H, ...),
+// those of h before those of x.
+class MemoryAsContext : public TitansLayer {
+ public:
+  using Config = TitansLayerConfig;
+  MemoryAsContext(const Config& config, Dimensions dims, const ParameterScope& scope);
+  Variable forward(const Block& block, Crossing& cross) const override;
+  Variable reference(const Block& block) const override;
+
+ private:
+  // Tokens of one segment.
+  std::pair<Variable, State> step_in_segment(const Block& block, const State& state) const;
+  Variable attend(const Variable& q, const Variable& keys, const Variable& values, int64_t before) const;
+
+  Parameter recalled_out_, attention_out_;
+};
+
+}  // namespace weft

@@ -1,0 +1,211 @@
+#include "attention/transnormer_llm.h"
+
+#include <cmath>
+
+#include "attention/flash_attention.h"
+#include "attention/initialize.h"
+#include "attention/linear_attention.h"
+#include "attention/naive.h"
+#include "autograd/gradcheck.h"
+#include "autograd/ops/arrange.h"
+#include "autograd/ops/elementwise.h"
+#include "autograd/ops/matmul.h"
+#include "autograd/ops/reduce.h"
+#include "autograd/ops/rms_norm.h"
+#include "autograd/ops/triangle.h"
+
+namespace weft {
+namespace {
+
+constexpr double kNormEps = 1e-6;
+
+Dimensions placed(Dimensions dims, const TransNormerLlmConfig& config) {
+  if (config.heads > 0) {
+    if (dims.width % config.heads != 0)
+      throw Error(Exit::recipe, text(config.heads, " heads do not divide the width ", dims.width), "heads",
+                  "choose a divisor");
+    dims.heads = dims.kv_heads = config.heads;
+    dims.key = dims.value = dims.width / config.heads;
+  }
+  if (config.layer >= 0) dims.layer = config.layer;
+  if (config.layers > 0) dims.layers = config.layers;
+  if (dims.layer >= dims.layers)
+    throw Error(Exit::recipe, text("layer ", dims.layer, " of ", dims.layers), "layer",
+                "layers count from 0; set layers too");
+  return dims;
+}
+
+std::vector<double> first_theta(int64_t heads, int64_t size) {
+  std::vector<double> theta;
+  const auto channels = static_cast<double>(heads * size);
+  for (int64_t i = 0; i < heads * size; ++i)
+    theta.push_back(std::pow(10000, -2 * static_cast<double>(i) / channels));
+  return theta;
+}
+
+}  // namespace
+
+void TransNormerLlmConfig::fields(FieldVisitor& f) {
+  f("heads", heads, "heads of width / heads features; 0 = as the model has them",
+    {.unit = "heads", .min = 0});
+  f("layer", layer, "which layer it is, from 0; -1 = as it stands in the model", {.min = -1});
+  f("layers", layers, "layers of the model; 0 = as the model has them", {.min = 0});
+  f("chunk", chunk, "tokens handled as one matrix product; changes speed, not results",
+    {.unit = "tokens", .min = 1});
+  f("decay", decay, "decay table: of the released code, or of the paper's text",
+    {.choices = {"code", "paper"}});
+  f("phase", phase, "relative positions by LRPE in layer 0");
+}
+
+TransNormerLlm::TransNormerLlm(const Config& config, const Dimensions& sizes, const ParameterScope& scope)
+    : Mechanism(placed(sizes, config)), config_(config) {
+  const auto& [heads, kv_heads, key, value, width, layer, layers] = dims();
+  require_equal_heads(dims(), "TransNormerLLM");
+  const auto projection = [&, width = width](const char* name, int64_t size) {
+    return scope.declare({name, {size, width}, ParameterKind::matrix, projection_init(width)});
+  };
+  q_ = projection("q.weight", heads * key);
+  k_ = projection("k.weight", heads * key);
+  v_ = projection("v.weight", heads * value);
+  u_ = projection("u.weight", heads * value);
+  out_ = scope.declare(
+      {"out.weight", {width, heads * value}, ParameterKind::matrix, residual_init(heads * value, layers)});
+  if (config.phase && layer == 0)
+    theta_ = scope.declare(
+        {"theta", {heads, key}, ParameterKind::vector, Initializer::from(first_theta(heads, key))});
+}
+
+std::vector<double> tnl_decay(int64_t heads, int64_t layer, int64_t layers, bool as_in_paper) {
+  std::vector<double> slope = alibi_slopes(heads);
+  const auto l = static_cast<double>(layer);
+  for (int64_t h = 0; h < heads; ++h) {
+    double& s = slope[static_cast<size_t>(h)];
+    if (as_in_paper)
+      s = 8 * static_cast<double>(h + 1) / static_cast<double>(heads) * (1 - l / static_cast<double>(layers));
+    else
+      s *= 1 - (layers > 1 ? l / static_cast<double>(layers - 1) : 0) + 1e-5;
+    s = -s;
+  }
+  return slope;
+}
+
+std::vector<double> TransNormerLlm::fixed_input(const std::string& name) const {
+  if (name != "g") return {};
+  return tnl_decay(dims().heads, dims().layer, dims().layers, config_.decay == "paper");
+}
+
+// Angles are taken in f64: a position of a million is as exact as a small one.
+Variable lrpe_features(const Variable& x, const Variable& theta, const Tensor& position) {
+  const Shape shape{x.dim(0), 1, 1};
+  const Variable t = position.device() == Device::meta ? empty(shape, Dtype::f64, Device::meta)
+                                                       : from_values(shape, Dtype::f64, to_values(position));
+  const Variable angle = multiply(t, cast(theta, Dtype::f64));
+  return concatenate({multiply(x, cast(cos(angle), x.dtype())), multiply(x, cast(sin(angle), x.dtype()))}, 2);
+}
+
+std::vector<Variable> TransNormerLlm::project(const Variable& x) const {
+  const auto split = [&](const Variable& y, int64_t size) {
+    return reshape(y, {x.dim(0), dims().heads, size});
+  };
+  return {split(silu(linear(x, q_)), dims().key), split(silu(linear(x, k_)), dims().key),
+          split(linear(x, v_), dims().value)};
+}
+
+Variable TransNormerLlm::finish(const Variable& o, const Variable& x) const {
+  const Variable normed = rms_norm(reshape(o, {x.dim(0), dims().heads * dims().value}), {}, kNormEps);
+  return linear(multiply(normed, linear(x, u_)), out_);
+}
+
+Variable TransNormerLlm::forward(const Block& block, Crossing& cross) const {
+  const Variable& x = block.x[0];
+  const Dtype wide = wide_of(x.dtype());
+  std::vector<Variable> in = project(x);
+  if (theta_.defined())
+    for (int i = 0; i < 2; ++i) in[i] = lrpe_features(cast(in[i], wide), theta_, block.position);
+  in.emplace_back(fixed_rows(*this, {"g", "h"}, x.dim(0), wide, x.device()));
+  const Scan scan =
+      linear_scan(1, config_.chunk, true, dims().heads, in[0].dim(2), dims().value, x.dtype(), x.device());
+  return finish(cross(scan, {in, block.position, block.document}), x);
+}
+
+// The weights of each head as a matrix, the cosine of the distance in it.
+Variable TransNormerLlm::reference(const Block& block) const {
+  const Variable& x = block.x[0];
+  const auto& [heads, kv_heads, key, value, width, layer, layers] = dims();
+  const int64_t n = x.dim(0);
+  const std::vector<Variable> in = project(x);
+  const std::vector<double> log_decay = fixed_input("g");
+  const auto distances = [&, n = n](const auto& value_at) {
+    std::vector<double> all;
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t j = 0; j < n; ++j) all.push_back(value_at(static_cast<double>(i - j)));
+    return all;
+  };
+  std::vector<Variable> outputs;
+  for (int64_t h = 0; h < heads; ++h) {
+    const Variable q = slice(in[0], 1, h, h + 1), k = permute(slice(in[1], 1, h, h + 1), {1, 0, 2});
+    Variable products = multiply(q, k);  // (n, n, Dk)
+    if (theta_.defined()) {
+      const Tensor apart = from_values({n, n, 1}, x.dtype(), distances([](double d) { return d; }));
+      products = multiply(products, cos(multiply(apart, reshape(slice(theta_, 0, h, h + 1), {1, 1, key}))));
+    }
+    const double g = log_decay[static_cast<size_t>(h)];
+    const Tensor decay =
+        from_values({n, n}, x.dtype(), distances([g](double d) { return d < 0 ? 0 : std::exp(g * d); }));
+    const Variable v = reshape(slice(in[2], 1, h, h + 1), {n, value});
+    outputs.push_back(matmul(multiply(sum(products, 2), decay), v));
+  }
+  const Variable o = concatenate(outputs, 1), u = linear(x, u_);
+  const Variable one = full({heads * value}, 1, x.dtype());
+  return linear(multiply(naive_rms_norm(o, one, kNormEps), u), out_);
+}
+
+std::vector<Identity> TransNormerLlm::identities() const {
+  return {
+      {"positions matter by their differences only: a million more changes nothing", 1e-7,
+       [d = dims()] {
+         ParameterStore store(Dtype::f64, Device::cpu, 3);
+         const TransNormerLlm m({.layer = 0, .layers = 2}, d, {store, ""});
+         store.commit();
+         const Layout layout = whole_documents({40});
+         Block b = random_block(m, layout);
+         LocalCrossing first(layout), second(layout);
+         const Variable y = m.forward(b, first);
+         std::vector<int32_t> far;
+         for (int32_t t = 0; t < 40; ++t) far.push_back(1000000 + t);
+         b.position = from_ints(far);
+         return largest_difference(m.forward(b, second), y);
+       }},
+      {"[x cos, x sin] features give sum_c q_c k_c cos((t - s) theta_c)", 1e-12,
+       [] {
+         const Tensor q = random_tensor({5, 2, 3}, 1), k = random_tensor({5, 2, 3}, 2);
+         const Tensor theta = random_tensor({2, 3}, 3);
+         const Variable features = multiply(lrpe_features(q, theta, from_ints({9, 8, 7, 6, 5})),
+                                            lrpe_features(k, theta, from_ints({2, 2, 2, 2, 2})));
+         const Tensor apart = from_values({5, 1, 1}, Dtype::f64, {7, 6, 5, 4, 3});
+         return largest_difference(sum(features, 2),
+                                   sum(multiply(multiply(q, k), cos(multiply(apart, theta))), 2));
+       }},
+      {"the code's decays of 8 heads: layer 0 from e^{-1/2} to e^{-1/256}, the last e^{-1e-5 s_h}", 1e-12,
+       [] {
+         const std::vector<double> first = tnl_decay(8, 0, 4, false), last = tnl_decay(8, 3, 4, false);
+         double worst = 0;
+         for (int h = 0; h < 8; ++h) {
+           const double slope = std::pow(2, -(h + 1));
+           worst =
+               std::max({worst, std::abs(first[h] + slope * (1 + 1e-5)), std::abs(last[h] + slope * 1e-5)});
+         }
+         return worst;
+       }},
+      {"the paper's decays of 8 heads: layer 0 from e^{-1} to e^{-8}, a layer further always less", 1e-12,
+       [] {
+         double worst = 0;
+         for (int64_t l = 0; l < 4; ++l)
+           for (int h = 0; h < 8; ++h)
+             worst = std::max(
+                 worst, std::abs(tnl_decay(8, l, 4, true)[h] + (h + 1) * (1 - static_cast<double>(l) / 4)));
+         return worst;
+       }}};
+}
+
+}  // namespace weft

@@ -1,0 +1,159 @@
+// Compiled once for each instruction set, into a namespace of its own. Nothing here may call templates or
+// inline functions of other headers: the linker keeps one copy of each, and it might be the one that this
+// processor cannot run.
+
+#include "autograd/ops/gemm_kernel.h"
+
+#ifndef WEFT_INSTRUCTIONS
+#define WEFT_INSTRUCTIONS base
+#endif
+
+namespace weft::cpu::WEFT_INSTRUCTIONS {
+namespace {
+
+// A tile is kRows x 2 vectors of sums; with the operands they fill the registers (16 of AVX2), or are enough
+// to hide the latency (32 of AVX-512), where 8 divides the sizes that models have.
+#ifdef __AVX512F__
+constexpr int kBytes = 64, kRows = 8;
+#else
+constexpr int kBytes = 32, kRows = 6;
+#endif
+template <class T>
+constexpr int kLanes = kBytes / static_cast<int>(sizeof(T));
+template <class T>
+constexpr int kColumns = 2 * kLanes<T>;
+
+int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+double widen(double x) { return x; }
+float widen(float x) { return x; }
+float widen(bf16 x) { return __builtin_bit_cast(float, static_cast<uint32_t>(x.bits) << 16); }
+
+// c (kRows, kColumns) = alpha times the product of two panels + beta c
+template <class T>
+void multiply_panels(int64_t k, const T* a, const T* b, T* c, int64_t pitch, T alpha, T beta) {
+  typedef T Vector __attribute__((vector_size(kBytes)));
+  Vector sum[kRows][2];
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i) sum[i][0] = sum[i][1] = Vector{};
+  for (int64_t p = 0; p < k; ++p, a += kRows, b += kColumns<T>) {
+    Vector b0, b1;
+    __builtin_memcpy(&b0, b, kBytes);
+    __builtin_memcpy(&b1, b + kLanes<T>, kBytes);
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows; ++i) {
+      sum[i][0] += a[i] * b0;
+      sum[i][1] += a[i] * b1;
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      T* to = c + i * pitch + half * kLanes<T>;
+      Vector y = alpha * sum[i][half];
+      if (beta != 0) {
+        Vector before;
+        __builtin_memcpy(&before, to, kBytes);
+        y += beta * before;
+      }
+      __builtin_memcpy(to, &y, kBytes);
+    }
+}
+
+// The same for a tile that sticks out of c: only `rows` and `columns` of it are there.
+template <class T>
+void multiply_edge(int64_t k, const T* a, const T* b, T* c, int64_t pitch, int64_t rows, int64_t columns,
+                   T alpha, T beta) {
+  T whole[kRows * kColumns<T>] = {};
+  if (beta != 0)
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < columns; ++j) whole[i * kColumns<T> + j] = c[i * pitch + j];
+  multiply_panels(k, a, b, whole, kColumns<T>, alpha, beta);
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < columns; ++j) c[i * pitch + j] = whole[i * kColumns<T> + j];
+}
+
+// to(j, i) = from(i, j) for a square of four; rows of `to` and `from` are so far apart.
+template <class T, class X>
+void transpose_square(T* to, int64_t to_row, const X* from, int64_t from_row) {
+  typedef T Four __attribute__((vector_size(4 * sizeof(T))));
+  Four in[4], out[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const X* x = from + i * from_row;
+    if constexpr (sizeof(X) == sizeof(T))
+      __builtin_memcpy(&in[i], x, sizeof(Four));
+    else
+      in[i] = Four{widen(x[0]), widen(x[1]), widen(x[2]), widen(x[3])};
+  }
+  const Four a = __builtin_shufflevector(in[0], in[1], 0, 4, 1, 5),
+             b = __builtin_shufflevector(in[2], in[3], 0, 4, 1, 5);
+  const Four c = __builtin_shufflevector(in[0], in[1], 2, 6, 3, 7),
+             d = __builtin_shufflevector(in[2], in[3], 2, 6, 3, 7);
+  out[0] = __builtin_shufflevector(a, b, 0, 1, 4, 5);
+  out[1] = __builtin_shufflevector(a, b, 2, 3, 6, 7);
+  out[2] = __builtin_shufflevector(c, d, 0, 1, 4, 5);
+  out[3] = __builtin_shufflevector(c, d, 2, 3, 6, 7);
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) __builtin_memcpy(to + i * to_row, &out[i], sizeof(Four));
+}
+
+// Rows of x (n, k) into panels of `width` rows each, (k, width), zero behind the last.
+template <int width, class T, class X>
+void pack(T* to, MatrixView<X> x, int64_t n, int64_t k) {
+  for (int64_t first = 0; first < n; first += width, to += width * k) {
+    const X* from = x.data + first * x.row;
+    const int64_t rows = least(width, n - first);
+    if (rows == width && x.row == 1) {
+      for (int64_t p = 0; p < k; ++p)
+        for (int i = 0; i < width; ++i) to[p * width + i] = widen(from[p * x.column + i]);
+      continue;
+    }
+    const int64_t squares = x.column == 1 ? rows / 4 * 4 : 0, depth = k / 4 * 4;
+    for (int64_t i = 0; i < squares; i += 4)
+      for (int64_t p = 0; p < depth; p += 4)
+        transpose_square(to + p * width + i, width, from + i * x.row + p, x.row);
+    for (int64_t i = 0; i < width; ++i)
+      for (int64_t p = i < squares ? depth : 0; p < k; ++p)
+        to[p * width + i] = i < rows ? widen(from[i * x.row + p * x.column]) : T(0);
+  }
+}
+
+}  // namespace
+
+template <class T, class A, class B>
+void multiply(Product<T, A, B> x, T* space) {
+  T* const panel = space + (-reinterpret_cast<uintptr_t>(space) % 64) / sizeof(T);
+  T* const block = panel + 16 * kPackDepth;  // both begin at a cache line
+  for (int64_t p = 0; p < x.k || p == 0; p += kPackDepth, x.beta = 1) {
+    const int64_t depth = least(kPackDepth, x.k - p);
+    for (int64_t across = 0; across < x.n; across += kPackWidth) {
+      const int64_t width = least(kPackWidth, x.n - across);
+      pack<kColumns<T>>(block,
+                        MatrixView<B>{x.b.data + p * x.b.row + across * x.b.column, x.b.column, x.b.row},
+                        width, depth);
+      for (int64_t i = 0; i < x.m; i += kRows) {
+        const int64_t rows = least(kRows, x.m - i);
+        pack<kRows>(panel, MatrixView<A>{x.a.data + i * x.a.row + p * x.a.column, x.a.row, x.a.column}, rows,
+                    depth);
+        for (int64_t j = 0; j < width; j += kColumns<T>) {
+          const int64_t columns = least(kColumns<T>, width - j);
+          T* to = x.c + i * x.pitch + across + j;
+          if (rows == kRows && columns == kColumns<T>)
+            multiply_panels(depth, panel, block + j * depth, to, x.pitch, x.alpha, x.beta);
+          else
+            multiply_edge(depth, panel, block + j * depth, to, x.pitch, rows, columns, x.alpha, x.beta);
+        }
+      }
+    }
+  }
+}
+
+template void multiply(Product<double, double, double>, double*);
+template void multiply(Product<float, float, float>, float*);
+template void multiply(Product<float, float, bf16>, float*);
+template void multiply(Product<float, bf16, float>, float*);
+template void multiply(Product<float, bf16, bf16>, float*);
+
+}  // namespace weft::cpu::WEFT_INSTRUCTIONS

@@ -46,7 +46,8 @@ Block random_block(const Mechanism& mechanism, const Layout& layout) {
   for (const Input& input : mechanism.inputs()) {
     Variable x = random_tensor(input_shape(input, mechanism.dims(), layout.tokens()), seed++);
     if (input.domain == Domain::log_decay) x = negate(square(x));
-    if (input.domain == Domain::unit) x = sigmoid(x);
+    if (input.domain == Domain::unit) x = sigmoid(scale(x, 1, input.start));
+    if (input.domain == Domain::positive) x = softplus(scale(x, 1, input.start));
     if (input.domain == Domain::direction) x = divide(x, sqrt(sum(square(x), -1, true)));
     block.x.push_back(x);
   }

@@ -85,8 +85,14 @@ Mega::Mega(Config config, Dimensions dims, const ParameterScope& scope)
 
 std::vector<Input> Mega::inputs() const { return {{"x", "c"}}; }
 
-int64_t Mega::seen(int64_t position) const {
-  return 1 + (config_.attention_chunk > 0 ? position % config_.attention_chunk : position);
+Tensor Mega::keys_seen(const Layout& layout, Dtype dtype, Device device) const {
+  if (device == Device::meta) return empty({layout.tokens(), 1}, dtype, device);
+  std::vector<double> counts;
+  for (const Segment& s : layout.segments)
+    for (int64_t t = s.begin; t < s.end; ++t)
+      counts.push_back(
+          static_cast<double>(1 + (config_.attention_chunk > 0 ? t % config_.attention_chunk : t)));
+  return from_values({layout.tokens(), 1}, dtype, counts);
 }
 
 Variable Mega::projected(const Variable& z, int which) const {
@@ -115,13 +121,7 @@ Variable Mega::forward(const Block& block, Crossing& cross) const {
   const Variable shared = silu(parts[1]), gate = silu(parts[2]);
 
   const bool by_count = config_.attention != "softmax";
-  Tensor count = empty({n, 1}, wide, x.device());
-  if (x.device() != Device::meta) {
-    std::vector<double> counts;
-    for (const Segment& s : cross.layout().segments)
-      for (int64_t t = s.begin; t < s.end; ++t) counts.push_back(static_cast<double>(seen(t)));
-    count = from_values({n, 1}, wide, counts);
-  }
+  const Tensor count = keys_seen(cross.layout(), wide, x.device());
   Variable q = projected(shared, 0);
   q = by_count ? divide(q, count) : scale(q, 1 / std::sqrt(static_cast<double>(z)));
   q = reshape(cast(q, dtype), {n, 1, z});
@@ -145,14 +145,16 @@ Variable Mega::forward(const Block& block, Crossing& cross) const {
 
 // Weights of all pairs of tokens of a document, (n, n).
 Variable Mega::reference_weights(const Variable& q, const Variable& k) const {
-  const int64_t n = q.dim(0), z = config_.z_size;
+  const int64_t n = q.dim(0), z = config_.z_size, chunk = config_.attention_chunk;
   const bool by_count = config_.attention != "softmax";
   std::vector<double> factor, visible, hide;
   std::vector<int32_t> distance;
   for (int64_t i = 0; i < n; ++i)
     for (int64_t j = 0; j < n; ++j) {
-      const bool sees = j <= i && i - j < seen(i);
-      factor.push_back(by_count ? 1 / static_cast<double>(seen(i)) : 1 / std::sqrt(static_cast<double>(z)));
+      const int64_t first = chunk > 0 ? i / chunk * chunk : 0;
+      const bool sees = first <= j && j <= i;
+      factor.push_back(1 /
+                       (by_count ? static_cast<double>(i - first + 1) : std::sqrt(static_cast<double>(z))));
       visible.push_back(sees);
       hide.push_back(sees ? 0 : -INFINITY);
       distance.push_back(static_cast<int32_t>(std::clamp<int64_t>(i - j, 0, config_.positions - 1)));
@@ -192,7 +194,10 @@ Variable Mega::reference(const Block& block) const {
   const auto part = [&](int64_t begin, int64_t size) { return slice(all, 1, begin, begin + size); };
   const Variable phi = sigmoid(part(0, width)), shared = silu(part(width, z));
   const Variable r = silu(part(width + z, hidden)), c = part(width + z + hidden, width);
-  const Variable o = matmul(reference_weights(projected(shared, 0), projected(shared, 1)), v);
+  const auto scaled = [&](int64_t row) {
+    return add(multiply(shared, slice(scale_, 0, row, row + 1)), slice(shift_, 0, row, row + 1));
+  };
+  const Variable o = matmul(reference_weights(scaled(0), scaled(1)), v);
   const Variable h = silu(add(c, linear(multiply(r, o), out_, out_bias_)));
   return add(multiply(phi, h), multiply(scale(phi, -1, 1), x));
 }

@@ -49,9 +49,9 @@ class Mega : public Mechanism {
   bool whole_layer() const override { return true; }
 
  private:
-  // Keys that the token at a position sees.
-  int64_t seen(int64_t position) const;
-  // Row 0 (query) or 1 (key) of the scales and shifts of z, in z's dtype.
+  // How many keys each token sees, (N, 1): what is divided by in training is the same in decoding.
+  Tensor keys_seen(const Layout& layout, Dtype dtype, Device device) const;
+  // z by row 0 (query) or 1 (key) of the scales and shifts, in f32 (f64).
   Variable projected(const Variable& z, int which) const;
   Variable rotary_bias(const Parameter& direction, const Block& block, Dtype dtype) const;
   Variable reference_weights(const Variable& q, const Variable& k) const;

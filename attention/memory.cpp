@@ -88,7 +88,7 @@ State ChunkedMemory::start(const State& a) const {
 int64_t ChunkedMemory::room(const State& state) const {
   const Tensor& place = state.back();
   if (place.device() == Device::meta) return chunk_;
-  return chunk_ - static_cast<int64_t>(to_values(place)[0]);
+  return chunk_ - std::clamp<int64_t>(static_cast<int64_t>(to_values(place)[0]), 0, chunk_ - 1);
 }
 
 State ChunkedMemory::at_start(const State& state) const {

@@ -33,11 +33,7 @@ MemoryAttention::MemoryAttention(const MemoryConfig& config, Dimensions dims, co
       config_(config),
       momentum_(momentum),
       memory_({memory_of(config, dims), std::move(bias), std::move(retention), momentum}, config.chunk) {
-  if (dims.heads != dims.kv_heads)
-    throw Error(
-        Exit::recipe,
-        text("a learning memory has one key head a query head, got ", dims.heads, " and ", dims.kv_heads),
-        "kv_heads", "set kv_heads = heads");
+  require_equal_heads(dims, "a learning memory");
   if (config.memory == "matrix") return;
   const MemoryPolicy& policy = memory_.policy();
   for (size_t i = 0; i < policy.memory.names.size(); ++i) {

@@ -102,15 +102,7 @@ Variable Memora::naive_weights_inside(const Variable&, const Variable& a_start) 
 namespace {
 
 struct Trial {
-  Trial(const Mechanism& m, int64_t n) : layout(whole_documents({n})) {
-    block = {{}, layout.position, layout.document};
-    uint32_t seed = 1;
-    for (const Input& input : m.inputs()) {
-      Variable x = random_tensor(input_shape(input, m.dims(), n), seed++);
-      if (input.domain == Domain::unit) x = sigmoid(scale(x, 1, input.start));
-      block.x.push_back(x);
-    }
-  }
+  Trial(const Mechanism& m, int64_t n) : layout(whole_documents({n})), block(random_block(m, layout)) {}
   Layout layout;
   Block block;
 };

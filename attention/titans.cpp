@@ -30,14 +30,8 @@ namespace {
 // One document of n tokens with a matrix memory.
 struct Trial {
   Trial(const Dimensions& d, int64_t n) : dims(d), layout(whole_documents({n})) {
-    block = {{}, layout.position, layout.document};
     ParameterStore store(Dtype::f64);
-    uint32_t seed = 1;
-    for (const Input& input : Titans({}, d, {store, ""}).inputs()) {
-      Variable x = random_tensor(input_shape(input, d, n), seed++);
-      if (input.domain == Domain::unit) x = sigmoid(scale(x, 1, input.start));
-      block.x.push_back(x);
-    }
+    block = random_block(Titans({}, d, {store, ""}), layout);
   }
 
   Variable run(int64_t chunk) const {

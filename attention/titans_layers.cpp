@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "attention/initialize.h"
 #include "attention/naive.h"
 #include "attention/softmax.h"
 #include "autograd/ops/arrange.h"
@@ -19,8 +20,15 @@ constexpr double kNormEps = 1e-6;
 // A memory that knows nothing of a query answers near zero: its norm bounds and never enlarges.
 constexpr double kMemoryNormEps = 1;
 
-Initializer projection_of(int64_t fan_in) {
-  return Initializer::normal(std::sqrt(0.4 / static_cast<double>(fan_in)));
+// heads of width / heads features, if so configured.
+Dimensions with_heads(Dimensions dims, int64_t heads) {
+  if (heads == 0) return dims;
+  if (dims.width % heads != 0)
+    throw Error(Exit::recipe, text(heads, " heads do not divide the width ", dims.width), "heads",
+                "choose a divisor");
+  dims.heads = dims.kv_heads = heads;
+  dims.key = dims.value = dims.width / heads;
+  return dims;
 }
 
 Variable unit_length(const Variable& x) {
@@ -31,6 +39,8 @@ Variable unit_length(const Variable& x) {
 
 void TitansLayerConfig::fields(FieldVisitor& f) {
   TitansConfig::fields(f);
+  f("heads", heads, "heads of width / heads features; 0 = as the model has them",
+    {.unit = "heads", .min = 0});
   f("persistent", persistent, "learned tokens that every query sees", {.unit = "tokens", .min = 1});
 }
 
@@ -39,14 +49,17 @@ void TitansWindowConfig::fields(FieldVisitor& f) {
   f("window", window, "tokens seen by attention, the own one included", {.unit = "tokens", .min = 1});
 }
 
-TitansLayer::TitansLayer(const TitansLayerConfig& config, Dimensions dims, int64_t attended, bool gate,
-                         const ParameterScope& scope)
-    : Mechanism(dims), config_(config), memory_(config, dims, scope.inner("memory")) {
-  const int64_t h = dims.heads, k = h * dims.key, v = h * dims.value, c = dims.width;
+TitansLayer::TitansLayer(const TitansLayerConfig& config, const Dimensions& sizes, Attended attended,
+                         bool gate, const ParameterScope& scope)
+    : Mechanism(with_heads(sizes, config.heads)),
+      config_(config),
+      memory_(config, dims(), scope.inner("memory")) {
+  const int64_t h = dims().heads, k = h * dims().key, v = h * dims().value, c = dims().width;
+  const int64_t width = attended == Attended::tokens ? c : v;
   const auto projection = [&](const char* name, const std::vector<int64_t>& parts, int64_t from) {
     int64_t rows = 0;
     for (const int64_t part : parts) rows += part;
-    return scope.declare({name, {rows, from}, ParameterKind::matrix, projection_of(from), parts});
+    return scope.declare({name, {rows, from}, ParameterKind::matrix, projection_init(from), parts});
   };
   memory_in_ = projection("memory.in.weight", {k, k, v}, c);
   std::vector<double> starts;
@@ -55,10 +68,10 @@ TitansLayer::TitansLayer(const TitansLayerConfig& config, Dimensions dims, int64
   memory_gate_ = projection("memory.gate.weight", {h, h, h}, c);
   memory_bias_ =
       scope.declare({"memory.gate.bias", {3 * h}, ParameterKind::vector, Initializer::from(starts)});
-  attention_in_ = projection("attention.in.weight", {k, k, v}, attended);
+  attention_in_ = projection("attention.in.weight", {k, k, v}, width);
   persistent_ = scope.declare(
-      {"persistent.weight", {config.persistent, attended}, ParameterKind::embedding, Initializer::normal(1)});
-  out_ = projection("out.weight", {c}, v);
+      {"persistent.weight", {config.persistent, width}, ParameterKind::embedding, Initializer::normal(1)});
+  out_ = scope.declare({"out.weight", {c, v}, ParameterKind::matrix, residual_init(v, dims().layers)});
   memory_gain_ = scope.declare({"memory.norm", {v}, ParameterKind::vector, Initializer::constant(1)});
   if (gate)
     attention_gain_ = scope.declare({"attention.norm", {v}, ParameterKind::vector, Initializer::constant(1)});
@@ -146,8 +159,8 @@ Variable TitansLayer::naive_windowed(const Variable& x, int64_t window) const {
   return reshape(y, {n, h * dims().value});
 }
 
-MemoryAsGate::MemoryAsGate(const Config& config, Dimensions dims, const ParameterScope& scope)
-    : TitansLayer(config, dims, dims.width, true, scope), window_(config.window) {}
+MemoryAsGate::MemoryAsGate(const Config& config, const Dimensions& dims, const ParameterScope& scope)
+    : TitansLayer(config, dims, Attended::tokens, true, scope), window_(config.window) {}
 
 Variable MemoryAsGate::forward(const Block& block, Crossing& cross) const {
   const Variable& x = block.x[0];
@@ -162,8 +175,8 @@ Variable MemoryAsGate::reference(const Block& block) const {
   return naive_gated(naive_windowed(x, window_), m);
 }
 
-MemoryAsLayer::MemoryAsLayer(const Config& config, Dimensions dims, const ParameterScope& scope)
-    : TitansLayer(config, dims, dims.heads * dims.value, false, scope), window_(config.window) {}
+MemoryAsLayer::MemoryAsLayer(const Config& config, const Dimensions& dims, const ParameterScope& scope)
+    : TitansLayer(config, dims, Attended::answers, false, scope), window_(config.window) {}
 
 Variable MemoryAsLayer::forward(const Block& block, Crossing& cross) const {
   const Variable& x = block.x[0];

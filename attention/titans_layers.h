@@ -21,6 +21,7 @@
 namespace weft {
 
 struct TitansLayerConfig : TitansConfig {
+  int64_t heads = 0;
   int64_t persistent = 4;
   void fields(FieldVisitor& f);
 };
@@ -36,13 +37,14 @@ class TitansLayer : public Mechanism {
   int64_t align() const override { return memory_.align(); }
 
  protected:
-  // attended: the width of what attention's queries, keys and values are made of.
-  TitansLayer(const TitansLayerConfig& config, Dimensions dims, int64_t attended, bool gate,
+  // What attention's queries, keys and values are made of: x, or the memory's answers.
+  enum class Attended : uint8_t { tokens, answers };
+  TitansLayer(const TitansLayerConfig& config, const Dimensions& sizes, Attended attended, bool gate,
               const ParameterScope& scope);
 
   // What the memory takes, from x (n, C).
   Block memory_inputs(const Variable& x, const Tensor& position, const Tensor& document) const;
-  // {q, k (n, H, k), v (n, H, v)}, from x (n, attended).
+  // {q, k (n, H, k), v (n, H, v)}, from x, or from answers as (n, H v).
   std::vector<Variable> attention_inputs(const Variable& x) const;
   // {keys, values} of the persistent tokens.
   std::vector<Variable> persistent_inputs() const;
@@ -66,7 +68,7 @@ class TitansLayer : public Mechanism {
 class MemoryAsGate : public TitansLayer {
  public:
   using Config = TitansWindowConfig;
-  MemoryAsGate(const Config& config, Dimensions dims, const ParameterScope& scope);
+  MemoryAsGate(const Config& config, const Dimensions& dims, const ParameterScope& scope);
   Variable forward(const Block& block, Crossing& cross) const override;
   Variable reference(const Block& block) const override;
 
@@ -77,7 +79,7 @@ class MemoryAsGate : public TitansLayer {
 class MemoryAsLayer : public TitansLayer {
  public:
   using Config = TitansWindowConfig;
-  MemoryAsLayer(const Config& config, Dimensions dims, const ParameterScope& scope);
+  MemoryAsLayer(const Config& config, const Dimensions& dims, const ParameterScope& scope);
   Variable forward(const Block& block, Crossing& cross) const override;
   Variable reference(const Block& block) const override;
 
@@ -90,7 +92,7 @@ class MemoryAsLayer : public TitansLayer {
 class MemoryAsContext : public TitansLayer {
  public:
   using Config = TitansLayerConfig;
-  MemoryAsContext(const Config& config, Dimensions dims, const ParameterScope& scope);
+  MemoryAsContext(const Config& config, const Dimensions& dims, const ParameterScope& scope);
   Variable forward(const Block& block, Crossing& cross) const override;
   Variable reference(const Block& block) const override;
 

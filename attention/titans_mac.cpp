@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "attention/chunks.h"
+#include "attention/initialize.h"
 #include "attention/naive.h"
 #include "attention/titans_layers.h"
 #include "autograd/ops/arrange.h"
@@ -13,12 +14,11 @@
 #include "autograd/ops/triangle.h"
 
 namespace weft {
-MemoryAsContext::MemoryAsContext(const Config& config, Dimensions dims, const ParameterScope& scope)
-    : TitansLayer(config, dims, dims.width, true, scope) {
-  const int64_t c = dims.width, v = dims.heads * dims.value;
+MemoryAsContext::MemoryAsContext(const Config& config, const Dimensions& sizes, const ParameterScope& scope)
+    : TitansLayer(config, sizes, Attended::tokens, true, scope) {
+  const int64_t c = dims().width, v = dims().heads * dims().value;
   const auto to_width = [&](const char* name) {
-    return scope.declare(
-        {name, {c, v}, ParameterKind::matrix, Initializer::normal(std::sqrt(0.4 / static_cast<double>(v)))});
+    return scope.declare({name, {c, v}, ParameterKind::matrix, projection_init(v)});
   };
   recalled_out_ = to_width("recalled.weight");
   attention_out_ = to_width("attention.out.weight");

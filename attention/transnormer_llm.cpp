@@ -104,16 +104,15 @@ Variable lrpe_features(const Variable& x, const Variable& theta, const Tensor& p
 }
 
 std::vector<Variable> TransNormerLlm::project(const Variable& x) const {
-  const auto split = [&](const Variable& y, int64_t size) {
-    return reshape(y, {x.dim(0), dims().heads, size});
+  const auto split = [&](const Parameter& weight, int64_t size) {
+    return cast(reshape(linear(x, weight), {x.dim(0), dims().heads, size}), wide_of(x.dtype()));
   };
-  return {split(silu(linear(x, q_)), dims().key), split(silu(linear(x, k_)), dims().key),
-          split(linear(x, v_), dims().value)};
+  return {silu(split(q_, dims().key)), silu(split(k_, dims().key)), split(v_, dims().value)};
 }
 
 Variable TransNormerLlm::finish(const Variable& o, const Variable& x) const {
   const Variable normed = rms_norm(reshape(o, {x.dim(0), dims().heads * dims().value}), {}, kNormEps);
-  return linear(multiply(normed, linear(x, u_)), out_);
+  return linear(cast(multiply(normed, cast(linear(x, u_), normed.dtype())), x.dtype()), out_);
 }
 
 Variable TransNormerLlm::forward(const Block& block, Crossing& cross) const {
@@ -121,10 +120,10 @@ Variable TransNormerLlm::forward(const Block& block, Crossing& cross) const {
   const Dtype wide = wide_of(x.dtype());
   std::vector<Variable> in = project(x);
   if (theta_.defined())
-    for (int i = 0; i < 2; ++i) in[i] = lrpe_features(cast(in[i], wide), theta_, block.position);
+    for (int i = 0; i < 2; ++i) in[i] = lrpe_features(in[i], theta_, block.position);
   in.emplace_back(fixed_rows(*this, {"g", "h"}, x.dim(0), wide, x.device()));
   const Scan scan =
-      linear_scan(1, config_.chunk, true, dims().heads, in[0].dim(2), dims().value, x.dtype(), x.device());
+      linear_scan(1, config_.chunk, true, dims().heads, in[0].dim(2), dims().value, wide, x.device());
   return finish(cross(scan, {in, block.position, block.document}), x);
 }
 

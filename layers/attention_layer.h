@@ -21,6 +21,7 @@ class AttentionLayer {
   // x (N, C) -> (N, C)
   Variable operator()(const Variable& x, Crossing& cross) const;
   const Mechanism& mechanism() const { return *mechanism_; }
+  const AttentionLayerConfig& config() const { return config_; }
 
  private:
   Variable convolve(const Variable& packed, Crossing& cross) const;

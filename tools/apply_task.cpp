@@ -118,9 +118,10 @@ class Reader {
     Dimensions& d = task_.dims;
     d.heads = size('h', 1);
     d.kv_heads = size('g', d.heads);
-    d.key = size('k', 1);
-    d.value = size('v', 1);
     d.width = size('c', 1);
+    // A layer that takes x alone: one head of its width, unless its attributes say otherwise.
+    d.key = size('k', d.width);
+    d.value = size('v', d.width);
     task_.rows = size('B', 0);
     task_.tokens = size('T', 0);
     if (d.heads % d.kv_heads != 0)

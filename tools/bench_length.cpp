@@ -21,7 +21,8 @@ Tensor random_input(const Input& input, const Dimensions& dims, uint32_t stream)
   switch (input.domain) {
     case Domain::real: return x;
     case Domain::log_decay: return scale(square(x), -0.05).value();
-    case Domain::unit: return sigmoid(x).value();
+    case Domain::unit: return sigmoid(scale(x, 1, input.start)).value();
+    case Domain::positive: return softplus(scale(x, 1, input.start)).value();
     case Domain::direction: return divide(x, sqrt(sum(square(x), -1, true))).value();
   }
   return x;

@@ -106,21 +106,21 @@ Datasets open_recipe_data(const Recipe& recipe, const Tokenizer& tokenizer, int6
 
 namespace {
 
-// Whether a block of the model crosses with such a part: asked of one token and weights without values.
-bool has_part(const Recipe& recipe, const ModelConfig& config, PartKind kind) {
+// Whether a block of the model crosses with such a part: asked of one token and a mechanism without values.
+bool has_part(const Model& model, PartKind kind) {
   const NoTape pause;
-  ParameterStore store(precision_of(recipe), Device::meta);
-  const Model model(config, store);
-  store.commit();
   const Layout layout = whole_documents({1}, Device::meta);
   for (const TransformerBlock& block : model.blocks()) {
-    const Mechanism& m = block.attention().mechanism();
+    const AttentionLayerConfig& config = block.attention().config();
+    ParameterStore store(Dtype::f32, Device::meta);
+    const auto m = find_mechanism(config.mechanism).make(config.attributes, config.dims, {store, ""});
+    store.commit();
     Block one{{}, layout.position, layout.document};
-    for (const Input& input : m.inputs())
-      one.x.push_back(empty(input_shape(input, m.dims(), 1), store.precision(), Device::meta));
+    for (const Input& input : m->inputs())
+      one.x.push_back(empty(input_shape(input, m->dims(), 1), Dtype::f32, Device::meta));
     LocalCrossing local(layout);
     RecordingCrossing record(local);
-    m.forward(one, record);
+    m->forward(one, record);
     for (const PartCall& call : record.calls())
       if (call.kind == kind) return true;
   }
@@ -136,7 +136,7 @@ SegmentPlan segment_plan(const Recipe& recipe, const Model& model) {
   if (layout == "balanced") return SegmentPlan::balanced;
   // A carried state runs from rank to rank: with contiguous parts it crosses each border once. Otherwise the
   // cost of causal attention decides.
-  if (has_part(recipe, model.config(), PartKind::carry)) return SegmentPlan::contiguous;
+  if (has_part(model, PartKind::carry)) return SegmentPlan::contiguous;
   return SegmentPlan::zigzag;
 }
 

@@ -174,7 +174,7 @@ void backward(const Tensor& dx, const Tensor& dkernel, const Tensor& x, const Te
     for_lanes(x.dim(1), [&, &documents = documents](int64_t channel) {
       const Lanes<T> lanes = kernel_lanes<T>(kernel, channel);
       const Signals<W> filter = spectrum<W>(f, lanes, taps);
-      Signals<W> dfilter(n), turned(n);
+      Signals<W> dfilter(f.size()), turned(f.size());
       for (const Document& d : documents) {
         const Signals<W> g = spectrum<W>(f, token_lanes<T>(dy, d.begin, channel), d.size);
         const Signals<W> s = spectrum<W>(f, token_lanes<T>(x, d.begin, channel), d.size);

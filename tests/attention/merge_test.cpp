@@ -100,7 +100,7 @@ TEST(MergeOptions, AgainstTheDefinition) {
 TEST(MergeOptions, Gradients) {
   for (const Setting& s : settings) {
     SCOPED_TRACE(s.name);
-    const Case c({12, 75});
+    const Case c({2, 66});
     std::vector<Tensor> inputs = c.inputs;
     if (!s.bias) inputs.pop_back();
     expect_gradients(

@@ -1,7 +1,12 @@
 #include "layers/model.h"
 
+#include "attention/transnormer_llm.h"
 #include "autograd/ops/arrange.h"
+#include "autograd/ops/elementwise.h"
+#include "autograd/ops/embedding.h"
+#include "autograd/ops/matmul.h"
 #include "autograd/ops/projected_cross_entropy.h"
+#include "autograd/ops/reduce.h"
 #include "tests/autograd/test_tensors.h"
 
 namespace weft {
@@ -101,6 +106,50 @@ TEST(Model, StreamingEqualsWhole) {
   }
   EXPECT_GT(stream.bytes(), 0);
   EXPECT_EQ(model.logits(full).shape(), (Shape{n, 11}));
+}
+
+// TransNormerLLM as its recipe has it: every layer knows its place, and nothing but the embedding, the mixers
+// and the feed-forward layers has weights.
+TEST(Model, TransNormerLlmWhole) {
+  ParameterStore store(Dtype::f64);
+  ModelConfig config = small({"transnormer_llm", "transnormer_llm", "transnormer_llm"});
+  config.norm = "srms";
+  config.ffn_kind = "sglu";
+  config.scale_embedding = true;
+  config.tied = false;
+  const Model model(config, store);
+  store.commit();
+  for (const auto& e : store.entries())
+    EXPECT_EQ(e->info.name.find("norm"), std::string::npos) << e->info.name;
+  EXPECT_TRUE(store.find("blocks.0.attention.mechanism.theta").defined());
+  EXPECT_FALSE(store.find("blocks.1.attention.mechanism.theta").defined());
+  for (int64_t l = 0; l < 3; ++l)
+    EXPECT_EQ(model.blocks()[static_cast<size_t>(l)].attention().mechanism().fixed_input("g"),
+              tnl_decay(2, l, 3, false));
+  const Layout layout = whole_documents({5, 4});
+  LocalCrossings crossings;
+  std::vector<Variable> states;
+  const Variable h = model.hidden(some_tokens(9), layout, crossings, nullptr, &states);
+  const Variable rows = embedding(store.find("embedding.weight"), some_tokens(9));
+  EXPECT_LE(difference(states[0], scale(rows, std::sqrt(12.0))), 1e-12);
+  for (const double size : to_values(sum(square(h), -1))) EXPECT_NEAR(size, 12, 1e-3);  // SRMSNorm at the end
+  const GradcheckResult r = gradcheck(
+      [&](const std::vector<Variable>&) {
+        LocalCrossings again;
+        return std::vector{model.hidden(some_tokens(9), layout, again)};
+      },
+      {}, &store, 3);
+  EXPECT_LE(r.error, tolerance::kGradcheck) << r.worst;
+}
+
+// (x W_v * x W_u) W_o, written out.
+TEST(FeedForward, Sglu) {
+  ParameterStore store(Dtype::f64);
+  const FeedForward ffn("sglu", 4, 6, 1, {store, ""});
+  store.commit();
+  const Tensor x = random_tensor({3, 4}, 1), w = store.find("gate_up.weight")->working;
+  const Variable inner = multiply(linear(x, w.rows(0, 6)), linear(x, w.rows(6, 12)));
+  EXPECT_LE(difference(ffn(x), linear(inner, store.find("down.weight"))), 1e-14);
 }
 
 }  // namespace

@@ -84,7 +84,20 @@ Shape with_leading(std::initializer_list<int64_t> leading, const Shape& tail, in
 
 ApplyCase::ApplyCase(const std::string& id, const std::string& text, int64_t rows, int64_t tokens)
     : id(id), settings(split_settings(text)) {
-  Subject subject({id, text}, Dtype::f64);
+  Dimensions dims = small_dimensions(find_mechanism(id));
+  const auto make = [&](const Dimensions& sizes, const ParameterScope& scope) {
+    return find_mechanism(id).make(parse_attributes(settings), sizes, scope);
+  };
+  {
+    ParameterStore store;
+    bool shows_heads = false;
+    for (const Input& input : make(dims, {store, ""})->inputs())
+      shows_heads |= std::string_view(input.dims).find('h') != std::string_view::npos;
+    // Heads that no input shows are one, as wide as x.
+    if (!shows_heads)
+      dims = {.heads = 1, .kv_heads = 1, .key = dims.width, .value = dims.width, .width = dims.width};
+  }
+  Subject subject(dims, Dtype::f64, make);
   const Mechanism& m = *subject.mechanism;
   signature = signature_of(find_mechanism(id), parse_attributes(settings), subject.dims);
   causal = m.causal();

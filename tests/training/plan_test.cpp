@@ -4,6 +4,7 @@
 
 #include <filesystem>
 
+#include "attention/registry.h"
 #include "tests/training/tiny_run.h"
 
 namespace weft {
@@ -70,6 +71,7 @@ TEST(Plan, PeakMemoryIsThatOfTheRun) {
         "micro_tokens=256"}},
       {"ema", {"optim.ema=0.9", "model.tied=false", "precision=bf16"}},
       {"evaluation", {"model.layers=[based, softmax]", "data.val=0.1"}},  // a step has 1024 tokens
+      {"whole layers", {"model.layers=[mega*2]", "model.mechanisms.mega={attention_chunk: 64}"}},
   };
   for (const Case& c : cases) {
     SCOPED_TRACE(c.name);
@@ -82,6 +84,15 @@ TEST(Plan, PeakMemoryIsThatOfTheRun) {
     const Ran ran = tiny.train(words);
     ASSERT_EQ(ran.code, 0) << ran.err;
     EXPECT_NEAR(ran.json()["peak_bytes"].get<double>() / plan, 1, 0.1);
+  }
+}
+
+TEST(Plan, EveryMechanism) {
+  const TinyRun tiny;
+  for (const MechanismEntry& entry : mechanisms()) {
+    const auto plan =
+        validate(tiny, {"tiny.yaml", "model.layers=[" + entry.id + "]", "--ranks=2", "mesh.cp=2"});
+    EXPECT_GT(plan["memory"]["peak_bytes"], 0) << entry.id;
   }
 }
 

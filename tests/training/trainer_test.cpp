@@ -102,7 +102,7 @@ TEST_P(TrainerTest, MicroBatchesDoNotMatter) {
 
 INSTANTIATE_TEST_SUITE_P(Layers, TrainerTest,
                          testing::Values("softmax", "lightning", "delta_rule", "based", "sliding_window",
-                                         "simple_gla"));
+                                         "simple_gla", "gated_delta_rule", "transnormer_llm"));
 
 }  // namespace
 }  // namespace weft

@@ -10,6 +10,12 @@
 
 namespace weft {
 
+struct AuxiliaryLoss {
+  std::string name;
+  Variable value;
+  double weight;
+};
+
 class Crossing {
  public:
   explicit Crossing(const Layout& layout) : layout_(layout) {}
@@ -22,21 +28,27 @@ class Crossing {
   // Tokens (N, ...) of this rank in, outputs (N, ...) back. Called in the same order on every rank and every
   // step.
   virtual Variable operator()(const Scan& part, const Block& block) = 0;
-  // block.x = {q, k, v}; returns {o (N, H, Dv), lse (N, H)}.
+  // block.x = {q, k, v}, or {q, k, v, active}; returns {o (N, H, Dv), lse (N, H)}.
   virtual std::vector<Variable> operator()(const Merge& part, const Block& block) = 0;
   virtual Variable operator()(const Halo& part, const Block& block) = 0;
   virtual Variable operator()(const Carry& part, const Block& block) = 0;
 
-  // An auxiliary loss, a scalar; added to the objective with the recipe's weight.
-  void loss(const std::string& name, const Variable& value) { losses_.emplace_back(name, value); }
+  // Sums over the tokens here -> sums over all tokens that are computed together, on whichever rank.
+  virtual Variable total(const Variable& sums) { return sums; }
+
+  // An auxiliary loss, a scalar, a mean over all tokens (see `total`), so that it is the same on every rank;
+  // added to the objective with this weight.
+  void loss(const std::string& name, const Variable& value, double weight = 1) {
+    losses_.push_back({name, value, weight});
+  }
   // Sums over tokens that a mechanism keeps statistics of; buffers without gradient.
   void observe(const std::string& name, const Tensor& sums) { observations_.emplace_back(name, sums); }
-  const std::vector<std::pair<std::string, Variable>>& losses() const { return losses_; }
+  const std::vector<AuxiliaryLoss>& losses() const { return losses_; }
   const std::vector<std::pair<std::string, Tensor>>& observations() const { return observations_; }
 
  private:
   const Layout& layout_;
-  std::vector<std::pair<std::string, Variable>> losses_;
+  std::vector<AuxiliaryLoss> losses_;
   std::vector<std::pair<std::string, Tensor>> observations_;
 };
 

@@ -6,7 +6,8 @@ namespace weft {
 std::vector<Tensor> flash_attention_forward(const AttentionOptions& options, const Tensor& q, const Tensor& k,
                                             const Tensor& v, const Tensor& q_position,
                                             const Tensor& q_document, const Tensor& k_position,
-                                            const Tensor& k_document, const Tensor& bias) {
+                                            const Tensor& k_document, const Tensor& bias,
+                                            const Tensor& active) {
   CHECK(q.rank() == 3 && k.rank() == 3 && v.rank() == 3 && q.dim(2) == k.dim(2) && k.dim(0) == v.dim(0) &&
             k.dim(1) == v.dim(1) && q.dim(1) % k.dim(1) == 0,
         "attention: q ", q.shape(), ", k ", k.shape(), ", v ", v.shape());
@@ -15,9 +16,11 @@ std::vector<Tensor> flash_attention_forward(const AttentionOptions& options, con
   CHECK(!bias.defined() || (bias.rank() == 2 && bias.dim(0) == q.dim(1) && bias.dim(1) > 0 &&
                             bias.dtype() == wide_of(q.dtype())),
         "attention: q ", q.shape(), ", bias ", bias.shape());
+  CHECK(!active.defined() || active.numel() == q.dim(0) * q.dim(1), "attention: q ", q.shape(), ", active ",
+        active.shape());
   const Tensor o = empty({q.dim(0), q.dim(1), v.dim(2)}, q.dtype(), q.device());
   const Tensor lse = empty({q.dim(0), q.dim(1)}, wide_of(q.dtype()), q.device());
-  const cpu::AttentionTokens tokens{q_position, q_document, k_position, k_document};
+  const cpu::AttentionTokens tokens{q_position, q_document, k_position, k_document, active};
   ON_DEVICE(q.device(), flash_forward(o, lse, q, k, v, tokens, bias, options));
   return {o, lse};
 }
@@ -25,11 +28,12 @@ std::vector<Tensor> flash_attention_forward(const AttentionOptions& options, con
 std::vector<Tensor> flash_attention_backward(const AttentionOptions& options, const Tensor& q,
                                              const Tensor& k, const Tensor& v, const Tensor& q_position,
                                              const Tensor& q_document, const Tensor& k_position,
-                                             const Tensor& k_document, const Tensor& bias, const Tensor& o,
-                                             const Tensor& lse, const Tensor& d_o, const Tensor& d_lse) {
+                                             const Tensor& k_document, const Tensor& bias,
+                                             const Tensor& active, const Tensor& o, const Tensor& lse,
+                                             const Tensor& d_o, const Tensor& d_lse) {
   const Tensor dq = empty_like(q), dk = empty_like(k), dv = empty_like(v);
   const Tensor dbias = bias.defined() ? zeros_like(bias) : Tensor();
-  const cpu::AttentionTokens tokens{q_position, q_document, k_position, k_document};
+  const cpu::AttentionTokens tokens{q_position, q_document, k_position, k_document, active};
   ON_DEVICE(q.device(),
             flash_backward(dq, dk, dv, dbias, q, k, v, tokens, bias, o, lse, d_o, d_lse, options));
   if (!bias.defined()) return {dq, dk, dv};

@@ -13,12 +13,14 @@ namespace weft {
 std::vector<Tensor> flash_attention_forward(const AttentionOptions&, const Tensor& q, const Tensor& k,
                                             const Tensor& v, const Tensor& q_position,
                                             const Tensor& q_document, const Tensor& k_position,
-                                            const Tensor& k_document, const Tensor& bias = {});
+                                            const Tensor& k_document, const Tensor& bias = {},
+                                            const Tensor& active = {});
 std::vector<Tensor> flash_attention_backward(const AttentionOptions&, const Tensor& q, const Tensor& k,
                                              const Tensor& v, const Tensor& q_position,
                                              const Tensor& q_document, const Tensor& k_position,
-                                             const Tensor& k_document, const Tensor& bias, const Tensor& o,
-                                             const Tensor& lse, const Tensor& d_o, const Tensor& d_lse);
+                                             const Tensor& k_document, const Tensor& bias,
+                                             const Tensor& active, const Tensor& o, const Tensor& lse,
+                                             const Tensor& d_o, const Tensor& d_lse);
 
 // Slopes of ALiBi (Press et al. 2022) for h heads: 2^(-8 i / h) for a power of two; otherwise those of the
 // next lower power of two, then every second one of twice as many.
@@ -27,6 +29,7 @@ std::vector<double> alibi_slopes(int64_t heads);
 namespace cpu {
 struct AttentionTokens {
   Tensor q_position, q_document, k_position, k_document;
+  Tensor active;  // as in Merge
 };
 void flash_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
                    const AttentionTokens& tokens, const Tensor& bias, const AttentionOptions& options);

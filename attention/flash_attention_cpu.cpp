@@ -53,6 +53,55 @@ MatrixView<T> rows_of(const Tensor& x, int64_t begin, int64_t h) {
   return {x.data<T>() + begin * stride + h * d, stride, 1};
 }
 
+// The tokens of which a head is on, in order, and what those of each tile have in common.
+struct Queries {
+  std::vector<int32_t> token, position, document;
+  std::vector<Span> spans;
+  int64_t size() const { return std::ssize(token); }
+};
+
+// Of each head; one for all where all are on.
+std::vector<Queries> queries_of(const AttentionTokens& t, int64_t heads) {
+  const int64_t n = t.q_position.dim(0);
+  const int32_t *position = t.q_position.data<int32_t>(), *document = t.q_document.data<int32_t>();
+  const Tensor active = t.active.defined() ? t.active.to(Dtype::f32) : Tensor();
+  std::vector<Queries> all(static_cast<size_t>(active.defined() ? heads : 1));
+  for (size_t h = 0; h < all.size(); ++h) {
+    Queries& q = all[h];
+    for (int64_t i = 0; i < n; ++i) {
+      if (active.defined() && active.data<float>()[i * heads + static_cast<int64_t>(h)] == 0) continue;
+      q.token.push_back(static_cast<int32_t>(i));
+      q.position.push_back(position[i]);
+      q.document.push_back(document[i]);
+    }
+    for (int64_t i = 0; i < q.size(); i += kTile)
+      q.spans.push_back(span_of(q.document.data() + i, q.position.data() + i, std::min(kTile, q.size() - i)));
+  }
+  return all;
+}
+
+const Queries& of_head(const std::vector<Queries>& queries, int64_t h) {
+  return queries[queries.size() == 1 ? 0 : static_cast<size_t>(h)];
+}
+
+// Rows with which a tile of n queries is multiplied. Which heads are on must not change the bits of a row
+// that is, and those of a product can depend on how many rows come with it, below a multiple of the kernel's
+// block.
+int64_t padded(int64_t n, const AttentionTokens& t) {
+  constexpr int64_t kBlock = 16;
+  return t.active.defined() && t.q_position.dim(0) >= kBlock ? (n + kBlock - 1) / kBlock * kBlock : n;
+}
+
+// Head h of these n tokens of x (N, H, D), one row after another, up to `rows` of them.
+template <class T>
+MatrixView<T> take_rows(std::vector<T>& to, const Tensor& x, const int32_t* token, int64_t n, int64_t rows,
+                        int64_t h) {
+  const int64_t d = x.dim(2);
+  to.assign(static_cast<size_t>(rows * d), T(0));
+  for (int64_t i = 0; i < n; ++i) std::copy_n(rows_of<T>(x, token[i], h).data, d, to.data() + i * d);
+  return {to.data(), d, 1};
+}
+
 template <class W>
 struct Scores {
   const AttentionOptions& options;
@@ -112,10 +161,10 @@ std::vector<Span> spans_of(const Tensor& document, const Tensor& position) {
 }
 
 template <class W>
-Scores<W> scores_of(const AttentionTokens& t, const AttentionOptions& options, const Tensor& bias,
-                    int64_t head) {
-  Scores<W> scores{options, t.q_position.data<int32_t>(), t.q_document.data<int32_t>(),
-                   t.k_position.data<int32_t>(), t.k_document.data<int32_t>()};
+Scores<W> scores_of(const Queries& queries, const AttentionTokens& t, const AttentionOptions& options,
+                    const Tensor& bias, int64_t head) {
+  Scores<W> scores{options, queries.position.data(), queries.document.data(), t.k_position.data<int32_t>(),
+                   t.k_document.data<int32_t>()};
   if (bias.defined()) {
     scores.distances = bias.dim(1);
     scores.bias = bias.data<W>() + head * scores.distances;
@@ -141,31 +190,42 @@ void forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& 
              const AttentionTokens& tokens, const Tensor& bias, const AttentionOptions& options) {
   const int64_t n = q.dim(0), m = k.dim(0), heads = q.dim(1), group = heads / k.dim(1);
   const int64_t d = q.dim(2), dv = v.dim(2);
-  const std::vector<Span> q_spans = spans_of(tokens.q_document, tokens.q_position);
+  const std::vector<Queries> queries = queries_of(tokens, heads);
   const std::vector<Span> k_spans = spans_of(tokens.k_document, tokens.k_position);
   const std::vector<double> slopes = options.alibi ? alibi_slopes(heads) : std::vector<double>(heads, 0.0);
-  const auto tiles = static_cast<int64_t>(q_spans.size());
   const W scale = static_cast<W>(options.scale), never = -std::numeric_limits<W>::infinity();
-  parallel_for(tiles * heads, 1, [&](int64_t begin, int64_t end) {
+  if (tokens.active.defined()) {
+    o.zero();
+    std::fill_n(lse.data<W>(), lse.numel(), never);
+  }
+  // Late tiles see more keys: the first and the last by turns, so that a run of tasks is as long as another.
+  std::vector<std::pair<int64_t, int64_t>> tasks;  // tile, head
+  const int64_t tiles = (n + kTile - 1) / kTile;
+  for (int64_t turn = 0; turn < tiles; ++turn)
+    for (int64_t h = 0; h < heads; ++h) {
+      const int64_t own = std::ssize(of_head(queries, h).spans);
+      if (turn < own) tasks.emplace_back(turn % 2 ? own - 1 - turn / 2 : turn / 2, h);
+    }
+  parallel_for(std::ssize(tasks), 1, [&](int64_t begin, int64_t end) {
+    std::vector<T> q_rows;
     std::vector<W> s(kTile * kTile), acc(static_cast<size_t>(kTile * dv)), peak(kTile), sum(kTile),
         shift(kTile), shrink(kTile);
     for (int64_t task = begin; task < end; ++task) {
-      // Late tiles see more keys: the first and the last by turns, so that a run of tasks is as long as
-      // another.
-      const int64_t h = task % heads, turn = task / heads, tile = turn % 2 ? tiles - 1 - turn / 2 : turn / 2;
-      const int64_t q0 = tile * kTile, nq = std::min(kTile, n - q0);
-      Scores<W> scores = scores_of<W>(tokens, options, bias, h);
+      const auto [tile, h] = tasks[static_cast<size_t>(task)];
+      const Queries& mine = of_head(queries, h);
+      const int64_t q0 = tile * kTile, nq = std::min(kTile, mine.size() - q0), rows = padded(nq, tokens);
+      Scores<W> scores = scores_of<W>(mine, tokens, options, bias, h);
       scores.slope = static_cast<W>(slopes[h]);
-      const MatrixView<T> Q = rows_of<T>(q, q0, h);
+      const MatrixView<T> Q = take_rows(q_rows, q, mine.token.data() + q0, nq, rows, h);
       std::fill(acc.begin(), acc.end(), W(0));
       std::fill(peak.begin(), peak.end(), never);
       std::fill(sum.begin(), sum.end(), W(0));
       for (int64_t k0 = 0; k0 < m; k0 += kTile) {
-        const Sight sight = sight_of(q_spans[tile], k_spans[k0 / kTile], options);
+        const Sight sight = sight_of(mine.spans[tile], k_spans[k0 / kTile], options);
         if (sight == Sight::none) continue;
         const int64_t nk = std::min(kTile, m - k0);
         const MatrixView<T> K = rows_of<T>(k, k0, h / group), V = rows_of<T>(v, k0, h / group);
-        multiply(Product<W, T, T>{s.data(), nk, Q, K.transposed(), nq, nk, d, scale, 0});
+        multiply(Product<W, T, T>{s.data(), nk, Q, K.transposed(), rows, nk, d, scale, 0});
         scores.mask(s.data(), q0, k0, nq, nk, sight);
         if (options.weighting != Weighting::softmax) {
           for (int64_t i = 0; i < nq; ++i) {
@@ -174,7 +234,7 @@ void forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& 
             peak[i] = 0;
             for (int64_t j = 0; j < nk; ++j) row[j] = weight_of(options.weighting, row[j]);
           }
-          multiply(Product<W, W, T>{acc.data(), dv, {s.data(), nk, 1}, V, nq, dv, nk, 1, 1});
+          multiply(Product<W, W, T>{acc.data(), dv, {s.data(), nk, 1}, V, rows, dv, nk, 1, 1});
           continue;
         }
         for (int64_t i = 0; i < nq; ++i) {
@@ -200,14 +260,14 @@ void forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& 
           sum[i] = sum[i] * shrink[i] + total;
           for (int64_t j = 0; j < dv; ++j) acc[i * dv + j] *= shrink[i];
         }
-        multiply(Product<W, W, T>{acc.data(), dv, {s.data(), nk, 1}, V, nq, dv, nk, 1, 1});
+        multiply(Product<W, W, T>{acc.data(), dv, {s.data(), nk, 1}, V, rows, dv, nk, 1, 1});
       }
-      T* out = o.data<T>() + (q0 * heads + h) * dv;
-      W* out_lse = lse.data<W>() + q0 * heads + h;
       for (int64_t i = 0; i < nq; ++i) {
+        const int64_t row = mine.token[q0 + i] * heads + h;
         const W inverse = sum[i] > 0 ? W(1) / sum[i] : W(0);
-        for (int64_t j = 0; j < dv; ++j) out[i * heads * dv + j] = static_cast<T>(acc[i * dv + j] * inverse);
-        out_lse[i * heads] = sum[i] > 0 ? peak[i] + std::log(sum[i]) : never;
+        for (int64_t j = 0; j < dv; ++j)
+          o.data<T>()[row * dv + j] = static_cast<T>(acc[i * dv + j] * inverse);
+        lse.data<W>()[row] = sum[i] > 0 ? peak[i] + std::log(sum[i]) : never;
       }
     }
   });
@@ -223,39 +283,46 @@ void backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor
               const AttentionOptions& options) {
   const int64_t n = q.dim(0), m = k.dim(0), heads = q.dim(1), kv_heads = k.dim(1), group = heads / kv_heads;
   const int64_t d = q.dim(2), e = v.dim(2);
-  const std::vector<Span> q_spans = spans_of(tokens.q_document, tokens.q_position);
+  const std::vector<Queries> queries = queries_of(tokens, heads);
   const std::vector<Span> k_spans = spans_of(tokens.k_document, tokens.k_position);
   const std::vector<double> slopes = options.alibi ? alibi_slopes(heads) : std::vector<double>(heads, 0.0);
   const W scale = static_cast<W>(options.scale);
+  if (tokens.active.defined()) dq.zero();
   parallel_for(kv_heads, 1, [&](int64_t begin, int64_t end) {
     std::vector<W> p(kTile * kTile), ds(kTile * kTile), dq_all(static_cast<size_t>(n * d)),
         dk_all(static_cast<size_t>(m * d)), dv_all(static_cast<size_t>(m * e));
     std::vector<W> delta(static_cast<size_t>(n)), shift(static_cast<size_t>(n));
+    std::vector<T> q_rows, g_rows;
     for (int64_t hk = begin; hk < end; ++hk) {
       std::fill(dk_all.begin(), dk_all.end(), W(0));
       std::fill(dv_all.begin(), dv_all.end(), W(0));
       for (int64_t h = hk * group; h < (hk + 1) * group; ++h) {
         std::fill(dq_all.begin(), dq_all.end(), W(0));
-        Scores<W> scores = scores_of<W>(tokens, options, bias, h);
+        const Queries& mine = of_head(queries, h);
+        const int64_t count = mine.size();
+        take_rows(q_rows, q, mine.token.data(), count, count, h);
+        take_rows(g_rows, d_o, mine.token.data(), count, count, h);
+        Scores<W> scores = scores_of<W>(mine, tokens, options, bias, h);
         scores.slope = static_cast<W>(slopes[h]);
-        for (int64_t i = 0; i < n; ++i) {
-          const W l = lse.data<W>()[i * heads + h];
+        for (int64_t i = 0; i < count; ++i) {
+          const int64_t row = mine.token[i] * heads + h;
+          const W l = lse.data<W>()[row];
           // A query that saw nothing: exp(score - infinity) = 0.
           shift[i] = l == -std::numeric_limits<W>::infinity() ? std::numeric_limits<W>::infinity() : l;
-          const T *O = rows_of<T>(o, i, h).data, *G = rows_of<T>(d_o, i, h).data;
+          const T *O = o.data<T>() + row * e, *G = g_rows.data() + i * e;
           W dot = 0;
 #pragma omp simd reduction(+ : dot)
           for (int64_t j = 0; j < e; ++j) dot += static_cast<W>(O[j]) * static_cast<W>(G[j]);
-          delta[i] = dot - d_lse.data<W>()[i * heads + h];
+          delta[i] = dot - d_lse.data<W>()[row];
         }
         for (int64_t k0 = 0; k0 < m; k0 += kTile) {
           const int64_t nk = std::min(kTile, m - k0);
           const MatrixView<T> K = rows_of<T>(k, k0, hk), V = rows_of<T>(v, k0, hk);
-          for (int64_t q0 = 0; q0 < n; q0 += kTile) {
-            const Sight sight = sight_of(q_spans[q0 / kTile], k_spans[k0 / kTile], options);
+          for (int64_t q0 = 0; q0 < count; q0 += kTile) {
+            const Sight sight = sight_of(mine.spans[q0 / kTile], k_spans[k0 / kTile], options);
             if (sight == Sight::none) continue;
-            const int64_t nq = std::min(kTile, n - q0);
-            const MatrixView<T> Q = rows_of<T>(q, q0, h), G = rows_of<T>(d_o, q0, h);
+            const int64_t nq = std::min(kTile, count - q0);
+            const MatrixView<T> Q{q_rows.data() + q0 * d, d, 1}, G{g_rows.data() + q0 * e, e, 1};
             const MatrixView<W> P{p.data(), nk, 1}, dS{ds.data(), nk, 1};
             multiply(Product<W, T, T>{p.data(), nk, Q, K.transposed(), nq, nk, d, scale, 0});
             scores.mask(p.data(), q0, k0, nq, nk, sight);
@@ -284,9 +351,10 @@ void backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor
             multiply(Product<W, W, T>{dq_all.data() + q0 * d, d, dS, K, nq, d, nk, 1, 1});
           }
         }
-        T* out = dq.data<T>() + h * d;
-        for (int64_t i = 0; i < n; ++i)
-          for (int64_t j = 0; j < d; ++j) out[i * heads * d + j] = static_cast<T>(dq_all[i * d + j]);
+        for (int64_t i = 0; i < count; ++i) {
+          T* out = dq.data<T>() + (mine.token[i] * heads + h) * d;
+          for (int64_t j = 0; j < d; ++j) out[j] = static_cast<T>(dq_all[i * d + j]);
+        }
       }
       T *out_k = dk.data<T>() + hk * d, *out_v = dv.data<T>() + hk * e;
       for (int64_t i = 0; i < m; ++i) {

@@ -2,11 +2,15 @@
 
 namespace weft {
 
+Tensor active_of(const Block& query) {
+  return query.x.size() > 3 ? query.x[3].value().contiguous() : Tensor();
+}
+
 std::vector<Variable> merge(const Merge& part, const Block& query, const Block& keys) {
   const Tensor q = query.x[0].value().contiguous(), k = keys.x[1].value().contiguous(),
-               v = keys.x[2].value().contiguous(), bias = part.bias;
-  const std::vector<Tensor> y =
-      part.forward(part.options, q, k, v, query.position, query.document, keys.position, keys.document, bias);
+               v = keys.x[2].value().contiguous(), bias = part.bias, active = active_of(query);
+  const std::vector<Tensor> y = part.forward(part.options, q, k, v, query.position, query.document,
+                                             keys.position, keys.document, bias, active);
   struct Attributes {
     AttentionOptions options;
     Merge::Backward backward;
@@ -15,11 +19,11 @@ std::vector<Variable> merge(const Merge& part, const Block& query, const Block& 
   if (bias.defined()) inputs.push_back(part.bias);
   return record_many(
       "merge", inputs, y,
-      save(q, k, v, query.position, query.document, keys.position, keys.document, bias, y[0], y[1]),
+      save(q, k, v, query.position, query.document, keys.position, keys.document, bias, active, y[0], y[1]),
       Attributes{part.options, part.backward}, [](Backward& b, const Attributes& a) {
         const std::vector<Tensor> grads = a.backward(
             a.options, b.saved(0), b.saved(1), b.saved(2), b.saved(3), b.saved(4), b.saved(5), b.saved(6),
-            b.saved(7), b.saved(8), b.saved(9), b.grad(0).contiguous(), b.grad(1).contiguous());
+            b.saved(7), b.saved(8), b.saved(9), b.saved(10), b.grad(0).contiguous(), b.grad(1).contiguous());
         for (size_t i = 0; i < grads.size(); ++i) b.add(static_cast<int>(i), grads[i]);
       });
 }

@@ -5,7 +5,11 @@
 
 namespace weft {
 
-// query.x[0] = q, keys.x[1], keys.x[2] = k, v. Returns {o, lse}, both differentiable.
+// The heads of each query that are on, (N, H); undefined: all.
+Tensor active_of(const Block& query);
+
+// query.x[0] = q, keys.x[1], keys.x[2] = k, v; query.x[3], if there, = active. Returns {o, lse}, both
+// differentiable.
 std::vector<Variable> merge(const Merge& part, const Block& query, const Block& keys);
 
 }  // namespace weft

@@ -68,16 +68,19 @@ struct Merge {
   // Softmax-like partial results over the keys at hand: o (N, H, Dv) in q's dtype, lse (N, H) in f32 (f64),
   // -inf where a query saw no key. Query and key meet if they are of one document and the options allow their
   // positions. bias, if defined, (H, R) in lse's dtype: bias[h, min(distance, R - 1)] is added to a score.
+  // active, if defined, (N, H), in any float type: 0 takes a head of a query out, which costs nothing then
+  // and gives o = 0, lse = -inf and no gradient.
   using Forward = std::vector<Tensor> (*)(const AttentionOptions&, const Tensor& q, const Tensor& k,
                                           const Tensor& v, const Tensor& q_position, const Tensor& q_document,
                                           const Tensor& k_position, const Tensor& k_document,
-                                          const Tensor& bias);
+                                          const Tensor& bias, const Tensor& active);
   // Given o and lse of the whole row, the part of {dq, dk, dv} and, with a bias, dbias that these keys give.
   using Backward = std::vector<Tensor> (*)(const AttentionOptions&, const Tensor& q, const Tensor& k,
                                            const Tensor& v, const Tensor& q_position,
                                            const Tensor& q_document, const Tensor& k_position,
-                                           const Tensor& k_document, const Tensor& bias, const Tensor& o,
-                                           const Tensor& lse, const Tensor& d_o, const Tensor& d_lse);
+                                           const Tensor& k_document, const Tensor& bias, const Tensor& active,
+                                           const Tensor& o, const Tensor& lse, const Tensor& d_o,
+                                           const Tensor& d_lse);
   AttentionOptions options;
   Forward forward;
   Backward backward;

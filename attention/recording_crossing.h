@@ -29,6 +29,7 @@ class RecordingCrossing : public Crossing {
   std::vector<Variable> operator()(const Merge& part, const Block& block) override;
   Variable operator()(const Halo& part, const Block& block) override;
   Variable operator()(const Carry& part, const Block& block) override;
+  Variable total(const Variable& sums) override { return inner_.total(sums); }
 
   const std::vector<PartCall>& calls() const { return calls_; }
 

@@ -9,8 +9,10 @@
 #include "attention/linear_attention.h"
 #include "attention/mega.h"
 #include "attention/miras.h"
+#include "attention/moh.h"
 #include "attention/regla.h"
 #include "attention/softmax.h"
+#include "attention/sparsek.h"
 #include "attention/titans.h"
 #include "attention/titans_layers.h"
 #include "attention/transnormer.h"
@@ -96,6 +98,15 @@ const std::vector<MechanismEntry>& mechanisms() {
                   {"chunk=1", "memory=matrix chunk=4"}),
       entry<Memora>("memora", {}, kMiras, "https://arxiv.org/abs/2504.13173",
                     {"chunk=1", "memory=matrix chunk=4"}),
+      entry<Moh>("moh", {}, "MoH: Multi-Head Attention as Mixture-of-Head Attention",
+                 "https://arxiv.org/abs/2410.11842",
+                 {"heads=4 kv_heads=2 shared=2 position=rope", "heads=4 shared=0 top_k=2 form=paper",
+                  "heads=4 shared=1 router=norm straight_through=false", "heads=4 shared=1 top_k=2"}),
+      entry<SparseK>(
+          "sparsek", {},
+          "Sparser is Faster and Less is More: Efficient Sparse Attention for Long-Range Transformers",
+          "https://arxiv.org/abs/2406.16747",
+          {"k=3 window=4 chunk=7 position=rope", "k=4 support=9 window=0 slope=0.0625 gate=v"}),
   };
   return all;
 }

@@ -17,11 +17,11 @@ namespace {
 constexpr double kNormEps = 1e-6;
 constexpr double kNever = -INFINITY;
 
+}  // namespace
+
 Merge softmax_merge(const AttentionOptions& options) {
   return {options, flash_attention_forward, flash_attention_backward};
 }
-
-}  // namespace
 
 void SoftmaxConfig::fields(FieldVisitor& f) {
   f("scale", scale, "factor of q k; 0 = 1 / sqrt(key size)", {.min = 0});

@@ -60,6 +60,9 @@ class SlidingWindow : public Softmax {
   int64_t window_;
 };
 
+// The part of all softmax attention.
+Merge softmax_merge(const AttentionOptions& options);
+
 // Attention over the last `window` tokens as a Halo, for mechanisms that have one among their parts.
 Halo window_attention(AttentionOptions options, int64_t window);
 

@@ -3,6 +3,7 @@
 #include "attention/chunks.h"
 #include "autograd/checkpoint.h"
 #include "autograd/ops/arrange.h"
+#include "autograd/ops/reduce.h"
 #include "distributed/collectives.h"
 
 namespace weft {
@@ -80,6 +81,14 @@ Variable RankCrossing::operator()(const Halo& part, const Block& block) {
     before.x.push_back(gather_rows(got, halos.place));
   }
   return part.apply(here, before);
+}
+
+Variable RankCrossing::total(const Variable& sums) {
+  if (ranks_.size() == 1) return sums;
+  const Variable row = reshape(sums, {1, sums.numel()});
+  expect(total_bytes(plan_, row_bytes({row})), true);
+  const std::vector<int64_t> one_each(static_cast<size_t>(ranks_.size()), 1);
+  return reshape(sum(all_gather_rows(ranks_, row, one_each, Recompute::kept), 0), sums.shape());
 }
 
 namespace {

@@ -7,6 +7,7 @@
 //   Merge   keys and values, in one of the ways below
 //   Halo    the tokens before a piece, from whoever holds them
 //   Carry   the state, from piece to piece in the order of the text: right for any placing, but serial
+//   total   the sums of every rank
 //
 // Documents in one piece cost nothing. On the meta device shapes are computed and nothing is sent.
 
@@ -37,6 +38,8 @@ class RankCrossing : public Crossing {
   std::vector<Variable> operator()(const Merge& part, const Block& block) override;
   Variable operator()(const Halo& part, const Block& block) override;
   Variable operator()(const Carry& part, const Block& block) override;
+  // Gathered, and summed in rank order: the same bits everywhere.
+  Variable total(const Variable& sums) override;
 
  private:
   // Merge among the tokens of cut documents.

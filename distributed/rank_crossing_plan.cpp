@@ -222,6 +222,11 @@ PartBytes scan_bytes(const RankPlan& plan, int64_t state) {
   return gather_and_reduce(plan.states().counts, plan.states().total, plan.rank(), state);
 }
 
+PartBytes total_bytes(const RankPlan& plan, int64_t row) {
+  return gather_and_reduce(std::vector<int64_t>(static_cast<size_t>(plan.ranks()), 1), plan.ranks(),
+                           plan.rank(), row);
+}
+
 PartBytes gather_bytes(RankPlan& plan, int64_t row) {
   const GatheredRows& rows = plan.whole().rows;
   return gather_and_reduce(rows.counts, rows.total, plan.rank(), row);

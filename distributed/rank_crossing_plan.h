@@ -105,6 +105,8 @@ struct PartBytes {
 };
 // state: bytes of one state. They do not depend on the length of the text.
 PartBytes scan_bytes(const RankPlan& plan, int64_t state);
+// row: bytes of the sums of one rank.
+PartBytes total_bytes(const RankPlan& plan, int64_t row);
 PartBytes carry_bytes(const RankPlan& plan, int64_t state);
 // row: bytes of all inputs of a token.
 PartBytes halo_bytes(RankPlan& plan, int64_t width, int64_t row);

@@ -2,6 +2,7 @@
 #include <limits>
 #include <numeric>
 
+#include "attention/merge.h"
 #include "autograd/ops/convert.h"
 #include "autograd/parallel.h"
 #include "distributed/collectives.h"
@@ -49,7 +50,7 @@ std::vector<Variable> ring_merge(Communicator& ranks, const RankPlan& plan, cons
                                  const Block& block) {
   const GatheredRows& all = plan.cut().rows;
   const Tensor q = block.x[0].value().contiguous(), k = block.x[1].value().contiguous(),
-               v = block.x[2].value().contiguous(), bias = part.bias;
+               v = block.x[2].value().contiguous(), bias = part.bias, active = active_of(block);
   const Dtype wide = wide_of(q.dtype());
   const Tensor o = zeros({q.dim(0), q.dim(1), v.dim(2)}, wide, q.device());
   const Tensor lse = full({q.dim(0), q.dim(1)}, -std::numeric_limits<double>::infinity(), wide, q.device());
@@ -59,9 +60,9 @@ std::vector<Variable> ring_merge(Communicator& ranks, const RankPlan& plan, cons
     for (int i = 0; i < ranks.size(); ++i) {
       if (i > 0) ring.turn({&keys, &values});
       const int64_t begin = ring.first_row(), end = begin + ring.rows();
-      const std::vector<Tensor> more =
-          part.forward(part.options, q.to(wide), keys.to(wide), values.to(wide), block.position,
-                       block.document, all.position.rows(begin, end), all.document.rows(begin, end), bias);
+      const std::vector<Tensor> more = part.forward(
+          part.options, q.to(wide), keys.to(wide), values.to(wide), block.position, block.document,
+          all.position.rows(begin, end), all.document.rows(begin, end), bias, active);
       ON_DEVICE(q.device(), add_partial(o, lse, more[0], more[1]));
     }
   }
@@ -70,8 +71,8 @@ std::vector<Variable> ring_merge(Communicator& ranks, const RankPlan& plan, cons
                         backward = part.backward](const std::vector<Variable>& x) -> std::vector<Variable> {
     const Tensor &q = x[0], &position = x[3], &document = x[4], &all_position = x[5], &all_document = x[6];
     const Dtype wide = wide_of(q.dtype()), narrow = q.dtype();
-    const Tensor query = q.to(wide), bias = x[7], o = x[8].value().to(wide), lse = x[9],
-                 d_o = x[10].value().to(wide), d_lse = x[11];
+    const Tensor query = q.to(wide), bias = x[7], active = x[8], o = x[9].value().to(wide), lse = x[10],
+                 d_o = x[11].value().to(wide), d_lse = x[12];
     const Tensor dbias = bias.defined() ? zeros_like(bias) : Tensor();
     Tensor keys = x[1], values = x[2];
     const Tensor dq = zeros(q.shape(), wide, q.device());
@@ -79,9 +80,9 @@ std::vector<Variable> ring_merge(Communicator& ranks, const RankPlan& plan, cons
     Ring ring(ranks, counts);
     for (int i = 0; i < ranks.size(); ++i) {
       const int64_t begin = ring.first_row(), end = begin + ring.rows();
-      const std::vector<Tensor> d =
-          backward(options, query, keys.to(wide), values.to(wide), position, document,
-                   all_position.rows(begin, end), all_document.rows(begin, end), bias, o, lse, d_o, d_lse);
+      const std::vector<Tensor> d = backward(options, query, keys.to(wide), values.to(wide), position,
+                                             document, all_position.rows(begin, end),
+                                             all_document.rows(begin, end), bias, active, o, lse, d_o, d_lse);
       add_to(dq, d[0]);
       add_to(dk, d[1]);
       add_to(dv, d[2]);
@@ -99,7 +100,7 @@ std::vector<Variable> ring_merge(Communicator& ranks, const RankPlan& plan, cons
   if (bias.defined()) inputs.push_back(part.bias);
   return record_collective(
       "ring_merge", inputs, {y, lse},
-      {q, k, v, block.position, block.document, all.position, all.document, bias, y, lse}, adjoint);
+      {q, k, v, block.position, block.document, all.position, all.document, bias, active, y, lse}, adjoint);
 }
 
 namespace cpu {

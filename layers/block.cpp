@@ -23,7 +23,7 @@ std::vector<Variable> TransformerBlock::operator()(const Variable& x, const Layo
     const std::unique_ptr<Crossing> cross = crossings.make(layout, layer);
     std::vector<Variable> out{attention_norm_ ? add(v[0], attention_((*attention_norm_)(v[0]), *cross))
                                               : attention_(v[0], *cross)};
-    for (const auto& [name, loss] : cross->losses()) out.push_back(loss);
+    for (const AuxiliaryLoss& loss : cross->losses()) out.push_back(scale(loss.value, loss.weight));
     return out;
   };
   const Function feed = [this](const std::vector<Variable>& v) {

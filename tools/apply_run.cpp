@@ -173,6 +173,11 @@ class Collector {
     for (const LastState& s : last) outcome.states[s.state].rows(s.row, s.row + 1).copy_from(s.value.value());
   }
 
+  void add_losses(const Crossing& cross) {
+    for (const AuxiliaryLoss& loss : cross.losses())
+      outcome.losses.emplace_back(loss.name, loss.value.value());
+  }
+
   void add_gradients(const Share& share, const Leaves& leaves, Model& model) {
     const std::vector<Tensor> inputs = leaves.input_gradients(), given = leaves.given_gradients();
     for (size_t i = 0; i < inputs.size(); ++i) {
@@ -241,7 +246,7 @@ ApplyOutcome apply_whole(const ApplyTask& task, bool by_definition, int64_t chun
   const std::vector<LastState> last = last_states(task, leaves.parts);
   Collector collector(task);
   collector.add_outputs(share, y, last);
-  for (const auto& [name, value] : cross.losses()) collector.outcome.losses.emplace_back(name, value.value());
+  collector.add_losses(cross);
   if (tape) {
     backward(task, *tape, y, task.d_y, last);
     collector.add_gradients(share, leaves, model);
@@ -310,12 +315,11 @@ ApplyOutcome apply_segments(const ApplyTask& task, int ranks, SegmentPlan plan, 
         RankCrossing over_ranks(layout, rank_plan, comm, strategy);
         StatesCrossing cross(over_ranks, task.state_documents(), leaves.parts, chunk);
         const Variable y = model.mechanism->forward(leaves.block(layout), cross);
-        if (!cross.losses().empty())
-          throw Error(Exit::recipe,
-                      text(task.mechanism->id, " has auxiliary losses, which are not summed over ranks"),
-                      "--segments", "leave --segments away");
         const std::vector<LastState> last = last_states(task, leaves.parts);
-        in_turn([&] { collector.add_outputs(share, y, last); });
+        in_turn([&] {
+          collector.add_outputs(share, y, last);
+          if (comm.rank() == 0) collector.add_losses(cross);  // the same on every rank
+        });
         if (!tape) return;
         backward(task, *tape, y, gather_rows(task.d_y, from_ints(share.tokens)), last);
         in_turn([&] { collector.add_gradients(share, leaves, model); });

@@ -9,6 +9,7 @@
 #include "attention/flash_attention.h"
 #include "autograd/ops/matmul.h"
 #include "autograd/ops/projected_cross_entropy.h"
+#include "autograd/ops/top_k.h"
 #include "layers/model.h"
 #include "optim/gradient_norm.h"
 #include "optim/optimizer.h"
@@ -58,25 +59,54 @@ BenchRow gemm_row(int64_t m, int64_t n, int64_t k, double seconds) {
 
 struct AttentionShape {
   int64_t batch, length, heads, size;
+  int64_t on = 0;  // heads of each token, drawn at random; 0: all
 };
+
+// Which heads of each token are on, (N, heads).
+Tensor random_heads(int64_t n, int64_t heads, int64_t on) {
+  return marks(top_k(noise({n, heads}, 5), on).indices, heads, Dtype::f32);
+}
+
+std::string heads_on(const AttentionShape& s) {
+  return s.on > 0 ? text(", ", s.on, " of ", s.heads, " heads") : "";
+}
 
 // Causal: half of all pairs, counted exactly. Two products of them forward, five backward.
 BenchRow attention_row(const AttentionShape& s, bool backward, double seconds) {
-  BenchRow row{.name = backward ? "attention forward+backward" : "attention forward",
+  BenchRow row{.name = text(backward ? "attention forward+backward" : "attention forward", heads_on(s)),
                .shape = text("B", s.batch, " T", s.length, " H", s.heads, " D", s.size)};
-  const int64_t pairs = s.batch * s.heads * s.length * (s.length + 1) / 2;
+  const int64_t on = s.on > 0 ? s.on : s.heads, pairs = s.batch * on * s.length * (s.length + 1) / 2;
   row.flops = 2.0 * static_cast<double>(pairs * s.size) * (backward ? 7 : 2);
   row.tokens = s.batch * s.length;
   const Layout layout = whole_documents(std::vector<int64_t>(static_cast<size_t>(s.batch), s.length));
   const Shape shape{row.tokens, s.heads, s.size};
   const Tensor q = noise(shape, 1), k = noise(shape, 2), v = noise(shape, 3), d_o = noise(shape, 4);
   const Tensor d_lse = zeros({row.tokens, s.heads}, Dtype::f32);
+  const Tensor active = s.on > 0 ? random_heads(row.tokens, s.heads, s.on) : Tensor();
   AttentionOptions options;
   options.scale = 1 / std::sqrt(static_cast<double>(s.size));
   const Tensor &at = layout.position, &of = layout.document;
   measure(row, seconds, [&] {
-    const std::vector<Tensor> y = flash_attention_forward(options, q, k, v, at, of, at, of);
-    if (backward) flash_attention_backward(options, q, k, v, at, of, at, of, {}, y[0], y[1], d_o, d_lse);
+    const std::vector<Tensor> y = flash_attention_forward(options, q, k, v, at, of, at, of, {}, active);
+    if (backward)
+      flash_attention_backward(options, q, k, v, at, of, at, of, {}, active, y[0], y[1], d_o, d_lse);
+  });
+  return row;
+}
+
+// One more token after `length` of them.
+BenchRow decode_row(const AttentionShape& s, double seconds) {
+  BenchRow row{.name = "attention decode" + heads_on(s),
+               .shape = text("B1 T", s.length, " H", s.heads, " D", s.size)};
+  row.flops = 4.0 * static_cast<double>((s.on > 0 ? s.on : s.heads) * s.length * s.size);
+  row.tokens = 1;
+  const Shape cache{s.length, s.heads, s.size}, one{1, s.heads, s.size};
+  const Layout past = make_layout({{0, 0, s.length}}), next = make_layout({{0, s.length - 1, s.length}});
+  const Tensor q = noise(one, 1), k = noise(cache, 2), v = noise(cache, 3);
+  const Tensor active = s.on > 0 ? random_heads(1, s.heads, s.on) : Tensor();
+  measure(row, seconds, [&] {
+    flash_attention_forward({}, q, k, v, next.position, next.document, past.position, past.document, {},
+                            active);
   });
   return row;
 }
@@ -134,6 +164,10 @@ void bench_cpu(double seconds, const std::function<void(const BenchRow&)>& done)
     done(gemm_row(m, n, k, seconds));
   for (const AttentionShape& shape : {AttentionShape{8, 512, 4, 32}, {1, 2048, 8, 64}})
     for (const bool backward : {false, true}) done(attention_row(shape, backward, seconds));
+  for (const int64_t on : {2, 4, 6, 8}) {
+    for (const bool backward : {false, true}) done(attention_row({1, 2048, 8, 64, on}, backward, seconds));
+    done(decode_row({1, 16384, 8, 64, on}, seconds));
+  }
   done(step_row("step hybrid", {"lightning", "softmax", "lightning", "softmax"}, seconds));
   done(step_row("step softmax", {"softmax", "softmax", "softmax", "softmax"}, seconds));
 }

@@ -10,8 +10,7 @@
 namespace weft {
 
 struct BenchRow {
-  std::string
-      name;  // "gemm", "attention forward", "attention forward+backward", "step hybrid", "step softmax"
+  std::string name;   // "gemm", "attention forward", "attention decode, 2 of 8 heads", "step hybrid", ...
   std::string shape;  // "512x512x512" (M, N, K); "B8 T512 H4 D32"; "4 layers, width 128, vocab 2048, T512"
   double ms = 0, ms_p10 = 0, ms_p90 = 0;  // median and percentiles over repetitions
   double flops = 0;                       // multiplications and additions of one repetition; 0: not counted

@@ -150,6 +150,31 @@ RunState restore_run(Trainer& trainer, const ckpt::Checkpoint& checkpoint) {
   }
 }
 
+std::vector<std::string> start_from(ParameterStore& store, const ckpt::Checkpoint& checkpoint) {
+  const std::string part = "mechanism.";
+  std::vector<std::string> absent;
+  for (const auto& e : store.entries()) {
+    std::string name = "master." + e->info.name;
+    if (const size_t at = name.find(part); !checkpoint.contains(name) && at != std::string::npos)
+      name.erase(at, part.size());
+    if (!checkpoint.contains(name)) {
+      absent.push_back(e->info.name);
+      continue;
+    }
+    const ckpt::Checkpoint::Array& array = checkpoint.at(name);
+    if (array.shape != dims_of(e->info.shape) || array.dtype != e->master.dtype())
+      throw Error(Exit::recipe,
+                  text(name, " is ", Shape(array.shape.begin(), array.shape.end()), " ", name_of(array.dtype),
+                       " there, the model wants ", e->info.shape, " ", name_of(e->master.dtype())),
+                  "init", "start from a run with the same sizes");
+    checkpoint.read(name, 0, e->master.numel(), e->master.raw());
+  }
+  if (absent.size() == store.entries().size())
+    throw Error(Exit::recipe, "no parameter of " + checkpoint.folder() + " has a name of this model", "init");
+  store.refresh_working();
+  return absent;
+}
+
 void restore_weights(ParameterStore& store, const ckpt::Checkpoint& checkpoint) {
   for (const auto& e : store.entries()) {
     const std::string name = "master." + e->info.name;

@@ -39,6 +39,11 @@ void forget_rewind(const std::string& run);  // of an earlier run in this folder
 // array is missing or of another shape.
 RunState restore_run(Trainer& trainer, const ckpt::Checkpoint& checkpoint);
 
+// Weights to start another model from, by name; a mechanism that has its projections itself, as moh does,
+// takes those that the layer of a plain one has. Returns the names of the parameters that the checkpoint
+// lacks. Errors: Exit::recipe for another shape or precision, or where nothing fits.
+std::vector<std::string> start_from(ParameterStore& store, const ckpt::Checkpoint& checkpoint);
+
 // Weights only, for generation and scoring.
 void restore_weights(ParameterStore& store, const ckpt::Checkpoint& checkpoint);
 

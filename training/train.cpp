@@ -50,8 +50,9 @@ class Run {
   TrainSummary train();
 
  private:
-  bool prepare_folder();                       // true: continue
-  std::vector<std::string> load_checkpoint();  // what to warn of
+  bool prepare_folder();                        // true: continue
+  std::vector<std::string> load_checkpoint();   // what to warn of
+  std::vector<std::string> start_from_other();  // the same
   void start_loader();
   bool step();
   void evaluate();
@@ -115,6 +116,18 @@ std::vector<std::string> Run::load_checkpoint() {
   run_id_ = loaded.checkpoint.manifest().run;
   order_hash_ = state_.order_hash.empty() ? OrderHash() : OrderHash(state_.order_hash);
   saved_step_ = state_.step;
+  return loaded.warnings;
+}
+
+std::vector<std::string> Run::start_from_other() {
+  ckpt::Loaded loaded = ckpt::load(recipe_.init, {}, peers_of(world_));
+  if (loaded.checkpoint.manifest().tokenizer_hash != trainer_->tokenizer().hash())
+    throw Error(Exit::recipe, "the tokenizer is another than that of " + recipe_.init, "init",
+                "use the tokenizer of that run");
+  const std::vector<std::string> absent = start_from(trainer_->store(), loaded.checkpoint);
+  if (!absent.empty())
+    loaded.warnings.push_back(
+        text(recipe_.init, " lacks ", absent.size(), " parameters, such as ", absent[0], ": they start new"));
   return loaded.warnings;
 }
 
@@ -265,7 +278,10 @@ TrainSummary Run::train() {
   if (world_ != nullptr) run_id_ = gather_texts(*world_, run_id_)[0];
   // Before the log: its lines of steps after the checkpoint that is really good have to go.
   std::vector<std::string> warnings;
-  if (resume) warnings = load_checkpoint();
+  if (resume)
+    warnings = load_checkpoint();
+  else if (!recipe_.init.empty())
+    warnings = start_from_other();
   std::optional<int64_t> resume_step;
   if (resume || options_.resume_auto || options_.resume) resume_step = state_.step;
   log_.emplace(RunLogOptions{.folder = recipe_.run,

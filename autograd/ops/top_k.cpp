@@ -20,6 +20,21 @@ Variable gather_last(const Variable& x, const Tensor& indices) {
   });
 }
 
+Tensor running_top_k(const Tensor& x, int64_t k, int64_t rest) {
+  CHECK(x.rank() == 2 && k >= 1 && rest >= 1 && k + rest <= x.dim(1), "running_top_k: ", k, " and ", rest,
+        " of x ", x.shape());
+  const Tensor indices = empty({x.dim(0), x.dim(1) - k - rest, k + rest}, Dtype::i32, x.device());
+  ON_DEVICE(x.device(), running_top_k(indices, x.contiguous(), k));
+  return indices;
+}
+
+Tensor marks(const Tensor& indices, int64_t width, Dtype dtype) {
+  const Tensor y = empty(indices.shape().with(-1, width), dtype, indices.device());
+  const Tensor ones = full(indices.shape(), 1, dtype, indices.device());
+  ON_DEVICE(y.device(), gather_last_backward(y, indices.contiguous(), ones));
+  return y;
+}
+
 TopK top_k(const Variable& x, int64_t k) {
   CHECK(x.rank() >= 1 && k >= 0 && k <= x.dim(-1), "top_k: ", k, " of x ", x.shape());
   const Tensor rows = x.value().contiguous();

@@ -63,4 +63,38 @@ void top_k_indices(const Tensor& indices, const Tensor& x) {
   });
 }
 
+void running_top_k(const Tensor& indices, const Tensor& x, int64_t k) {
+  const int64_t steps = indices.dim(1), both = indices.dim(2), m = x.dim(1);
+  with_float(x.dtype(), [&]<class T>() {
+    using A = Acc<T>;
+    parallel_for(x.dim(0), row_grain(both * m), [&](int64_t begin, int64_t end) {
+      std::vector<int32_t> best(static_cast<size_t>(both));
+      const auto middle = best.begin() + k;
+      for (int64_t i = begin; i < end; ++i) {
+        const T* row = x.data<T>() + i * m;
+        const auto before = [=](int32_t p, int32_t q) {
+          const A u = A(row[p]), v = A(row[q]);
+          return u > v || (u == v && p < q);
+        };
+        // Puts one into a sorted list; what falls out at its end, perhaps that one itself.
+        const auto enter = [&](auto first, auto last, int32_t one) {
+          const int32_t worst = *(last - 1);
+          if (!before(one, worst)) return one;
+          const auto place = std::upper_bound(first, last, one, before);
+          std::move_backward(place, last - 1, last);
+          *place = one;
+          return worst;
+        };
+        std::iota(best.begin(), best.end(), 0);
+        std::sort(best.begin(), middle, before);
+        std::sort(middle, best.end(), before);
+        for (int64_t c = 0; c < steps; ++c) {
+          enter(middle, best.end(), enter(best.begin(), middle, static_cast<int32_t>(both + c)));
+          std::copy(best.begin(), best.end(), indices.data<int32_t>() + (i * steps + c) * both);
+        }
+      }
+    });
+  });
+}
+
 }  // namespace weft::cpu

@@ -98,18 +98,38 @@ Variable run_whole(const Mechanism& mechanism, const Layout& layout, const std::
   return mechanism.forward(block_of(inputs, layout), cross);
 }
 
+std::vector<Variable> with_losses(const Variable& y, const Crossing& cross) {
+  std::vector<Variable> all{y};
+  for (const AuxiliaryLoss& loss : cross.losses()) all.push_back(loss.value);
+  return all;
+}
+
+std::vector<Variable> run_with_losses(const Mechanism& mechanism, const Layout& layout,
+                                      const std::vector<Variable>& inputs) {
+  LocalCrossing cross(layout);
+  const Variable y = mechanism.forward(block_of(inputs, layout), cross);
+  return with_losses(y, cross);
+}
+
 Tensor random_adjoint(const Shape& output, Dtype dtype) { return random_tensor(output, 99, dtype); }
 
 Outcome run_with_gradients(Subject& subject, const Layout& layout, const std::vector<Tensor>& inputs,
-                           const Function& wrap, const Tensor& adjoint) {
+                           const Function& wrap, const Tensor& adjoint, double share) {
   Outcome outcome;
   subject.store.begin_step();
   Tape tape;
   std::vector<Variable> leaves;
   for (const Tensor& x : inputs) leaves.push_back(tape.input(x));
-  const Variable y = wrap ? wrap(leaves)[0] : run_whole(*subject.mechanism, layout, leaves);
+  const std::vector<Variable> outputs =
+      wrap ? wrap(leaves) : std::vector{run_whole(*subject.mechanism, layout, leaves)};
+  const Variable& y = outputs[0];
   outcome.output = y.value();
-  tape.backward(y, adjoint.defined() ? adjoint : random_adjoint(y.shape(), y.dtype()));
+  std::vector<Tensor> seeds{adjoint.defined() ? adjoint : random_adjoint(y.shape(), y.dtype())};
+  for (size_t i = 1; i < outputs.size(); ++i) {
+    outcome.losses.push_back(to_values(outputs[i])[0]);
+    seeds.push_back(full(outputs[i].shape(), share, outputs[i].dtype()));
+  }
+  tape.backward(outputs, seeds);
   subject.store.finish_step();
   for (const Variable& leaf : leaves) outcome.gradients.push_back(tape.gradient(leaf));
   for (const auto& entry : subject.store.entries()) {

@@ -39,13 +39,20 @@ Block block_of(const std::vector<Variable>& inputs, const Layout& layout);
 // Outputs of a whole forward over a layout on one rank.
 Variable run_whole(const Mechanism& mechanism, const Layout& layout, const std::vector<Variable>& inputs);
 
-// Output, and the gradients of all inputs and parameters for an adjoint, by default a random one.
+// The same, and the auxiliary losses behind it.
+std::vector<Variable> run_with_losses(const Mechanism& mechanism, const Layout& layout,
+                                      const std::vector<Variable>& inputs);
+std::vector<Variable> with_losses(const Variable& y, const Crossing& cross);
+
+// Output, and the gradients of all inputs and parameters for an adjoint, by default a random one. If `wrap`
+// gives auxiliary losses, `share` of each is added.
 struct Outcome {
   Tensor output;
+  std::vector<double> losses;
   std::vector<Tensor> gradients;
 };
 Tensor random_adjoint(const Shape& output, Dtype dtype);
 Outcome run_with_gradients(Subject& subject, const Layout& layout, const std::vector<Tensor>& inputs,
-                           const Function& wrap = nullptr, const Tensor& adjoint = {});
+                           const Function& wrap = nullptr, const Tensor& adjoint = {}, double share = 1);
 
 }  // namespace weft

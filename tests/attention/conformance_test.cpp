@@ -55,9 +55,8 @@ TEST_P(Conformance, GradientsOfForwardAndReference) {
   Subject s(GetParam(), Dtype::f64);
   const Layout layout = whole_documents({9, 4});
   const std::vector<Tensor> inputs = random_inputs(*s.mechanism, 13, Dtype::f64);
-  expect_gradients(
-      [&](const std::vector<Variable>& v) { return std::vector{run_whole(*s.mechanism, layout, v)}; }, inputs,
-      &s.store);
+  expect_gradients([&](const std::vector<Variable>& v) { return run_with_losses(*s.mechanism, layout, v); },
+                   inputs, &s.store);
   const Outcome fast = run_with_gradients(s, layout, inputs);
   const Outcome naive = run_with_gradients(s, layout, inputs, [&](const std::vector<Variable>& v) {
     return std::vector{reference_by_document(*s.mechanism, block_of(v, layout))};

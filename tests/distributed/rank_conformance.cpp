@@ -59,7 +59,8 @@ RankOutcome run_on_ranks(const MakeSubject& make, const Placing& placing, bool c
       inputs.push_back(gather_rows(x, rows));
     const Function forward = [&](const std::vector<Variable>& v) {
       RankCrossing cross(layout, plan, comm, placing.strategy, &result.expected[r]);
-      return std::vector{mechanism.forward(block_of(v, layout), cross)};
+      const Variable y = mechanism.forward(block_of(v, layout), cross);
+      return with_losses(y, cross);
     };
     Shape shape;
     {
@@ -77,7 +78,7 @@ RankOutcome run_on_ranks(const MakeSubject& make, const Placing& placing, bool c
           for (const char* name : Tape::current()->collectives()) result.collectives[r].push_back(name);
           return y;
         },
-        adjoint);
+        adjoint, static_cast<double>(layout.tokens()) / static_cast<double>(sum_of(placing.lengths)));
     result.sent[r] = comm.wire() - before;
   });
 
@@ -85,6 +86,7 @@ RankOutcome run_on_ranks(const MakeSubject& make, const Placing& placing, bool c
   int32_t at = 0;
   for (const Segments& list : segments)
     for (const int32_t row : line_rows(list, placing.lengths)) position[static_cast<size_t>(row)] = at++;
+  for (const Outcome& o : outcomes) result.losses.push_back(o.losses);
   const auto put_together = [&](const auto& of_rank) {
     std::vector<Variable> parts;
     for (const Outcome& o : outcomes) parts.push_back(of_rank(o));
@@ -104,8 +106,9 @@ RankOutcome run_on_ranks(const MakeSubject& make, const Placing& placing, bool c
 Outcome run_on_one(const MakeSubject& make, const Placing& placing) {
   const std::unique_ptr<Subject> subject = make();
   const Layout layout = whole_documents(placing.lengths);
-  return run_with_gradients(*subject, layout,
-                            random_inputs(*subject->mechanism, layout.tokens(), subject->store.precision()));
+  return run_with_gradients(
+      *subject, layout, random_inputs(*subject->mechanism, layout.tokens(), subject->store.precision()),
+      [&](const std::vector<Variable>& v) { return run_with_losses(*subject->mechanism, layout, v); });
 }
 
 void expect_equal(const RankOutcome& ranks, const Outcome& one, double tolerance) {
@@ -114,6 +117,10 @@ void expect_equal(const RankOutcome& ranks, const Outcome& one, double tolerance
   for (size_t i = 0; i < one.gradients.size(); ++i)
     EXPECT_LE(difference(ranks.whole.gradients[i], one.gradients[i]), tolerance) << "gradient " << i;
   for (size_t r = 0; r < ranks.sent.size(); ++r) {
+    ASSERT_EQ(ranks.losses[r].size(), one.losses.size());
+    for (size_t i = 0; i < one.losses.size(); ++i)
+      EXPECT_NEAR(ranks.losses[r][i], one.losses[i], tolerance * (1 + std::abs(one.losses[i])))
+          << "rank " << r;
     EXPECT_EQ(ranks.collectives[r], ranks.collectives[0]) << "rank " << r;
     EXPECT_EQ(ranks.sent[r], ranks.expected[r]) << "rank " << r;
   }

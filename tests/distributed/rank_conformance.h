@@ -18,6 +18,7 @@ std::ostream& operator<<(std::ostream& out, const Placing& p);
 
 struct RankOutcome {
   Outcome whole;  // output and gradients of inputs on the token line, gradients of parameters summed
+  std::vector<std::vector<double>> losses;            // as each rank has them
   std::vector<std::vector<std::string>> collectives;  // recorded by each rank
   std::vector<WireBytes> sent, expected;              // of each rank
 };

@@ -259,5 +259,22 @@ TEST(Ranks, ErrorsAreSaidOnce) {
   EXPECT_EQ(there.json()["exit"], 73) << there.out;
 }
 
+// Losses of routers are means over the tokens of both.
+TEST(Ranks, RoutersLearnTheSame) {
+  const TinyRun tiny;
+  const Words words{"model.layers=[moh*2]", "model.heads=4", "steps=6", "batch_tokens=128", "eval.every=6"};
+  const auto with = [&](const char* run, const char* cp) {
+    Words all = words;
+    all.insert(all.end(), {run, cp, "mesh.dp=1"});
+    return all;
+  };
+  const Ran one = tiny.train(with("run=runs/one", "mesh.cp=1"));
+  const Ran two = tiny.launch(2, with("run=runs/two", "mesh.cp=2"));
+  ASSERT_EQ(two.code, 0) << two.err;
+  EXPECT_NEAR(two.json()["val_loss"].get<double>(), one.json()["val_loss"].get<double>(), 1e-4);
+  EXPECT_NEAR(two.json()["grad_norm"].get<double>(), one.json()["grad_norm"].get<double>(),
+              1e-3 * one.json()["grad_norm"].get<double>());
+}
+
 }  // namespace
 }  // namespace weft

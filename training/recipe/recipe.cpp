@@ -5,6 +5,8 @@ namespace weft {
 void Recipe::fields(FieldVisitor& f) {
   f("version", version, "format of this file", {.min = 1, .max = 1});
   f("run", run, "folder the run writes to; empty: runs/ and the name of the recipe");
+  f("init", init, "run whose last weights this one starts from; what it lacks starts as always",
+    {.fixed = true});
   f("seed", seed, "starts the weights, the data order and every random draw", {.min = 0, .fixed = true});
   f("steps", steps, "optimizer steps in the whole run", {.unit = "steps", .min = 0});
   f("batch_tokens", batch_tokens, "tokens in one step, of all ranks together; a multiple of the context",

@@ -149,6 +149,7 @@ struct Recipe {
 
   int64_t version = 1;  // of the recipe format
   std::string run;      // load_recipe fills in runs/NAME
+  std::string init;
   int64_t seed = 1;
   int64_t steps = 1000;
   int64_t batch_tokens = 8192;  // of all ranks together

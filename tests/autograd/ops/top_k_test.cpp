@@ -29,6 +29,38 @@ TEST(TopK, AgainstASort) {
   }
 }
 
+TEST(TopK, RunningEqualsSortingAgain) {
+  const int64_t rows = 3, k = 4, rest = 5, steps = 20, m = k + rest + steps;
+  for (const double rounding : {0.0, 2.0}) {  // the second with many ties
+    std::vector<double> x = to_values(random_tensor({rows, m}, 1));
+    for (double& v : x)
+      if (rounding > 0) v = std::round(v * rounding);
+    const std::vector<double> got = to_values(running_top_k(from_values({rows, m}, Dtype::f64, x), k, rest));
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t c = 0; c < steps; ++c) {
+        const auto best = [&](std::vector<int64_t>& of) {
+          std::stable_sort(of.begin(), of.end(), [&](int64_t p, int64_t q) {
+            return std::pair(-x[i * m + p], p) < std::pair(-x[i * m + q], q);
+          });
+        };
+        std::vector<int64_t> first, other;
+        for (int64_t j = 0; j <= k + rest + c; ++j) (j < k || j >= k + rest ? first : other).push_back(j);
+        best(first);
+        other.insert(other.end(), first.begin() + k, first.end());
+        best(other);
+        for (int64_t j = 0; j < k + rest; ++j)
+          EXPECT_EQ(got[(i * steps + c) * (k + rest) + j], j < k ? first[j] : other[j - k]) << c << " " << j;
+      }
+  }
+  EXPECT_EQ(running_top_k(empty({2, 8}, Dtype::f32, Device::meta), 3, 1).shape(), (Shape{2, 4, 4}));
+  EXPECT_THROW(running_top_k(random_tensor({2, 8}, 1), 4, 5), Error);
+}
+
+TEST(TopK, MarksNameTheChosen) {
+  const Tensor m = marks(from_ints({2, 0, 1, 2}).reshape({2, 2}), 3, Dtype::f32);
+  EXPECT_EQ(to_values(m), (std::vector<double>{1, 0, 1, 0, 1, 1}));
+}
+
 TEST(TopK, Gradients) {
   expect_op(largest(2), {random_tensor({4, 7}, 1)});
   expect_op(largest(3), {random_tensor({2, 3, 5}, 1)});

@@ -1,0 +1,294 @@
+#include "attention/moh.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "attention/naive.h"
+#include "attention/softmax.h"
+#include "autograd/gradcheck.h"
+#include "autograd/ops/arrange.h"
+#include "autograd/ops/elementwise.h"
+#include "autograd/ops/matmul.h"
+#include "autograd/ops/reduce.h"
+#include "autograd/ops/rotary.h"
+#include "autograd/ops/softmax.h"
+#include "autograd/ops/top_k.h"
+
+namespace weft {
+namespace {
+
+// Heads of equal length have no deviation.
+constexpr double kNormEps = 1e-12;
+
+// The same sizes in another number of heads.
+Dimensions with_heads(Dimensions d, const MohConfig& config) {
+  if (config.heads == 0) return d;
+  const int64_t keys = d.heads * d.key, values = d.heads * d.value, heads = config.heads;
+  d.heads = heads;
+  d.kv_heads = config.kv_heads > 0 ? config.kv_heads : heads;
+  if (keys % heads != 0 || values % heads != 0 || heads % d.kv_heads != 0)
+    throw Error(Exit::recipe, text(heads, " heads over ", d.kv_heads, " do not divide ", keys, " features"),
+                "heads");
+  d.key = keys / heads;
+  d.value = values / heads;
+  return d;
+}
+
+Variable ones(int64_t n, int64_t heads, const Variable& like) {
+  return full({n, heads}, 1, like.dtype(), like.device());
+}
+
+}  // namespace
+
+void MohConfig::fields(FieldVisitor& f) {
+  f("heads", heads, "query heads, which share the key size of all; 0 = the model's", {.min = 0});
+  f("kv_heads", kv_heads, "key-value heads where heads is set; 0 = as many", {.min = 0});
+  f("shared", shared, "heads that are always on, the first ones", {.min = 0});
+  f("top_k", top_k, "heads that a token picks among the others", {.min = 1});
+  f("router", router, "learned: by projections of x; norm: by the lengths of the queries, no parameters",
+    {.choices = {"learned", "norm"}});
+  f("form", form, "weights of a learned router, as in the released code or as in the paper's text",
+    {.choices = {"code", "paper"}});
+  f("straight_through", straight_through,
+    "router=norm: weights of 1 pass the gradient of the softmax behind them");
+  f("balance_weight", balance_weight, "factor of the balance loss", {.min = 0});
+  f("scale", scale, "factor of q k; 0 = 1 / sqrt(key size)", {.min = 0});
+  f("position", position, "how positions enter", {.choices = {"none", "rope"}});
+  f("rope_theta", rope_theta, "base of the rotary wavelengths", {.min = 1});
+}
+
+Moh::Moh(Config config, Dimensions dims, const ParameterScope& scope)
+    : Mechanism(with_heads(dims, config)), config_(std::move(config)) {
+  dims = this->dims();
+  if (config_.scale == 0) config_.scale = 1 / std::sqrt(static_cast<double>(dims.key));
+  if (config_.shared + config_.top_k > dims.heads)
+    throw Error(Exit::recipe,
+                text(config_.shared, " shared and ", config_.top_k, " routed heads are more than ",
+                     dims.heads, " heads"),
+                "top_k", "set shared + top_k <= heads");
+  if (config_.position == "rope" && dims.key % 2 != 0)
+    throw Error(Exit::recipe, text("rotary positions need an even key size, got ", dims.key), "position");
+  const auto projection = [&](const char* name, int64_t to, int64_t from, std::vector<int64_t> parts) {
+    const auto start = Initializer::normal(std::sqrt(0.4 / static_cast<double>(from)));
+    return scope.declare({name, {to, from}, ParameterKind::matrix, start, std::move(parts)});
+  };
+  const auto router = [&](const char* name, int64_t to) {
+    return scope.declare({name, {to, dims.width}, ParameterKind::vector, Initializer::normal(0.02)});
+  };
+  const std::vector<int64_t> parts{dims.heads * dims.key, dims.kv_heads * dims.key,
+                                   dims.kv_heads * dims.value};
+  in_ = projection("in.weight", parts[0] + parts[1] + parts[2], dims.width, parts);
+  out_ = projection("out.weight", dims.width, dims.heads * dims.value, {});
+  if (!learned()) return;
+  router_routed_ = router("router.routed", routed());
+  if (config_.shared > 1) router_shared_ = router("router.shared", config_.shared);
+  if (config_.shared > 0) router_mix_ = router("router.mix", 2);
+}
+
+std::vector<Input> Moh::inputs() const { return {{"x", "c"}}; }
+
+Variable Moh::routed_logits(const Variable& x, const Variable& q) const {
+  if (learned()) return linear(x, router_routed_);
+  const Variable mine = slice(q, 1, config_.shared, dims().heads);
+  const Variable length = sqrt(scale(sum(square(cast(mine, x.dtype())), 2), 1, kNormEps));
+  const Variable apart = square(subtract(length, mean(length, 1, true)));
+  const auto freedom = static_cast<double>(std::max<int64_t>(1, routed() - 1));
+  return divide(length, sqrt(scale(sum(apart, 1, true), 1 / freedom, kNormEps)));
+}
+
+Variable Moh::weights(const Variable& x, const Variable& share, const Tensor& chosen) const {
+  const int64_t n = x.dim(0), s = config_.shared;
+  if (!learned()) {
+    // 0 or 1; what is added for the gradient's sake is share - share.
+    const Variable on =
+        config_.straight_through ? add(subtract(share, share.value()), chosen) : Variable(chosen);
+    return s == 0 ? on : concatenate({ones(n, s, x), on}, 1);
+  }
+  const bool code = config_.form == "code";
+  Variable on = multiply(share, chosen);
+  if (code) on = scale(divide(on, sum(on, 1, true)), static_cast<double>(config_.top_k));
+  if (s == 0) return on;
+  Variable always = s == 1 ? ones(n, 1, x) : softmax(linear(x, router_shared_));
+  if (code) always = scale(always, static_cast<double>(s));
+  const Variable mix = scale(softmax(linear(x, router_mix_)), code ? 2 : 1);
+  return concatenate({multiply(always, slice(mix, 1, 0, 1)), multiply(on, slice(mix, 1, 1, 2))}, 1);
+}
+
+void Moh::balance(const Variable& share, const Tensor& chosen, Crossing& cross) const {
+  const int64_t e = routed();
+  const Variable tokens = full({1}, static_cast<double>(share.dim(0)), share.dtype(), share.device());
+  const Variable sums = cross.total(concatenate({sum(share, 0), sum(chosen, 0), tokens}, 0));
+  const Variable both = sum(multiply(slice(sums, 0, 0, e), slice(sums, 0, e, 2 * e)), 0, true);
+  const Variable count = slice(sums, 0, 2 * e, 2 * e + 1);
+  const Variable loss = scale(divide(both, square(count)), static_cast<double>(e));
+  cross.loss("balance", reshape(loss, {}), config_.balance_weight);
+}
+
+Moh::Routing Moh::route(const Variable& x, const Variable& q, Crossing& cross) const {
+  const Variable wide = cast(x, wide_of(x.dtype()));
+  const Variable logits = routed_logits(wide, q), share = softmax(logits);
+  const Tensor chosen = marks(top_k(logits.value(), config_.top_k).indices, routed(), share.dtype());
+  balance(share, chosen, cross);
+  Variable active = chosen;
+  if (config_.shared > 0) active = concatenate({ones(x.dim(0), config_.shared, wide), chosen}, 1);
+  return {weights(wide, share, chosen), active.value().to(q.dtype())};
+}
+
+Variable Moh::forward(const Block& block, Crossing& cross) const {
+  const Variable x = block.x[0];
+  const Dimensions& d = dims();
+  const int64_t n = x.dim(0);
+  const std::vector<Variable> projected = split_columns(linear(x, in_), in_->info.parts);
+  Variable q = reshape(projected[0], {n, d.heads, d.key}), k = reshape(projected[1], {n, d.kv_heads, d.key});
+  const Variable v = reshape(projected[2], {n, d.kv_heads, d.value});
+  const Routing routing = route(x, q, cross);
+  if (config_.position == "rope") {
+    q = rotary(q, block.position, config_.rope_theta);
+    k = rotary(k, block.position, config_.rope_theta);
+  }
+  const auto y = cross(softmax_merge({.scale = config_.scale}),
+                       {{q, k, v, routing.active}, block.position, block.document});
+  const Variable weighted = multiply(y[0], cast(reshape(routing.weights, {n, d.heads, 1}), y[0].dtype()));
+  return linear(reshape(weighted, {n, d.heads * d.value}), out_);
+}
+
+// Every head computed and then masked, head by head.
+Variable Moh::reference(const Block& block) const {
+  const Variable x = block.x[0];
+  const Dimensions& d = dims();
+  const int64_t n = x.dim(0), s = config_.shared, e = d.heads - s;
+  int64_t row = 0;
+  const auto project = [&](int64_t heads, int64_t size) {
+    const Variable weight = slice(in_, 0, row, row + heads * size);
+    row += heads * size;
+    return reshape(matmul(x, weight, {false, true}), {n, heads, size});
+  };
+  Variable q = project(d.heads, d.key), k = project(d.kv_heads, d.key);
+  const Variable v = project(d.kv_heads, d.value);
+
+  std::vector<Variable> scores;  // of each routed head, (n, 1)
+  for (int64_t h = s; h < d.heads; ++h) {
+    if (learned())
+      scores.push_back(matmul(x, slice(router_routed_, 0, h - s, h - s + 1), {false, true}));
+    else
+      scores.push_back(reshape(sqrt(scale(sum(square(slice(q, 1, h, h + 1)), 2), 1, kNormEps)), {n, 1}));
+  }
+  if (!learned()) {
+    Variable center = scores[0], variance;
+    for (int64_t h = 1; h < e; ++h) center = add(center, scores[h]);
+    center = scale(center, 1 / static_cast<double>(e));
+    for (int64_t h = 0; h < e; ++h) {
+      const Variable apart = square(subtract(scores[h], center));
+      variance = h == 0 ? apart : add(variance, apart);
+    }
+    const Variable deviation =
+        sqrt(scale(variance, 1.0 / static_cast<double>(std::max<int64_t>(1, e - 1)), kNormEps));
+    for (Variable& score : scores) score = divide(score, deviation);
+  }
+  const Variable score = concatenate(scores, 1), share = softmax(score);
+  const std::vector<double> value = to_values(score);
+  std::vector<double> picked(value.size());
+  for (int64_t t = 0; t < n; ++t) {
+    std::vector<int64_t> order(static_cast<size_t>(e));
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int64_t a, int64_t b) { return value[t * e + a] > value[t * e + b]; });
+    for (int64_t i = 0; i < config_.top_k; ++i) picked[t * e + order[i]] = 1;
+  }
+  const Variable mask = from_values({n, e}, x.dtype(), picked);
+
+  std::vector<Variable> gates;  // (n, 1), of every head
+  const bool code = config_.form == "code";
+  const Variable always = learned() && s > 1 ? softmax(matmul(x, router_shared_, {false, true}))
+                                             : Variable(full({n, s}, 1, x.dtype()));
+  const Variable mix = learned() && s > 0 ? softmax(matmul(x, router_mix_, {false, true})) : Variable();
+  const Variable kept = multiply(share, mask), mass = sum(kept, 1, true);
+  for (int64_t h = 0; h < d.heads; ++h) {
+    Variable g = h < s ? slice(always, 1, h, h + 1) : slice(learned() ? kept : mask, 1, h - s, h - s + 1);
+    if (learned() && code)
+      g = h < s ? scale(g, static_cast<double>(s))
+                : scale(divide(g, mass), static_cast<double>(config_.top_k));
+    if (mix.defined()) g = multiply(g, scale(slice(mix, 1, h < s ? 0 : 1, h < s ? 1 : 2), code ? 2 : 1));
+    gates.push_back(g);
+  }
+  if (config_.position == "rope") {
+    q = naive_rotary(q, 0, config_.rope_theta);
+    k = naive_rotary(k, 0, config_.rope_theta);
+  }
+  const Tensor bias = naive_bias(d.heads, n, x.dtype(),
+                                 [](int64_t, int64_t i, int64_t j) { return j > i ? -INFINITY : 0.0; });
+  const Variable o = naive_attention(q, k, v, bias, config_.scale);
+  Variable y;
+  for (int64_t h = 0; h < d.heads; ++h) {
+    const Variable one = multiply(reshape(slice(o, 1, h, h + 1), {n, d.value}), gates[h]);
+    const Variable part = matmul(one, slice(out_, 1, h * d.value, (h + 1) * d.value), {false, true});
+    y = h == 0 ? part : add(y, part);
+  }
+  return y;
+}
+
+namespace {
+
+// A layer with random projections and routers that say nothing.
+struct Trial {
+  Trial(MohConfig config, const Dimensions& d, int64_t n)
+      : store(Dtype::f64, Device::cpu, 5),
+        layer(std::move(config), d, {store, ""}),
+        layout(whole_documents({n})) {
+    store.commit();
+    for (const auto& p : store.entries())
+      if (p->info.name.starts_with("router")) p->working.zero();
+    x = random_tensor({n, d.width}, 1);
+    LocalCrossing cross(layout);
+    y = layer.forward({{x}, layout.position, layout.document}, cross);
+    balance = to_values(cross.losses()[0].value)[0];
+  }
+  // The layer as plain attention between its projections.
+  Variable dense() {
+    const Dimensions& d = layer.dims();
+    const int64_t n = x.dim(0);
+    const Parameter in = store.find("in.weight");
+    const std::vector<Variable> part = split_columns(linear(x, in), in->info.parts);
+    ParameterStore none(Dtype::f64);
+    const Softmax attention({}, d, {none, ""});
+    LocalCrossing cross(layout);
+    const Variable o =
+        attention.forward({{reshape(part[0], {n, d.heads, d.key}), reshape(part[1], {n, d.kv_heads, d.key}),
+                            reshape(part[2], {n, d.kv_heads, d.value})},
+                           layout.position,
+                           layout.document},
+                          cross);
+    return linear(reshape(o, {n, d.heads * d.value}), store.find("out.weight"));
+  }
+  ParameterStore store;
+  Moh layer;
+  Layout layout;
+  Variable x, y;
+  double balance = 0;
+};
+
+}  // namespace
+
+std::vector<Identity> Moh::identities() const {
+  const Dimensions d = dims();
+  const MohConfig all{.shared = 1, .top_k = d.heads - 1};
+  return {
+      {"all heads on and even routers are multi-head attention", 1e-12,
+       [=] {
+         Trial t(all, d, 9);
+         return largest_difference(t.y, t.dense());
+       }},
+      {"all heads on by the lengths of their queries are multi-head attention, to the bit", 0,
+       [=] {
+         MohConfig config = all;
+         config.router = "norm";
+         Trial t(config, d, 9);
+         return largest_difference(t.y, t.dense());
+       }},
+      {"the balance loss of even routing is the number of routed heads that are on", 1e-12,
+       [=] { return std::abs(Trial({.shared = 1, .top_k = 2}, d, 9).balance - 2); }},
+  };
+}
+
+}  // namespace weft

@@ -1,5 +1,6 @@
 #include "attention/ema.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "attention/chunks.h"
@@ -120,7 +121,10 @@ Scan DampedEma::scan(int64_t chunk, bool fft) const {
 }
 
 Variable DampedEma::operator()(const Variable& x, const Block& block, Crossing& cross, int64_t chunk,
-                               bool fft) const {
+                               int64_t fft_up_to) const {
+  const Segments& segments = cross.layout().segments;
+  const bool fft =
+      std::all_of(segments.begin(), segments.end(), [&](const Segment& s) { return s.size() <= fft_up_to; });
   const Tensor one = full({x.dim(0)}, 1, x.dtype(), x.device());
   return cross(scan(chunk, fft), {{x, one}, block.position, block.document});
 }

@@ -1,6 +1,7 @@
 #include "attention/mega.h"
 
 #include <cmath>
+#include <limits>
 
 #include "attention/flash_attention.h"
 #include "attention/naive.h"
@@ -24,6 +25,14 @@ Weighting weighting_of(const std::string& attention) {
   return attention == "relu2" ? Weighting::relu2 : Weighting::softmax;
 }
 
+// docs/benchmarks.md: up to here transforms are the faster form.
+constexpr int64_t kFourierIsFaster = 2048;
+
+int64_t longest_by_fft(const std::string& ema) {
+  if (ema == "auto") return kFourierIsFaster;
+  return ema == "fft" ? std::numeric_limits<int64_t>::max() : 0;
+}
+
 }  // namespace
 
 void MegaConfig::fields(FieldVisitor& f) {
@@ -41,10 +50,10 @@ void MegaConfig::fields(FieldVisitor& f) {
   f("hidden", hidden, "size of the values; 0 = twice the width", {.min = 0});
   f("ema_size", ema_size, "dimensions of the moving average of a channel", {.min = 1});
   f("ema", ema,
-    "how whole documents on one rank are averaged: by chunks, or by fast Fourier transforms; the same "
-    "function, "
-    "but a transform rounds every output by every input",
-    {.choices = {"scan", "fft"}});
+    "how whole documents on one rank are averaged: by chunks, by fast Fourier transforms, or as is faster; "
+    "the "
+    "same function, but a transform rounds every output by every input",
+    {.choices = {"scan", "fft", "auto"}});
   f("chunk", chunk, "tokens of the moving average handled as one matrix product; changes speed, not results",
     {.unit = "tokens", .min = 1});
 }
@@ -114,7 +123,7 @@ Variable Mega::forward(const Block& block, Crossing& cross) const {
   const Dtype dtype = x.dtype(), wide = wide_of(dtype);
   const Variable normed = layer_norm(x, norm_gain_, norm_bias_, kNormEps), exact = cast(normed, wide);
   const Variable v = silu(linear(normed, value_, value_bias_));
-  const Variable average = ema_(exact, block, cross, config_.chunk, config_.ema == "fft");
+  const Variable average = ema_(exact, block, cross, config_.chunk, longest_by_fft(config_.ema));
   const Variable mixed = cast(silu(add(average, multiply(exact, omega_))), dtype);
   const std::vector<Variable> parts =
       split_columns(linear(mixed, mix_, mix_bias_), {width, z, hidden, width});
@@ -226,9 +235,9 @@ double deviation_of_averages(const Dimensions& dims, int64_t tokens) {
   store.commit();
   const Layout layout = whole_documents({tokens});
   const Tensor x = random_tensor({tokens, dims.width}, 1);
-  const auto by = [&](bool fft) -> Tensor {
+  const auto by = [&](int64_t fft_up_to) -> Tensor {
     LocalCrossing cross(layout);
-    return ema(x, {{}, layout.position, layout.document}, cross, 7, fft);
+    return ema(x, {{}, layout.position, layout.document}, cross, 7, fft_up_to);
   };
   const std::vector<double> kernel = to_values(ema.kernel(tokens)), in = to_values(x);
   std::vector<double> sums(in.size());
@@ -237,7 +246,7 @@ double deviation_of_averages(const Dimensions& dims, int64_t tokens) {
       for (int64_t c = 0; c < dims.width; ++c)
         sums[t * dims.width + c] += kernel[c * tokens + t - s] * in[s * dims.width + c];
   const Tensor convolved = from_values(x.shape(), Dtype::f64, sums), stepped = ema.recurrence(x);
-  return std::max({largest_difference(by(false), stepped), largest_difference(by(true), stepped),
+  return std::max({largest_difference(by(tokens - 1), stepped), largest_difference(by(tokens), stepped),
                    largest_difference(convolved, stepped)});
 }
 

@@ -10,7 +10,9 @@ namespace weft::cpu {
 namespace {
 
 using Steps = std::array<int64_t, Shape::kMaxRank>;
-constexpr int64_t kTile = 32;
+// A row of the tile is a cache line of f32; as few as 8, since lines a power of two apart share a set of the
+// cache.
+constexpr int64_t kTileRows = 16, kTileColumns = 8;
 
 // Where x's last axis becomes y's axis `across`, reading or writing jumps; in tiles of both axes neither
 // leaves the cache. step[i]: elements of x from one index of y's axis i to the next.
@@ -23,11 +25,11 @@ void permute_tiles(const Tensor& y, const Tensor& x, const Steps& step, int acro
     out[i] = s;
     s *= y.dim(i);
   }
-  const int64_t rows = y.dim(across), columns = y.dim(last), tiles = (rows + kTile - 1) / kTile;
-  parallel_for(y.numel() / (rows * columns) * tiles, 1 + (1 << 14) / (kTile * columns),
+  const int64_t rows = y.dim(across), columns = y.dim(last), tiles = (rows + kTileRows - 1) / kTileRows;
+  parallel_for(y.numel() / (rows * columns) * tiles, 1 + (1 << 14) / (kTileRows * columns),
                [&](int64_t begin, int64_t end) {
                  for (int64_t task = begin; task < end; ++task) {
-                   const int64_t r0 = task % tiles * kTile, r1 = std::min(rows, r0 + kTile);
+                   const int64_t r0 = task % tiles * kTileRows, r1 = std::min(rows, r0 + kTileRows);
                    const T* from = x.data<T>();
                    T* to = y.data<T>();
                    int64_t rest = task / tiles;
@@ -37,9 +39,9 @@ void permute_tiles(const Tensor& y, const Tensor& x, const Steps& step, int acro
                      to += rest % y.dim(i) * out[i];
                      rest /= y.dim(i);
                    }
-                   for (int64_t c0 = 0; c0 < columns; c0 += kTile)
+                   for (int64_t c0 = 0; c0 < columns; c0 += kTileColumns)
                      for (int64_t r = r0; r < r1; ++r)
-                       for (int64_t c = c0; c < std::min(columns, c0 + kTile); ++c)
+                       for (int64_t c = c0; c < std::min(columns, c0 + kTileColumns); ++c)
                          to[r * out[across] + c] = from[r + c * step[last]];
                  }
                });

@@ -84,6 +84,13 @@ Shape with_leading(std::initializer_list<int64_t> leading, const Shape& tail, in
 
 ApplyCase::ApplyCase(const std::string& id, const std::string& text, int64_t rows, int64_t tokens)
     : id(id), settings(split_settings(text)) {
+  // Sizes that no input tells are attributes.
+  const Dimensions sizes = small_dimensions(find_mechanism(id));
+  if (text.find("heads=") == std::string::npos)
+    for (const FieldDescription& f : find_mechanism(id).describe())
+      for (const auto& [name, size] :
+           {std::pair{"heads", sizes.heads}, {"key", sizes.key}, {"value", sizes.value}})
+        if (f.name == name) settings.push_back(f.name + "=" + std::to_string(size));
   Subject subject({id, text}, Dtype::f64);
   const Mechanism& m = *subject.mechanism;
   signature = signature_of(find_mechanism(id), parse_attributes(settings), subject.dims);

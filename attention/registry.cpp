@@ -72,7 +72,7 @@ const std::vector<MechanismEntry>& mechanisms() {
                          {"norm_per_head=true feature_map=relu chunk=16"}),
       entry<TransNormerLlm>("transnormer_llm", {}, "Scaling TransNormer to 175 Billion Parameters",
                             "https://arxiv.org/abs/2307.14995",
-                            {"layer=1 layers=3 chunk=16", "decay=paper heads=2 layers=2"}),
+                            {"layer=1 layers=3 chunk=16", "decay=paper heads=2 layer=3 layers=4"}),
       entry<DeltaRule>("delta_rule", {}, "Linear Transformers Are Secretly Fast Weight Programmers",
                        "https://arxiv.org/abs/2102.11174", {"chunk=16"}),
       entry<GatedDeltaRule>("gated_delta_rule", {}, "Gated Delta Networks: Improving Mamba2 with Delta Rule",

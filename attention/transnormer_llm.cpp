@@ -21,12 +21,14 @@ constexpr double kNormEps = 1e-6;
 
 Dimensions placed(Dimensions dims, const TransNormerLlmConfig& config) {
   if (config.heads > 0) {
-    if (dims.width % config.heads != 0)
-      throw Error(Exit::recipe, text(config.heads, " heads do not divide the width ", dims.width), "heads",
-                  "choose a divisor");
     dims.heads = dims.kv_heads = config.heads;
     dims.key = dims.value = dims.width / config.heads;
+    if (dims.width % config.heads != 0 && (config.key == 0 || config.value == 0))
+      throw Error(Exit::recipe, text(config.heads, " heads do not divide the width ", dims.width), "heads",
+                  "choose a divisor, or set key and value");
   }
+  if (config.key > 0) dims.key = config.key;
+  if (config.value > 0) dims.value = config.value;
   if (config.layer >= 0) dims.layer = config.layer;
   if (config.layers > 0) dims.layers = config.layers;
   if (dims.layer >= dims.layers)
@@ -43,11 +45,28 @@ std::vector<double> first_theta(int64_t heads, int64_t size) {
   return theta;
 }
 
+// The number of tokens up to each of a chunk: (M, C, 1) of ones and zeros -> (M, C, 1).
+Scan count_scan(int64_t chunk, Dtype dtype, Device device) {
+  Scan scan;
+  scan.names = {"t"};
+  scan.pad = {0};
+  scan.chunk = chunk;
+  scan.identity = [=] { return State{zeros({1, 1}, dtype, device)}; };
+  scan.summarize = [](const Block& b) { return State{sum(b.x[0], 1)}; };
+  scan.combine = [](const State& before, const State& after) { return State{add(before[0], after[0])}; };
+  scan.apply = [](const Block& b, const State& prefix) {
+    return add(cumulative_sum(b.x[0], 1), reshape(prefix[0], {prefix[0].dim(0), 1, 1}));
+  };
+  return scan;
+}
+
 }  // namespace
 
 void TransNormerLlmConfig::fields(FieldVisitor& f) {
-  f("heads", heads, "heads of width / heads features; 0 = as the model has them",
+  f("heads", heads, "heads, by default of width / heads features; 0 = as the model has them",
     {.unit = "heads", .min = 0});
+  f("key", key, "features of a query or key; 0 = see heads", {.unit = "features", .min = 0});
+  f("value", value, "features of a value; 0 = see heads", {.unit = "features", .min = 0});
   f("layer", layer, "which layer it is, from 0; -1 = as it stands in the model", {.min = -1});
   f("layers", layers, "layers of the model; 0 = as the model has them", {.min = 0});
   f("chunk", chunk, "tokens handled as one matrix product; changes speed, not results",
@@ -95,10 +114,8 @@ std::vector<double> TransNormerLlm::fixed_input(const std::string& name) const {
 }
 
 // Angles are taken in f64: a position of a million is as exact as a small one.
-Variable lrpe_features(const Variable& x, const Variable& theta, const Tensor& position) {
-  const Shape shape{x.dim(0), 1, 1};
-  const Variable t = position.device() == Device::meta ? empty(shape, Dtype::f64, Device::meta)
-                                                       : from_values(shape, Dtype::f64, to_values(position));
+Variable lrpe_features(const Variable& x, const Variable& theta, const Variable& position) {
+  const Variable t = cast(reshape(position, {x.dim(0), 1, 1}), Dtype::f64);
   const Variable angle = multiply(t, cast(theta, Dtype::f64));
   return concatenate({multiply(x, cast(cos(angle), x.dtype())), multiply(x, cast(sin(angle), x.dtype()))}, 2);
 }
@@ -119,8 +136,12 @@ Variable TransNormerLlm::forward(const Block& block, Crossing& cross) const {
   const Variable& x = block.x[0];
   const Dtype wide = wide_of(x.dtype());
   std::vector<Variable> in = project(x);
-  if (theta_.defined())
-    for (int i = 0; i < 2; ++i) in[i] = lrpe_features(in[i], theta_, block.position);
+  if (theta_.defined()) {
+    const Variable position =
+        cross(count_scan(config_.chunk, wide, x.device()),
+              {{full({x.dim(0), 1}, 1, wide, x.device())}, block.position, block.document});
+    for (int i = 0; i < 2; ++i) in[i] = lrpe_features(in[i], theta_, position);
+  }
   in.emplace_back(fixed_rows(*this, {"g", "h"}, x.dim(0), wide, x.device()));
   const Scan scan =
       linear_scan(1, config_.chunk, true, dims().heads, in[0].dim(2), dims().value, wide, x.device());
@@ -161,29 +182,20 @@ Variable TransNormerLlm::reference(const Block& block) const {
 
 std::vector<Identity> TransNormerLlm::identities() const {
   return {
-      {"positions matter by their differences only: a million more changes nothing", 1e-7,
-       [d = dims()] {
-         ParameterStore store(Dtype::f64, Device::cpu, 3);
-         const TransNormerLlm m({.layer = 0, .layers = 2}, d, {store, ""});
-         store.commit();
-         const Layout layout = whole_documents({40});
-         Block b = random_block(m, layout);
-         LocalCrossing first(layout), second(layout);
-         const Variable y = m.forward(b, first);
-         std::vector<int32_t> far;
-         for (int32_t t = 0; t < 40; ++t) far.push_back(1000000 + t);
-         b.position = from_ints(far);
-         return largest_difference(m.forward(b, second), y);
-       }},
-      {"[x cos, x sin] features give sum_c q_c k_c cos((t - s) theta_c)", 1e-12,
+      {"[x cos, x sin] features give sum_c q_c k_c cos((t - s) theta_c), a million tokens later too", 1e-9,
        [] {
          const Tensor q = random_tensor({5, 2, 3}, 1), k = random_tensor({5, 2, 3}, 2);
-         const Tensor theta = random_tensor({2, 3}, 3);
-         const Variable features = multiply(lrpe_features(q, theta, from_ints({9, 8, 7, 6, 5})),
-                                            lrpe_features(k, theta, from_ints({2, 2, 2, 2, 2})));
-         const Tensor apart = from_values({5, 1, 1}, Dtype::f64, {7, 6, 5, 4, 3});
-         return largest_difference(sum(features, 2),
-                                   sum(multiply(multiply(q, k), cos(multiply(apart, theta))), 2));
+         const Tensor theta = random_tensor({2, 3}, 3),
+                      apart = from_values({5, 1, 1}, Dtype::f64, {7, 6, 5, 4, 3});
+         const Variable expected = sum(multiply(multiply(q, k), cos(multiply(apart, theta))), 2);
+         double worst = 0;
+         for (const double s : {2, 1000000}) {
+           const Tensor at = full({5, 1}, s, Dtype::f64);
+           const Variable features = multiply(lrpe_features(q, theta, add(at, reshape(apart, {5, 1}))),
+                                              lrpe_features(k, theta, at));
+           worst = std::max(worst, largest_difference(sum(features, 2), expected));
+         }
+         return worst;
        }},
       {"the code's decays of 8 heads: layer 0 from e^{-1/2} to e^{-1/256}, the last e^{-1e-5 s_h}", 1e-12,
        [] {

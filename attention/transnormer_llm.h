@@ -6,7 +6,8 @@
 //   y = (SRMSNorm(o) * u) W_o,  SRMSNorm(o) = o sqrt(C) / |o| over the channels of all heads
 //
 // The cosine (LRPE-d) is that of layer 0 only, with theta learned a head and channel; it is linear attention
-// on the features [x cos(t theta), x sin(t theta)]. The decay is fixed a head and layer, and handled by
+// on the features [x cos(t theta), x sin(t theta)]. The state turns with the tokens that made it, so their
+// number is part of it: layer 0 keeps {t, S}. The decay is fixed a head and layer, and handled by
 // linear_scan: no power of an inverse decay appears. The rest of the paper's block are ffn_kind: sglu,
 // norm: srms and scale_embedding: true of a recipe.
 //
@@ -20,7 +21,7 @@
 namespace weft {
 
 struct TransNormerLlmConfig {
-  int64_t heads = 0, layer = -1, layers = 0;
+  int64_t heads = 0, key = 0, value = 0, layer = -1, layers = 0;
   int64_t chunk = 64;
   std::string decay = "code";
   bool phase = true;
@@ -52,7 +53,7 @@ class TransNormerLlm : public Mechanism {
 // Log decays of the heads of layer l of L, by the released code or by the paper's text.
 std::vector<double> tnl_decay(int64_t heads, int64_t layer, int64_t layers, bool as_in_paper);
 
-// x (N, H, D) at these positions -> [x cos(t theta), x sin(t theta)] (N, H, 2 D), theta (H, D)
-Variable lrpe_features(const Variable& x, const Variable& theta, const Tensor& position);
+// x (N, H, D) at positions t (N, 1) -> [x cos(t theta), x sin(t theta)] (N, H, 2 D), theta (H, D)
+Variable lrpe_features(const Variable& x, const Variable& theta, const Variable& position);
 
 }  // namespace weft

@@ -39,6 +39,13 @@ Moneta::Moneta(const Config& config, Dimensions dims, const ParameterScope& scop
       q_(config.q),
       epsilon_(config.epsilon) {}
 
+// The slope of a power grows faster than the error, and W moves against the size of A: smaller steps.
+std::vector<Input> Moneta::inputs() const {
+  std::vector<Input> inputs = Miras::inputs();
+  inputs[3].start -= 3;
+  return inputs;
+}
+
 namespace {
 
 // sqrt(x^2 + epsilon)^power, by its logarithm.

@@ -39,10 +39,11 @@ Moneta::Moneta(const Config& config, Dimensions dims, const ParameterScope& scop
       q_(config.q),
       epsilon_(config.epsilon) {}
 
-// The slope of a power grows faster than the error, and W moves against the size of A: smaller steps.
+// The slope of a power grows faster than the error: smaller steps yet, for an MLP. A matrix starts at zero,
+// and W moves against the size of A: small steps would keep it where W is steepest.
 std::vector<Input> Moneta::inputs() const {
   std::vector<Input> inputs = Miras::inputs();
-  inputs[3].start -= 3;
+  if (config_.memory == "mlp") inputs[3].start -= 3;
   return inputs;
 }
 

@@ -39,6 +39,14 @@ Moneta::Moneta(const Config& config, Dimensions dims, const ParameterScope& scop
       q_(config.q),
       epsilon_(config.epsilon) {}
 
+// The slope of a power grows faster than the error: smaller steps yet, for an MLP. A matrix starts at zero,
+// and W moves against the size of A: small steps would keep it where W is steepest.
+std::vector<Input> Moneta::inputs() const {
+  std::vector<Input> inputs = Miras::inputs();
+  if (config_.memory == "mlp") inputs[3].start -= 3;
+  return inputs;
+}
+
 namespace {
 
 // sqrt(x^2 + epsilon)^power, by its logarithm.

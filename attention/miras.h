@@ -38,6 +38,7 @@ class Moneta : public Miras {
  public:
   using Config = MonetaConfig;
   Moneta(const Config& config, Dimensions dims, const ParameterScope& scope);
+  std::vector<Input> inputs() const override;
   std::vector<Identity> identities() const override;
 
  protected:

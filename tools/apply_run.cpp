@@ -18,6 +18,8 @@ constexpr std::chrono::hours kPatience{1};
 struct Model {
   explicit Model(const ApplyTask& task) : store(task.dtype, Device::cpu, task.init.value_or(0)) {
     mechanism = task.mechanism->make(task.attributes, task.dims, {store, ""});
+    // Also of what training leaves alone: a gradient for every tensor given.
+    for (const auto& entry : store.entries()) entry->info.trainable = true;
     store.commit();
     for (const auto& [name, value] : task.parameters) store.find(name)->master.copy_from(value);
     store.refresh_working();

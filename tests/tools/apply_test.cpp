@@ -96,8 +96,9 @@ TEST_P(Apply, GradientsAreThoseOfTheFunction) {
         moved[name] = from_values(value.shape(), Dtype::f64, y);
         return loss(moved);
       };
-      const double numeric = (8 * (at(step) - at(-step)) - (at(2 * step) - at(-2 * step))) / (12 * step);
-      EXPECT_NEAR(numeric, gradient[i], 1e-6) << name << " " << i;
+      // Four points: two are off by 1e-5 where a normaliser is small and the gradient in the thousands.
+      const double slope = (8 * (at(step) - at(-step)) - (at(2 * step) - at(-2 * step))) / (12 * step);
+      EXPECT_NEAR(slope, gradient[i], 1e-6) << name << " " << i;
     }
   }
 }

@@ -156,8 +156,8 @@ TEST_P(Apply, Dtypes) {
     const Tensors out = apply_to(c.words({"--dtype", flag}), c.in);
     EXPECT_EQ(out.size(), exact.size());
     for (const auto& [name, value] : out) {
-      const bool wide =
-          name.starts_with("state.") || name.starts_with("grad.p.") || name.starts_with("grad.state0.");
+      const bool wide = name.starts_with("state.") || name.starts_with("grad.p.") ||
+                        name.starts_with("grad.state0.") || name.starts_with("aux.");
       EXPECT_EQ(value.dtype(), wide ? Dtype::f32 : dtype) << name;
       const Tensor& expected = exact.at(name);
       const double size = 1 + std::sqrt(dot(expected, expected) / static_cast<double>(expected.numel()));

@@ -93,6 +93,8 @@ class LocalCrossing : public Crossing {
   std::vector<Variable> operator()(const Merge& part, const Block& block) override;
   Variable operator()(const Halo& part, const Block& block) override;
   Variable operator()(const Carry& part, const Block& block) override;
+  // With a stream, over all tokens that it has seen.
+  Variable total(const Variable& sums) override;
 
  private:
   Stream::Slot* next_slot();

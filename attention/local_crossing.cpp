@@ -4,6 +4,7 @@
 #include "attention/crossing.h"
 #include "attention/merge.h"
 #include "autograd/ops/arrange.h"
+#include "autograd/ops/elementwise.h"
 
 namespace weft {
 namespace {
@@ -167,6 +168,15 @@ Variable LocalCrossing::operator()(const Carry& part, const Block& block) {
     if (slot != nullptr) slot->states[s.document] = after;
   }
   return outputs.empty() ? carry_nothing(part, block) : concatenate(outputs, 0);
+}
+
+Variable LocalCrossing::total(const Variable& sums) {
+  Stream::Slot* slot = next_slot();
+  if (slot == nullptr) return sums;
+  State& past = slot->states[-1];  // of no document
+  const Variable all = past.empty() ? sums : add(past[0], sums);
+  past = {all};
+  return all;
 }
 
 }  // namespace weft

@@ -106,7 +106,7 @@ const std::vector<MechanismEntry>& mechanisms() {
           "sparsek", {},
           "Sparser is Faster and Less is More: Efficient Sparse Attention for Long-Range Transformers",
           "https://arxiv.org/abs/2406.16747",
-          {"k=3 window=4 chunk=7 position=rope", "k=4 support=9 window=0 slope=0.0625 gate=v"}),
+          {"k=3 window=4 chunk=7 position=rope slope=0.0625", "k=8 support=20 window=0 gate=v"}),
   };
   return all;
 }

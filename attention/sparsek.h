@@ -14,6 +14,8 @@
 // alone). The support of p can be wider than S_t, without bound where scores are alike; here it ends after
 // the `support` highest scores, of which the scores alone are kept, so p is that of the paper wherever tau_t
 // lies above the next one. Under grouped heads every query head keeps its own pairs.
+// A state holds scores and keys of the positions they had: handed to another text it starts, it goes on as if
+// the text had not been cut only without slope and rotation.
 
 #include "attention/mechanism.h"
 

@@ -283,6 +283,8 @@ ApplyOutcome apply_decode(const ApplyTask& task, int64_t prefill, int64_t chunk)
     StatesCrossing cross(local, task.state_documents(), leaves.parts, chunk);
     const Variable y = model.mechanism->forward(leaves.block(layout), cross);
     collector.add_outputs(share, y, last_states(task, leaves.parts));
+    collector.outcome.losses.clear();  // the last ones are those of all tokens
+    collector.add_losses(cross);
     at = end;
   }
   return collector.finish(model);

@@ -150,15 +150,19 @@ TEST_P(Apply, Dtypes) {
   ApplyCase c = make();
   for (auto& [name, value] : c.in)  // a random start can bring a normaliser close to zero
     if (name.starts_with("state0.")) value.zero();
-  const Tensors exact = apply_to(c.words({"--dtype", "f64"}), c.in);
-  for (const auto& [name, value] : exact) EXPECT_EQ(value.dtype(), Dtype::f64) << name;
   for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
     const std::string flag = dtype == Dtype::f32 ? "f32" : "bf16";
-    const Tensors out = apply_to(c.words({"--dtype", flag}), c.in);
+    // Both start from numbers that the dtype has: what a mechanism selects may hang on a rounding.
+    Tensors in = c.in;
+    for (auto& [name, value] : in)
+      if (is_float(value.dtype()) && !name.starts_with("p.")) value = value.to(dtype).to(Dtype::f64);
+    const Tensors exact = apply_to(c.words({"--dtype", "f64"}), in);
+    for (const auto& [name, value] : exact) EXPECT_EQ(value.dtype(), Dtype::f64) << name;
+    const Tensors out = apply_to(c.words({"--dtype", flag}), in);
     EXPECT_EQ(out.size(), exact.size());
     for (const auto& [name, value] : out) {
-      const bool wide =
-          name.starts_with("state.") || name.starts_with("grad.p.") || name.starts_with("grad.state0.");
+      const bool wide = name.starts_with("state.") || name.starts_with("grad.p.") ||
+                        name.starts_with("grad.state0.") || name.starts_with("aux.");
       EXPECT_EQ(value.dtype(), wide ? Dtype::f32 : dtype) << name;
       const Tensor& expected = exact.at(name);
       const double size = 1 + std::sqrt(dot(expected, expected) / static_cast<double>(expected.numel()));

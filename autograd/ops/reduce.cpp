@@ -3,42 +3,47 @@
 namespace weft {
 namespace {
 
+// What a reduction's way back knows besides the shape of its input.
+struct Axis {
+  int axis;
+  // (outer, n, inner) as kernels see an input of this shape
+  Shape folded(const Shape& s) const { return {s.product(0, axis), s[axis], s.product(axis + 1, s.rank())}; }
+};
+
 struct Folded {
-  Tensor x;              // (outer, n, inner)
-  Shape inner, reduced;  // of the result as a kernel sees it, and as the caller does
+  Tensor x;
+  Axis axis;
+  Shape inner, reduced;  // of the result as a kernel sees it, (outer, inner), and as the caller does
 };
 
 Folded fold(const char* op, const Variable& x, int axis, bool keep) {
   CHECK(is_float(x.dtype()), op, ": x is ", name_of(x.dtype()));
   const Shape& s = x.shape();
-  const int a = s.index(axis);
-  const int64_t outer = s.product(0, a), inner = s.product(a + 1, s.rank());
+  const Axis a{s.index(axis)};
+  const Shape folded = a.folded(s);
   Shape reduced;
   for (int i = 0; i < s.rank(); ++i)
-    if (i != a)
+    if (i != a.axis)
       reduced.push_back(s[i]);
     else if (keep)
       reduced.push_back(1);
-  return {x.value().contiguous().reshape({outer, s[a], inner}), {outer, inner}, reduced};
+  return {x.value().contiguous().reshape(folded), a, {folded[0], folded[2]}, reduced};
 }
 
 Variable weighted_sum(const char* op, const Variable& x, int axis, bool keep, double factor) {
   const Folded f = fold(op, x, axis, keep);
   const Tensor y = empty(f.inner, x.dtype(), x.device());
   ON_DEVICE(y.device(), reduce_sum(y, f.x, factor));
-  struct Factor {
+  struct Weighted : Axis {
     double factor;
   };
-  // Only shapes are needed on the way back: tensors of the meta device hold no memory.
-  const Tensor whole = empty(x.shape(), x.dtype(), Device::meta),
-               folded = empty(f.x.shape(), x.dtype(), Device::meta);
-  return record(op, {x}, y.reshape(f.reduced), save(whole, folded), Factor{factor},
-                [](Backward& grads, const Factor& a) {
-                  const Shape& folded = grads.saved(1).shape();
+  return record(op, {x}, y.reshape(f.reduced), save(), Weighted{f.axis, factor},
+                [](Backward& grads, const Weighted& a) {
+                  const Shape folded = a.folded(grads.shape(0));
                   const Tensor dy = grads.grad().contiguous().reshape({folded[0], folded[2]});
                   const Tensor dx = empty(folded, dy.dtype(), dy.device());
                   ON_DEVICE(dy.device(), reduce_sum_backward(dx, dy, a.factor));
-                  grads.add(0, dx.reshape(grads.saved(0).shape()));
+                  grads.add(0, dx.reshape(grads.shape(0)));
                 });
 }
 
@@ -56,16 +61,13 @@ Variable max(const Variable& x, int axis, bool keep) {
   const Folded f = fold("max", x, axis, keep);
   const Tensor y = empty(f.inner, x.dtype(), x.device()), index = empty(f.inner, Dtype::i32, x.device());
   ON_DEVICE(y.device(), reduce_max(y, index, f.x));
-  const Tensor whole = empty(x.shape(), x.dtype(), Device::meta),
-               folded = empty(f.x.shape(), x.dtype(), Device::meta);
-  return record("max", {x}, y.reshape(f.reduced), save(whole, folded, index), NoAttributes{},
-                [](Backward& grads, const NoAttributes&) {
-                  const Tensor& index = grads.saved(2);
-                  const Tensor dy = grads.grad().contiguous().reshape(index.shape());
-                  const Tensor dx = empty(grads.saved(1).shape(), dy.dtype(), dy.device());
-                  ON_DEVICE(dy.device(), reduce_max_backward(dx, index, dy));
-                  grads.add(0, dx.reshape(grads.saved(0).shape()));
-                });
+  return record("max", {x}, y.reshape(f.reduced), save(index), f.axis, [](Backward& grads, const Axis& a) {
+    const Tensor& index = grads.saved(0);
+    const Tensor dy = grads.grad().contiguous().reshape(index.shape());
+    const Tensor dx = empty(a.folded(grads.shape(0)), dy.dtype(), dy.device());
+    ON_DEVICE(dy.device(), reduce_max_backward(dx, index, dy));
+    grads.add(0, dx.reshape(grads.shape(0)));
+  });
 }
 
 }  // namespace weft

@@ -111,7 +111,7 @@ TEST(Ranks, ACarriedState) {
   if (full_tests())
     for (const char* layout : {"zigzag", "balanced"}) splits.push_back({4, 2, "native", layout});
   // Three samples, so that no border between ranks is one between samples.
-  expect_as_one_rank({"batch_tokens=1536", "model.layers=[delta_rule, sliding_window]",
+  expect_as_one_rank({"batch_tokens=1536", "model.layers=[titans, sliding_window]",
                       "model.mechanisms.sliding_window.window=24", "model.short_conv=4"},
                      splits, {"send_recv", "all_to_all"});
 }
@@ -259,10 +259,11 @@ TEST(Ranks, ErrorsAreSaidOnce) {
   EXPECT_EQ(there.json()["exit"], 73) << there.out;
 }
 
-// Losses of routers are means over the tokens of both.
+// Losses of routers are means over the tokens of both. Two steps: later a token whose heads are nearly tied
+// may take another one, for the sums of two ranks round differently.
 TEST(Ranks, RoutersLearnTheSame) {
   const TinyRun tiny;
-  const Words words{"model.layers=[moh*2]", "model.heads=4", "steps=6", "batch_tokens=128", "eval.every=6"};
+  const Words words{"model.layers=[moh*2]", "model.heads=4", "steps=2", "batch_tokens=128", "eval.every=2"};
   const auto with = [&](const char* run, const char* cp) {
     Words all = words;
     all.insert(all.end(), {run, cp, "mesh.dp=1"});

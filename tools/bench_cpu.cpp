@@ -164,12 +164,15 @@ void bench_cpu(double seconds, const std::function<void(const BenchRow&)>& done)
     done(gemm_row(m, n, k, seconds));
   for (const AttentionShape& shape : {AttentionShape{8, 512, 4, 32}, {1, 2048, 8, 64}})
     for (const bool backward : {false, true}) done(attention_row(shape, backward, seconds));
+  done(step_row("step hybrid", {"lightning", "softmax", "lightning", "softmax"}, seconds));
+  done(step_row("step softmax", {"softmax", "softmax", "softmax", "softmax"}, seconds));
+}
+
+void bench_heads(double seconds, const std::function<void(const BenchRow&)>& done) {
   for (const int64_t on : {2, 4, 6, 8}) {
     for (const bool backward : {false, true}) done(attention_row({1, 2048, 8, 64, on}, backward, seconds));
     done(decode_row({1, 16384, 8, 64, on}, seconds));
   }
-  done(step_row("step hybrid", {"lightning", "softmax", "lightning", "softmax"}, seconds));
-  done(step_row("step softmax", {"softmax", "softmax", "softmax", "softmax"}, seconds));
 }
 
 }  // namespace weft

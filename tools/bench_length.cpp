@@ -30,9 +30,9 @@ Tensor random_input(const Input& input, const Dimensions& dims, uint32_t stream)
 
 class Subject {
  public:
-  Subject(const std::string& id, const std::string& settings) {
+  explicit Subject(const std::string& id) {
     const Dimensions dims{.heads = 4, .kv_heads = 4, .key = 32, .value = 32, .width = 128};
-    mechanism_ = find_mechanism(id).make(parse_attributes(split_settings(settings)), dims, {store_, ""});
+    mechanism_ = find_mechanism(id).make({}, dims, {store_, ""});
     store_.commit();
     uint32_t stream = 1;
     for (const Input& input : mechanism_->inputs()) inputs_.push_back(random_input(input, dims, stream++));
@@ -65,7 +65,7 @@ class Subject {
 double rise_of(const std::vector<BenchRow>& rows) {
   const auto n = static_cast<double>(rows.size());
   double x = 0, y = 0, xx = 0, xy = 0;
-  for (size_t i = 0; i < rows.size(); ++i) {  // each length is twice the one before
+  for (size_t i = 0; i < rows.size(); ++i) {
     const auto at = static_cast<double>(i);
     x += at, y += rows[i].ms, xx += at * at, xy += at * rows[i].ms;
   }
@@ -73,16 +73,14 @@ double rise_of(const std::vector<BenchRow>& rows) {
   return slope * (n - 1) / first;
 }
 
-LengthBench bench_length(const std::string& mechanism, const std::string& settings, int64_t rounds) {
-  Subject subject(mechanism, settings);
-  LengthBench bench;
-  std::vector<std::vector<double>> times;
+std::vector<BenchRow> bench_length(const std::string& mechanism, int64_t rounds) {
+  Subject subject(mechanism);
+  std::vector<BenchRow> rows;
   for (int64_t length = kShortest; length <= kTokens; length *= 2) {
-    bench.rows.push_back({.name = "length " + mechanism + (settings.empty() ? "" : " " + settings),
-                          .shape = text(kTokens / length, " x ", length, " H4 D32")});
-    bench.rows.back().tokens = kTokens;
-    times.emplace_back();
+    rows.push_back({.name = mechanism, .shape = text(kTokens / length, " x ", length, ", H4 D32")});
+    rows.back().tokens = kTokens;
   }
+  std::vector<std::vector<double>> times(rows.size());
   subject.time(kShortest);  // warms up
   for (int64_t round = 0; round < rounds; ++round)
     for (size_t i = 0; i < times.size(); ++i) times[i].push_back(subject.time(kShortest << i));
@@ -91,12 +89,11 @@ LengthBench bench_length(const std::string& mechanism, const std::string& settin
     const auto at = [&](double share) {
       return times[i][static_cast<size_t>(share * static_cast<double>(rounds - 1) + 0.5)];
     };
-    bench.rows[i].ms = at(0.5);
-    bench.rows[i].ms_p10 = at(0.1);
-    bench.rows[i].ms_p90 = at(0.9);
+    rows[i].ms = at(0.5);
+    rows[i].ms_p10 = at(0.1);
+    rows[i].ms_p90 = at(0.9);
   }
-  bench.rise = rise_of(bench.rows);
-  return bench;
+  return rows;
 }
 
 }  // namespace weft

@@ -6,18 +6,12 @@
 
 namespace weft {
 
-struct LengthBench {
-  std::vector<BenchRow> rows;  // one a length, shortest first
-  // What the least-squares line of time a token over log2(length) climbs from the first length to the last,
-  // as a share of its value at the first: 0.1 is 10 %.
-  double rise = 0;
-};
+// One row a length: 32,768 tokens a call, in documents of 1K, 2K, ... 32K, 4 heads of 32 and width 128.
+// Lengths take turns, so that a machine's slow moment meets all of them; the median of `rounds`.
+std::vector<BenchRow> bench_length(const std::string& mechanism, int64_t rounds);
 
-// 32,768 tokens a call, documents of 1K, 2K, ... 32K, 4 heads of 32. Lengths take turns, so that a machine's
-// slow moment meets all of them; the median of `rounds`.
-LengthBench bench_length(const std::string& mechanism, const std::string& settings, int64_t rounds);
-
-// See LengthBench.
+// What the least-squares line of ms over log2(length) climbs from the first of these rows to the last, as a
+// share of its value at the first: 0.1 is 10 %. Each length is twice the one before.
 double rise_of(const std::vector<BenchRow>& rows);
 
 }  // namespace weft

@@ -160,6 +160,18 @@ echo '{"peer":"other 1.0","name":"gemm","shape":"512x512x512","ms":1e9}')");
   EXPECT_EQ(run_weft({"bench", "abacus"}).code, 64);
 }
 
+TEST(Bench, TimeOverLength) {
+  const Ran ran = run_weft({"bench", "length", "retention", "--rounds", "1", "--json"});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  const auto lines = ran.out_lines();
+  ASSERT_EQ(lines.size(), 6u);
+  EXPECT_EQ(Json::parse(lines[0])["name"], "lightning");
+  EXPECT_EQ(Json::parse(lines[0])["shape"], "32 x 1024, H4 D32");
+  EXPECT_EQ(Json::parse(lines[5])["shape"], "1 x 32768, H4 D32");
+  EXPECT_TRUE(Json::parse(lines[5])["rise"].is_number());
+  EXPECT_EQ(run_weft({"bench", "length", "retentoin"}).code, 64);
+}
+
 TEST(Corpus, IsTheLibrarysAndTheSameEveryTime) {
   const TestFolder folder;
   const Json json = run_weft({"corpus", "--bytes", "2500000", "--seed", "9", "--out", "c.txt", "--json"},

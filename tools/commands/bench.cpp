@@ -1,5 +1,7 @@
-// `weft bench cpu`: how fast this machine computes what training is made of, beside PyTorch where asked.
+// `weft bench`: how fast this machine computes what training is made of, beside PyTorch where asked; what
+// heads that are off save; whether a mechanism's time a token grows with the text.
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
@@ -7,8 +9,10 @@
 #include <map>
 
 #include "tools/bench_cpu.h"
+#include "tools/bench_length.h"
 #include "tools/commands.h"
 #include "tools/commands/json_line.h"
+#include "tools/describe_mechanism.h"
 #include "tools/flags.h"
 #include "training/log/environment_file.h"
 
@@ -111,28 +115,77 @@ void print_table(const std::vector<Json>& rows) {
           number(r["tokens_per_s"], "%.0f"), number(r["peer_ms"], "%.3f"), number(r["ratio"], "%.2f")});
 }
 
+// What a full look at the past costs grows with it, so those with a Merge are timed only if named.
+Words linear_mechanisms() {
+  Words ids;
+  for (const MechanismEntry& entry : mechanisms()) {
+    const Words kinds =
+        learn(entry, {.dims = {.heads = 2, .kv_heads = 2, .key = 8, .value = 8, .width = 16}}).kinds();
+    if (std::find(kinds.begin(), kinds.end(), "merge") == kinds.end()) ids.push_back(entry.id);
+  }
+  return ids;
+}
+
+std::vector<Json> length_rows(Words ids, int64_t rounds, const std::string& device) {
+  if (ids.empty()) ids = linear_mechanisms();
+  std::vector<Json> rows;
+  for (const std::string& id : ids) {
+    const std::vector<BenchRow> bench = bench_length(find_mechanism(id).id, rounds);
+    for (const BenchRow& row : bench) {
+      rows.push_back(row_json(row, device));
+      rows.back()["rise"] = rise_of(bench);
+    }
+  }
+  return rows;
+}
+
+// A line a mechanism: ms by length.
+void print_lengths(const std::vector<Json>& rows) {
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const Json& r = rows[i];
+    const bool first = i == 0 || rows[i - 1]["name"] != r["name"];
+    if (first && i == 0)
+      print("  ms for 32768 tokens, as documents of 1K 2K 4K 8K 16K 32K; rise of the fitted line\n");
+    if (first) print(text("  ", r["name"].get<std::string>(), ": "));
+    print(number(r["ms"], "%.1f "));
+    if (i + 1 == rows.size() || rows[i + 1]["name"] != r["name"])
+      print(text(" ", number(r["rise"], "%+.1f", 100), " %\n"));
+  }
+}
+
 }  // namespace
 
 int run_bench(const Words& words) {
   bool json = false;
-  int64_t milliseconds = 1000;
+  int64_t milliseconds = 1000, rounds = 5;
   std::string peer, script = "tools/peers/torch_cpu.py";
-  Flags flags("bench", "cpu", "Times matrix products, attention and whole training steps in f32 on the CPU.");
+  Flags flags(
+      "bench", "WHAT [MECHANISM...]",
+      "Times in f32 on the CPU. WHAT is\n"
+      "  cpu      matrix products, attention and whole training steps\n"
+      "  heads    attention with some heads of each token off\n"
+      "  length   mechanisms, forward and backward, on 32768 tokens as short documents and as long ones;\n"
+      "           by default those that should cost the same");
   flags.add("--ms", milliseconds, "N", "measure each row for so many milliseconds; 0: once, cold",
             {.min = 0});
   flags.add("--peer", peer, "PYTHON",
             "a python with PyTorch: the same shapes there, afterwards, on the same cores");
   flags.add("--script", script, "FILE", "what --peer runs");
+  flags.add("--rounds", rounds, "N", "of `length`: the median of so many; default 5", {.min = 1});
   flags.add("--json", json, "a line a row, bench/1");
   if (!flags.parse(words)) return 0;
-  if (flags.arguments()[0] != "cpu")
-    throw Error(Exit::usage, "there is no bench '" + flags.arguments()[0] + "'", "", "write weft bench cpu");
-  const std::string device = processor();
+  const std::string what = flags.arguments()[0], device = processor();
+  if (what != "cpu" && what != "heads" && what != "length")
+    throw Error(Exit::usage, "there is no bench '" + what + "'", "", "write cpu, heads or length");
   std::vector<Json> rows;
-  bench_cpu(static_cast<double>(milliseconds) / 1000,
-            [&](const BenchRow& row) { rows.push_back(row_json(row, device)); });
+  const double seconds = static_cast<double>(milliseconds) / 1000;
+  const auto keep = [&](const BenchRow& row) { rows.push_back(row_json(row, device)); };
+  if (what == "cpu") bench_cpu(seconds, keep);
+  if (what == "heads") bench_heads(seconds, keep);
+  if (what == "length")
+    rows = length_rows({flags.arguments().begin() + 1, flags.arguments().end()}, rounds, device);
   if (!peer.empty()) add_peer(rows, run_peer(peer, script, milliseconds));
-  if (!json) print_table(rows);
+  if (!json) what == "length" ? print_lengths(rows) : print_table(rows);
   for (const Json& row : rows)
     if (json) print_line(row);
   return 0;

@@ -6,6 +6,8 @@
 //   S_t = diag(f_t) S_{t-1} + phi(k_t) v_t^T,  y_t = RMSNorm(S_t^T phi(q_t)),  phi(x) = e^{x - max_c x_c}
 // g is given as its logarithm; r in (0, 1); both for each key channel.
 //
+// Gate and features are as summaries of the paper give them; its text was not at hand.
+//
 // The paper divides phi by a constant so that the variance of the products is 1. It multiplies S as a whole
 // and cancels in the norm behind, whose eps is taken small beside it: `scale` holds it, 1 / sqrt(key size)
 // by default. The norm has a gain a channel and is taken over each head.

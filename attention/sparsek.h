@@ -9,8 +9,8 @@
 // The gates p carry the gradient to the scores. Scores never change, so what left S_t does not come back: at
 // token t only k pairs and the window are kept.
 //
-// Which set attends and what p multiplies is read from the paper's figure 1 and section 3 (attention runs
-// over the hard top k, and the selected rows of diag(p) multiply keys and values alike; gate=v: values
+// Which set attends and what p multiplies is not from the paper's text, which was not at hand: summaries of
+// it and public code let attention run over the hard top k, and p scale keys and values alike (gate=v: values
 // alone). The support of p can be wider than S_t, without bound where scores are alike; here it ends after
 // the `support` highest scores, of which the scores alone are kept, so p is that of the paper wherever tau_t
 // lies above the next one. Under grouped heads every query head keeps its own pairs.

@@ -1,5 +1,9 @@
 // The weft command: its list of commands.
 
+#include <unistd.h>
+
+#include <cstdlib>
+
 #include "tools/commands.h"
 #include "tools/run_command.h"
 
@@ -28,4 +32,20 @@ const std::vector<Command>& commands() {
 
 }  // namespace weft
 
-int main(int count, char** words) { return weft::run_command({words + 1, words + count}); }
+namespace {
+
+// GNU OpenMP lets a waiting thread spin for milliseconds: where another program wants the core, a step takes
+// eight times as long (docs/benchmarks.md). It reads the setting before main begins, so the program starts
+// itself once more, unless someone has chosen.
+void wait_politely(char** words) {
+  if (std::getenv("OMP_WAIT_POLICY") != nullptr || std::getenv("GOMP_SPINCOUNT") != nullptr) return;
+  setenv("GOMP_SPINCOUNT", "1000", 1);
+  execv("/proc/self/exe", words);  // returns only where it cannot
+}
+
+}  // namespace
+
+int main(int count, char** words) {
+  wait_politely(words);
+  return weft::run_command({words + 1, words + count});
+}

@@ -1,7 +1,7 @@
 #pragma once
 // TransNormer's DiagAttention (Qin et al. 2022): causal softmax attention inside blocks of w tokens that do
-// not overlap. Blocks are counted from the start of the document, wherever ranks cut it. Meant for the lower
-// layers, below NormAttention (transnormer).
+// not overlap, counted from the start of the document. Ranks cut between blocks, so nothing crosses. Meant
+// for the lower layers, below NormAttention (transnormer).
 
 #include "attention/mechanism.h"
 
@@ -22,6 +22,7 @@ class DiagAttention : public Mechanism {
   Variable forward(const Block& block, Crossing& cross) const override;
   Variable reference(const Block& block) const override;
   std::vector<Identity> identities() const override;
+  int64_t align() const override { return config_.block; }
 
  private:
   Config config_;

@@ -27,12 +27,14 @@ Source source_of(const Mechanism& mechanism, const Input& input) {
 // divide the logit by the same 16).
 constexpr double kDecayTemperature = 16;
 
+// Decays and strengths in f32 (f64): what is kept may be so near to 1 that bf16 would keep it all.
 Variable in_domain(const Variable& x, Domain domain) {
+  const Dtype wide = wide_of(x.dtype());
   switch (domain) {
     case Domain::real: return x;
-    case Domain::log_decay: return scale(log_sigmoid(x), 1 / kDecayTemperature);
-    case Domain::unit: return sigmoid(x);
-    case Domain::positive: return softplus(x);
+    case Domain::log_decay: return scale(log_sigmoid(cast(x, wide)), 1 / kDecayTemperature);
+    case Domain::unit: return sigmoid(cast(x, wide));
+    case Domain::positive: return softplus(cast(x, wide));
     case Domain::direction: return multiply(x, reciprocal(sqrt(scale(sum(square(x), -1, true), 1, 1e-6))));
   }
   return x;
@@ -125,7 +127,9 @@ Variable AttentionLayer::operator()(const Variable& x, Crossing& cross) const {
         block.x.push_back(in_domain(reshape(heads[head++], input_shape(input, dims, n)), input.domain));
         break;
       case Source::gate: block.x.push_back(in_domain(gates[gate++], input.domain)); break;
-      case Source::fixed: block.x.push_back(fixed_rows(*mechanism_, input, n, x.dtype(), x.device())); break;
+      case Source::fixed:
+        block.x.push_back(fixed_rows(*mechanism_, input, n, wide_of(x.dtype()), x.device()));
+        break;
     }
   }
   Variable y = mechanism_->forward(block, cross);

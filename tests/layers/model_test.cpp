@@ -54,6 +54,30 @@ TEST(Model, GradientsOfAllMechanismsTogether) {
   EXPECT_LE(r.error, tolerance::kGradcheck) << r.worst;
 }
 
+// 0.998, what a memory keeps, is 1 in bf16.
+TEST(AttentionLayer, DecaysAndGatesAreWideInBf16) {
+  class Watch : public LocalCrossing {
+   public:
+    using LocalCrossing::LocalCrossing;
+    Variable operator()(const Scan& part, const Block& block) override {
+      last = block.x.back().dtype();
+      return LocalCrossing::operator()(part, block);
+    }
+    Dtype last = Dtype::i32;
+  };
+  for (const char* mechanism : {"simple_gla", "gla", "lightning", "delta_rule"}) {
+    ParameterStore store(Dtype::bf16);
+    const AttentionLayerConfig config{.mechanism = mechanism,
+                                      .dims = {.heads = 2, .kv_heads = 2, .key = 4, .value = 4, .width = 8}};
+    const AttentionLayer layer(config, {store, ""});
+    store.commit();
+    const Layout layout = whole_documents({7});
+    Watch cross(layout);
+    EXPECT_EQ(layer(random_tensor({7, 8}, 1, Dtype::bf16), cross).dtype(), Dtype::bf16) << mechanism;
+    EXPECT_EQ(cross.last, Dtype::f32) << mechanism;
+  }
+}
+
 TEST(Model, CheckpointingChangesNoBit) {
   for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
     std::vector<std::vector<Tensor>> results;

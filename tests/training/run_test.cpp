@@ -160,6 +160,9 @@ TEST(Run, BadDataStopsItOrIsLeftOut) {
 
 // The line names what held most and a change that fits; with it the run goes through.
 TEST(Run, OutOfMemorySaysWhatWouldFit) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "the address sanitizer itself needs more address space than any limit leaves";
+#endif
   const TinyRun tiny;
   const Words words{"model.layers=[lightning*8]",
                     "model.width=128",

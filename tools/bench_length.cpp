@@ -2,31 +2,13 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 
 #include "attention/registry.h"
-#include "autograd/ops/elementwise.h"
-#include "autograd/ops/reduce.h"
 
 namespace weft {
 namespace {
 
 constexpr int64_t kTokens = 32768, kShortest = 1024;
-
-Tensor random_input(const Input& input, const Dimensions& dims, uint32_t stream) {
-  Tensor x = empty(input_shape(input, dims, kTokens), Dtype::f32);
-  const RandomKey random{42, stream};
-  for (int64_t i = 0; i < x.numel(); ++i)
-    x.data<float>()[i] = static_cast<float>(random.normal(static_cast<uint64_t>(i)));
-  switch (input.domain) {
-    case Domain::real: return x;
-    case Domain::log_decay: return scale(square(x), -0.05).value();
-    case Domain::unit: return sigmoid(scale(x, 1, input.start)).value();
-    case Domain::positive: return softplus(scale(x, 1, input.start)).value();
-    case Domain::direction: return divide(x, sqrt(sum(square(x), -1, true))).value();
-  }
-  return x;
-}
 
 class Subject {
  public:
@@ -34,8 +16,8 @@ class Subject {
     const Dimensions dims{.heads = 4, .kv_heads = 4, .key = 32, .value = 32, .width = 128};
     mechanism_ = find_mechanism(id).make({}, dims, {store_, ""});
     store_.commit();
-    uint32_t stream = 1;
-    for (const Input& input : mechanism_->inputs()) inputs_.push_back(random_input(input, dims, stream++));
+    for (const Variable& x : random_block(*mechanism_, whole_documents({kTokens})).x)
+      inputs_.push_back(x.value().to(Dtype::f32));
   }
 
   // Milliseconds of one forward and backward over documents of this length.

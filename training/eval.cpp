@@ -25,7 +25,8 @@ std::vector<std::pair<std::string, std::string>> keys_of(const TaskText& text) {
 }
 
 MicroBatch whole(const Model& model, const Batch& batch) {
-  return cut_micro_batch(batch, SegmentPlan::contiguous, 1, 0, model.align(), Device::cpu);
+  return cut_micro_batch(batch, SegmentPlan::contiguous, 1, 0, model.align(),
+                         model.output_weight()->working.device());
 }
 
 // Shares of the commonest label, and of the commonest whole answer.

@@ -71,7 +71,8 @@ int eval_run(const Words& words) {
       "Scores a trained run on held-out examples of tasks, or on text; a row a cell. `weft eval zoo --help`: "
       "all\nmechanisms on all tasks.");
   flags.add("--task", task, "TEXT",
-            "\"mqar length=64,256 pairs=4,8\": a grid; several with ;; lm is text. Default: eval.grid, else "
+            "\"mqar length=64,256 pairs=4,8\": a grid; several between semicolons; lm is text. Default: "
+            "eval.grid, else "
             "what it "
             "was trained on");
   flags.add("--text", path, "FILE", "for lm: file, folder or pattern; default: the run's held-out text");

@@ -12,6 +12,13 @@ enum class Device : uint8_t { cpu, cuda, meta };
 
 const char* name_of(Device device);
 
+// Where tensors are made that name no device: WEFT_DEVICE in the environment (cpu or cuda), else cpu, until
+// set.
+Device default_device();
+void set_default_device(Device device);
+// Throws Exit::usage if this build or this machine cannot compute there.
+void require_device(Device device);
+
 }  // namespace weft
 
 // ON_DEVICE(x.device(), relu(y, x)) calls cpu::relu(y, x) or cuda::relu(y, x). A kernel that is missing for a

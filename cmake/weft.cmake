@@ -37,7 +37,7 @@ if(WEFT_CUDA)
   find_package(CUDAToolkit REQUIRED)
   target_compile_definitions(weft_flags INTERFACE WEFT_CUDA)
   target_compile_options(weft_flags INTERFACE
-    $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr --extended-lambda -Xcompiler=-Wall>)
+    $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr --extended-lambda -Xcompiler=-Wall,-Wno-unknown-pragmas>)
   target_link_libraries(weft_flags INTERFACE CUDA::cudart CUDA::cublasLt)
 endif()
 

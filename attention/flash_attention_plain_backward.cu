@@ -87,17 +87,14 @@ __global__ void __launch_bounds__(kPlainThreads)
   }
 }
 
-// A tile of keys of one key head; blockIdx.z counts the parts of dv's columns, then those of dk's. The query
-// heads of a group come one after another.
-template <class T, int C>
+// dv, or dk, of a tile of keys of one key head. The query heads of a group come one after another.
+template <class T, int C, bool of_values>
 __global__ void __launch_bounds__(kPlainThreads)
-    key_gradient_kernel(const PlainAttention<T> f, const Gradients<T> g, T* dk, T* dv) {
+    key_gradient_kernel(const PlainAttention<T> f, const Gradients<T> g, T* to) {
   using W = Acc<T>;
   PlainShared<W>& m = plain_shared<W>();
   const int kv = blockIdx.y, kv_heads = f.heads / f.group, tx = threadIdx.x % 16, ty = threadIdx.x / 16;
-  const int value_parts = (f.e + C - 1) / C, part = blockIdx.z;
-  const bool of_values = part < value_parts;
-  const int column0 = (of_values ? part : part - value_parts) * C;
+  const int column0 = blockIdx.z * C;
   fetch_tile(m.k_at, m.k_token, f.keys, blockIdx.x);
   const TokenRows<T> k{f.k + kv * f.d, int64_t{kv_heads} * f.d, f.d, m.k_token};
   const TokenRows<T> v{f.v + kv * f.e, int64_t{kv_heads} * f.e, f.e, m.k_token};
@@ -114,14 +111,15 @@ __global__ void __launch_bounds__(kPlainThreads)
       g.fetch(m, f.queries, first + i, head, f.heads);
       W p[4][4], ds[4][4] = {};
       row_products(p, q, k, m);
-      if (!of_values) row_products(ds, d_o, v, m);
+      if constexpr (!of_values) row_products(ds, d_o, v, m);
       weigh(f, p, ds, head, slope, walk.all, m);
 #pragma unroll
       for (int a = 0; a < 4; ++a) {
-        Four<W> row;
-#pragma unroll
-        for (int b = 0; b < 4; ++b) row.v[b] = of_values ? p[a][b] : ds[a][b];
-        *reinterpret_cast<Four<W>*>(&m.p[4 * ty + a][4 * tx]) = row;
+        auto& row = *reinterpret_cast<Four<W>*>(&m.p[4 * ty + a][4 * tx]);
+        if constexpr (of_values)
+          row = {p[a][0], p[a][1], p[a][2], p[a][3]};
+        else
+          row = {ds[a][0], ds[a][1], ds[a][2], ds[a][3]};
       }
       out.add(of_values ? d_o : q, column0, m);
     }
@@ -130,11 +128,9 @@ __global__ void __launch_bounds__(kPlainThreads)
 #pragma unroll
   for (int a = 0; a < 4; ++a) {
     const int64_t token = m.k_token[4 * ty + a];
-    if (token < 0) continue;
-    if (of_values)
-      out.store_row(a, dv + (token * kv_heads + kv) * f.e, column0, f.e, W(1));
-    else
-      out.store_row(a, dk + (token * kv_heads + kv) * f.d, column0, f.d, f.scale);
+    const int width = of_values ? f.e : f.d;
+    if (token >= 0)
+      out.store_row(a, to + (token * kv_heads + kv) * width, column0, width, of_values ? W(1) : f.scale);
   }
 }
 
@@ -202,9 +198,11 @@ void backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const PlainA
   const auto tiles = [](const TokenTiles& t) { return static_cast<unsigned>(t.tiles); };
   launch_plain<Acc<T>>("attention dq", query_gradient_kernel<T, C>,
                        dim3(tiles(f.queries), static_cast<unsigned>(f.heads), parts(f.d)), f, g, data<T>(dq));
-  launch_plain<Acc<T>>("attention dk dv", key_gradient_kernel<T, C>,
-                       dim3(tiles(f.keys), static_cast<unsigned>(f.heads / f.group), parts(f.d) + parts(f.e)),
-                       f, g, data<T>(dk), data<T>(dv));
+  const auto kv_heads = static_cast<unsigned>(f.heads / f.group);
+  launch_plain<Acc<T>>("attention dv", key_gradient_kernel<T, C, true>,
+                       dim3(tiles(f.keys), kv_heads, parts(f.e)), f, g, data<T>(dv));
+  launch_plain<Acc<T>>("attention dk", key_gradient_kernel<T, C, false>,
+                       dim3(tiles(f.keys), kv_heads, parts(f.d)), f, g, data<T>(dk));
 }
 
 template <class T>

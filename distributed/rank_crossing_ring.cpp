@@ -29,12 +29,14 @@ class Ring {
               previous = (ranks_.rank() + size - 1) % size;
     owner_ = (owner_ + size - 1) % size;
     for (Tensor* x : tensors) {
-      const Tensor y = empty(x->shape().with(0, rows()), x->dtype(), x->device());
-      if (exchanges(*x))
-        ranks_.send_recv(x->raw(), x->numel(), next, y.raw(), y.numel(), previous, x->dtype(), "ring_merge");
+      const Device device = x->device();
+      const Tensor sent = on_host(*x), y = empty(sent.shape().with(0, rows()), sent.dtype(), sent.device());
+      if (exchanges(sent))
+        ranks_.send_recv(sent.raw(), sent.numel(), next, y.raw(), y.numel(), previous, y.dtype(),
+                         "ring_merge");
       else
         y.zero();
-      *x = y;
+      *x = y.to(device);
     }
   }
 

@@ -11,16 +11,32 @@
 namespace weft {
 namespace {
 
+constexpr const char* kVariable = "WEFT_DEVICE";
+
 Device device_of_environment() {
-  const char* const value = std::getenv("WEFT_DEVICE");
+  const char* const value = std::getenv(kVariable);
   const std::string name = value == nullptr ? "cpu" : value;
-  if (name != "cpu" && name != "cuda") throw Error(Exit::usage, "WEFT_DEVICE is cpu or cuda, not " + name);
+  if (name != "cpu" && name != "cuda")
+    throw Error(Exit::usage, "the device is cpu or cuda, not " + name, kVariable);
   return name == "cuda" ? Device::cuda : Device::cpu;
 }
 
 std::atomic<Device>& chosen() {
   static std::atomic<Device> device = device_of_environment();
   return device;
+}
+
+// How many GPUs there are, and why not one if it is none.
+int count_gpus([[maybe_unused]] std::string* why) {
+#ifdef WEFT_CUDA
+  int count = 0;
+  const cudaError_t code = cudaGetDeviceCount(&count);
+  if (code != cudaSuccess) *why = cudaGetErrorString(code);
+  return code == cudaSuccess ? count : 0;
+#else
+  *why = "this build has no CUDA kernels";
+  return 0;
+#endif
 }
 
 }  // namespace
@@ -31,18 +47,37 @@ const char* name_of(Device device) {
 }
 
 Device default_device() { return chosen(); }
-void set_default_device(Device device) { chosen() = device; }
 
-void require_device(Device device) {
-  if (device != Device::cuda) return;
+void use_device(Device device, [[maybe_unused]] int index) {
+  if (device == Device::cuda) {
+    std::string why;
+    const int count = count_gpus(&why);
+    if (count == 0)
+      throw Error(Exit::recipe, "no CUDA device: " + why, "--device cuda", "compute on the CPU");
 #ifdef WEFT_CUDA
-  int count = 0;
-  const cudaError_t code = cudaGetDeviceCount(&count);
-  if (code == cudaSuccess && count > 0) return;
-  throw Error(Exit::usage, text("no CUDA device: ", cudaGetErrorString(code)), "", "compute on the CPU");
-#else
-  throw Error(Exit::usage, "this build has no CUDA kernels", "", "build with -DWEFT_CUDA=ON");
+    CUDA_CHECK(cudaSetDevice(index % count));
 #endif
+  }
+  chosen() = device;
+}
+
+Device best_device() {
+  if (std::getenv(kVariable) != nullptr) return device_of_environment();
+  std::string why;
+  return count_gpus(&why) > 0 ? Device::cuda : Device::cpu;
+}
+
+std::string describe_device(Device device) {
+#ifdef WEFT_CUDA
+  if (device == Device::cuda) {
+    int current = 0;
+    cudaDeviceProp properties;
+    CUDA_CHECK(cudaGetDevice(&current));
+    CUDA_CHECK(cudaGetDeviceProperties(&properties, current));
+    return properties.name;
+  }
+#endif
+  return name_of(device);
 }
 
 }  // namespace weft

@@ -112,11 +112,11 @@ Allocator& allocator_of(Device device) {
   static auto* const meta = new MetaAllocator;
   if (device == Device::cpu) return *cpu;
   if (device == Device::meta) return *meta;
-  require_device(device);
 #ifdef WEFT_CUDA
   return cuda::allocator();
+#else
+  throw Error(Exit::internal, "this build has no CUDA kernels");
 #endif
-  throw Error(Exit::internal, "no allocator");
 }
 
 MemoryScope::MemoryScope(const std::string& name) : previous_(current_scope) {

@@ -326,7 +326,7 @@ TrainSummary Run::train() {
   summary_.exit = state_.step < recipe_.steps ? Exit::stopped : Exit::ok;
   summary_.status = summary_.exit == Exit::ok ? "done" : "stopped";
   if (summary_.exit == Exit::ok && summary_.first_step_s == 0) evaluate();  // nothing was left to do
-  summary_.baseline_bpb = first_ && data_->val && summary_.exit == Exit::ok
+  summary_.baseline_bpb = first_ && !options_.quiet && data_->val && summary_.exit == Exit::ok
                               ? baseline_bits_per_byte(data_->train, *data_->val, *tokenizer_)
                               : NAN;
   summary_.run = recipe_.run;

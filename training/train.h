@@ -14,7 +14,7 @@ struct TrainOptions {
   bool resume = false;       // continue the run in recipe.run
   bool resume_auto = false;  // continue it if there is one, else start
   std::vector<std::string> command_line = {};
-  bool quiet = false;  // nothing on the console
+  bool quiet = false;  // nothing on the console, and no baseline to compare with there
 };
 
 struct TrainSummary {

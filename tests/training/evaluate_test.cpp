@@ -19,7 +19,7 @@ constexpr int64_t kVocab = 8;
 class Echo {
  public:
   explicit Echo(double diagonal = 1)
-      : store_(Dtype::f32),
+      : store_(Dtype::f32, Device::cpu),
         model_({.layers = {"softmax"},
                 .width = kVocab,
                 .heads = 2,
@@ -108,7 +108,7 @@ TEST(Evaluator, NothingIsRightOfNaN) {
 
 TEST(Evaluator, TextByPosition) {
   const std::shared_ptr<const Tokenizer> bytes = load_tokenizer("byte");
-  ParameterStore store(Dtype::f32);
+  ParameterStore store(Dtype::f32, Device::cpu);
   const Model model({.layers = {"lightning"},
                      .width = 16,
                      .heads = 2,

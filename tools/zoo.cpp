@@ -52,7 +52,6 @@ Json to_json(const ZooResult& r) {
           {"diverged", r.diverged},
           {"grad_peak", finite(r.grad_peak)},
           {"loss", finite(r.loss)},
-          {"state_bytes", r.state_bytes < 0 ? Json() : Json(r.state_bytes)},
           {"parameters", r.parameters},
           {"seconds", r.seconds},
           {"recipe_hash", r.recipe_hash},
@@ -72,7 +71,6 @@ ZooResult read_result(const std::string& path) {
     r.diverged = j.at("diverged");
     r.grad_peak = number_of(j.at("grad_peak"), kWorstPeak);
     r.loss = number_of(j.at("loss"), NAN);
-    r.state_bytes = j.at("state_bytes").is_null() ? -1 : j.at("state_bytes").get<int64_t>();
     r.parameters = j.at("parameters");
     r.seconds = j.at("seconds");
     r.recipe_hash = j.at("recipe_hash");
@@ -98,18 +96,22 @@ double grad_peak(const std::string& metrics, int64_t warmup) {
   return std::min(kWorstPeak, norms.back() / norms[norms.size() / 2]);
 }
 
-int64_t state_bytes(const Recipe& recipe) {
+// Of the first layer, after an example of the recipe's task, or a context of text.
+int64_t state_of(const Recipe& recipe) {
   const ModelConfig config = model_config(recipe, 1);
   const MechanismEntry& entry = find_mechanism(config.layers.front());
-  const MechanismFacts facts = learn(entry, {.attributes = config.attributes(entry.id),
-                                             .dims = {.heads = config.heads,
-                                                      .kv_heads = config.kv_heads,
-                                                      .key = config.head_size,
-                                                      .value = config.head_size,
-                                                      .width = config.width},
-                                             .dtype = precision_of(recipe),
-                                             .tokens = recipe.context});
-  return facts.streaming ? facts.state_bytes : -1;
+  int64_t tokens = recipe.data.task.empty() ? recipe.context : 0;
+  const auto tokenizer = open_tokenizer(recipe);
+  for (const TaskText& task : task_texts(recipe, "data.task", recipe.data.task))
+    tokens = std::max(tokens, task.make(*tokenizer)->length());
+  return state_bytes(entry, {.attributes = config.attributes(entry.id),
+                             .dims = {.heads = config.heads,
+                                      .kv_heads = config.kv_heads,
+                                      .key = config.head_size,
+                                      .value = config.head_size,
+                                      .width = config.width},
+                             .dtype = precision_of(recipe),
+                             .tokens = tokens});
 }
 
 // What the zoo is made of, from the options.
@@ -219,7 +221,6 @@ ZooResult Zoo::run(const ZooCell& cell, const Recipe& recipe, const std::string&
     r.chance = NAN;
   }
   r.grad_peak = r.diverged ? kWorstPeak : grad_peak(recipe.run + "/metrics.jsonl", recipe.optim.warmup);
-  r.state_bytes = state_bytes(recipe);
   r.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   r.recipe_hash = hash;
   r.commit = build_commit();
@@ -244,12 +245,14 @@ std::vector<ZooResult> run_zoo(const ZooOptions& given, const std::string& root,
     if (exists(file)) {
       ZooResult there = read_result(file);
       if (there.recipe_hash == hash) {
+        there.state_bytes = state_of(recipe);
         results.push_back(std::move(there));
         continue;
       }
     }
     if (zoo.options.table_only) continue;
     ZooResult r = zoo.run(cells[i], recipe, hash);
+    r.state_bytes = state_of(recipe);
     write_file_atomically(file, to_json(r).dump() + "\n");
     remove_tree(recipe.run + "/checkpoints");
     say(text("[", i + 1, "/", cells.size(), "] ", cells[i].name(), ": ", r.metric, " ", r.value,

@@ -57,7 +57,7 @@ struct ZooResult {
       false;             // training gave up on numbers that were not finite; value is then the worst there is
   double grad_peak = 0;  // largest gradient norm after warm-up over the median one
   double loss = 0;       // of the last step
-  int64_t state_bytes = -1;  // of one layer after a context; -1: it does not decode
+  int64_t state_bytes = -1;  // of one layer after an example; -1: it does not decode
   int64_t parameters = 0;
   double seconds = 0;
   std::string recipe_hash, commit, date;

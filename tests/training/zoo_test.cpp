@@ -52,7 +52,7 @@ TEST_F(Zoo, SkipsWhatIsThere) {
     EXPECT_EQ(row["metric"], "accuracy");
     EXPECT_EQ(row["n"], 500 * 2);
   }
-  EXPECT_EQ(json["rows"][0]["state_bytes"], 32 * (16 * 2 * 4 + 8)) << "keys and values of a context, f32";
+  EXPECT_EQ(json["rows"][0]["state_bytes"], 8 * (16 * 2 * 4 + 8)) << "keys and values of an example, f32";
   EXPECT_TRUE(fs::exists(folder_ / "runs/zoo-cpu/cells/copy-linear-w16-lr0.003-s2.json"));
   EXPECT_FALSE(fs::exists(folder_ / "runs/zoo-cpu/runs/copy-linear-w16-lr0.003-s2/checkpoints"));
 

@@ -62,6 +62,27 @@ struct Visibility {
            abs(distance) < reach && block_of(q.position) == block_of(k.position);
   }
 
+  // Positions [first, last] of its document that a query sees, or that see a key.
+  struct Range {
+    int32_t first, last, document;
+    __device__ bool has(TokenAt t) const {
+      return t.document == document && t.position >= first && t.position <= last;
+    }
+  };
+  __device__ Range range(TokenAt t, bool is_query) const {
+    if (t.document < 0) return {1, 0, t.document};
+    int64_t first = int64_t{t.position} - reach + 1, last = int64_t{t.position} + reach - 1;
+    if (causal && is_query) last = t.position;
+    if (causal && !is_query) first = t.position;
+    if (block > 0) {
+      const int64_t start = block_of(t.position) * int64_t{block};
+      first = max(first, start);
+      last = min(last, start + block - 1);
+    }
+    return {static_cast<int32_t>(max(first, int64_t{INT_MIN})),
+            static_cast<int32_t>(min(last, int64_t{INT_MAX})), t.document};
+  }
+
   enum Sight { none, some, all };
 
   // Of queries q and keys k. `none` and `all` are certain.

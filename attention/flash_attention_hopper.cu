@@ -7,14 +7,6 @@
 namespace weft::cuda {
 namespace {
 
-template <int D>
-struct ForwardShape {
-  static constexpr int keys = 128, stages = D == 128 ? 2 : 4;
-  using Q = Tile<kHopperRows, D>;
-  using K = Tile<keys, D>;
-  static constexpr int bytes = Q::bytes + stages * 2 * K::bytes + 8 * (1 + 4 * stages) + 4 * stages;
-};
-
 struct ForwardMaps {
   CUtensorMap q, k, v;
 };
@@ -54,30 +46,15 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
     forward_kernel(const __grid_constant__ HopperAttention f, const __grid_constant__ ForwardMaps maps,
                    bf16* o, float* lse) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  using Shape = ForwardShape<D>;
   using Products = WarpgroupProducts;
-  constexpr int stages = Shape::stages;
   extern __shared__ __align__(1024) char raw[];
   SharedPlaces places{shared_address(raw)};
-  const typename Shape::Q q{places.take(Shape::Q::bytes)};
-  const uint32_t first_k = places.take(stages * Shape::K::bytes),
-                 first_v = places.take(stages * Shape::K::bytes);
-  auto* notices =
-      reinterpret_cast<volatile int*>(raw + (places.take(8 * (stages / 2)) - shared_address(raw)));
-  const auto stage = [](int n) { return n % stages; };
-  const auto phase = [](int n) { return n / stages % 2; };
-  const auto k_tile = [&](int n) { return typename Shape::K{first_k + stage(n) * Shape::K::bytes}; };
-  const auto v_tile = [&](int n) { return typename Shape::K{first_v + stage(n) * Shape::K::bytes}; };
-  const auto k_full = [&](int n) { return places.barrier(stage(n)); };
-  const auto k_empty = [&](int n) { return places.barrier(stages + stage(n)); };
-  const auto v_full = [&](int n) { return places.barrier(2 * stages + stage(n)); };
-  const auto v_empty = [&](int n) { return places.barrier(3 * stages + stage(n)); };
-  const Barrier q_full = places.barrier(4 * stages);
+  const Tile<kHopperRows, D> q{places.take(q.bytes)};
+  const KeyStream<D> stream(places);
+  constexpr int keys = KeyStream<D>::keys;
+  const Barrier q_full{places.take(8)};
   if (threadIdx.x == 0) {
-    for (int n = 0; n < stages; ++n) {
-      k_full(n).init(1), v_full(n).init(1);
-      k_empty(n).init(kHopperWarps), v_empty(n).init(kHopperWarps);
-    }
+    stream.init();
     q_full.init(1);
     publish_barriers();
   }
@@ -89,86 +66,65 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   if (warpgroup == 2) {
     give_registers<kLoaderRegisters>();
     if (threadIdx.x >= 2 * 128 + 32) return;
-    const bool leader = threadIdx.x % 32 == 0;
-    const int kv = head / f.group;
-    if (leader) {
-      q_full.arrive_and_expect(Shape::Q::bytes);
+    if (threadIdx.x % kWarp == 0) {
+      q_full.arrive_and_expect(q.bytes);
       copy_tile(q, &maps.q, head, int64_t{tile} * kHopperRows, q_full);
     }
-    TileWalk<true> walk(f.visibility, f.queries.span[tile], f.keys.span, f.keys.tiles);
-    for (int n = 0, j = 0; j >= 0; ++n) {
-      j = walk.next();
-      if (leader) {
-        k_empty(n).wait(phase(n) ^ 1);
-        notices[stage(n)] = j < 0 ? -1 : notice(j, walk.all);
-        if (j < 0) {
-          k_full(n).arrive();
-        } else {
-          const int64_t row = int64_t{j} * Shape::keys;
-          k_full(n).arrive_and_expect(Shape::K::bytes);
-          copy_tile(k_tile(n), &maps.k, kv, row, k_full(n));
-          v_empty(n).wait(phase(n) ^ 1);
-          v_full(n).arrive_and_expect(Shape::K::bytes);
-          copy_tile(v_tile(n), &maps.v, kv, row, v_full(n));
-        }
-      }
-      __syncwarp();
-    }
+    stream.load(f, &maps.k, &maps.v, tile, head / f.group);
   } else {
     take_registers<kComputeRegisters>();
     const float log2_scale = f.scale * kLog2e;
     const TileRows<kHopperRows, D> rows(q, warpgroup);
     const TokenAt* own = f.queries.at + int64_t{tile} * kHopperRows + 64 * warpgroup;
-    const auto hide_from = [&](Accumulator<Shape::keys>& s, int notice) {
-      if (notice % 2 == 0) hide<true>(s, f.visibility, own, f.keys.at + int64_t{notice / 2} * Shape::keys);
+    const auto hide_from = [&](Accumulator<keys>& s, int notice) {
+      if (notice % 2 == 0) hide<true>(s, f.visibility, own, f.keys.at + int64_t{notice / 2} * keys);
     };
     RunningSoftmax softmax;
     Accumulator<D> out;
     out.fill(0);
     q_full.wait(0);
-    k_full(0).wait(0);
-    int now = notices[0];
+    int now = stream.wait(0);
     if (now >= 0) {
-      Accumulator<Shape::keys> s;
+      Accumulator<keys> s;
       Products::start(s);
-      Products::a_bt(s, rows, k_tile(0), false);
+      Products::a_bt(s, rows, stream.k(0), false);
       Products::commit();
       Products::wait<0>();
       Products::settle(s);
-      k_empty(0).arrive_warp();
+      stream.k_empty(0).arrive_warp();
       hide_from(s, now);
       softmax.weigh(s, log2_scale);
-      Operand<Shape::keys> p = operand_of(s);
+      Operand<keys> p = operand_of(s);
       int n = 1;
       if (warpgroup == 1) arrive_threads(3, 256);  // the first turn is the other one's
       while (true) {
-        k_full(n).wait(phase(n));
-        now = notices[stage(n)];
+        now = stream.wait(n);
         if (now < 0) break;
-        v_full(n - 1).wait(phase(n - 1));
+        stream.wait_values(n - 1);
         sync_threads(3 + warpgroup, 256);
         Products::start(s);
         Products::start(out);
-        Products::a_bt(s, rows, k_tile(n), false);
+        Products::a_bt(s, rows, stream.k(n), false);
         Products::commit();
-        Products::add_a_b(out, p, v_tile(n - 1));
+        Products::add_a_b(out, p, stream.v(n - 1));
         Products::commit();
         arrive_threads(4 - warpgroup, 256);
         Products::wait<1>();
         Products::settle(s);
-        k_empty(n).arrive_warp();
+        stream.k_empty(n).arrive_warp();
         hide_from(s, now);
         const float2 shrink = softmax.weigh(s, log2_scale);
+        hold(s, softmax.sum[0] < 0 || softmax.sum[1] < 0);
         Products::wait<0>();
         Products::settle(out);
-        v_empty(n - 1).arrive_warp();
+        stream.v_empty(n - 1).arrive_warp();
         out.scale(shrink.x, shrink.y);
         p = operand_of(s);
         ++n;
       }
-      v_full(n - 1).wait(phase(n - 1));
+      stream.wait_values(n - 1);
       Products::start(out);
-      Products::add_a_b(out, p, v_tile(n - 1));
+      Products::add_a_b(out, p, stream.v(n - 1));
       Products::commit();
       Products::wait<0>();
       Products::settle(out);
@@ -195,7 +151,8 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
 template <int D>
 void forward(const HopperAttention& f, const ForwardMaps& maps, const Tensor& o, const Tensor& lse) {
   launch_hopper("attention forward (hopper)", forward_kernel<D>, int64_t{f.queries.tiles} * f.heads,
-                ForwardShape<D>::bytes, f, maps, data<bf16>(o), data<float>(lse));
+                Tile<kHopperRows, D>::bytes + KeyStream<D>::bytes + 8, f, maps, data<bf16>(o),
+                data<float>(lse));
 }
 
 }  // namespace

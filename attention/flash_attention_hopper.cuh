@@ -51,21 +51,38 @@ __device__ Operand<N> operand_of(const Accumulator<N>& a) {
   return p;
 }
 
+// Here a has its value, beside products that still run: left alone the compiler waits for these first. A
+// branch that it cannot see through is what stops it. never: false.
+template <int N>
+__device__ void hold(Accumulator<N>& a, bool never) {
+  WarpgroupProducts::settle(a);
+  if (never) __trap();
+}
+
+template <int N>
+__device__ bool any_negative(const Accumulator<N>& a) {
+  int bits = 0;
+#pragma unroll
+  for (int n = 0; n < N / 8; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) bits |= __float_as_int(a.x[n][i]);
+  return bits < 0;
+}
+
 // Scores of those that do not see each other become -infinity. rows: the 64 of this warpgroup.
 template <bool rows_are_queries, int N>
 __device__ void hide(Accumulator<N>& s, const Visibility& visibility, const TokenAt* rows,
                      const TokenAt* columns) {
   const Lane lane;
-  const TokenAt own[2] = {rows[lane.row()], rows[lane.row() + 8]};
+  const Visibility::Range seen[2] = {visibility.range(rows[lane.row()], rows_are_queries),
+                                     visibility.range(rows[lane.row() + 8], rows_are_queries)};
 #pragma unroll
   for (int n = 0; n < N / 8; ++n) {
     const int4 pair = *reinterpret_cast<const int4*>(columns + 8 * n + 2 * lane.t);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const TokenAt other = i % 2 == 0 ? TokenAt{pair.x, pair.y} : TokenAt{pair.z, pair.w};
-      const bool seen =
-          rows_are_queries ? visibility.sees(own[i / 2], other) : visibility.sees(other, own[i / 2]);
-      if (!seen) s.x[n][i] = -INFINITY;
+      if (!seen[i / 2].has(other)) s.x[n][i] = -INFINITY;
     }
   }
 }
@@ -88,7 +105,7 @@ __device__ void store_rows(Tile<R, C> tile, int warpgroup, const Accumulator<C>&
   }
 }
 
-// Places in shared memory for tiles, one after another.
+// Places in shared memory, one after another.
 struct SharedPlaces {
   uint32_t next;
   __device__ uint32_t take(int bytes) {
@@ -96,11 +113,70 @@ struct SharedPlaces {
     next += bytes;
     return here;
   }
-  __device__ Barrier barrier(int i) const { return {next + 8 * i}; }
 };
 
 // What the loader tells with a tile: which, and whether everybody in it sees everybody. -1: no more.
 __device__ inline int notice(int tile, bool all) { return 2 * tile + (all ? 1 : 0); }
+
+// Tiles of keys and values on their way from the loader to the computing warpgroups, which give each back.
+template <int D>
+struct KeyStream {
+  static constexpr int keys = 128, stages = D == 128 ? 2 : 4;
+  using K = Tile<keys, D>;
+  static constexpr int bytes = stages * (2 * K::bytes + 4 * 8 + 4);
+  uint32_t tiles, barriers, notices;
+
+  __device__ explicit KeyStream(SharedPlaces& places)
+      : tiles(places.take(2 * stages * K::bytes)),
+        barriers(places.take(32 * stages)),
+        notices(places.take(4 * stages)) {}
+
+  __device__ static int stage(int n) { return n % stages; }
+  __device__ static int phase(int n) { return n / stages % 2; }
+  __device__ K k(int n) const { return {tiles + 2 * stage(n) * K::bytes}; }
+  __device__ K v(int n) const { return {tiles + (2 * stage(n) + 1) * K::bytes}; }
+  __device__ Barrier barrier(int which, int n) const { return {barriers + 8 * (which * stages + stage(n))}; }
+  __device__ Barrier k_full(int n) const { return barrier(0, n); }
+  __device__ Barrier k_empty(int n) const { return barrier(1, n); }
+  __device__ Barrier v_full(int n) const { return barrier(2, n); }
+  __device__ Barrier v_empty(int n) const { return barrier(3, n); }
+
+  __device__ void init() const {
+    for (int n = 0; n < stages; ++n) {
+      k_full(n).init(1), v_full(n).init(1);
+      k_empty(n).init(kHopperWarps), v_empty(n).init(kHopperWarps);
+    }
+  }
+  // By one warp: all tiles that a tile of queries meets.
+  __device__ void load(const HopperAttention& f, const CUtensorMap* k_map, const CUtensorMap* v_map, int tile,
+                       int kv_head) const {
+    TileWalk<true> walk(f.visibility, f.queries.span[tile], f.keys.span, f.keys.tiles);
+    for (int n = 0, j = 0; j >= 0; ++n) {
+      j = walk.next();
+      if (threadIdx.x % kWarp == 0) {
+        const int64_t row = int64_t{j} * keys;
+        k_empty(n).wait(phase(n) ^ 1);
+        store_shared(notices + 4 * stage(n), static_cast<uint32_t>(j < 0 ? -1 : notice(j, walk.all)));
+        if (j < 0) {
+          k_full(n).arrive();
+        } else {
+          k_full(n).arrive_and_expect(K::bytes);
+          copy_tile(k(n), k_map, kv_head, row, k_full(n));
+          v_empty(n).wait(phase(n) ^ 1);
+          v_full(n).arrive_and_expect(K::bytes);
+          copy_tile(v(n), v_map, kv_head, row, v_full(n));
+        }
+      }
+      __syncwarp();
+    }
+  }
+  // Waits for the keys of step n: their notice.
+  __device__ int wait(int n) const {
+    k_full(n).wait(phase(n));
+    return static_cast<int>(load_shared_word(notices + 4 * stage(n)));
+  }
+  __device__ void wait_values(int n) const { v_full(n).wait(phase(n)); }
+};
 
 template <class Kernel, class... A>
 void launch_hopper(const char* name, Kernel kernel, int64_t blocks, int bytes, const A&... arguments) {

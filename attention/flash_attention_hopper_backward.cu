@@ -50,8 +50,7 @@ struct KeyShape {
   static constexpr int numbers = 2 * queries * 4;  // bytes
   static constexpr int loader_registers = D == 128 ? 24 : kLoaderRegisters;
   static constexpr int compute_registers = D == 128 ? 240 : kComputeRegisters;
-  static constexpr int bytes =
-      2 * K::bytes + stages * (2 * Q::bytes + numbers) + 8 * (1 + 2 * stages) + 16 * ((stages + 3) / 4);
+  static constexpr int bytes = 2 * K::bytes + stages * (2 * Q::bytes + numbers + 2 * 8 + 4) + 8;
 };
 
 template <int D>
@@ -67,15 +66,15 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   const typename Shape::K k{places.take(Shape::K::bytes)}, v{places.take(Shape::K::bytes)};
   const uint32_t first = places.take(stages * 2 * Shape::Q::bytes);
   const uint32_t numbers = places.take(stages * Shape::numbers);
-  auto* notices =
-      reinterpret_cast<volatile int*>(raw + (places.take(16 * ((stages + 3) / 4)) - shared_address(raw)));
+  const uint32_t barriers = places.take(2 * 8 * stages);
+  const Barrier keys_full{places.take(8)};
+  const uint32_t notices = places.take(4 * stages);
   const auto stage = [](int n) { return n % stages; };
   const auto phase = [](int n) { return n / stages % 2; };
   const auto q_tile = [&](int n) { return typename Shape::Q{first + stage(n) * 2 * Shape::Q::bytes}; };
   const auto g_tile = [&](int n) { return typename Shape::Q{first + (stage(n) * 2 + 1) * Shape::Q::bytes}; };
-  const auto full = [&](int n) { return places.barrier(stage(n)); };
-  const auto empty = [&](int n) { return places.barrier(stages + stage(n)); };
-  const Barrier keys_full = places.barrier(2 * stages);
+  const auto full = [&](int n) { return Barrier{barriers + 8 * stage(n)}; };
+  const auto empty = [&](int n) { return Barrier{barriers + 8 * (stages + stage(n))}; };
   if (threadIdx.x == 0) {
     for (int n = 0; n < stages; ++n) full(n).init(1), empty(n).init(kHopperWarps);
     keys_full.init(1);
@@ -102,7 +101,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
           const int64_t row = int64_t{i} * queries;
           const uint32_t to = numbers + stage(n) * Shape::numbers;
           empty(n).wait(phase(n) ^ 1);
-          notices[stage(n)] = notice(i, walk.all);
+          store_shared(notices + 4 * stage(n), static_cast<uint32_t>(notice(i, walk.all)));
           full(n).arrive_and_expect(2 * Shape::Q::bytes + Shape::numbers);
           copy_tile(q_tile(n), &maps.q, head, row, full(n));
           copy_in(to, rows.log2_sum + head * rows.padded + row, queries * 4, full(n));
@@ -114,7 +113,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
     }
     if (leader) {
       empty(n).wait(phase(n) ^ 1);
-      notices[stage(n)] = -1;
+      store_shared(notices + 4 * stage(n), static_cast<uint32_t>(-1));
       full(n).arrive();
     }
   } else {
@@ -128,7 +127,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
     keys_full.wait(0);
     for (int n = 0;; ++n) {
       full(n).wait(phase(n));
-      const int now = notices[stage(n)];
+      const int now = static_cast<int>(load_shared_word(notices + 4 * stage(n)));
       if (now < 0) break;
       Accumulator<queries> s, ds;  // rows are keys
       Products::start(s);
@@ -181,80 +180,36 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
 // dq: 128 queries of a head a block, tiles of 128 keys.
 
 template <int D>
-struct QueryShape {
-  static constexpr int keys = 128, stages = D == 128 ? 2 : 4;
-  using Q = Tile<kHopperRows, D>;
-  using K = Tile<keys, D>;
-  static constexpr int bytes = 2 * Q::bytes + stages * 2 * K::bytes + 8 * (1 + 4 * stages) + 8 * (stages / 2);
-};
-
-template <int D>
 __global__ void __launch_bounds__(kHopperThreads, 1)
     query_gradient_kernel(const __grid_constant__ HopperAttention f,
                           const __grid_constant__ BackwardMaps maps, const RowNumbers rows, bf16* dq) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  using Shape = QueryShape<D>;
   using Products = WarpgroupProducts;
-  constexpr int stages = Shape::stages;
   extern __shared__ __align__(1024) char raw[];
   SharedPlaces places{shared_address(raw)};
-  const typename Shape::Q q{places.take(Shape::Q::bytes)}, g{places.take(Shape::Q::bytes)};
-  const uint32_t first_k = places.take(stages * Shape::K::bytes),
-                 first_v = places.take(stages * Shape::K::bytes);
-  auto* notices =
-      reinterpret_cast<volatile int*>(raw + (places.take(8 * (stages / 2)) - shared_address(raw)));
-  const auto stage = [](int n) { return n % stages; };
-  const auto phase = [](int n) { return n / stages % 2; };
-  const auto k_tile = [&](int n) { return typename Shape::K{first_k + stage(n) * Shape::K::bytes}; };
-  const auto v_tile = [&](int n) { return typename Shape::K{first_v + stage(n) * Shape::K::bytes}; };
-  const auto k_full = [&](int n) { return places.barrier(stage(n)); };
-  const auto k_empty = [&](int n) { return places.barrier(stages + stage(n)); };
-  const auto v_full = [&](int n) { return places.barrier(2 * stages + stage(n)); };
-  const auto v_empty = [&](int n) { return places.barrier(3 * stages + stage(n)); };
-  const Barrier rows_full = places.barrier(4 * stages);
+  const Tile<kHopperRows, D> q{places.take(q.bytes)}, g{places.take(q.bytes)};
+  const KeyStream<D> stream(places);
+  constexpr int keys = KeyStream<D>::keys;
+  const Barrier rows_full{places.take(8)};
   if (threadIdx.x == 0) {
-    for (int n = 0; n < stages; ++n) {
-      k_full(n).init(1), v_full(n).init(1);
-      k_empty(n).init(kHopperWarps), v_empty(n).init(kHopperWarps);
-    }
+    stream.init();
     rows_full.init(1);
     publish_barriers();
   }
   __syncthreads();
-  const int tiles = static_cast<int>((f.n + kHopperRows - 1) / kHopperRows);
-  const auto [turn, head] = f.work(tiles, f.heads, f.section);
-  const int tile = tiles - 1 - turn;
+  const auto [turn, head] = f.work(f.queries.tiles, f.heads, f.section);
+  const int tile = f.queries.tiles - 1 - turn;
   const int warpgroup = static_cast<int>(threadIdx.x) / 128;
 
   if (warpgroup == 2) {
     give_registers<kLoaderRegisters>();
     if (threadIdx.x >= 2 * 128 + 32) return;
-    const bool leader = threadIdx.x % 32 == 0;
-    const int kv = head / f.group;
-    if (leader) {
-      rows_full.arrive_and_expect(2 * Shape::Q::bytes);
+    if (threadIdx.x % kWarp == 0) {
+      rows_full.arrive_and_expect(2 * q.bytes);
       copy_tile(q, &maps.q, head, int64_t{tile} * kHopperRows, rows_full);
       copy_tile(g, &maps.d_o, head, int64_t{tile} * kHopperRows, rows_full);
     }
-    TileWalk<true> walk(f.visibility, f.queries.span[tile], f.keys.span, f.keys.tiles);
-    for (int n = 0, j = 0; j >= 0; ++n) {
-      j = walk.next();
-      if (leader) {
-        k_empty(n).wait(phase(n) ^ 1);
-        notices[stage(n)] = j < 0 ? -1 : notice(j, walk.all);
-        if (j < 0) {
-          k_full(n).arrive();
-        } else {
-          const int64_t row = int64_t{j} * Shape::keys;
-          k_full(n).arrive_and_expect(Shape::K::bytes);
-          copy_tile(k_tile(n), &maps.k, kv, row, k_full(n));
-          v_empty(n).wait(phase(n) ^ 1);
-          v_full(n).arrive_and_expect(Shape::K::bytes);
-          copy_tile(v_tile(n), &maps.v, kv, row, v_full(n));
-        }
-      }
-      __syncwarp();
-    }
+    stream.load(f, &maps.k, &maps.v, tile, head / f.group);
   } else {
     take_registers<kComputeRegisters>();
     const float log2_scale = f.scale * kLog2e;
@@ -267,40 +222,39 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
     dq_sum.fill(0);
     rows_full.wait(0);
     for (int n = 0;; ++n) {
-      k_full(n).wait(phase(n));
-      const int now = notices[stage(n)];
+      const int now = stream.wait(n);
       if (now < 0) break;
-      Accumulator<Shape::keys> s, ds;
+      Accumulator<keys> s, ds;
       Products::start(s);
-      Products::a_bt(s, q_rows, k_tile(n), false);
+      Products::a_bt(s, q_rows, stream.k(n), false);
       Products::commit();
-      v_full(n).wait(phase(n));
+      stream.wait_values(n);
       Products::start(ds);
-      Products::a_bt(ds, g_rows, v_tile(n), false);
+      Products::a_bt(ds, g_rows, stream.v(n), false);
       Products::commit();
       Products::wait<1>();
       Products::settle(s);
       if (now % 2 == 0)
-        hide<true>(s, f.visibility, f.queries.at + row + 64 * warpgroup,
-                   f.keys.at + int64_t{now / 2} * Shape::keys);
+        hide<true>(s, f.visibility, f.queries.at + row + 64 * warpgroup, f.keys.at + int64_t{now / 2} * keys);
 #pragma unroll
-      for (int c = 0; c < Shape::keys / 8; ++c)
+      for (int c = 0; c < keys / 8; ++c)
 #pragma unroll
         for (int i = 0; i < 4; ++i) s.x[c][i] = exp2_fast(s.x[c][i] * log2_scale - log2_sum[i / 2]);
+      hold(s, any_negative(s));
       Products::wait<0>();
       Products::settle(ds);
-      v_empty(n).arrive_warp();
+      stream.v_empty(n).arrive_warp();
 #pragma unroll
-      for (int c = 0; c < Shape::keys / 8; ++c)
+      for (int c = 0; c < keys / 8; ++c)
 #pragma unroll
         for (int i = 0; i < 4; ++i) ds.x[c][i] = s.x[c][i] * (ds.x[c][i] - delta[i / 2]);
-      const Operand<Shape::keys> left = operand_of(ds);
+      const Operand<keys> left = operand_of(ds);
       Products::start(dq_sum);
-      Products::add_a_b(dq_sum, left, k_tile(n));
+      Products::add_a_b(dq_sum, left, stream.k(n));
       Products::commit();
       Products::wait<0>();
       Products::settle(dq_sum);
-      k_empty(n).arrive_warp();
+      stream.k_empty(n).arrive_warp();
     }
     dq_sum.scale(f.scale, f.scale);
     store_rows(q, warpgroup, dq_sum, dq + head * f.d, int64_t{f.heads} * f.d, f.d, row, f.n);
@@ -337,7 +291,8 @@ void hopper_attention_backward(const Tensor& dq, const Tensor& dk, const Tensor&
     launch_hopper("attention dk dv (hopper)", key_gradient_kernel<D>, int64_t{keys.tiles} * k.dim(1),
                   KeyShape<D>::bytes, by_key, by_key_maps, rows, data<bf16>(dk), data<bf16>(dv));
     launch_hopper("attention dq (hopper)", query_gradient_kernel<D>, int64_t{queries.tiles} * heads,
-                  QueryShape<D>::bytes, by_query, by_query_maps, rows, data<bf16>(dq));
+                  2 * Tile<kHopperRows, D>::bytes + KeyStream<D>::bytes + 8, by_query, by_query_maps, rows,
+                  data<bf16>(dq));
   };
   if (std::max(by_key.d, by_key.e) > 64)
     run.template operator()<128>();

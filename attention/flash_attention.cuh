@@ -140,7 +140,10 @@ class TileWalk {
   unsigned some_ = 0, all_ = 0;
 };
 
-// The kernels for every option and float type. delta (N, H): o . do - dlse. Where `active` is given, o, lse
+// (N, H): o . do - dlse.
+Tensor attention_delta(const Tensor& o, const Tensor& d_o, const Tensor& d_lse);
+
+// The kernels for every option and float type. Where `active` is given, o, lse
 // and dq of heads that are off are left alone.
 void plain_attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k,
                              const Tensor& v, const AttentionTokens& tokens, const Tensor& bias,

@@ -28,11 +28,12 @@ void momentum_as(const Tensor& u, const Tensor& m, const Tensor& gradient, Acc<T
 
 template <class T>
 void normalize_as(const Tensor& y, const Tensor& x, const Tensor& squares) {
+  const Tensor factor = empty({1}, dtype_of<Acc<T>>(), Device::cuda);
+  Acc<T>* k = data<Acc<T>>(factor);
   const double* sum = data<const double>(squares);
+  each(1, [=] __device__(int64_t) { *k = static_cast<Acc<T>>(1 / ::max(::sqrt(*sum), 1e-30)); });
   map(
-      x.numel(), data<T>(y),
-      [=] __device__(Acc<T> v) { return static_cast<Acc<T>>(1 / ::max(::sqrt(*sum), 1e-30)) * v; },
-      data<const T>(x));
+      x.numel(), data<T>(y), [=] __device__(Acc<T> v) { return *k * v; }, data<const T>(x));
 }
 
 template <class T, class Low, int V>

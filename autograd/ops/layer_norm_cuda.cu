@@ -7,7 +7,7 @@ namespace weft::cuda {
 namespace {
 
 // On the way back two sums a column stay in registers beside the row, so fewer columns fit.
-constexpr int kHold = 4, kBackwardHold = 2, kBackwardThreads = 512;
+constexpr int kHold = 4, kBackwardHold = 2, kMostThreads = 512;
 
 // gain or bias at V columns, `otherwise` where there is none.
 template <bool whole, int V, class A>
@@ -20,7 +20,7 @@ __device__ Vector<A, V> load_or(const A* from, int j, int n, A otherwise) {
 }
 
 template <class T, int kHeld, bool whole>
-__global__ void __launch_bounds__(1024)
+__global__ void __launch_bounds__(kMostThreads)
     layer_norm_kernel(PitchedRows<T> y, Acc<T>* statistics, PitchedRows<T> x, const Acc<T>* gain,
                       const Acc<T>* bias, int64_t rows, int n, int lanes, Acc<T> eps) {
   using A = Acc<T>;
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(1024)
 
 // A block takes `block_rows` rows, its groups one each at a time, and leaves its own row of both sums.
 template <class T, int kHeld, bool whole>
-__global__ void __launch_bounds__(kBackwardThreads)
+__global__ void __launch_bounds__(kMostThreads)
     layer_norm_backward_kernel(PitchedRows<T> dx, Acc<T>* dgain, Acc<T>* dbias, PitchedRows<T> x,
                                const Acc<T>* statistics, const Acc<T>* gain, PitchedRows<T> dy, int64_t rows,
                                int n, int lanes, int64_t block_rows) {
@@ -134,7 +134,7 @@ void layer_norm_forward(const Tensor& y, const Tensor& statistics, const Tensor&
   with_float(x.dtype(), [&]<class T>() {
     const PitchedRows<T> to(y), from(x);
     const Acc<T>*g = data_or_null<T>(gain), *shift = data_or_null<T>(bias);
-    const RowPlan plan = plan_rows<T>(n, kHold, 1024);
+    const RowPlan plan = plan_rows<T>(n, kHold, kMostThreads);
     const bool whole_rows = to.whole() && from.whole() && aligned(g) && aligned(shift);
     with_plan<kHold>(plan, whole_rows, [&]<int kHeld, bool whole>() {
       layer_norm_kernel<T, kHeld, whole><<<plan.blocks(rows), plan.threads, 0, stream()>>>(
@@ -153,7 +153,7 @@ void layer_norm_backward(const Tensor& dx, const Tensor& dgain, const Tensor& db
   with_float(x.dtype(), [&]<class T>() {
     const PitchedRows<T> to(dx), from(x), gradient(dy);
     const Acc<T>* g = data_or_null<T>(gain);
-    const RowPlan plan = plan_rows<T>(n, kBackwardHold, kBackwardThreads, kBackwardThreads);
+    const RowPlan plan = plan_rows<T>(n, kBackwardHold, kMostThreads, kMostThreads);
     if (plan.held == 0) {  // such sums live in memory
       dgain.zero();
       dbias.zero();
@@ -161,7 +161,7 @@ void layer_norm_backward(const Tensor& dx, const Tensor& dgain, const Tensor& db
     const bool whole_rows = to.whole() && from.whole() && gradient.whole() && aligned(g);
     with_plan<kBackwardHold>(plan, whole_rows, [&]<int kHeld, bool whole>() {
       layer_norm_backward_kernel<T, kHeld, whole>
-          <<<static_cast<unsigned>(blocks.count), kBackwardThreads, fold_bytes<Acc<T>>(plan, n), stream()>>>(
+          <<<static_cast<unsigned>(blocks.count), kMostThreads, fold_bytes<Acc<T>>(plan, n), stream()>>>(
               to, data<Acc<T>>(dgain), data<Acc<T>>(dbias), from, data<const Acc<T>>(statistics), g, gradient,
               rows, static_cast<int>(n), plan.lanes, blocks.size);
     });

@@ -9,7 +9,8 @@
 namespace weft::cuda {
 namespace {
 
-constexpr int kMostThreads = 512, kAtOnce = 4;
+// One block a multiprocessor, so that the rows in work fit in the L2 cache between their two passes.
+constexpr int kMostThreads = 1024, kAtOnce = 4;
 
 template <class A>
 struct RowLoss {
@@ -60,20 +61,24 @@ __global__ void __launch_bounds__(kMostThreads)
       if (begin + k * step < n) v[k] = load<whole, V>(x + begin + k * step, n - begin - k * step);
     A largest = -std::numeric_limits<A>::infinity();
 #pragma unroll
-    for (int k = 0; k < kAtOnce; ++k)
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int j = begin + k * step;
+      if (j >= n) continue;
 #pragma unroll
       for (int e = 0; e < V; ++e) {
         A& value = v[k].v[e];
-        const bool exists = begin + k * step + (whole ? 0 : e) < n;
-        value = exists ? f.capped(value) : -std::numeric_limits<A>::infinity();
+        value = whole || j + e < n ? f.capped(value) : -std::numeric_limits<A>::infinity();
         largest = value > largest ? value : largest;
       }
+    }
     mine.raise_to(largest);
     const A shift = Running<A>::shift(mine.largest);
 #pragma unroll
-    for (int k = 0; k < kAtOnce; ++k)
+    for (int k = 0; k < kAtOnce; ++k) {
+      if (begin + k * step >= n) continue;
 #pragma unroll
       for (int e = 0; e < V; ++e) mine.sum += vector_math::exp(v[k].v[e] - shift);
+    }
   }
   const A m = block_max(mine.largest);
   const A sum = block_sum(mine.sum * vector_math::exp(mine.largest - m));
@@ -147,7 +152,7 @@ void cross_entropy(const Tensor& loss, const Tensor& nll, const Tensor& gradient
                        static_cast<A>(z_loss)};
     const bool whole = n % Pack<A>::kSize == 0 && aligned(logits.raw()) && aligned(d);
     const auto launch = [&](auto kernel) {
-      kernel<<<static_cast<unsigned>(logits.dim(0)), std::min(kMostThreads, row_threads(n)), 0, stream()>>>(
+      kernel<<<static_cast<unsigned>(logits.dim(0)), row_threads(n), 0, stream()>>>(
           data<A>(loss), data<A>(nll), d, data<const A>(logits), data<const int32_t>(targets),
           weights.defined() ? data<const A>(weights) : nullptr, static_cast<int>(n), f);
     };

@@ -150,9 +150,9 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
 
 template <int D>
 void forward(const HopperAttention& f, const ForwardMaps& maps, const Tensor& o, const Tensor& lse) {
-  launch_hopper("attention forward (hopper)", forward_kernel<D>, int64_t{f.queries.tiles} * f.heads,
-                Tile<kHopperRows, D>::bytes + KeyStream<D>::bytes + 8, f, maps, data<bf16>(o),
-                data<float>(lse));
+  launch_hopper<forward_kernel<D>>("attention forward (hopper)", int64_t{f.queries.tiles} * f.heads,
+                                   Tile<kHopperRows, D>::bytes + KeyStream<D>::bytes + 8, f, maps,
+                                   data<bf16>(o), data<float>(lse));
 }
 
 }  // namespace

@@ -52,21 +52,21 @@ __device__ Operand<N> operand_of(const Accumulator<N>& a) {
 }
 
 // Here a has its value, beside products that still run: left alone the compiler waits for these first. A
-// branch that it cannot see through is what stops it. never: false.
+// branch that it cannot see through is what stops it. never: false, and it depends on all of a.
 template <int N>
 __device__ void hold(Accumulator<N>& a, bool never) {
   WarpgroupProducts::settle(a);
   if (never) __trap();
 }
-
+// For hold, of exponentials. The only number with just these bits is negative.
 template <int N>
-__device__ bool any_negative(const Accumulator<N>& a) {
-  int bits = 0;
+__device__ bool never(const Accumulator<N>& a) {
+  uint32_t bits = 0;
 #pragma unroll
   for (int n = 0; n < N / 8; ++n)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) bits |= __float_as_int(a.x[n][i]);
-  return bits < 0;
+    for (int i = 0; i < 4; ++i) bits |= __float_as_uint(a.x[n][i]);
+  return bits == 0x80000001u;
 }
 
 // Scores of those that do not see each other become -infinity. rows: the 64 of this warpgroup.
@@ -178,9 +178,13 @@ struct KeyStream {
   __device__ void wait_values(int n) const { v_full(n).wait(phase(n)); }
 };
 
-template <class Kernel, class... A>
-void launch_hopper(const char* name, Kernel kernel, int64_t blocks, int bytes, const A&... arguments) {
-  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+template <auto kernel, class... A>
+void launch_hopper(const char* name, int64_t blocks, int bytes, const A&... arguments) {
+  static const bool ready = [=] {
+    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    return true;
+  }();
+  static_cast<void>(ready);
   kernel<<<static_cast<unsigned>(blocks), kHopperThreads, bytes, stream()>>>(arguments...);
   check_launch(name);
 }

@@ -240,7 +240,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       for (int c = 0; c < keys / 8; ++c)
 #pragma unroll
         for (int i = 0; i < 4; ++i) s.x[c][i] = exp2_fast(s.x[c][i] * log2_scale - log2_sum[i / 2]);
-      hold(s, any_negative(s));
+      hold(s, never(s));
       Products::wait<0>();
       Products::settle(ds);
       stream.v_empty(n).arrive_warp();
@@ -288,11 +288,12 @@ void hopper_attention_backward(const Tensor& dq, const Tensor& dk, const Tensor&
   const BackwardMaps by_key_maps{map(q, 64), of_keys, of_values, map(d_o, 64)};
   const BackwardMaps by_query_maps{map(q, kHopperRows), of_keys, of_values, map(d_o, kHopperRows)};
   const auto run = [&]<int D>() {
-    launch_hopper("attention dk dv (hopper)", key_gradient_kernel<D>, int64_t{keys.tiles} * k.dim(1),
-                  KeyShape<D>::bytes, by_key, by_key_maps, rows, data<bf16>(dk), data<bf16>(dv));
-    launch_hopper("attention dq (hopper)", query_gradient_kernel<D>, int64_t{queries.tiles} * heads,
-                  2 * Tile<kHopperRows, D>::bytes + KeyStream<D>::bytes + 8, by_query, by_query_maps, rows,
-                  data<bf16>(dq));
+    launch_hopper<key_gradient_kernel<D>>("attention dk dv (hopper)", int64_t{keys.tiles} * k.dim(1),
+                                          KeyShape<D>::bytes, by_key, by_key_maps, rows, data<bf16>(dk),
+                                          data<bf16>(dv));
+    launch_hopper<query_gradient_kernel<D>>("attention dq (hopper)", int64_t{queries.tiles} * heads,
+                                            2 * Tile<kHopperRows, D>::bytes + KeyStream<D>::bytes + 8,
+                                            by_query, by_query_maps, rows, data<bf16>(dq));
   };
   if (std::max(by_key.d, by_key.e) > 64)
     run.template operator()<128>();

@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   __syncthreads();
   const auto [turn, head] = f.work(f.queries.tiles, f.heads, f.section);
   const int tile = f.queries.tiles - 1 - turn;  // late tiles see more: they come first
-  const int warpgroup = static_cast<int>(threadIdx.x) / 128;
+  const int warpgroup = own_warpgroup();
 
   if (warpgroup == 2) {
     give_registers<kLoaderRegisters>();
@@ -183,7 +183,10 @@ bool hopper_attention_serves(const Tensor& q, const Tensor& k, const Tensor& v, 
     int device = 0, major = 0;
     CUDA_CHECK(cudaGetDevice(&device));
     CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-    return major == 9;
+    if (major != 9) return false;
+    cudaFuncAttributes kernel;  // empty, and so without registers, unless compiled for sm_90a
+    CUDA_CHECK(cudaFuncGetAttributes(&kernel, forward_kernel<64>));
+    return kernel.numRegs > 64;
   }();
   const auto width = [](const Tensor& x) { return x.dim(2) > 0 && x.dim(2) <= 128 && x.dim(2) % 8 == 0; };
   return hopper && q.dtype() == Dtype::bf16 && q.numel() > 0 && k.numel() > 0 && width(k) && width(v) &&

@@ -32,6 +32,9 @@ struct HopperAttention {
   }
 };
 
+// The same in all threads of a warp, which the compiler does not see in threadIdx.
+__device__ inline int own_warpgroup() { return __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0); }
+
 // A tile of rows [row, row + R) of one head, zero beyond what there is.
 template <int R, int C>
 __device__ void copy_tile(Tile<R, C> to, const CUtensorMap* map, int head, int64_t row, Barrier full) {

@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   }
   __syncthreads();
   const auto [tile, kv] = f.work(f.keys.tiles, f.heads / f.group, f.section / f.group);
-  const int warpgroup = static_cast<int>(threadIdx.x) / 128;
+  const int warpgroup = own_warpgroup();
 
   if (warpgroup == 2) {
     give_registers<Shape::loader_registers>();
@@ -199,7 +199,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   __syncthreads();
   const auto [turn, head] = f.work(f.queries.tiles, f.heads, f.section);
   const int tile = f.queries.tiles - 1 - turn;
-  const int warpgroup = static_cast<int>(threadIdx.x) / 128;
+  const int warpgroup = own_warpgroup();
 
   if (warpgroup == 2) {
     give_registers<kLoaderRegisters>();

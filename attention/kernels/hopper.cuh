@@ -109,20 +109,20 @@ struct WarpgroupProducts {
 
  private:
   // Matrix descriptors, 128-byte swizzle: address, bytes between 64-column blocks, bytes between groups of 8
-  // rows.
-  __device__ static uint64_t descriptor(uint32_t address, uint32_t block_bytes) {
-    return (uint64_t(1) << 62) | (uint64_t(1024 >> 4) << 32) | (uint64_t(block_bytes >> 4) << 16) |
-           ((address & 0x3ffff) >> 4);
+  // rows. A step away from the tile's address is one addition.
+  __device__ static uint64_t descriptor(uint32_t address, uint32_t block_bytes, uint32_t step) {
+    const uint32_t low = (((block_bytes >> 4) << 16) | ((address & 0x3ffff) >> 4)) + (step >> 4);
+    return (uint64_t((1u << 30) | (1024 >> 4)) << 32) | low;
   }
   // Sixteen columns from 16 k on, summed over: the tile is (M or N, K).
   template <int N, int K>
   __device__ static uint64_t along_columns(Tile<N, K> tile, int k) {
-    return descriptor(tile.address + (k / 4) * (N * 128) + (k % 4) * 32, 16);
+    return descriptor(tile.address, 16, (k / 4) * (N * 128) + (k % 4) * 32);
   }
   // Sixteen rows from 16 k on, summed over: the tile is (K, N).
   template <int K, int N>
   __device__ static uint64_t along_rows(Tile<K, N> tile, int k) {
-    return descriptor(tile.address + k * 2048, K * 128);
+    return descriptor(tile.address, K * 128, k * 2048);
   }
 };
 

@@ -21,6 +21,7 @@ const std::vector<Command>& commands() {
       {"train", "train a recipe, or resume a run", run_train, true},
       {"launch", "run a command on several ranks", run_launch},
       {"generate", "continue a text with a trained model", run_generate},
+      {"eval", "score a run on tasks or text; `eval zoo`: all mechanisms on all tasks", run_eval},
       {"logits", "logits and losses of given tokens", run_logits, true},
       {"apply", "one mechanism on tensors of a file", run_apply},
       {"bench", "how fast this machine trains, beside PyTorch", run_bench},

@@ -5,6 +5,7 @@
 #include "tools/describe_mechanism.h"
 #include "tools/flags.h"
 #include "tools/recipe_path.h"
+#include "training/eval.h"
 #include "training/recipe/find.h"
 #include "training/recipe/load.h"
 #include "training/setup.h"
@@ -70,9 +71,8 @@ Json describe(const MechanismEntry& entry, const std::string& root) {
 }
 
 int64_t count_parameters(const Recipe& recipe) {
-  const int64_t vocab = recipe.model.vocab > 0 ? recipe.model.vocab : open_tokenizer(recipe)->vocab_size();
   ParameterStore store(precision_of(recipe), Device::meta);
-  const Model model(model_config(recipe, vocab), store);
+  const Model model(model_config(recipe, vocabulary_of(recipe, *open_tokenizer(recipe))), store);
   return store.numel();
 }
 
@@ -146,7 +146,7 @@ std::string readable(const Json& all) {
 }  // namespace
 
 int run_ls(const Words& words) {
-  Flags flags("ls", "", "Lists mechanisms, with what each can do, and recipes.");
+  Flags flags("ls", "", "Lists mechanisms, with what each can do, recipes, and tasks.");
   bool json = false;
   flags.add("--json", json, "one line, ls/1");
   if (!flags.parse(words)) return 0;
@@ -157,6 +157,8 @@ int run_ls(const Words& words) {
               {"recipes", Json::array()},
               {"tasks", Json::array()}};
   for (const MechanismEntry& entry : mechanisms()) all["mechanisms"].push_back(describe(entry, root));
+  for (const TaskEntry& entry : tasks()) all["tasks"].push_back(entry.id);
+  all["tasks"].push_back(kTextTask);
   for (const RecipeEntry& entry : list_recipes(root)) all["recipes"].push_back(describe(entry));
   json ? print_line(all) : print(readable(all));
   return 0;

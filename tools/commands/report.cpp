@@ -69,9 +69,10 @@ int run_report(const Words& words) {
       runs.push_back(read_run(folder, wall_seconds()));
     }
   refuse_other_file(out);
+  const std::string made = iso_time(wall_seconds()).replace(10, 1, " ").substr(0, 16) + " UTC";
   const Comparison all = compare_runs(std::move(runs));
   const std::string stem = fs::path(out).replace_extension().string();
-  write_file_atomically(out, report_page(all, title, "made " + iso_time(wall_seconds())));
+  write_file_atomically(out, report_page(all, title, "made " + made));
   const Words csv{stem + ".csv", stem + "-runs.csv", stem + "-groups.csv"};
   write_file_atomically(csv[0], curves_csv(all));
   write_file_atomically(csv[1], runs_csv(all));

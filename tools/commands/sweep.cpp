@@ -69,7 +69,8 @@ std::optional<Request> parse(const Words& words) {
       "--match", match, "SIZE",
       "parameters, flops (a token) or state (bytes to decode): sizes each model to the first within 2 %");
   flags.add("--match-by", request.match_key, "KEY",
-            "what --match changes; else model.ffn, or model.head_size (and model.heads) for the state");
+            "what --match changes; else model.ffn, then model.width; of the state model.head_size, then "
+            "model.heads");
   flags.add("--print", request.print, "only prints the commands of runs that are not finished, one a line");
   flags.add("-n", ranks, "N", "ranks of each run, by weft launch", {.min = 1, .max = 1 << 20});
   flags.add("--json", request.json, "one line, sweep/1");

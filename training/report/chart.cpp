@@ -57,6 +57,7 @@ Frame frame_of(const Chart& chart) {
     if (!(frame.y1 > frame.y0)) frame.y1 = tops.back();
     break;
   }
+  frame.x1 *= 1.01;  // room for the last dot
   const double margin = std::max(0.04 * (frame.y1 - frame.y0), 1e-6 + 1e-3 * std::abs(frame.y0));
   frame.y0 -= margin;
   frame.y1 += margin;
@@ -160,7 +161,7 @@ std::string stroke_class(int color, bool dotted) {
 }
 
 std::vector<double> smoothed(const std::vector<double>& values) {
-  const double span = std::max(5.0, static_cast<double>(values.size()) / 50), fading = 1 - 1 / span;
+  const double span = std::max(3.0, static_cast<double>(values.size()) / 50), fading = 1 - 1 / span;
   std::vector<double> out;
   double sum = 0, weight = 0;
   for (const double x : values) {

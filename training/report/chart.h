@@ -29,7 +29,7 @@ struct Chart {
 // steps, or a run that diverged, would press all else together.
 std::string svg(const Chart& chart);
 
-// Exponential mean over about 1/50 of the values (at least 5), not biased to the first.
+// Exponential mean over about 1/50 of the values (at least 3), not biased to the first.
 std::vector<double> smoothed(const std::vector<double>& values);
 
 }  // namespace weft

@@ -74,9 +74,9 @@ std::string legend(const Comparison& all) {
     out += text("<li><svg viewBox=\"0 0 34 10\" class=\"stroke\" aria-hidden=\"true\"><path class=\"line ",
                 stroke_class(static_cast<int>(g % 24), apart), "\" d=\"M1 5H33\"/></svg> ",
                 escaped(group.mechanism),
-                group.setting.empty() ? "" : " <small>" + escaped(group.setting) + "</small>",
-                group.runs.size() > 1 ? text(" <small>", group.runs.size(), " runs</small>") : "",
-                apart ? " <small>not comparable</small>" : "", "</li>\n");
+                group.setting.empty() ? "" : " <small>· " + escaped(group.setting) + "</small>",
+                group.runs.size() > 1 ? text(" <small>· ", group.runs.size(), " runs</small>") : "",
+                apart ? " <small>· not comparable</small>" : "", "</li>\n");
   }
   return out + "</ul>\n";
 }
@@ -124,15 +124,18 @@ std::string differences(const Comparison& all) {
   return out;
 }
 
+// One of each mechanism is open: of its best setting, or where none is known the first.
 std::string samples(const Comparison& all) {
-  constexpr int kOpen = 4;
   std::string out;
-  int shown = 0;
+  std::vector<std::string> shown;
+  for (const size_t g : all.best) shown.push_back(all.runs[all.groups[g].counted[0]].data.folder);
   for (const ComparedRun& run : all.runs) {
     if (run.data.sample.empty()) continue;
-    out += text("<details", ++shown <= kOpen ? " open=\"open\"" : "", "><summary>", escaped(run.data.name),
-                ", ", escaped(run.mechanism), ", step ", run.data.sample_step,
-                "</summary><pre class=\"sample\">", escaped(run.data.sample, true), "</pre></details>\n");
+    const bool open =
+        all.best.empty() ? out.empty() : std::count(shown.begin(), shown.end(), run.data.folder) > 0;
+    out += text("<details", open ? " open=\"open\"" : "", "><summary>", escaped(run.data.name), ", ",
+                escaped(run.mechanism), ", step ", run.data.sample_step, "</summary><pre class=\"sample\">",
+                escaped(run.data.sample, true), "</pre></details>\n");
   }
   return out.empty() ? paragraph("No run has drawn a sample.") : out;
 }

@@ -27,8 +27,10 @@ table { border-collapse: collapse; font-size: 13.5px; }
 th, td { padding: 5px 12px 5px 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--rule); }
 th { font-weight: 600; color: var(--soft); vertical-align: bottom; }
 td { overflow-wrap: break-word; max-width: 60ch; }
+#best td:nth-child(2), #settings td:nth-child(2) { min-width: 17ch; }
+#runs td:first-child, #settings td:first-child, #best td:first-child { white-space: nowrap; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th.number { white-space: normal; }
+th.number { white-space: normal; min-width: 9ch; }
 tbody tr:hover { background: var(--band); }
 
 .curves .by { display: inline; color: var(--soft); margin-right: 6px; }
@@ -56,7 +58,7 @@ svg text.below { text-anchor: middle; }
 .c0 { stroke: var(--c0); } .c1 { stroke: var(--c1); } .c2 { stroke: var(--c2); } .c3 { stroke: var(--c3); }
 .c4 { stroke: var(--c4); } .c5 { stroke: var(--c5); } .c6 { stroke: var(--c6); } .c7 { stroke: var(--c7); }
 .dot { fill: var(--paper); stroke-width: 2; stroke-dasharray: none; }
-.legend { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: 4px 22px; font-size: 14px; }
+.legend { list-style: none; padding: 0; margin: 12px 0 0; display: flex; flex-wrap: wrap; gap: 4px 22px; font-size: 14px; }
 .legend small { color: var(--soft); }
 .stroke { width: 34px; height: 10px; }
 
@@ -75,14 +77,14 @@ pre.sample { white-space: pre-wrap; overflow-wrap: anywhere; font: inherit; max-
   .curves input, .curves label, .curves .by { display: none; }
   .axis { display: grid !important; grid-template-columns: 1fr 1fr; break-inside: avoid; }
   .wide { overflow: visible; }
-  table { font-size: 8pt; }
-  td { max-width: none; overflow-wrap: anywhere; }
+  table { font-size: 7.5pt; }
+  td { max-width: none; }
   th, td { padding: 2px 8px 2px 0; }
   tr, li, .legend { break-inside: avoid; }
   h2 { break-after: avoid; margin-top: 18px; }
   pre { white-space: pre-wrap; background: none; border: 1px solid var(--rule); }
 }
-@page { margin: 14mm; }
+@page { margin: 12mm; size: landscape; }
 )css";
 
 }  // namespace weft

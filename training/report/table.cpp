@@ -29,17 +29,17 @@ std::string shown(const Cell& cell, Shown how) {
 
 std::string html_table(const Table& table) {
   std::string out = "<div class=\"wide\"><table>\n<thead><tr>";
-  const auto tag = [&](const char* name, size_t column) {
-    const bool number = table.columns[column].shown != Shown::text;
-    return std::string("<") + name + (number ? " class=\"number\">" : ">");
+  const auto cell = [&](const std::string& name, size_t column, const std::string& words) {
+    const Column& c = table.columns[column];
+    if (c.title.empty()) return;
+    const bool number = c.shown != Shown::text;
+    out += "<" + name + (number ? " class=\"number\">" : ">") + escaped(words) + "</" + name + ">";
   };
-  for (size_t c = 0; c < table.columns.size(); ++c)
-    out += tag("th", c) + escaped(table.columns[c].title) + "</th>";
+  for (size_t c = 0; c < table.columns.size(); ++c) cell("th", c, table.columns[c].title);
   out += "</tr></thead>\n<tbody>\n";
   for (const std::vector<Cell>& row : table.rows) {
     out += "<tr>";
-    for (size_t c = 0; c < row.size(); ++c)
-      out += tag("td", c) + escaped(shown(row[c], table.columns[c].shown)) + "</td>";
+    for (size_t c = 0; c < row.size(); ++c) cell("td", c, shown(row[c], table.columns[c].shown));
     out += "</tr>\n";
   }
   return out + "</tbody></table></div>\n";
@@ -47,17 +47,22 @@ std::string html_table(const Table& table) {
 
 std::string csv(const Table& table) {
   std::string out;
-  for (size_t c = 0; c < table.columns.size(); ++c)
-    out += (c > 0 ? "," : "") + csv_field(table.columns[c].name);
-  out += "\n";
+  bool first = true;
+  const auto cell = [&](size_t column, const std::string& field) {
+    if (table.columns[column].name.empty()) return;
+    out += (first ? "" : ",") + field;
+    first = false;
+  };
+  for (size_t c = 0; c < table.columns.size(); ++c) cell(c, csv_field(table.columns[c].name));
   for (const std::vector<Cell>& row : table.rows) {
+    out += "\n";
+    first = true;
     for (size_t c = 0; c < row.size(); ++c) {
       const auto* words = std::get_if<std::string>(&row[c]);
-      out += (c > 0 ? "," : "") + (words ? csv_field(*words) : csv_number(std::get<double>(row[c])));
+      cell(c, words ? csv_field(*words) : csv_number(std::get<double>(row[c])));
     }
-    out += "\n";
   }
-  return out;
+  return out + "\n";
 }
 
 std::string csv_field(const std::string& text) {

@@ -20,8 +20,8 @@ enum class Shown {
 };
 
 struct Column {
-  std::string title;  // for people
-  std::string name;   // of the CSV column
+  std::string title;  // for people; empty: in the CSV file only
+  std::string name;   // of the CSV column; empty: on the page only
   Shown shown = Shown::text;
 };
 

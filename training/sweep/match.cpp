@@ -79,6 +79,16 @@ class Search {
   std::optional<Match> best_;
 };
 
+bool is_accepted(const RecipeWith& recipe_with, const std::vector<std::string>& more) {
+  try {
+    recipe_with(more);
+    return true;
+  } catch (const Error& error) {
+    if (error.code != Exit::recipe) throw;
+    return false;
+  }
+}
+
 }  // namespace
 
 double model_size(const Recipe& recipe, MatchBy by, const Planner& planner) {
@@ -99,13 +109,17 @@ Match match_size(const RecipeWith& recipe_with, MatchBy by, const std::string& k
   const double size = model_size(own, by, planner);
   Search search(recipe_with, by, target, planner);
   if (search.fits(size)) return {{}, size};
-  const bool joint = key.empty() && by == MatchBy::state;
-  const std::string name = !key.empty() ? key : joint ? "model.head_size" : "model.ffn";
+  const bool state = by == MatchBy::state;
+  const std::string name = !key.empty() ? key : state ? "model.head_size" : "model.ffn";
+  const std::string second = !key.empty() ? "" : state ? "model.heads" : "model.width";
   search.along(name, {});
-  // The heads nearest to the recipe's own first.
-  for (int64_t away = 1; joint && !search.found() && away <= 2 * own.model.heads + 8; ++away)
-    for (const int64_t heads : {own.model.heads - away, own.model.heads + away})
-      if (heads > 0 && !search.found()) search.along(name, {text("model.heads=", heads)});
+  // Then with the second key changed too, its values nearest to the recipe's own first.
+  const int64_t now = state ? own.model.heads : own.model.width, most = state ? now + 8 : now;
+  for (int64_t away = 1; !second.empty() && !search.found() && away <= most; ++away)
+    for (const int64_t value : {now - away, now + away}) {
+      const std::vector<std::string> beside{text(second, "=", value)};
+      if (value > 0 && !search.found() && is_accepted(recipe_with, beside)) search.along(name, beside);
+    }
   if (search.found()) return *search.best();
   std::string nearest = "no value of it is accepted";
   if (search.best()) {
@@ -113,8 +127,8 @@ Match match_size(const RecipeWith& recipe_with, MatchBy by, const std::string& k
     for (const std::string& override_ : search.best()->overrides) nearest += " with " + override_;
   }
   throw Error(Exit::recipe,
-              text("no ", name, " brings the model's ", grouped(size), " ", what_is(by), " within 2 % of ",
-                   grouped(target), ": ", nearest),
+              text("no ", name, second.empty() ? "" : " with any " + second, " brings the model's ",
+                   grouped(size), " ", what_is(by), " within 2 % of ", grouped(target), ": ", nearest),
               own.where("model.layers"), "choose another key with --match-by, or other sizes");
 }
 

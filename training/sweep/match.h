@@ -28,10 +28,10 @@ struct Match {
 // The recipe with more overrides behind its own. It may throw: such a value is then passed over.
 using RecipeWith = std::function<Recipe(const std::vector<std::string>& more)>;
 
-// key: a whole number of the recipe that the size grows with; empty: model.ffn, or, for the state,
-// model.head_size and where that alone does not reach it model.heads with it. Of several values that fit, the
-// one that divides by the largest power of two up to 64. Error (recipe) names the nearest size that was
-// found.
+// key: a whole number of the recipe that the size grows with. Empty: model.ffn, and where that alone does not
+// reach it, the nearest model.width with which it does; for the state model.head_size, then model.heads. Of
+// several values that fit, the one that divides by the largest power of two up to 64. Error (recipe) names
+// the nearest size that was found.
 Match match_size(const RecipeWith& recipe_with, MatchBy by, const std::string& key, double target,
                  const Planner& planner);
 

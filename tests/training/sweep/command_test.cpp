@@ -153,9 +153,11 @@ TEST(Sweep, SaysWhatItMatched) {
   const Ran ran = sweep(tiny, {"model.layers=lightning*2,titans_mac*2", "--match", "flops", "--print"});
   EXPECT_EQ(ran.code, 0) << ran.err;
   EXPECT_NE(ran.err.find("layers-lightningx2: the size to match: "), std::string::npos) << ran.err;
-  EXPECT_NE(ran.err.find("layers-titans_macx2: model.ffn="), std::string::npos) << ran.err;
+  EXPECT_NE(ran.err.find("layers-titans_macx2: model.width="), std::string::npos) << ran.err;
   EXPECT_NE(ran.out_lines().at(1).find(" model.ffn="), std::string::npos) << ran.out;
-  const Ran far = sweep(tiny, {"model.layers=lightning*2,softmax*30", "--match", "parameters"});
+  EXPECT_NE(ran.err.find(" % of the first\n"), std::string::npos) << ran.err;
+  const Ran far =
+      sweep(tiny, {"model.layers=lightning*2,softmax*30", "--match=parameters", "--match-by=model.ffn"});
   EXPECT_EQ(far.code, 78);
   EXPECT_NE(far.err.find("the nearest is"), std::string::npos) << far.err;
 }

@@ -46,7 +46,7 @@ class Matching : public testing::TestWithParam<std::tuple<MatchBy, const char*>>
 
 TEST_P(Matching, IsWithinTwoPercentOfTheFirst) {
   const auto [by, layers] = GetParam();
-  const Recipe first = with("gla*2", {});
+  const Recipe first = by == MatchBy::state ? with("softmax*2", {}) : with("gla*2", {"model.ffn=512"});
   const Planner planner(first);
   const double target = model_size(first, by, planner);
   EXPECT_DOUBLE_EQ(target, measured(first, by));
@@ -64,6 +64,20 @@ INSTANTIATE_TEST_SUITE_P(Sizes, Matching,
                                                           MatchBy::state),
                                           testing::Values("softmax*2", "titans_mac*2", "lightning*2",
                                                           "yaad*2", "sliding_window*2")));
+
+TEST(Match, ASecondKeyHelpsWhereOneDoesNotReachIt) {
+  const Recipe first = with("gla*2", {});
+  const Planner planner(first);
+  const double target = model_size(first, MatchBy::flops, planner);
+  const auto titans = [&](const auto& more) { return with("titans_mac*2", more); };
+  EXPECT_THROW(match_size(titans, MatchBy::flops, "model.ffn", target, planner), Error)
+      << "its memory costs more";
+  const Match match = match_size(titans, MatchBy::flops, "", target, planner);
+  ASSERT_EQ(match.overrides.size(), 2u);
+  EXPECT_TRUE(match.overrides[0].starts_with("model.width=")) << match.overrides[0];
+  EXPECT_TRUE(match.overrides[1].starts_with("model.ffn=")) << match.overrides[1];
+  EXPECT_NEAR(measured(titans(match.overrides), MatchBy::flops) / target, 1, 0.02);
+}
 
 TEST(Match, OfTheSameModelChangesNothing) {
   const Recipe first = with("gla*2", {});
@@ -108,9 +122,11 @@ TEST(Match, WhatCannotBeReachedNamesTheNearest) {
     ADD_FAILURE() << key;
     return "";
   };
-  // 257 x 64 of embedding alone are more.
-  EXPECT_NE(refused("", 1000).find("the nearest is"), std::string::npos);
-  EXPECT_NE(refused("", 1000).find("with model.ffn=1"), std::string::npos) << refused("", 1000);
+  // 257 x 64 of embedding alone are more; at a width of 8, 257 x 8.
+  for (const char* key : {"", "model.ffn"}) {
+    EXPECT_NE(refused(key, 1000).find("the nearest is"), std::string::npos) << refused(key, 1000);
+    EXPECT_NE(refused(key, 1000).find("model.ffn=1"), std::string::npos) << refused(key, 1000);
+  }
   EXPECT_NE(refused("seed", 1e6).find("no seed brings"), std::string::npos);  // has no influence
   EXPECT_NE(refused("model.widht", 1e6).find("no value of it is accepted"), std::string::npos);
 }

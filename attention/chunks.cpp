@@ -55,23 +55,11 @@ Variable out_of_chunks(const Variable& y, const Chunks& chunks) {
 }
 
 Variable padding_in_front(const Variable& x, const Tensor& document) {
-  const int64_t count = x.dim(0), length = x.dim(1);
-  std::vector<int32_t> row(static_cast<size_t>(count * length), -1);
-  if (document.device() != Device::meta) {
-    const std::vector<double> of = to_values(document);
-    bool padded = false;
-    for (int64_t m = 0; m < count; ++m) {
-      const auto begin = of.begin() + m * length;
-      const int64_t size = std::find(begin, begin + length, -1.0) - begin;
-      padded |= size < length;
-      for (int64_t i = 0; i < size; ++i)
-        row[m * length + length - size + i] = static_cast<int32_t>(m * length + i);
-    }
-    if (!padded) return x;
-  }
-  Shape flat{count * length};
+  const Tensor row = empty(document.shape(), Dtype::i32, document.device());
+  ON_DEVICE(row.device(), rows_padded_in_front(row, document.contiguous()));
+  Shape flat{row.numel()};
   for (int i = 2; i < x.rank(); ++i) flat.push_back(x.dim(i));
-  return reshape(gather_rows(reshape(x, flat), from_ints(row, x.device())), x.shape());
+  return reshape(gather_rows(reshape(x, flat), row.reshape({row.numel()})), x.shape());
 }
 
 Block slice_block(const Block& block, int64_t begin, int64_t end) {
@@ -145,7 +133,7 @@ Folded fold(const Scan& scan, const State& summaries, const Chunks& chunks) {
   if (!scan.decay) return fold_by_combining(scan, summaries, chunks);
   CHECK(summaries.size() == 2, "scan: a decay scan has the state {a, S}");
   const std::vector<int32_t> first(chunks.first.begin(), chunks.first.end());
-  const auto folded = decay_scan(summaries[0], summaries[1], from_ints(first, Device::cpu));
+  const auto folded = decay_scan(summaries[0], summaries[1], from_ints(first, chunks.segment.device()));
   return {{folded[0], folded[1]}, {folded[2], folded[3]}};
 }
 

@@ -43,4 +43,12 @@ State concatenate_states(const std::vector<State>& states);
 // What a Carry gives for no tokens at all: an output without rows.
 Variable carry_nothing(const Carry& part, const Block& block);
 
+namespace cpu {
+// The rows that padding_in_front takes, -1 for the padding; both (M, length) i32.
+void rows_padded_in_front(const Tensor& rows, const Tensor& document);
+}  // namespace cpu
+namespace cuda {
+void rows_padded_in_front(const Tensor& rows, const Tensor& document);
+}  // namespace cuda
+
 }  // namespace weft

@@ -23,7 +23,7 @@ Variable powers(const Variable& log_decay, int64_t count, double first, double s
   const Dtype dtype = log_decay.dtype();
   const Device device = log_decay.device();
   const Tensor row =
-      device == Device::meta ? empty({count}, dtype, device) : from_values({count}, dtype, exponents);
+      device == Device::meta ? empty({count}, dtype, device) : from_values({count}, dtype, exponents, device);
   return exp(multiply(reshape(log_decay, {log_decay.dim(0), log_decay.dim(1), 1}), row));
 }
 
@@ -115,7 +115,7 @@ Scan DampedEma::scan(int64_t chunk, bool fft) const {
         first.push_back(first.back() + static_cast<int32_t>(s.size()));
         longest = std::max(longest, s.size());
       }
-      return causal_convolution(b.x[0], kernel(longest), from_ints(first));
+      return causal_convolution(b.x[0], kernel(longest), from_ints(first, Device::cpu));
     };
   return scan;
 }

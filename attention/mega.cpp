@@ -101,7 +101,7 @@ Tensor Mega::keys_seen(const Layout& layout, Dtype dtype, Device device) const {
     for (int64_t t = s.begin; t < s.end; ++t)
       counts.push_back(
           static_cast<double>(1 + (config_.attention_chunk > 0 ? t % config_.attention_chunk : t)));
-  return from_values({layout.tokens(), 1}, dtype, counts);
+  return from_values({layout.tokens(), 1}, dtype, counts, device);
 }
 
 Variable Mega::projected(const Variable& z, int which) const {

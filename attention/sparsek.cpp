@@ -8,6 +8,7 @@
 #include "attention/naive.h"
 #include "attention/selected_attention.h"
 #include "attention/softmax.h"
+#include "attention/sparsek_rows.h"
 #include "autograd/gradcheck.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
@@ -25,9 +26,7 @@ constexpr double kNone = -INFINITY;  // the score of no pair
 // u + slope position.  u (N, H)
 Variable with_slope(const Variable& u, const Tensor& position, double slope) {
   if (slope == 0) return u;
-  const int64_t n = u.dim(0);
-  if (u.device() == Device::meta) return scale(u, 1);
-  const Variable at = from_values({n, 1}, u.dtype(), to_values(position));
+  const Variable at = numbers_of(position, u.dtype()).reshape({u.dim(0), 1});
   return add(u, scale(at, slope));
 }
 
@@ -57,49 +56,13 @@ Variable by_head(const Variable& x, int64_t heads) {
   return permute(gather_rows(first, from_ints(owner, x.device())), {1, 0, 2, 3});
 }
 
-// Rows of the pairs of run r, r * pairs ..., that the first `kept` indices of (R, C, ...) name among {kept,
-// `gap` scores without a pair, the others}; none of them names a score without one.
-Tensor pair_rows(const Tensor& indices, int64_t kept, int64_t gap, int64_t pairs) {
-  const int64_t r = indices.dim(0), c = indices.dim(1), width = indices.dim(2);
-  const Tensor rows = empty({r * c, kept}, Dtype::i32, indices.device());
-  if (indices.device() == Device::meta) return rows;
-  const int32_t* from = indices.data<int32_t>();
-  int32_t* to = rows.data<int32_t>();
-  for (int64_t i = 0; i < r * c; ++i)
-    for (int64_t j = 0; j < kept; ++j) {
-      const int64_t at = from[i * width + j];
-      to[i * kept + j] = static_cast<int32_t>(i / c * pairs + (at < kept ? at : at - gap));
-    }
-  return rows;
-}
-
-// The best `count` of each row of scores (R, P), as rows of the flattened scores, (R, count); -1 for none.
-Tensor best_rows(const Variable& scores, const Tensor& order, int64_t count) {
-  const int64_t r = scores.dim(0), p = scores.dim(1), width = order.dim(1);
-  const Tensor rows = empty({r * count}, Dtype::i32, scores.device());
-  if (scores.device() == Device::meta) return rows;
-  const std::vector<double> z = to_values(scores);
-  for (int64_t i = 0; i < r; ++i)
-    for (int64_t j = 0; j < count; ++j) {
-      const int64_t at = i * p + order.data<int32_t>()[i * width + j];
-      rows.data<int32_t>()[i * count + j] = z[at] == kNone ? -1 : static_cast<int32_t>(at);
-    }
-  return rows;
-}
-
 // A state holds 0 and not -infinity where it has no score, so that all of it is finite, and says in `held`
 // which are there: {k (M, H, kept, Dk), v, u (M, H, kept), rest (M, H, others), held (M, H, kept + others)}.
 // Here its scores as they are compared, {u, rest}.
 std::vector<Variable> scores_of(const State& state) {
-  const Tensor& held = state[4];
-  const Tensor absent = empty_like(held);
-  if (held.device() != Device::meta) {
-    std::vector<double> values = to_values(held);
-    for (double& value : values) value = value > 0.5 ? 0 : kNone;
-    absent.copy_from(from_values(held.shape(), held.dtype(), values));
-  }
-  const int64_t kept = state[2].dim(2);
-  return {add(state[2], slice(absent, 2, 0, kept)), add(state[3], slice(absent, 2, kept, held.dim(2)))};
+  const Variable absent = log(state[4].value());  // 0 for 1, -infinity for 0
+  const int64_t kept = state[2].dim(2), all = absent.dim(2);
+  return {add(state[2], slice(absent, 2, 0, kept)), add(state[3], slice(absent, 2, kept, all))};
 }
 
 // Pairs with their scores, and scores without: {k (M, H, X, Dk), v, u (M, H, X), rest (M, H, Y)}, -infinity

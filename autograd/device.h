@@ -3,6 +3,7 @@
 // makes a dry run of a training step the memory planner.
 
 #include <cstdint>
+#include <string>
 
 #include "autograd/check.h"
 
@@ -11,6 +12,16 @@ namespace weft {
 enum class Device : uint8_t { cpu, cuda, meta };
 
 const char* name_of(Device device);
+
+// Where tensors are made that name no device: what use_device() said, at first WEFT_DEVICE in the environment
+// (cpu or cuda), else cpu.
+Device default_device();
+// index: which GPU, modulo their number. Throws Exit::recipe if this build or this machine has none.
+void use_device(Device device, int index = 0);
+// What WEFT_DEVICE says, else a GPU if this build and this machine have one.
+Device best_device();
+// "cpu", or the GPU's name.
+std::string describe_device(Device device);
 
 }  // namespace weft
 

@@ -76,8 +76,10 @@ GradcheckResult gradcheck(const Function& f, const std::vector<Tensor>& inputs, 
   for (size_t p = 0; p < places.size(); ++p) {
     CHECK(places[p].dtype() == Dtype::f64 && places[p].dense(), "gradcheck: ", names[p],
           " must be dense f64");
-    double* x = places[p].data<double>();
-    const double* g = analytic[p].data<double>();
+    const Tensor host = places[p].to(Device::cpu);  // itself, or a copy to write through
+    double* x = host.data<double>();
+    const Tensor gradient = analytic[p].to(Device::cpu);
+    const double* g = gradient.data<double>();
     const int64_t n = places[p].numel();
     double norm = 0;
     for (int64_t i = 0; i < n; ++i) norm += g[i] * g[i];
@@ -88,12 +90,16 @@ GradcheckResult gradcheck(const Function& f, const std::vector<Tensor>& inputs, 
               ? c
               : static_cast<int64_t>(key.draw(static_cast<uint64_t>(c), static_cast<uint32_t>(p))[0] % n);
       const double old = x[i], eps = 1e-4;
+      const auto put = [&](double value) {
+        x[i] = value;
+        if (places[p].device() != Device::cpu) places[p].copy_from(host);
+      };
       const auto at = [&](double shift) {
-        x[i] = old + shift * eps;
+        put(old + shift * eps);
         return loss();
       };
       const double numeric = (8 * (at(1) - at(-1)) - (at(2) - at(-2))) / (12 * eps);
-      x[i] = old;
+      put(old);
       const double error = std::abs(numeric - g[i]) / (1 + std::sqrt(norm));
       if (!(error <= result.error)) result = {std::isnan(error) ? INFINITY : error, names[p]};
     }

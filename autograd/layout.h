@@ -27,8 +27,8 @@ struct Layout {
   int64_t tokens() const { return position.defined() ? position.dim(0) : 0; }
 };
 
-Layout make_layout(Segments segments, Device device = Device::cpu);
+Layout make_layout(Segments segments, Device device = default_device());
 // Whole documents of these lengths, numbered from 0; empty ones hold no segment.
-Layout whole_documents(const std::vector<int64_t>& lengths, Device device = Device::cpu);
+Layout whole_documents(const std::vector<int64_t>& lengths, Device device = default_device());
 
 }  // namespace weft

@@ -9,6 +9,9 @@
 #include <unordered_map>
 
 #include "autograd/out_of_memory.h"
+#ifdef WEFT_CUDA
+#include "autograd/cuda/runtime.h"
+#endif
 
 namespace weft {
 namespace {
@@ -104,17 +107,16 @@ bool poison() {
 
 }  // namespace
 
-const char* name_of(Device device) {
-  constexpr const char* names[] = {"cpu", "cuda", "meta"};
-  return names[static_cast<int>(device)];
-}
-
 Allocator& allocator_of(Device device) {
   static auto* const cpu = new CpuAllocator;
   static auto* const meta = new MetaAllocator;
   if (device == Device::cpu) return *cpu;
   if (device == Device::meta) return *meta;
-  throw Error(Exit::internal, "this build has no CUDA allocator");
+#ifdef WEFT_CUDA
+  return cuda::allocator();
+#else
+  throw Error(Exit::internal, "this build has no CUDA kernels");
+#endif
 }
 
 MemoryScope::MemoryScope(const std::string& name) : previous_(current_scope) {

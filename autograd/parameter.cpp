@@ -12,8 +12,9 @@ void initialise(const ParameterEntry& entry, uint32_t seed) {
   const int64_t n = entry.master.numel();
   CHECK(init.kind != Initializer::Kind::values || static_cast<int64_t>(init.values.size()) == n,
         entry.info.name, ": ", init.values.size(), " initial values for ", entry.info.shape);
-  with_float(entry.master.dtype(), [&]<class T>() {
-    T* p = entry.master.data<T>();
+  const Tensor values(entry.info.shape, entry.master.dtype(), Device::cpu);
+  with_float(values.dtype(), [&]<class T>() {
+    T* p = values.data<T>();
     for (int64_t i = 0; i < n; ++i) {
       double value = init.scale;
       if (init.kind == Initializer::Kind::normal) value = init.scale * key.normal(i);
@@ -23,6 +24,7 @@ void initialise(const ParameterEntry& entry, uint32_t seed) {
       p[i] = static_cast<T>(static_cast<float>(value));
     }
   });
+  entry.master.copy_from(values);
 }
 
 }  // namespace

@@ -74,7 +74,7 @@ struct ParameterGroup {
 class ParameterStore {
  public:
   // precision: the working type of matrices and embeddings. f64 makes everything f64 (gradient checks).
-  explicit ParameterStore(Dtype precision = Dtype::f32, Device device = Device::cpu, uint32_t seed = 0)
+  explicit ParameterStore(Dtype precision = Dtype::f32, Device device = default_device(), uint32_t seed = 0)
       : precision_(precision), device_(device), seed_(seed) {}
   ParameterStore(const ParameterStore&) = delete;
   ParameterStore& operator=(const ParameterStore&) = delete;

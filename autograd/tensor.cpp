@@ -3,6 +3,9 @@
 #include <cstring>
 
 #include "autograd/ops/convert.h"
+#ifdef WEFT_CUDA
+#include "autograd/cuda/runtime.h"
+#endif
 
 namespace weft {
 
@@ -63,9 +66,23 @@ Tensor Tensor::to(Dtype dtype) const {
   return copy;
 }
 
+Tensor Tensor::to(Device device) const {
+  if (device == this->device()) return *this;
+  Tensor copy(shape_, dtype_, device);
+  copy.copy_from(*this);
+  return copy;
+}
+
 void Tensor::copy_from(const Tensor& source) const {
   CHECK(source.shape() == shape_, "copy: ", source.shape(), " into ", shape_);
-  ON_DEVICE(device(), convert(*this, source));
+  if (device() == Device::meta || source.device() == Device::meta) return;
+  if (source.device() == device()) {
+    ON_DEVICE(device(), convert(*this, source));
+  } else {
+#ifdef WEFT_CUDA
+    cuda::copy(*this, source.to(dtype_));
+#endif
+  }
 }
 
 void Tensor::zero() const {
@@ -93,26 +110,24 @@ Tensor full(const Shape& shape, double value, Dtype dtype, Device device) {
 Tensor empty_like(const Tensor& x) { return Tensor(x.shape(), x.dtype(), x.device()); }
 Tensor zeros_like(const Tensor& x) { return zeros(x.shape(), x.dtype(), x.device()); }
 
-Tensor from_values(const Shape& shape, Dtype dtype, const std::vector<double>& values) {
+Tensor from_values(const Shape& shape, Dtype dtype, const std::vector<double>& values, Device device) {
   CHECK(shape.numel() == static_cast<int64_t>(values.size()), "from_values: ", values.size(), " for ", shape);
   Tensor t(shape, dtype, Device::cpu);
   with_float(dtype, [&]<class T>() {
     T* p = t.data<T>();
     for (size_t i = 0; i < values.size(); ++i) p[i] = static_cast<T>(values[i]);
   });
-  return t;
+  return t.to(device);
 }
 
 Tensor from_ints(const std::vector<int32_t>& values, Device device) {
   Tensor t({static_cast<int64_t>(values.size())}, Dtype::i32, Device::cpu);
   if (!values.empty()) std::memcpy(t.raw(), values.data(), values.size() * sizeof(int32_t));
-  if (device == Device::cpu) return t;
-  CHECK(device == Device::meta, "from_ints: no copy to ", name_of(device), " in this build");
-  return Tensor(t.shape(), Dtype::i32, device);
+  return t.to(device);
 }
 
 std::vector<double> to_values(const Tensor& x) {
-  const Tensor dense = x.contiguous();
+  const Tensor dense = x.contiguous().to(Device::cpu);
   std::vector<double> values(static_cast<size_t>(x.numel()));
   if (x.dtype() == Dtype::i32) {
     for (size_t i = 0; i < values.size(); ++i) values[i] = dense.data<int32_t>()[i];

@@ -32,8 +32,10 @@ class Tensor {
   int64_t row_size() const { return shape_.product(1, rank()); }
   bool dense() const { return pitch_ == row_size() || dim(0) <= 1; }
 
+  // Elements for the host to read or write.
   template <class T>
   T* data() const {
+    CHECK(device() != Device::cuda, "tensor: read by the host, lives on the GPU");
     CHECK(dtype_of<T>() == dtype_, "tensor: read as ", name_of(dtype_of<T>()), ", holds ", name_of(dtype_));
     return static_cast<T*>(raw());
   }
@@ -52,7 +54,8 @@ class Tensor {
   // Copies.
   Tensor contiguous() const;  // itself if dense
   Tensor to(Dtype dtype) const;
-  void copy_from(const Tensor& source) const;  // same shape; converts between dtypes
+  Tensor to(Device device) const;              // itself if it is there
+  void copy_from(const Tensor& source) const;  // same shape; converts between dtypes and devices
   void zero() const;
 
   // True when no other tensor shares the storage, so that writing in place cannot be seen elsewhere.
@@ -67,15 +70,16 @@ class Tensor {
   Dtype dtype_ = Dtype::f32;
 };
 
-Tensor empty(const Shape& shape, Dtype dtype, Device device = Device::cpu);
-Tensor zeros(const Shape& shape, Dtype dtype, Device device = Device::cpu);
-Tensor full(const Shape& shape, double value, Dtype dtype, Device device = Device::cpu);
+Tensor empty(const Shape& shape, Dtype dtype, Device device = default_device());
+Tensor zeros(const Shape& shape, Dtype dtype, Device device = default_device());
+Tensor full(const Shape& shape, double value, Dtype dtype, Device device = default_device());
 Tensor empty_like(const Tensor& x);
 Tensor zeros_like(const Tensor& x);
 
-// CPU tensors from values and back, for tests, tools and index lists.
-Tensor from_values(const Shape& shape, Dtype dtype, const std::vector<double>& values);
-Tensor from_ints(const std::vector<int32_t>& values, Device device = Device::cpu);
+// Tensors from values and back, for tests, tools and index lists.
+Tensor from_values(const Shape& shape, Dtype dtype, const std::vector<double>& values,
+                   Device device = default_device());
+Tensor from_ints(const std::vector<int32_t>& values, Device device = default_device());
 std::vector<double> to_values(const Tensor& x);
 
 }  // namespace weft

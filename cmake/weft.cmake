@@ -33,9 +33,20 @@ if(WEFT_SANITIZE)
   target_link_options(weft_flags INTERFACE -fsanitize=${WEFT_SANITIZE})
 endif()
 
-# weft_library(NAME SOURCES a.cpp ... DEPENDS lib ...)
+if(WEFT_CUDA)
+  find_package(CUDAToolkit REQUIRED)
+  target_compile_definitions(weft_flags INTERFACE WEFT_CUDA)
+  target_compile_options(weft_flags INTERFACE
+    $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr --extended-lambda -Xcompiler=-Wall,-Wno-unknown-pragmas>)
+  target_link_libraries(weft_flags INTERFACE CUDA::cudart CUDA::cublasLt)
+endif()
+
+# weft_library(NAME SOURCES a.cpp ... CUDA a_cuda.cu ... DEPENDS lib ...); CUDA: sources of a build with WEFT_CUDA.
 function(weft_library name)
-  cmake_parse_arguments(arg "" "" "SOURCES;DEPENDS" ${ARGN})
+  cmake_parse_arguments(arg "" "" "SOURCES;CUDA;DEPENDS" ${ARGN})
+  if(WEFT_CUDA)
+    list(APPEND arg_SOURCES ${arg_CUDA})
+  endif()
   add_library(${name} STATIC ${arg_SOURCES})
   target_link_libraries(${name} PUBLIC weft_flags ${arg_DEPENDS})
   # Kernels get the vectoriser's full effort; the rest compiles faster without it.

@@ -23,32 +23,34 @@ Tensor apply(Recompute rule, const std::function<Tensor()>& exchange) {
 }
 
 Tensor gather(Communicator& ranks, const Tensor& rows, const Counts& counts) {
-  const Tensor x = rows.contiguous(), y = empty(x.shape().with(0, total(counts)), x.dtype(), x.device());
+  const Tensor x = on_host(rows.contiguous()),
+               y = empty(x.shape().with(0, total(counts)), x.dtype(), x.device());
   if (exchanges(x))
     ranks.all_gather_v(x.raw(), y.raw(), elements(counts, x), x.dtype(), "all_gather_rows");
   else
     y.zero();
-  return y;
+  return y.to(rows.device());
 }
 
 Tensor reduce_scatter(Communicator& ranks, const Tensor& rows, const Counts& counts) {
-  const Tensor x = rows.contiguous();
+  const Tensor x = on_host(rows.contiguous());
   const Tensor y = empty(x.shape().with(0, counts[static_cast<size_t>(ranks.rank())]), x.dtype(), x.device());
   if (exchanges(x))
     ranks.reduce_scatter_v(x.raw(), y.raw(), elements(counts, x), x.dtype(), Reduce::sum, "all_gather_rows");
   else
     y.zero();
-  return y;
+  return y.to(rows.device());
 }
 
 Tensor exchange(Communicator& ranks, const Tensor& rows, const Counts& sent, const Counts& received) {
-  const Tensor x = rows.contiguous(), y = empty(x.shape().with(0, total(received)), x.dtype(), x.device());
+  const Tensor x = on_host(rows.contiguous()),
+               y = empty(x.shape().with(0, total(received)), x.dtype(), x.device());
   if (exchanges(x))
     ranks.all_to_all_v(x.raw(), elements(sent, x), y.raw(), elements(received, x), x.dtype(),
                        "exchange_rows");
   else
     y.zero();
-  return y;
+  return y.to(rows.device());
 }
 
 // What a tensor on its way from rank to rank is, and is not on the others.
@@ -59,17 +61,19 @@ struct Parcel {
 };
 
 Tensor pass(Communicator& ranks, const Tensor& x, int from, int to, const Parcel& parcel) {
-  const Tensor y = empty(ranks.rank() == to ? parcel.shape : Shape{0}, parcel.dtype, parcel.device);
+  const Tensor y = on_host(empty(ranks.rank() == to ? parcel.shape : Shape{0}, parcel.dtype, parcel.device));
   if (!exchanges(y))
     y.zero();
   else if (ranks.rank() == from)
-    ranks.send(x.contiguous().raw(), x.numel(), x.dtype(), to, "hand_on");
+    ranks.send(on_host(x.contiguous()).raw(), x.numel(), x.dtype(), to, "hand_on");
   else if (ranks.rank() == to)
     ranks.recv(y.raw(), y.numel(), y.dtype(), from, "hand_on");
-  return y;
+  return y.to(parcel.device);
 }
 
 }  // namespace
+
+Tensor on_host(const Tensor& x) { return x.device() == Device::cuda ? x.to(Device::cpu) : x; }
 
 bool exchanges(const Tensor& x) {
   return x.device() != Device::meta && !fault::wants(fault::Kind::skip_exchange, fault::Phase::collective);

@@ -38,6 +38,8 @@ std::vector<Variable> record_collective(const char* name, std::vector<Variable> 
                                         const std::vector<Tensor>& outputs, std::vector<Tensor> saved,
                                         Function adjoint);
 
+// What a communicator can move: x, or of a GPU's tensor a copy in host memory.
+Tensor on_host(const Tensor& x);
 // Whether an exchange of tensors like x is to happen: not on meta, and not where a test breaks it.
 bool exchanges(const Tensor& x);
 

@@ -33,7 +33,7 @@ struct GatheredRows {
 class RankPlan {
  public:
   // Together the segments hold every document from its start, without gap or overlap.
-  RankPlan(std::vector<Segments> segments, int rank, Device device = Device::cpu);
+  RankPlan(std::vector<Segments> segments, int rank, Device device = default_device());
 
   int rank() const { return rank_; }
   int ranks() const { return static_cast<int>(segments_.size()); }

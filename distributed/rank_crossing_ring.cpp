@@ -1,10 +1,8 @@
-#include <cmath>
 #include <limits>
 #include <numeric>
 
 #include "attention/merge.h"
 #include "autograd/ops/convert.h"
-#include "autograd/parallel.h"
 #include "distributed/collectives.h"
 #include "distributed/rank_crossing_merge.h"
 
@@ -29,12 +27,14 @@ class Ring {
               previous = (ranks_.rank() + size - 1) % size;
     owner_ = (owner_ + size - 1) % size;
     for (Tensor* x : tensors) {
-      const Tensor y = empty(x->shape().with(0, rows()), x->dtype(), x->device());
-      if (exchanges(*x))
-        ranks_.send_recv(x->raw(), x->numel(), next, y.raw(), y.numel(), previous, x->dtype(), "ring_merge");
+      const Device device = x->device();
+      const Tensor sent = on_host(*x), y = empty(sent.shape().with(0, rows()), sent.dtype(), sent.device());
+      if (exchanges(sent))
+        ranks_.send_recv(sent.raw(), sent.numel(), next, y.raw(), y.numel(), previous, y.dtype(),
+                         "ring_merge");
       else
         y.zero();
-      *x = y;
+      *x = y.to(device);
     }
   }
 
@@ -102,27 +102,5 @@ std::vector<Variable> ring_merge(Communicator& ranks, const RankPlan& plan, cons
       "ring_merge", inputs, {y, lse},
       {q, k, v, block.position, block.document, all.position, all.document, bias, active, y, lse}, adjoint);
 }
-
-namespace cpu {
-
-void add_partial(const Tensor& o, const Tensor& lse, const Tensor& more_o, const Tensor& more_lse) {
-  const int64_t width = o.dim(2);
-  with_float(o.dtype(), [&]<class T>() {
-    T *a = o.data<T>(), *l = lse.data<T>();
-    const T *b = more_o.data<T>(), *m = more_lse.data<T>();
-    parallel_for(lse.numel(), 1 + (1 << 14) / (width + 1), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const auto x = static_cast<Acc<T>>(l[i]), y = static_cast<Acc<T>>(m[i]), top = std::max(x, y);
-        if (top == -std::numeric_limits<Acc<T>>::infinity()) continue;
-        const Acc<T> p = std::exp(x - top), q = std::exp(y - top), sum = p + q;
-        for (int64_t j = i * width; j < (i + 1) * width; ++j)
-          a[j] = static_cast<T>((p * static_cast<Acc<T>>(a[j]) + q * static_cast<Acc<T>>(b[j])) / sum);
-        l[i] = static_cast<T>(top + std::log(sum));
-      }
-    });
-  });
-}
-
-}  // namespace cpu
 
 }  // namespace weft

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "autograd/ops/elementwise.h"
 #include "autograd/ops/matmul.h"
 #include "autograd/parallel.h"
 #include "optim/gradient_norm.h"
@@ -21,10 +20,11 @@ Tensor orthogonalize(const Tensor& x) {
   CHECK(x.rank() == 2 && x.dense(), "orthogonalize: ", x.shape());
   const bool tall = x.dim(0) > x.dim(1);
   const int64_t side = std::min(x.dim(0), x.dim(1));
-  const double norm = std::sqrt(sum_of_squares(x.reshape({x.numel()})));
   Tensor y = empty_like(x), next = empty_like(x);
   const Tensor gram = empty({side, side}, x.dtype(), x.device()), factor = empty_like(gram);
-  ON_DEVICE(x.device(), affine(y, x, 1 / std::max(norm, 1e-30), 0));
+  const Tensor squares = empty({1}, Dtype::f64, x.device());  // stays on the device: no wait for each matrix
+  ON_DEVICE(x.device(), sum_of_squares(squares, x.reshape({x.numel()})));
+  ON_DEVICE(x.device(), muon_normalize(y, x, squares));
   for (int i = 0; i < kSteps; ++i) {
     // With G the smaller of y y^T and y^T y:  p(y) = a y + (b G + c G^2) y, from whichever side fits.
     ON_DEVICE(x.device(), gemm(gram, y, y, {tall, !tall}, 1, 0));

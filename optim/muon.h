@@ -47,11 +47,14 @@ Tensor orthogonalize(const Tensor& x);
 namespace cpu {
 // m = beta m + (1 - beta) scale g;  u = beta m + (1 - beta) scale g.  All (n).
 void muon_momentum(const Tensor& u, const Tensor& m, const Tensor& gradient, double beta, double scale);
+// y = x / max(sqrt(squares[0]), 1e-30), squares (1) f64.  x, y (n)
+void muon_normalize(const Tensor& y, const Tensor& x, const Tensor& squares);
 // w = keep w - rate u, and the working copy, which may be the master itself.  All (n).
 void muon_apply(const Tensor& master, const Tensor& working, const Tensor& u, double keep, double rate);
 }  // namespace cpu
 namespace cuda {
 void muon_momentum(const Tensor& u, const Tensor& m, const Tensor& gradient, double beta, double scale);
+void muon_normalize(const Tensor& y, const Tensor& x, const Tensor& squares);
 void muon_apply(const Tensor& master, const Tensor& working, const Tensor& u, double keep, double rate);
 }  // namespace cuda
 

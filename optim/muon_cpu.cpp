@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include "autograd/ops/rows.h"
 #include "optim/blocks.h"
 #include "optim/muon.h"
@@ -37,6 +39,20 @@ void muon_momentum(const Tensor& u, const Tensor& m, const Tensor& gradient, dou
         store(momentum[i], mean);
         store(out[i], b * mean + x);
       }
+    });
+  });
+}
+
+void muon_normalize(const Tensor& y, const Tensor& x, const Tensor& squares) {
+  const double factor = 1 / std::max(std::sqrt(*squares.data<double>()), 1e-30);
+  with_float(x.dtype(), [&]<class T>() {
+    using A = Acc<T>;
+    T* to = y.data<T>();
+    const T* from = x.data<T>();
+    const auto k = static_cast<A>(factor);
+    each_block(x.numel(), [=](int64_t, int64_t begin, int64_t end) {
+#pragma omp simd
+      for (int64_t i = begin; i < end; ++i) store(to[i], k * A(from[i]));
     });
   });
 }

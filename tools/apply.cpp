@@ -2,6 +2,7 @@
 
 #include "tools/apply_run.h"
 #include "tools/command.h"
+#include "tools/device_flag.h"
 #include "training/checkpoint/safetensors.h"
 
 namespace weft {
@@ -22,7 +23,7 @@ class Output {
     std::vector<int64_t> shape = leading;
     const int from = leading.empty() ? 0 : 1;  // leading axes stand for the token line
     shape.insert(shape.end(), value.shape().begin() + from, value.shape().end());
-    tensors_.push_back(value.contiguous());
+    tensors_.push_back(value.contiguous().to(Device::cpu));
     arrays_.push_back({name, value.dtype(), shape, tensors_.back().raw()});
   }
   void write(const std::string& path, const StringMap& metadata) const {
@@ -75,8 +76,7 @@ int run_apply(const std::vector<std::string>& words) {
     describe(*options);
     return 0;
   }
-  if (options->device == Device::cuda)
-    throw Error(Exit::recipe, "this command computes on the CPU only", "--device", "leave it away");
+  compute_on(options->device);
   const ApplyTask task = read_task(*options);
   write_outcome(task, *options, compute(task, *options));
   if (options->json) print("{\"weft\":\"apply/1\",\"exit\":0}\n");

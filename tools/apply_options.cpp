@@ -2,6 +2,7 @@
 
 #include <limits>
 
+#include "tools/device_flag.h"
 #include "tools/flags.h"
 
 namespace weft {
@@ -30,13 +31,13 @@ void check(const ApplyOptions& o) {
 
 std::optional<ApplyOptions> parse_apply(const std::vector<std::string>& words) {
   ApplyOptions o;
-  std::string dtype = "f32", device = "cpu", mode = "full", chunk, segments, init;
+  std::string dtype = "f32", mode = "full", chunk, segments, init;
   Flags flags("apply", "ID [attr=value...]",
               "Runs one mechanism on the tensors of A; outputs, last states and gradients go to B.");
   flags.add("--in", o.in, "A.safetensors", "what it takes");
   flags.add("--out", o.out, "B.safetensors", "what it gives");
   flags.add("--dtype", dtype, "f64|f32|bf16", "of the computation; f32 if not said");
-  flags.add("--device", device, "cpu|cuda", "cpu if not said");
+  flags.add("--device", o.device, "cpu|cuda", kDeviceHelp);
   flags.add("--reference", o.reference, "the naive definition");
   flags.add("--chunk", chunk, "N", "tokens handled at once; changes speed, not results");
   flags.add("--mode", mode, "full|decode:M", "decode: M tokens at once, then one by one; no gradients");
@@ -49,7 +50,6 @@ std::optional<ApplyOptions> parse_apply(const std::vector<std::string>& words) {
   o.attributes.assign(flags.arguments().begin() + 1, flags.arguments().end());
   o.dtype =
       flag_choice<Dtype>("--dtype", dtype, {{"f64", Dtype::f64}, {"f32", Dtype::f32}, {"bf16", Dtype::bf16}});
-  o.device = flag_choice<Device>("--device", device, {{"cpu", Device::cpu}, {"cuda", Device::cuda}});
   if (!chunk.empty()) o.chunk = flag_number("--chunk", chunk, 1, 1 << 20);
   read_mode(o, mode);
   o.segments = parse_segments(segments);

@@ -6,7 +6,6 @@
 #include <string>
 #include <vector>
 
-#include "autograd/device.h"
 #include "autograd/dtype.h"
 #include "tools/segments_flag.h"
 
@@ -17,7 +16,7 @@ struct ApplyOptions {
   std::vector<std::string> attributes;  // attr=value
   std::string in, out;
   Dtype dtype = Dtype::f32;
-  Device device = Device::cpu;
+  std::string device;  // as --device has it
   bool reference = false;
   int64_t chunk = 0;               // 0: the mechanism's own
   std::optional<int64_t> prefill;  // decode:M, the M

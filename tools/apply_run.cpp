@@ -16,7 +16,7 @@ constexpr std::chrono::hours kPatience{1};
 
 // The mechanism with its parameters; one a rank.
 struct Model {
-  explicit Model(const ApplyTask& task) : store(task.dtype, Device::cpu, task.init.value_or(0)) {
+  explicit Model(const ApplyTask& task) : store(task.dtype, default_device(), task.init.value_or(0)) {
     mechanism = task.mechanism->make(task.attributes, task.dims, {store, ""});
     // Also of what training leaves alone: a gradient for every tensor given.
     for (const auto& entry : store.entries()) entry->info.trainable = true;
@@ -83,7 +83,7 @@ class Leaves {
       const ApplyInput& input = task.inputs[i];
       if (!input.value.defined()) {
         tokens.push_back(
-            fixed_rows(*model.mechanism, task.signature.inputs[i].input, n, task.dtype, Device::cpu));
+            fixed_rows(*model.mechanism, task.signature.inputs[i].input, n, task.dtype, default_device()));
         leaves_.emplace_back();
       } else if (input.per_head) {  // wide: its gradient is a sum over all tokens
         leaves_.push_back(leaf(input.value.to(task.wide)));

@@ -9,7 +9,7 @@ namespace weft {
 namespace {
 
 std::vector<int32_t> ints_of(const Tensor& x) {
-  const Tensor dense = x.contiguous();
+  const Tensor dense = x.contiguous().to(Device::cpu);
   return {dense.data<int32_t>(), dense.data<int32_t>() + dense.numel()};
 }
 
@@ -142,8 +142,8 @@ Variable StatesCrossing::operator()(const Carry& part, const Block& block) {
   if (block.position.device() == Device::meta) return inner_(steps, block);
   Carry carry = steps;
   carry.step = [&](const Block& tokens, const State& state) {
-    const int document = tokens.document.contiguous().data<int32_t>()[0];
-    const int64_t first = tokens.position.contiguous().data<int32_t>()[0];
+    const int document = ints_of(tokens.document)[0];
+    const int64_t first = ints_of(tokens.position)[0];
     const StateDocument& d = documents_[static_cast<size_t>(document)];
     State from = state;
     if (first == 0 && d.given >= 0)

@@ -59,9 +59,9 @@ class Reader {
     if (e.dtype != "F64" && e.dtype != "F32" && e.dtype != "F16" && e.dtype != "BF16")
       refuse(e.name, "holds " + e.dtype, "store it as F64, F32, F16 or BF16");
     const OwnedArray array = file_.read(e.name, dtype);
-    const Tensor out = empty(shape, dtype);
+    const Tensor out = empty(shape, dtype, Device::cpu);
     if (array.bytes() > 0) std::memcpy(out.raw(), array.data.get(), static_cast<size_t>(array.bytes()));
-    return out;
+    return out.to(default_device());
   }
 
   template <class T>

@@ -11,7 +11,7 @@ Scores score(const Model& model, const Batch& batch, Communicator* ranks, Segmen
              CrossingStrategy strategy) {
   const NoTape pause;
   const int count = ranks == nullptr ? 1 : ranks->size(), rank = ranks == nullptr ? 0 : ranks->rank();
-  const MicroBatch own = cut_micro_batch(batch, plan, count, rank, model.align(), Device::cpu);
+  const MicroBatch own = cut_micro_batch(batch, plan, count, rank, model.align(), default_device());
   std::vector<Variable> states;
   states.push_back(
       model.hidden(own.tokens, own.layout, *crossings_of(own, ranks, strategy), nullptr, &states));

@@ -38,6 +38,12 @@ std::vector<StoredArray> arrays_of(Trainer& trainer) {
   return arrays;
 }
 
+void read_elements(const Tensor& to, const ckpt::Checkpoint& checkpoint, const std::string& name) {
+  const Tensor host = to.device() == Device::cpu ? to : empty(to.shape(), to.dtype(), Device::cpu);
+  checkpoint.read(name, 0, host.numel(), host.raw());
+  if (to.device() != Device::cpu) to.copy_from(host);
+}
+
 void read_into(const Tensor& flat, const Shape& shape, const ckpt::Checkpoint& checkpoint,
                const std::string& name) {
   if (!checkpoint.contains(name))
@@ -49,16 +55,16 @@ void read_into(const Tensor& flat, const Shape& shape, const ckpt::Checkpoint& c
                 text(name, " is ", Shape(array.shape.begin(), array.shape.end()), " ", name_of(array.dtype),
                      ", the model wants ", shape, " ", name_of(flat.dtype())),
                 checkpoint.folder(), "resume with the recipe it was saved with");
-  checkpoint.read(name, 0, flat.numel(), flat.raw());
+  read_elements(flat, checkpoint, name);
 }
 
 }  // namespace
 
 std::string weights_hash_of(const ParameterStore& store) {
   std::vector<NamedArray> masters;
-  std::vector<Tensor> narrow;  // f64 masters as f32
+  std::vector<Tensor> narrow;  // in f32 and host memory
   for (const auto& e : store.entries()) {
-    narrow.push_back(e->master.to(Dtype::f32));
+    narrow.push_back(e->master.to(Dtype::f32).to(Device::cpu));
     masters.push_back({e->info.name, Dtype::f32, dims_of(e->info.shape), narrow.back().raw()});
   }
   return weights_hash(std::move(masters));
@@ -89,12 +95,13 @@ std::vector<std::string> save_run(Trainer& trainer, const RunState& state, const
                  {"guard", trainer.guard().state()}}
                 .dump();
   // Every rank holds every array: each writes its share of the elements.
-  const std::vector<StoredArray> arrays = arrays_of(trainer);
-  for (const StoredArray& a : arrays) {
+  std::vector<Tensor> shares;  // in host memory
+  for (const StoredArray& a : arrays_of(trainer)) {
     const Slice own = slice_of(a.flat.numel(), static_cast<int>(peers.rank), static_cast<int>(peers.size));
-    if (own.begin < own.end)
-      request.pieces.push_back({a.name, a.flat.dtype(), dims_of(a.shape), own.begin, own.end - own.begin,
-                                a.flat.rows(own.begin, own.end).raw()});
+    if (own.begin >= own.end) continue;
+    shares.push_back(a.flat.rows(own.begin, own.end).to(Device::cpu));
+    request.pieces.push_back(
+        {a.name, a.flat.dtype(), dims_of(a.shape), own.begin, own.end - own.begin, shares.back().raw()});
   }
   return ckpt::save(request, peers);
 }
@@ -167,7 +174,7 @@ std::vector<std::string> start_from(ParameterStore& store, const ckpt::Checkpoin
                   text(name, " is ", Shape(array.shape.begin(), array.shape.end()), " ", name_of(array.dtype),
                        " there, the model wants ", e->info.shape, " ", name_of(e->master.dtype())),
                   "init", "start from a run with the same sizes");
-    checkpoint.read(name, 0, e->master.numel(), e->master.raw());
+    read_elements(e->master, checkpoint, name);
   }
   if (absent.size() == store.entries().size())
     throw Error(Exit::recipe, "no parameter of " + checkpoint.folder() + " has a name of this model", "init");

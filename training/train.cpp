@@ -234,7 +234,7 @@ bool Run::step() {
   record.step_s = times.step_s;
   record.data_s = times.data_s;
   record.comm_s = times.comm_s;
-  record.peak_bytes = memory_report(Device::cpu).peak_bytes;
+  record.peak_bytes = memory_report(trainer_->store().device()).peak_bytes;
   if (world_ != nullptr) record.peak_bytes = max_over_ranks(*world_, record.peak_bytes);
   if (last_evaluation_) {
     record.val_loss = last_evaluation_->loss;
@@ -292,7 +292,7 @@ TrainSummary Run::train() {
                              .resume_step = resume_step});
   if (lock_ && !lock_->note().empty()) log_->warning(lock_->note());
   log_->environment({.command_line = options_.command_line,
-                     .device = "cpu",
+                     .device = describe_device(trainer_->store().device()),
                      .world = world_ == nullptr ? 1 : world_->size(),
                      .versions = {}});
   if (!trainer_->mesh().note.empty()) log_->info(trainer_->mesh().note);

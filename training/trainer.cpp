@@ -7,6 +7,7 @@
 #include "autograd/flops.h"
 #include "autograd/ops/projected_cross_entropy.h"
 #include "distributed/agree.h"
+#include "distributed/collectives.h"
 #include "optim/gradient_norm.h"
 
 namespace weft {
@@ -141,10 +142,12 @@ void Trainer::check_wire() const {
 
 void Trainer::reduce_gradients() {
   if (world_ == nullptr || world_->size() == 1) return;
-  for (ParameterGroup& group : store_.groups())
-    if (group.trainable)
-      world_->all_reduce(group.gradient.raw(), group.gradient.numel(), group.gradient.dtype(), Reduce::sum,
-                         "gradients");
+  for (ParameterGroup& group : store_.groups()) {
+    if (!group.trainable) continue;
+    const Tensor sum = on_host(group.gradient);
+    world_->all_reduce(sum.raw(), sum.numel(), sum.dtype(), Reduce::sum, "gradients");
+    if (sum.buffer() != group.gradient.buffer()) group.gradient.copy_from(sum);
+  }
 }
 
 StepResult Trainer::step(int64_t step, const Batch& batch) {
@@ -183,7 +186,8 @@ StepResult Trainer::step(int64_t step, const Batch& batch) {
   store_.finish_step();
   check_wire();
   if (fault::wants(fault::Kind::nan, fault::Phase::backward))
-    store_.groups()[0].gradient.rows(0, 1).copy_from(full({1}, NAN, store_.groups()[0].gradient.dtype()));
+    store_.groups()[0].gradient.rows(0, 1).copy_from(
+        full({1}, NAN, store_.groups()[0].gradient.dtype(), device_));
 
   const auto start = Clock::now();
   fault::point(fault::Phase::collective);
@@ -231,7 +235,8 @@ Evaluation Trainer::evaluate(const Dataset& data, int64_t samples) {
     const Variable h = model_.hidden(micro.tokens, micro.layout, *cross);
     const std::vector<double> nll =
         to_values(projected_cross_entropy(h, model_.output_weight(), micro.targets).nll);
-    const int32_t* target = micro.targets.data<int32_t>();
+    const Tensor targets = micro.targets.to(Device::cpu);
+    const int32_t* target = targets.data<int32_t>();
     for (size_t i = 0; i < nll.size(); ++i) {
       if (target[i] < 0) continue;
       ++tokens;

@@ -36,7 +36,8 @@ struct Evaluation {
 class Trainer {
  public:
   // world: all ranks, or null for one. device meta: a dry run; its world is a planned_communicator.
-  Trainer(const Recipe& recipe, const Tokenizer& tokenizer, Communicator* world, Device device = Device::cpu);
+  Trainer(const Recipe& recipe, const Tokenizer& tokenizer, Communicator* world,
+          Device device = default_device());
 
   // The samples of this rank in a step: [begin, end) of the global batch.
   Slice samples_of_step() const;

@@ -2,10 +2,11 @@
 
 namespace weft {
 
-Variable causal_convolution(const Variable& x, const Variable& kernel, const Tensor& first) {
+Variable causal_convolution(const Variable& x, const Variable& kernel, const Tensor& documents) {
   CHECK(x.rank() == 2 && kernel.rank() == 2 && kernel.dim(0) == x.dim(1) && kernel.dtype() == x.dtype(),
         "causal_convolution: x ", x.shape(), " ", name_of(x.dtype()), ", kernel ", kernel.shape(), " ",
         name_of(kernel.dtype()));
+  const Tensor first = documents.to(Device::cpu);  // itself, for callers who know their documents
   const int32_t* start = first.data<int32_t>();
   CHECK(first.dim(0) >= 1 && start[0] == 0 && start[first.dim(0) - 1] == x.dim(0),
         "causal_convolution: documents of other tokens than x ", x.shape());

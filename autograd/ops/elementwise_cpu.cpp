@@ -1,6 +1,6 @@
-#include <array>
 #include <tuple>
 
+#include "autograd/ops/broadcast.h"
 #include "autograd/ops/elementwise.h"
 #include "autograd/parallel.h"
 
@@ -16,44 +16,6 @@ void fill(const Tensor& y, F f) {
   parallel_for(y.numel(), kGrain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) p[i] = static_cast<T>(f(i));
   });
-}
-
-// How an operand of a broadcast walks along the output: one stride a dimension, 0 where it stretches.
-// Dimensions in which both operands keep walking alike are merged, so that most cases end as one or two
-// loops.
-struct Walk {
-  int rank = 0;
-  std::array<int64_t, Shape::kMaxRank> extent{}, a{}, b{};
-};
-
-Walk walk_of(const Shape& out, const Shape& a, const Shape& b) {
-  const auto strides = [&](const Shape& s) {
-    std::array<int64_t, Shape::kMaxRank> stride{};
-    int64_t step = 1;
-    for (int i = out.rank() - 1, j = s.rank() - 1; i >= 0; --i, --j) {
-      stride[i] = j >= 0 && s[j] != 1 ? step : 0;
-      if (j >= 0) step *= s[j];
-    }
-    return stride;
-  };
-  const auto sa = strides(a), sb = strides(b);
-  Walk w;
-  for (int i = 0; i < out.rank(); ++i) {
-    if (out[i] == 1) continue;
-    const int last = w.rank - 1;
-    if (w.rank > 0 && w.a[last] == sa[i] * out[i] && w.b[last] == sb[i] * out[i]) {
-      w.extent[last] *= out[i];
-      w.a[last] = sa[i];
-      w.b[last] = sb[i];
-    } else {
-      w.extent[w.rank] = out[i];
-      w.a[w.rank] = sa[i];
-      w.b[w.rank] = sb[i];
-      ++w.rank;
-    }
-  }
-  if (w.rank == 0) w = {1, {1}, {1}, {1}};
-  return w;
 }
 
 // f(begin, count, offset of a, offset of b) for each innermost run of the output.
@@ -84,7 +46,7 @@ void broadcast(const Tensor& y, const Tensor& ta, const Tensor& tb, F f) {
   using A = Acc<T>;
   const Walk w = walk_of(y.shape(), ta.shape(), tb.shape());
   const int64_t sa = w.a[w.rank - 1], sb = w.b[w.rank - 1];
-  if (w.rank == 1 && sa == 1 && sb == 1) {
+  if (w.together()) {
     parallel_for(y.numel(), kGrain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) p[i] = static_cast<T>(f(A(a[i]), A(b[i]), i));
     });

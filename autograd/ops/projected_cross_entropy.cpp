@@ -34,15 +34,19 @@ CrossEntropy projected_cross_entropy(const Variable& hidden, const Variable& wei
   if (taped && weight.differentiable()) dweight = zeros(weight.shape(), wide, device);
   const bool gradient = dhidden.defined() || dweight.defined();
   const Tensor buffer = empty({std::min(chunk, tokens), vocabulary}, wide, device);
+  // The CPU multiplies wide numbers anyway; a GPU's products of bf16 want both factors in it.
+  const bool low = gradient && device != Device::cpu && hidden.dtype() != wide;
+  const Tensor slopes = low ? empty(buffer.shape(), hidden.dtype(), device) : gradient ? buffer : Tensor();
   for (int64_t begin = 0; begin < tokens; begin += chunk) {
     const int64_t end = std::min(tokens, begin + chunk);
     const auto part = [&](const Tensor& t) { return t.defined() ? t.rows(begin, end) : t; };
     const Tensor logits = buffer.rows(0, end - begin);
+    const Tensor dlogits = gradient ? slopes.rows(0, end - begin) : Tensor();
     gemm(logits, part(x), w, {false, true}, 1, 0);
-    ON_DEVICE(device, cross_entropy(part(loss), part(nll), logits, part(targets), part(token_weights),
-                                    options.softcap, options.z_loss, gradient));
-    if (dhidden.defined()) gemm(part(dhidden), logits, w, {}, 1, 0);
-    if (dweight.defined()) gemm(dweight, logits, part(x), {true, false}, 1, 1);
+    ON_DEVICE(device, cross_entropy(part(loss), part(nll), dlogits, logits, part(targets),
+                                    part(token_weights), options.softcap, options.z_loss));
+    if (dhidden.defined()) gemm(part(dhidden), dlogits, w, {}, 1, 0);
+    if (dweight.defined()) gemm(dweight, dlogits, part(x), {true, false}, 1, 1);
   }
   return {record("projected_cross_entropy", {hidden, weight}, sum(loss, 0).value(), save(dhidden, dweight),
                  NoAttributes{},

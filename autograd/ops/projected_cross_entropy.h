@@ -21,21 +21,23 @@ struct CrossEntropy {
 // Logits hidden weight^T against targets.  hidden (N, C), weight (V, C), targets (N) i32, -1 is ignored.
 // Where a tape is in scope, the gradients are made here, while a chunk's logits are at hand, and the way back
 // only scales them. Kept for it: d hidden (N, C), and d weight (V, C) in f32 (f64). Besides those, one chunk
-// of logits (chunk, V) in f32 (f64), and on the CPU a bf16 weight widened once.
+// of logits (chunk, V) in f32 (f64), and of bf16 a weight widened once on the CPU, elsewhere the gradient of
+// one chunk of logits in bf16, as products take it.
 // A target outside [-1, V) is an Error with Exit::data. The loss of nothing but ignored targets is 0.
 CrossEntropy projected_cross_entropy(const Variable& hidden, const Variable& weight, const Tensor& targets,
                                      const CrossEntropyOptions& options = {});
 
 namespace cpu {
-// Of one chunk: loss and nll (n) of logits (n, V); with `gradient`, logits become d loss / d logits.
-void cross_entropy(const Tensor& loss, const Tensor& nll, const Tensor& logits, const Tensor& targets,
-                   const Tensor& weights, double softcap, double z_loss, bool gradient);
+// Of one chunk: loss and nll (n) of logits (n, V), which may be overwritten. gradient: d loss / d logits, in
+// the logits' dtype, on a GPU in any; may be the logits themselves, or undefined.
+void cross_entropy(const Tensor& loss, const Tensor& nll, const Tensor& gradient, const Tensor& logits,
+                   const Tensor& targets, const Tensor& weights, double softcap, double z_loss);
 // to = beta to + scale[0] from, beta 0 or 1
 void add_scaled(const Tensor& to, const Tensor& from, const Tensor& scale, double beta);
 }  // namespace cpu
 namespace cuda {
-void cross_entropy(const Tensor& loss, const Tensor& nll, const Tensor& logits, const Tensor& targets,
-                   const Tensor& weights, double softcap, double z_loss, bool gradient);
+void cross_entropy(const Tensor& loss, const Tensor& nll, const Tensor& gradient, const Tensor& logits,
+                   const Tensor& targets, const Tensor& weights, double softcap, double z_loss);
 void add_scaled(const Tensor& to, const Tensor& from, const Tensor& scale, double beta);
 }  // namespace cuda
 

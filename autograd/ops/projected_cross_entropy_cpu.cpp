@@ -20,8 +20,8 @@ void check_targets(const Tensor& targets, int64_t vocabulary) {
 
 }  // namespace
 
-void cross_entropy(const Tensor& loss, const Tensor& nll, const Tensor& logits, const Tensor& targets,
-                   const Tensor& weights, double softcap, double z_loss, bool gradient) {
+void cross_entropy(const Tensor& loss, const Tensor& nll, const Tensor& gradient, const Tensor& logits,
+                   const Tensor& targets, const Tensor& weights, double softcap, double z_loss) {
   const int64_t vocabulary = logits.dim(1);
   check_targets(targets, vocabulary);
   const int32_t* target = targets.data<int32_t>();
@@ -29,14 +29,15 @@ void cross_entropy(const Tensor& loss, const Tensor& nll, const Tensor& logits, 
     const A *w = weights.defined() ? weights.data<A>() : nullptr, cap = static_cast<A>(softcap);
     const A z = static_cast<A>(z_loss), inverse_cap = softcap > 0 ? A(1) / cap : A(0);
     A *loss_of = loss.data<A>(), *nll_of = nll.data<A>(), *all = logits.data<A>();
+    A* slopes = gradient.defined() ? gradient.data<A>() : nullptr;
     parallel_for(logits.dim(0), row_grain(8 * vocabulary), [&](int64_t begin, int64_t end) {
       std::vector<A> powers(static_cast<size_t>(vocabulary));
       A* p = powers.data();
       for (int64_t i = begin; i < end; ++i) {
-        A* x = all + i * vocabulary;
+        A *x = all + i * vocabulary, *d = slopes == nullptr ? nullptr : slopes + i * vocabulary;
         if (target[i] < 0) {
           loss_of[i] = nll_of[i] = 0;
-          if (gradient) std::fill_n(x, vocabulary, A(0));
+          if (d != nullptr) std::fill_n(d, vocabulary, A(0));
           continue;
         }
         if (softcap > 0) {
@@ -51,16 +52,16 @@ void cross_entropy(const Tensor& loss, const Tensor& nll, const Tensor& logits, 
         // Not lse - x: near certainty that difference has no digits left.
         nll_of[i] = std::log(sum) - (x[target[i]] - m);
         loss_of[i] = weight * (nll_of[i] + z * lse * lse);
-        if (!gradient) continue;
+        if (d == nullptr) continue;
         const A k = weight * (A(1) + 2 * z * lse) / sum;
         // The slope of the cap, 1 - (x / softcap)^2, is taken at the target before it is overwritten.
         const A slope = A(1) - x[target[i]] * inverse_cap * (x[target[i]] * inverse_cap);
 #pragma omp simd
         for (int64_t j = 0; j < vocabulary; ++j) {
           const A t = x[j] * inverse_cap;
-          x[j] = k * p[j] * (A(1) - t * t);
+          d[j] = k * p[j] * (A(1) - t * t);
         }
-        x[target[i]] -= weight * slope;
+        d[target[i]] -= weight * slope;
       }
     });
   };

@@ -6,11 +6,16 @@
 #include <cmath>
 #include <cstdint>
 
+#include "autograd/dtype.h"
+
 namespace weft::vector_math {
 
-inline double exp(double x) { return std::exp(x); }
+WEFT_HOST_DEVICE inline double exp(double x) { return std::exp(x); }
 
-inline float exp(float x) {
+WEFT_HOST_DEVICE inline float exp(float x) {
+#ifdef __CUDA_ARCH__
+  return ::expf(x);
+#else
   // e^x = 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2; ln 2 in two parts keeps r exact. NaN passes
   // through.
   const float clamped = x > 89.0f ? 89.0f : (x < -105.0f ? -105.0f : x);
@@ -31,15 +36,16 @@ inline float exp(float x) {
   const float a = std::bit_cast<float>((half + 127) << 23);
   const float b = std::bit_cast<float>((whole - half + 127) << 23);
   return p * a * b;  // infinity from x = 88.73 on, by overflow
+#endif
 }
 
 template <class T>
-inline T sigmoid(T x) {
+WEFT_HOST_DEVICE inline T sigmoid(T x) {
   return T(1) / (T(1) + exp(-x));
 }
 
-inline double tanh(double x) { return std::tanh(x); }
-inline float tanh(float x) {
+WEFT_HOST_DEVICE inline double tanh(double x) { return std::tanh(x); }
+WEFT_HOST_DEVICE inline float tanh(float x) {
   // Near zero the quotient cancels: a rational-free odd series takes over below 0.1.
   const float magnitude = x < 0 ? -x : x;
   const float e = exp(-2.0f * magnitude);

@@ -58,7 +58,7 @@ Subject::Subject(const ConformanceCase& c, Dtype dtype, const std::vector<std::s
     : Subject(small_dimensions(find_mechanism(c.id)), dtype, make_of(c, more)) {}
 
 Subject::Subject(const Dimensions& sizes, Dtype dtype, const Make& make)
-    : dims(sizes), store(dtype, Device::cpu, 3) {
+    : dims(sizes), store(dtype, default_device(), 3) {
   mechanism = make(dims, {store, ""});
   store.commit();
   // Gains of one and sinks of zero would hide mistakes: every parameter is moved by a random amount.

@@ -74,8 +74,11 @@ Tensor random_choice(int64_t n, int64_t heads, int64_t on) {
 
 void poison(const Tensor& x, const Tensor& active) {
   const int64_t size = x.numel() / active.numel();
-  for (int64_t i = 0; i < active.numel(); ++i)
-    if (active.data<float>()[i] == 0) std::fill_n(x.data<float>() + i * size, size, NAN);
+  const std::vector<double> on = to_values(active);
+  edit<float>(x, [&](float* values) {
+    for (size_t i = 0; i < on.size(); ++i)
+      if (on[i] == 0) std::fill_n(values + static_cast<int64_t>(i) * size, size, NAN);
+  });
 }
 
 // As if all heads had been computed and those that are off masked; and nothing of these is ever read.
@@ -147,7 +150,7 @@ TEST(Moh, BalanceLossEvensTheLoad) {
   for (int64_t i = 0; i < n; ++i) values[i * width] = 1;  // a bias for the router
   const Tensor x = from_values({n, width}, Dtype::f64, values);
   const Parameter router = s.store.find("router.routed");
-  router->working.data<double>()[0] += 2;
+  edit<double>(router->working, [](double* w) { w[0] += 2; });
   const auto step = [&] {
     s.store.begin_step();
     Tape tape;
@@ -156,8 +159,10 @@ TEST(Moh, BalanceLossEvensTheLoad) {
     const Variable loss = cross.losses()[0].value;
     tape.backward(loss);
     s.store.finish_step();
-    for (int64_t i = 0; i < router->working.numel(); ++i)
-      router->working.data<double>()[i] -= 0.5 * router->gradient.data<double>()[i];
+    const std::vector<double> gradient = to_values(router->gradient);
+    edit<double>(router->working, [&](double* w) {
+      for (size_t i = 0; i < gradient.size(); ++i) w[i] -= 0.5 * gradient[i];
+    });
     const std::vector<double> load = to_values(sum(slice(cross.active, 1, 1, 5), 0));
     double variance = 0;
     for (const double l : load) variance += (l - n / 4.0) * (l - n / 4.0) / 4;

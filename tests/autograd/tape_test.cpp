@@ -69,7 +69,7 @@ TEST(Tape, ACollectiveRunsBackwardThoughNoGradientReachedIt) {
 }
 
 struct Net {
-  explicit Net(Dtype precision = Dtype::f64) : store(precision, Device::cpu, 7) {
+  explicit Net(Dtype precision = Dtype::f64) : store(precision, default_device(), 7) {
     first = store.declare({"first", {6, 5}, ParameterKind::matrix, Initializer::normal(0.5)});
     tied = store.declare({"tied", {6, 6}, ParameterKind::matrix, Initializer::normal(0.5)});
     frozen = store.declare({"frozen", {6, 6}, ParameterKind::matrix, Initializer::normal(0.5), {}, false});
@@ -150,7 +150,7 @@ TEST(Parameters, MicroBatchesAddAndStepsStartAnew) {
 }
 
 TEST(Parameters, InitialValuesDependOnTheNameAlone) {
-  ParameterStore a(Dtype::f32, Device::cpu, 5), b(Dtype::bf16, Device::cpu, 5);
+  ParameterStore a(Dtype::f32, default_device(), 5), b(Dtype::bf16, default_device(), 5);
   const Parameter pa = a.declare({"w", {4, 4}, ParameterKind::matrix, Initializer::normal(1)});
   b.declare({"other", {8, 3}, ParameterKind::matrix, Initializer::uniform(1)});
   const Parameter pb = b.declare({"w", {4, 4}, ParameterKind::matrix, Initializer::normal(1)});

@@ -1,5 +1,6 @@
 #pragma once
-// What tests of tensors share: the largest difference, and bitwise equality.
+// What tests of tensors share: the largest difference, bitwise equality, and elements to write. Tensors are
+// made on the default device, so that WEFT_DEVICE=cuda runs the same tests on a GPU.
 
 #include <gtest/gtest.h>
 
@@ -26,8 +27,16 @@ inline double difference(const Tensor& a, const Tensor& b) {
 
 inline bool same_bits(const Tensor& a, const Tensor& b) {
   if (!(a.shape() == b.shape()) || a.dtype() != b.dtype()) return false;
-  const Tensor x = a.contiguous(), y = b.contiguous();
+  const Tensor x = a.contiguous().to(Device::cpu), y = b.contiguous().to(Device::cpu);
   return x.numel() == 0 || std::memcmp(x.raw(), y.raw(), static_cast<size_t>(x.bytes())) == 0;
+}
+
+// f gets the elements of x, wherever they live, to change them.
+template <class T, class F>
+void edit(const Tensor& x, F f) {
+  const Tensor host = x.to(Device::cpu);
+  f(host.data<T>());
+  if (x.device() != Device::cpu) x.copy_from(host);
 }
 
 inline void expect_gradients(const Function& f, const std::vector<Tensor>& inputs,

@@ -10,7 +10,7 @@ namespace weft {
 
 // large: with a matrix of several blocks and of a size at which a GEMM cuts its sums.
 inline std::unique_ptr<ParameterStore> example_store(Dtype precision, bool large = false,
-                                                     Device device = Device::cpu) {
+                                                     Device device = default_device()) {
   auto store = std::make_unique<ParameterStore>(precision, device, 3);
   store->declare({"embedding", {37, 12}, ParameterKind::embedding, Initializer::normal(1)});
   store->declare({"a.in", {30, 12}, ParameterKind::matrix, Initializer::normal(0.5), {12, 12, 6}});
@@ -27,7 +27,9 @@ inline std::unique_ptr<ParameterStore> example_store(Dtype precision, bool large
 template <class F>
 void fill_with(const Tensor& x, F f) {
   with_float(x.dtype(), [&]<class T>() {
-    for (int64_t i = 0; i < x.numel(); ++i) x.data<T>()[i] = static_cast<T>(static_cast<float>(f(i)));
+    edit<T>(x, [&](T* values) {
+      for (int64_t i = 0; i < x.numel(); ++i) values[i] = static_cast<T>(static_cast<float>(f(i)));
+    });
   });
 }
 

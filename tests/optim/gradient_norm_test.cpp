@@ -27,7 +27,7 @@ TEST(GradientNorm, KeepsTheRangeOfF32) {
   const auto store = example_store(Dtype::f32);
   for (const double huge : {3e38, 1e-40}) {
     draw_gradients(*store, 1, 0);
-    store->find("last")->gradient.data<float>()[17] = static_cast<float>(huge);
+    edit<float>(store->find("last")->gradient, [&](float* g) { g[17] = static_cast<float>(huge); });
     EXPECT_NEAR(gradient_norm(*store).value / huge, 1, 1e-4);
   }
 }
@@ -37,9 +37,9 @@ TEST(GradientNorm, NamesTheFirstParameterThatIsNotFinite) {
   for (const float bad : {kNan, kInf, -kInf}) {
     const auto store = example_store(Dtype::bf16);
     draw_gradients(*store, 1);
-    store->find("last")->gradient.data<float>()[41 * 33 - 1] = bad;
+    edit<float>(store->find("last")->gradient, [&](float* g) { g[41 * 33 - 1] = bad; });
     EXPECT_EQ(gradient_norm(*store).non_finite, "last");
-    store->find("a.gain")->gradient.data<float>()[12] = bad;
+    edit<float>(store->find("a.gain")->gradient, [&](float* g) { g[12] = bad; });
     const GradientNorm norm = gradient_norm(*store);
     EXPECT_EQ(norm.non_finite, "a.gain");  // declared before, though in a later group
     EXPECT_FALSE(std::isfinite(norm.value));

@@ -34,8 +34,8 @@ Decomposition decompose(const Tensor& x) {
   CHECK(n <= m, "decompose: ", x.shape());
   std::vector<double> identity(static_cast<size_t>(n * n));
   for (int64_t i = 0; i < n; ++i) identity[static_cast<size_t>(i * n + i)] = 1;
-  const Tensor right = from_values({n, n}, Dtype::f64, identity);
-  const Tensor left = matmul(right, x.to(Dtype::f64), {false, true});
+  const Tensor right = from_values({n, n}, Dtype::f64, identity, Device::cpu);
+  const Tensor left = matmul(right, x.to(Dtype::f64).to(Device::cpu), {false, true});
   const auto dot = [&](int64_t i, int64_t j) {
     const double* w = left.data<double>();
     return std::inner_product(w + i * m, w + (i + 1) * m, w + j * m, 0.0);

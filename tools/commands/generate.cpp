@@ -2,6 +2,7 @@
 #include <cstdio>
 
 #include "tools/commands.h"
+#include "tools/device_flag.h"
 #include "tools/flags.h"
 #include "training/generate.h"
 #include "training/open_model.h"
@@ -11,14 +12,16 @@ namespace weft {
 int run_generate(const Words& words) {
   SamplingOptions options;
   int64_t seed = 1;
-  std::string prompt, temperature = "0.8";
+  std::string prompt, temperature = "0.8", device;
   Flags flags("generate", "RUN", "Continues a text with a trained model.");
   flags.add("--prompt", prompt, "TEXT", "what to continue");
   flags.add("--tokens", options.tokens, "N", "at most so many", {.min = 1});
   flags.add("--temperature", temperature, "T", "0 takes the likeliest token each time");
   flags.add("--top-k", options.top_k, "K", "draws among the K likeliest; 0: all", {.min = 0});
   flags.add("--seed", seed, "S", "of the draws", {.min = 0, .max = UINT32_MAX});
+  flags.add("--device", device, "cpu|cuda", kDeviceHelp);
   if (!flags.parse(words)) return 0;
+  compute_on(device);
   try {
     size_t used = 0;
     options.temperature = std::stod(temperature, &used);

@@ -1,6 +1,7 @@
 #include "distributed/environment.h"
 #include "distributed/thread_comm.h"
 #include "tools/commands.h"
+#include "tools/device_flag.h"
 #include "tools/flags.h"
 #include "tools/segments_flag.h"
 #include "training/checkpoint/safetensors.h"
@@ -55,7 +56,7 @@ void write_scores(const Scores& scores, const std::vector<int64_t>& batch, bool 
   const auto add = [&](const std::string& name, const Tensor& x) {
     std::vector<int64_t> shape = batch;
     shape.insert(shape.end(), x.shape().begin() + 1, x.shape().end());
-    kept.push_back(x.contiguous());
+    kept.push_back(x.contiguous().to(Device::cpu));
     arrays.push_back({name, x.dtype(), shape, kept.back().raw()});
   };
   add("logits", scores.logits.to(Dtype::f32));
@@ -67,7 +68,7 @@ void write_scores(const Scores& scores, const std::vector<int64_t>& batch, bool 
 }  // namespace
 
 int run_logits(const Words& words) {
-  std::string in, out, dtype = "f32", device = "cpu", segments;
+  std::string in, out, dtype = "f32", device, segments;
   bool hidden = false;
   Flags flags("logits", "MODEL",
               "Scores token ids with a trained model; under mpirun, on all ranks together.");
@@ -76,13 +77,12 @@ int run_logits(const Words& words) {
   flags.add("--out", out, "FILE", "safetensors: logits (B, T, V), nll (B, T)", {.required = true});
   flags.add("--hidden", hidden, "also hidden.0 ... hidden.L (B, T, C), 0 = embedding");
   flags.add("--dtype", dtype, "f64|f32|bf16", "what to compute in");
-  flags.add("--device", device, "cpu|cuda", "cpu if not said");
+  flags.add("--device", device, "cpu|cuda", kDeviceHelp);
   flags.add("--segments", segments, kSegmentsUnit, "over RANKS ranks: threads, or under mpirun its ranks");
   if (!flags.parse(words)) return 0;
   const Dtype type =
       flag_choice<Dtype>("--dtype", dtype, {{"f64", Dtype::f64}, {"f32", Dtype::f32}, {"bf16", Dtype::bf16}});
-  if (flag_choice<Device>("--device", device, {{"cpu", Device::cpu}, {"cuda", Device::cuda}}) != Device::cpu)
-    throw Error(Exit::recipe, "this command computes on the CPU only", "--device", "leave it away");
+  compute_on(device);
   const SegmentsFlag split = parse_segments(segments);
   const Launched launched = detect_launch();
   if (launched.size > 1 && split.ranks > 0 && split.ranks != launched.size)

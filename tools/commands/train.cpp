@@ -13,6 +13,7 @@
 #include "distributed/exit_code.h"
 #include "tools/command.h"
 #include "tools/commands.h"
+#include "tools/device_flag.h"
 #include "tools/recipe_path.h"
 #include "training/log/failure.h"
 #include "training/recipe/load.h"
@@ -26,6 +27,7 @@ constexpr const char* kHelp =
     "weft train --resume RUN [KEY=VALUE ...]\n"
     "\n"
     "Trains the model that a recipe describes. Overrides are written optim.lr=3e-4 or --optim.lr 3e-4.\n"
+    "  --device cpu|cuda  a GPU if there is one, if not said\n"
     "  --resume RUN    continues the run in that folder from its last good checkpoint\n"
     "  --resume auto   continues the recipe's run if it is there, else starts it\n"
     "  --json-summary  prints one line of JSON on stdout at the end (train/1), also on failure\n";
@@ -37,14 +39,19 @@ struct Request {
 
 Request parse(const Words& words) {
   Words rest;
-  std::string resume, recipe;
+  std::string resume, recipe, device;
+  // The value of a flag at words[i], which may be the next word.
+  const auto value_of = [&](const std::string& flag, const char* wanted, size_t& i) -> std::string {
+    if (words[i] != flag) return words[i].substr(flag.size() + 1);
+    if (++i == words.size()) throw Error(Exit::usage, flag + " wants " + wanted, flag);
+    return words[i];
+  };
   for (size_t i = 0; i < words.size(); ++i) {
     if (words[i] == "--json-summary") continue;
-    if (words[i] == "--resume") {
-      if (++i == words.size()) throw Error(Exit::usage, "--resume wants a run folder, or auto", "--resume");
-      resume = words[i];
-    } else if (words[i].starts_with("--resume=")) {
-      resume = words[i].substr(9);
+    if (words[i] == "--resume" || words[i].starts_with("--resume=")) {
+      resume = value_of("--resume", "a run folder, or auto", i);
+    } else if (words[i] == "--device" || words[i].starts_with("--device=")) {
+      device = value_of("--device", "cpu or cuda", i);
     } else if (recipe.empty() && rest.empty() && !words[i].starts_with("-") &&
                words[i].find('=') == std::string::npos) {
       recipe = words[i];
@@ -53,6 +60,7 @@ Request parse(const Words& words) {
     }
   }
   Request r;
+  compute_on(device);
   r.options.resume_auto = resume == "auto";
   r.options.resume = !resume.empty() && !r.options.resume_auto;
   r.options.command_line = {"weft", "train"};

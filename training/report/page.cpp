@@ -98,8 +98,8 @@ std::string curves(const Comparison& all) {
     }
     pictures += "</div>\n";
   }
-  return text("<div class=\"curves\">\n<p class=\"by\">Against</p>\n", switches, pictures, "</div>\n",
-              legend(all));
+  return text("<div class=\"curves\">\n<p class=\"by\">Against</p>\n", switches, legend(all), pictures,
+              "</div>\n");
 }
 
 std::string best(const Comparison& all) {

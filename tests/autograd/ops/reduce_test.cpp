@@ -79,9 +79,7 @@ TEST(Reduce, TheFirstMaximumTakesTheGradientAndNaNIsSeen) {
 
 // A running f32 sum of 2^25 ones would stop at 2^24.
 TEST(Reduce, LongSumsAreExact) {
-  const Tensor ones = empty({(int64_t{1} << 24) + 8, 2}, Dtype::bf16);
-  bf16* p = ones.data<bf16>();
-  std::fill_n(p, ones.numel(), bf16(1.0f));
+  const Tensor ones = full({(int64_t{1} << 24) + 8, 2}, 1, Dtype::bf16);
   EXPECT_EQ(to_values(mean(ones, 0)), (std::vector<double>{1, 1}));
 }
 

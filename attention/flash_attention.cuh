@@ -1,0 +1,132 @@
+#pragma once
+// Who sees whom, in tiles: what the CUDA kernels of flash_attention.h share. Tokens are laid out in lists of
+// tiles, one list for all heads or, where heads may be off, one a head of the tokens for which it is on.
+
+#include <climits>
+
+#include "attention/flash_attention.h"
+#include "autograd/cuda/kernel.cuh"
+
+namespace weft::cuda {
+
+struct TokenAt {
+  int32_t position, document;  // document < 0: nobody
+};
+
+// What the tokens of a tile have in common. Tokens of no document do not count.
+struct TileSpan {
+  int32_t first_document, last_document;  // first > last: none
+  int32_t first_low, first_high;          // positions in the first document
+  int32_t last_low, last_high;            // and in the last
+  int32_t uniform;                        // a full tile of one document
+  int32_t unused;
+};
+
+// On the device: `tiles` tiles a list of `size` tokens.
+struct TokenTiles {
+  const TokenAt* at;
+  const TileSpan* span;
+  const int32_t* token;  // row of the tensors, -1 behind the end of a list
+  int lists, tiles, size;
+
+  __device__ int64_t tile(int head, int i) const { return int64_t{lists == 1 ? 0 : head} * tiles + i; }
+};
+
+// Its memory. active undefined: one list of all tokens.
+struct TokenTileBuffers {
+  Tensor at, span, token;
+  int lists, tiles, size;
+  TokenTiles view() const {
+    return {
+        data<const TokenAt>(at), data<const TileSpan>(span), data<const int32_t>(token), lists, tiles, size};
+  }
+};
+TokenTileBuffers token_tiles(const Tensor& position, const Tensor& document, const Tensor& active,
+                             int64_t heads, int size);
+
+// The options that say which keys a query sees.
+struct Visibility {
+  bool causal;
+  int32_t reach, block;  // distances below reach; block 0: none
+
+  explicit Visibility(const AttentionOptions& o)
+      : causal(o.causal),
+        reach(o.window > 0 ? static_cast<int32_t>(std::min<int64_t>(o.window, INT_MAX)) : INT_MAX),
+        block(static_cast<int32_t>(std::min<int64_t>(o.block, INT_MAX))) {}
+
+  __device__ int32_t block_of(int32_t position) const { return block > 0 ? position / block : 0; }
+
+  __device__ bool sees(TokenAt q, TokenAt k) const {
+    const int32_t distance = q.position - k.position;
+    return q.document >= 0 && q.document == k.document && !(causal && distance < 0) &&
+           abs(distance) < reach && block_of(q.position) == block_of(k.position);
+  }
+
+  enum Sight { none, some, all };
+
+  // Of queries q and keys k. `none` and `all` are certain.
+  __device__ Sight sight(const TileSpan& q, const TileSpan& k) const {
+    const int32_t low = max(q.first_document, k.first_document), high = min(q.last_document, k.last_document);
+    if (low > high) return none;
+    if (low < high) return some;
+    // One document in common: what stands where in it?
+    const bool q_first = low == q.first_document, k_first = low == k.first_document;
+    if ((!q_first && low != q.last_document) || (!k_first && low != k.last_document)) return some;
+    const int32_t q_low = q_first ? q.first_low : q.last_low, q_high = q_first ? q.first_high : q.last_high;
+    const int32_t k_low = k_first ? k.first_low : k.last_low, k_high = k_first ? k.first_high : k.last_high;
+    if (causal ? k_low > q_high : k_low - q_high >= reach) return none;
+    if (q_low - k_high >= reach || block_of(k_high) < block_of(q_low) || block_of(q_high) < block_of(k_low))
+      return none;
+    const bool everybody = q.uniform && k.uniform &&
+                           block_of(min(q_low, k_low)) == block_of(max(q_high, k_high)) &&
+                           q_high - k_low < reach && (causal ? k_high <= q_low : k_high - q_low < reach);
+    return everybody ? all : some;
+  }
+};
+
+// The tiles on the other side that meet one tile, in order. Every thread of a warp walks with it.
+template <bool from_query>
+class TileWalk {
+ public:
+  __device__ TileWalk(const Visibility& visibility, const TileSpan& own, const TileSpan* others, int count)
+      : visibility_(visibility), own_(own), others_(others), count_(count) {}
+
+  // -1 at the end
+  __device__ int next() {
+    while (some_ == 0) {
+      base_ += kWarp;
+      if (base_ >= count_) return -1;
+      const int i = base_ + static_cast<int>(threadIdx.x % kWarp);
+      Visibility::Sight sight = Visibility::none;
+      if (i < count_)
+        sight = from_query ? visibility_.sight(own_, others_[i]) : visibility_.sight(others_[i], own_);
+      some_ = __ballot_sync(~0u, sight != Visibility::none);
+      all_ = __ballot_sync(~0u, sight == Visibility::all);
+    }
+    const int bit = __ffs(static_cast<int>(some_)) - 1;
+    some_ &= some_ - 1;
+    all = (all_ >> bit) & 1;
+    return base_ + bit;
+  }
+
+  bool all = false;  // everybody in the tile that next() gave sees everybody
+
+ private:
+  const Visibility& visibility_;
+  const TileSpan own_;
+  const TileSpan* others_;
+  int count_, base_ = -static_cast<int>(kWarp);
+  unsigned some_ = 0, all_ = 0;
+};
+
+// The kernels for every option and float type. delta (N, H): o . do - dlse. Where `active` is given, o, lse
+// and dq of heads that are off are left alone.
+void plain_attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k,
+                             const Tensor& v, const AttentionTokens& tokens, const Tensor& bias,
+                             const AttentionOptions& options);
+void plain_attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dbias,
+                              const Tensor& q, const Tensor& k, const Tensor& v,
+                              const AttentionTokens& tokens, const Tensor& bias, const Tensor& lse,
+                              const Tensor& delta, const Tensor& d_o, const AttentionOptions& options);
+
+}  // namespace weft::cuda

@@ -1,0 +1,52 @@
+#include "attention/flash_attention.cuh"
+#include "autograd/ops/convert.h"
+
+namespace weft::cuda {
+namespace {
+
+// A warp a row: delta = o . do - dlse.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    delta_kernel(Acc<T>* delta, const T* o, const T* d_o, const Acc<T>* d_lse, int64_t rows, int64_t width) {
+  const int64_t row = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / kWarp;
+  if (row >= rows) return;
+  Acc<T> sum = 0;
+  for (int64_t j = threadIdx.x % kWarp; j < width; j += kWarp)
+    sum += static_cast<Acc<T>>(o[row * width + j]) * static_cast<Acc<T>>(d_o[row * width + j]);
+  sum = warp_sum(sum);
+  if (threadIdx.x % kWarp == 0) delta[row] = sum - d_lse[row];
+}
+
+Tensor delta_of(const Tensor& o, const Tensor& d_o, const Tensor& d_lse) {
+  const Tensor delta = empty_like(d_lse);
+  const int64_t rows = d_lse.numel(), blocks = (rows * kWarp + kThreads - 1) / kThreads;
+  if (rows == 0) return delta;
+  with_float(o.dtype(), [&]<class T>() {
+    delta_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream()>>>(
+        data<Acc<T>>(delta), data<const T>(o), data<const T>(d_o), data<const Acc<T>>(d_lse), rows, o.dim(2));
+  });
+  check_launch("attention delta");
+  return delta;
+}
+
+}  // namespace
+
+void flash_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
+                   const AttentionTokens& tokens, const Tensor& bias, const AttentionOptions& options) {
+  if (tokens.active.defined()) {
+    o.zero();
+    fill(lse, -INFINITY);
+  }
+  plain_attention_forward(o, lse, q, k, v, tokens, bias, options);
+}
+
+void flash_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dbias,
+                    const Tensor& q, const Tensor& k, const Tensor& v, const AttentionTokens& tokens,
+                    const Tensor& bias, const Tensor& o, const Tensor& lse, const Tensor& d_o,
+                    const Tensor& d_lse, const AttentionOptions& options) {
+  if (tokens.active.defined()) dq.zero();
+  const Tensor delta = delta_of(o, d_o, d_lse);
+  plain_attention_backward(dq, dk, dv, dbias, q, k, v, tokens, bias, lse, delta, d_o, options);
+}
+
+}  // namespace weft::cuda

@@ -1,0 +1,129 @@
+// One arena over all of the GPU's memory that is asked for: blocks by best fit, neighbours joined as they
+// become free. With one stream a block may be handed out again at once, since whoever gets it works later.
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <set>
+
+#include "autograd/cuda/runtime.h"
+
+namespace weft::cuda {
+namespace {
+
+constexpr int64_t kAlignment = 512;               // of every block: whole lines for bulk copies
+constexpr int64_t kSegment = int64_t{256} << 20;  // asked of the driver at a time, at least
+
+int64_t rounded(int64_t bytes, int64_t to) { return (bytes + to - 1) / to * to; }
+
+class Arena : public Allocator {
+ public:
+  void* allocate(int64_t bytes) override {
+    bytes = rounded(std::max<int64_t>(1, bytes), kAlignment);
+    const std::lock_guard lock(mutex_);
+    auto fit = free_.lower_bound({bytes, nullptr});
+    if (fit == free_.end()) {
+      if (!grow(bytes)) return nullptr;
+      fit = free_.lower_bound({bytes, nullptr});
+    }
+    char* const at = fit->second;
+    free_.erase(fit);
+    Block& block = blocks_.at(at);
+    block.free = false;
+    if (block.bytes > bytes) {
+      const int64_t rest = block.bytes - bytes;
+      block.bytes = bytes;
+      blocks_[at + bytes] = {rest, true, false};
+      free_.insert({rest, at + bytes});
+    }
+    return at;
+  }
+
+  void release(void* pointer, int64_t) override {
+    const std::lock_guard lock(mutex_);
+    auto block = blocks_.find(static_cast<char*>(pointer));
+    block->second.free = true;
+    const auto next = std::next(block);
+    if (next != blocks_.end() && next->second.free && !next->second.first) join(block, next);
+    if (block != blocks_.begin() && !block->second.first) {
+      const auto before = std::prev(block);
+      if (before->second.free) {
+        join(before, block);
+        block = before;
+      }
+    }
+    free_.insert({block->second.bytes, block->first});
+  }
+
+  void fill(void* pointer, int value, int64_t bytes) override {
+    CUDA_CHECK(cudaMemsetAsync(pointer, value, static_cast<size_t>(bytes), stream()));
+  }
+
+ private:
+  struct Block {
+    int64_t bytes = 0;
+    bool free = true;
+    bool first = false;  // of a segment: never joined with what lies before it
+  };
+  using Blocks = std::map<char*, Block>;
+
+  // b, which follows a, becomes part of a. Whichever of them is listed as free leaves the list.
+  void join(Blocks::iterator a, Blocks::iterator b) {
+    free_.erase({a->second.bytes, a->first});
+    free_.erase({b->second.bytes, b->first});
+    a->second.bytes += b->second.bytes;
+    blocks_.erase(b);
+  }
+
+  // A new segment that holds `bytes`. Where the driver has no more, segments that lie idle go back first.
+  bool grow(int64_t bytes) {
+    if (add_segment(std::max(bytes, kSegment))) return true;
+    give_back();
+    return add_segment(bytes);
+  }
+
+  bool add_segment(int64_t bytes) {
+    bytes = rounded(bytes, int64_t{2} << 20);  // the driver's page
+    void* memory = nullptr;
+    const cudaError_t code = cudaMalloc(&memory, static_cast<size_t>(bytes));
+    if (code == cudaErrorMemoryAllocation) {
+      cudaGetLastError();  // reported here, and no longer by the next launch
+      return false;
+    }
+    check(code, "cudaMalloc");
+    char* const at = static_cast<char*>(memory);
+    blocks_[at] = {bytes, true, true};
+    free_.insert({bytes, at});
+    segments_[at] = bytes;
+    return true;
+  }
+
+  void give_back() {
+    synchronize();
+    for (auto it = segments_.begin(); it != segments_.end();) {
+      const Block& block = blocks_.at(it->first);
+      if (block.free && block.bytes == it->second) {
+        free_.erase({block.bytes, it->first});
+        blocks_.erase(it->first);
+        CUDA_CHECK(cudaFree(it->first));
+        it = segments_.erase(it);
+      } else {
+        ++it;
+      }
+    }
+  }
+
+  std::mutex mutex_;
+  Blocks blocks_;                             // all, by address
+  std::set<std::pair<int64_t, char*>> free_;  // by size
+  std::map<char*, int64_t> segments_;
+};
+
+}  // namespace
+
+Allocator& allocator() {
+  static auto* const arena = new Arena;  // never destroyed: tensors with static lifetime may outlive main
+  return *arena;
+}
+
+}  // namespace weft::cuda

@@ -1,0 +1,39 @@
+#include "autograd/cuda/runtime.h"
+
+namespace weft::cuda {
+
+void check(cudaError_t code, const char* call) {
+  if (code == cudaSuccess) return;
+  const bool no_gpu = code == cudaErrorNoDevice || code == cudaErrorInsufficientDriver ||
+                      code == cudaErrorInitializationError || code == cudaErrorStubLibrary;
+  throw Error(Exit::internal, text("CUDA: ", cudaGetErrorString(code), " in ", call), "",
+              no_gpu ? "mend the driver, or compute on the CPU" : "");
+}
+
+cudaStream_t stream() {
+  // Blocking towards the default stream on purpose: libraries that use that one stay in order.
+  static const cudaStream_t one = [] {
+    cudaStream_t s = nullptr;
+    CUDA_CHECK(cudaStreamCreate(&s));
+    return s;
+  }();
+  return one;
+}
+
+void synchronize() { CUDA_CHECK(cudaStreamSynchronize(stream())); }
+
+void copy(const Tensor& to, const Tensor& from) {
+  CHECK(to.shape() == from.shape() && to.dtype() == from.dtype(), "copy between devices: ", from.shape(), " ",
+        name_of(from.dtype()), " into ", to.shape(), " ", name_of(to.dtype()));
+  if (to.numel() == 0) return;
+  const auto item = static_cast<size_t>(size_of(to.dtype()));
+  const bool dense = to.dense() && from.dense();
+  const size_t rows = dense ? 1 : static_cast<size_t>(to.dim(0));
+  const size_t width = static_cast<size_t>(to.numel()) / rows * item;
+  const auto pitch = [&](const Tensor& x) { return dense ? width : static_cast<size_t>(x.pitch()) * item; };
+  CUDA_CHECK(cudaMemcpy2DAsync(to.raw(), pitch(to), from.raw(), pitch(from), width, rows, cudaMemcpyDefault,
+                               stream()));
+  if (to.device() != Device::cuda || from.device() != Device::cuda) synchronize();
+}
+
+}  // namespace weft::cuda

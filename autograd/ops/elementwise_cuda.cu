@@ -1,0 +1,147 @@
+#include <tuple>
+
+#include "autograd/cuda/kernel.cuh"
+#include "autograd/ops/broadcast.h"
+#include "autograd/ops/convert.h"
+#include "autograd/ops/elementwise.h"
+
+namespace weft::cuda {
+namespace {
+
+// Offsets of an output's element in the two operands.
+struct Place {
+  int64_t a, b;
+};
+__device__ Place place_of(const Walk& w, int64_t i) {
+  Place at{0, 0};
+  for (int d = w.rank - 1; d >= 0; --d) {
+    const int64_t rest = divide(i, w.extent[d]);
+    at.a += i * w.a[d];
+    at.b += i * w.b[d];
+    i = rest;
+  }
+  return at;
+}
+
+template <class T, class F>
+void unary_forward_as(const Tensor& y, const Tensor& x) {
+  map(
+      y.numel(), data<T>(y), [] __device__(Acc<T> v) { return F::forward(v); }, data<const T>(x));
+}
+
+template <class T, class F>
+void unary_backward_as(const Tensor& dx, const Tensor& x, const Tensor& y, const Tensor& dy) {
+  map(
+      dx.numel(), data<T>(dx),
+      [] __device__(Acc<T> v, Acc<T> f, Acc<T> g) { return F::derivative(v, f) * g; }, data<const T>(x),
+      data<const T>(y), data<const T>(dy));
+}
+
+template <class T, class F>
+void binary_forward_as(const Tensor& y, const Tensor& ta, const Tensor& tb) {
+  T* p = data<T>(y);
+  const T *a = data<T>(ta), *b = data<T>(tb);
+  const Walk w = walk_of(y.shape(), ta.shape(), tb.shape());
+  if (w.together())
+    return map(
+        y.numel(), p, [] __device__(Acc<T> u, Acc<T> v) { return F::forward(u, v); }, a, b);
+  each(y.numel(), [=] __device__(int64_t i) {
+    const Place at = place_of(w, i);
+    p[i] = static_cast<T>(F::forward(Acc<T>(a[at.a]), Acc<T>(b[at.b])));
+  });
+}
+
+template <class T, class F, bool first>
+void binary_backward_as(const Tensor& d, const Tensor& ta, const Tensor& tb, const Tensor& dy) {
+  T* p = data<T>(d);
+  const T *a = data<T>(ta), *b = data<T>(tb), *g = data<T>(dy);
+  const Walk w = walk_of(d.shape(), ta.shape(), tb.shape());
+  const auto slope = [] __device__(Acc<T> u, Acc<T> v) {
+    if constexpr (first)
+      return F::derivative_a(u, v);
+    else
+      return F::derivative_b(u, v);
+  };
+  if (w.together())
+    return map(
+        d.numel(), p, [=] __device__(Acc<T> u, Acc<T> v, Acc<T> h) { return slope(u, v) * h; }, a, b, g);
+  each(d.numel(), [=] __device__(int64_t i) {
+    const Place at = place_of(w, i);
+    p[i] = static_cast<T>(slope(Acc<T>(a[at.a]), Acc<T>(b[at.b])) * Acc<T>(g[i]));
+  });
+}
+
+template <class T>
+void affine_as(const Tensor& y, const Tensor& x, Acc<T> alpha, Acc<T> beta) {
+  map(
+      y.numel(), data<T>(y), [=] __device__(Acc<T> v) { return alpha * v + beta; }, data<const T>(x));
+}
+
+// One block an output: `kept` walks the output, `gone` what is summed into one of its elements, in an order
+// that the sizes alone decide.
+template <class T>
+__global__ void sum_to_kernel(T* y, const T* x, Walk kept, Walk gone, int64_t n) {
+  const int64_t from = place_of(kept, blockIdx.x).a;
+  Acc<T> sum = 0;
+  for (int64_t i = threadIdx.x; i < n; i += blockDim.x) sum += Acc<T>(x[from + place_of(gone, i).a]);
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) y[blockIdx.x] = static_cast<T>(sum);
+}
+
+}  // namespace
+
+template <class F>
+void unary_forward(const Tensor& y, const Tensor& x) {
+  with_float(x.dtype(), [&]<class T>() { unary_forward_as<T, F>(y, x); });
+}
+
+template <class F>
+void unary_backward(const Tensor& dx, const Tensor& x, const Tensor& y, const Tensor& dy) {
+  with_float(x.dtype(), [&]<class T>() { unary_backward_as<T, F>(dx, x, y, dy); });
+}
+
+template <class F>
+void binary_forward(const Tensor& y, const Tensor& a, const Tensor& b) {
+  with_float(y.dtype(), [&]<class T>() { binary_forward_as<T, F>(y, a, b); });
+}
+
+template <class F>
+void binary_backward(const Tensor& d, const Tensor& a, const Tensor& b, const Tensor& dy, bool first) {
+  with_float(d.dtype(), [&]<class T>() {
+    if (first)
+      binary_backward_as<T, F, true>(d, a, b, dy);
+    else
+      binary_backward_as<T, F, false>(d, a, b, dy);
+  });
+}
+
+void affine(const Tensor& y, const Tensor& x, double alpha, double beta) {
+  with_float(x.dtype(),
+             [&]<class T>() { affine_as<T>(y, x, static_cast<Acc<T>>(alpha), static_cast<Acc<T>>(beta)); });
+}
+
+void sum_to(const Tensor& to, const Tensor& from) {
+  if (to.numel() == 0) return;
+  if (from.numel() == 0) return fill(to, 0);
+  const Summation s = summation_of(to.shape(), from.shape());
+  const int threads = row_threads(s.count);
+  with_float(to.dtype(), [&]<class T>() {
+    sum_to_kernel<<<static_cast<unsigned>(to.numel()), threads, 0, stream()>>>(
+        data<T>(to), data<const T>(from), s.kept, s.gone, s.count);
+  });
+  check_launch("sum_to");
+}
+
+namespace {
+template <class... F>
+constexpr auto instances(FunctionList<F...>) {
+  if constexpr (requires { (F::forward(1.0f), ...); })
+    return std::tuple{std::pair{&unary_forward<F>, &unary_backward<F>}...};
+  else
+    return std::tuple{std::pair{&binary_forward<F>, &binary_backward<F>}...};
+}
+}  // namespace
+[[maybe_unused]] extern const auto unary_kernels = instances(UnaryFunctions{});
+[[maybe_unused]] extern const auto binary_kernels = instances(BinaryFunctions{});
+
+}  // namespace weft::cuda

@@ -1,0 +1,106 @@
+#include "autograd/ops/embedding.h"
+
+#include <cassert>
+
+#include "autograd/cuda/buckets.h"
+#include "autograd/cuda/rows.cuh"
+
+namespace weft::cuda {
+namespace {
+
+// Rows of `width` elements; what their type is plays no part.
+template <class U>
+void look_up(const Tensor& y, const Tensor& table, const Tensor& ids, int64_t width) {
+  U* to = data<U>(y);
+  const U* from = data<const U>(table);
+  const int32_t* id = data<const int32_t>(ids);
+  const int64_t vocabulary = table.dim(0);
+  each(ids.dim(0) * width, [=] __device__(int64_t i) {
+    int64_t column = i;
+    const int64_t row = id[divide(column, width)];
+    assert(row >= 0 && row < vocabulary);  // use the tokenizer the model was made for
+    to[i] = from[row * width + column];
+  });
+}
+
+constexpr int kSlices = 8;
+
+// One block a token, in the order of their ids; that of the first token of a bucket sums the bucket. Each
+// slice of threads takes every kSlices-th of its tokens, then the slices are added in order.
+template <class To, class T, bool whole>
+__global__ void __launch_bounds__(kWarp* kSlices)
+    scatter_kernel(To* to, const T* dy, const int32_t* ids, const int32_t* start, const int32_t* order,
+                   int64_t columns) {
+  using A = Acc<To>;
+  constexpr int V = Pack<T>::kSize;
+  const auto own = static_cast<int32_t>(blockIdx.x);
+  const int64_t row = ids[order[own]];
+  if (row < 0) return;
+  const int32_t begin = start[row], end = start[row + 1];
+  if (begin != own) return;
+  __shared__ A parts[kSlices][V][kWarp];
+  const int lane = static_cast<int>(threadIdx.x), slice = static_cast<int>(threadIdx.y);
+  for (int64_t tile = 0; tile < columns; tile += kWarp * V) {
+    const int64_t j = tile + lane * V;
+    A sum[V] = {};
+    if (j < columns) {
+#pragma unroll 4
+      for (int32_t i = begin + slice; i < end; i += kSlices) {
+        const auto g = load<whole, V>(dy + order[i] * columns + j, columns - j);
+#pragma unroll
+        for (int e = 0; e < V; ++e) sum[e] += static_cast<A>(Acc<T>(g.v[e]));
+      }
+    }
+#pragma unroll
+    for (int e = 0; e < V; ++e) parts[slice][e][lane] = sum[e];
+    __syncthreads();
+    if (slice == 0 && j < columns) {
+      To* target = to + row * columns + j;
+#pragma unroll
+      for (int e = 0; e < V; ++e) {
+        if (!whole && j + e >= columns) continue;
+        A total = A(target[e]);
+#pragma unroll
+        for (int s = 0; s < kSlices; ++s) total += parts[s][e][lane];
+        target[e] = static_cast<To>(total);
+      }
+    }
+    __syncthreads();
+  }
+}
+
+}  // namespace
+
+void embedding_forward(const Tensor& y, const Tensor& table, const Tensor& ids) {
+  const int64_t bytes = table.dim(1) * size_of(table.dtype());
+  if (bytes % 16 == 0 && aligned(y.raw()) && aligned(table.raw()))
+    return look_up<uint4>(y, table, ids, bytes / 16);
+  switch (size_of(table.dtype())) {
+    case 2: return look_up<uint16_t>(y, table, ids, table.dim(1));
+    case 4: return look_up<uint32_t>(y, table, ids, table.dim(1));
+    default: return look_up<uint64_t>(y, table, ids, table.dim(1));
+  }
+}
+
+void embedding_backward(const Tensor& to, const Tensor& dy, const Tensor& ids, double beta) {
+  if (beta == 0) to.zero();
+  if (to.numel() == 0 || dy.numel() == 0) return;
+  const Buckets b = buckets_of(ids, to.dim(0));
+  const int64_t columns = to.dim(1);
+  with_float(to.dtype(), [&]<class To>() {
+    with_float(dy.dtype(), [&]<class T>() {
+      const auto launch = [&](auto kernel) {
+        kernel<<<static_cast<unsigned>(ids.dim(0)), dim3(kWarp, kSlices), 0, stream()>>>(
+            data<To>(to), data<const T>(dy), data<const int32_t>(ids), data<const int32_t>(b.start),
+            data<const int32_t>(b.order), columns);
+      };
+      if (columns % Pack<T>::kSize == 0 && aligned(dy.raw()))
+        launch(scatter_kernel<To, T, true>);
+      else
+        launch(scatter_kernel<To, T, false>);
+    });
+  });
+  check_launch("embedding_backward");
+}
+
+}  // namespace weft::cuda

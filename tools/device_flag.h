@@ -1,0 +1,15 @@
+#pragma once
+// The flag --device of commands that compute.
+
+#include <string>
+
+namespace weft {
+
+constexpr const char* kDeviceHelp =
+    "a GPU if there is one, if not said; WEFT_DEVICE in the environment says so too";
+
+// From here on tensors are made on the device of that name, or, where it is empty, on that of WEFT_DEVICE or
+// the best there is. Of several ranks on a machine each takes its own GPU, in turn. Errors: Exit::usage.
+void compute_on(const std::string& device);
+
+}  // namespace weft

@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# The tests of a CUDA build on a machine with a GPU, all programs at once, and a line for each.
+#
+#   tools/gpu_check.sh pack [BUILD]   stripped programs of BUILD (build/cuda) and the libraries they need beyond
+#                                     those of CUDA and MPI, to .carry/gpu.tar.gz, for a machine without compilers
+#   tools/gpu_check.sh [LOGS]         unpacks that archive if it is there, else builds; runs; logs go to LOGS
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+programs="tests/autograd/test_autograd tests/optim/test_optim tests/attention/test_attention tests/layers/test_layers
+  tests/tools/test_apply"
+
+pack() {
+  local build=$1 folder program
+  folder=$(mktemp -d)
+  mkdir -p "$folder/lib" .carry
+  for program in $programs tools/weft; do
+    [ -e "$build/$program" ] || continue
+    strip -o "$folder/$(basename "$program")" "$build/$program"
+    ldd "$build/$program" | awk '{ print $3 }' |
+      grep -E '/lib(yaml-cpp|hdf5|sz|aec|pcre2|utf8proc|xxhash|zstd|gtest)' | xargs -r -I{} cp -Ln {} "$folder/lib/" || true
+  done
+  tar -C "$folder" -c . | gzip -9 > .carry/gpu.tar.gz
+  rm -r "$folder"
+  ls -l .carry/gpu.tar.gz
+}
+
+if [ "${1:-}" = pack ]; then
+  pack "${2:-build/cuda}"
+  exit
+fi
+
+logs=${1:-build/gpu_logs}
+mkdir -p "$logs"
+if [ -e .carry/gpu.tar.gz ]; then
+  bin=build/gpu_bin
+  mkdir -p $bin
+  gzip -dc .carry/gpu.tar.gz | tar -C $bin -x
+  export LD_LIBRARY_PATH=$PWD/$bin/lib:${LD_LIBRARY_PATH:-}
+else
+  bin=build/cuda
+  cmake --preset cuda >/dev/null
+  cmake --build --preset cuda --parallel
+fi
+
+export WEFT_DEVICE=cuda POISON=1 OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive
+pids=()
+for program in $programs; do
+  name=$(basename "$program")
+  path=$bin/$name
+  [ -e "$path" ] || path=$bin/$program
+  [ -e "$path" ] || continue
+  (
+    start=$SECONDS code=0
+    timeout "${LIMIT:-240}" "$path" ${FILTER:+--gtest_filter="$FILTER"} >"$logs/$name.log" 2>&1 || code=$?
+    printf '%-20s exit %3d  %4d s  %5d passed %5d failed\n' "$name" $code $((SECONDS - start)) \
+      "$(grep -c '^\[       OK' "$logs/$name.log")" "$(grep -c '^\[  FAILED  \] .*ms)$' "$logs/$name.log")" >"$logs/$name.line"
+    exit $code
+  ) &
+  pids+=($!)
+done
+failed=0
+for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
+cat "$logs"/*.line
+exit $failed

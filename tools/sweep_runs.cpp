@@ -1,5 +1,6 @@
 #include "tools/sweep_runs.h"
 
+#include <sys/ioctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -81,7 +82,11 @@ class Display {
   void end(const std::string& outcome) { say(head_ + ": " + outcome, "\n"); }
 
  private:
-  void say(const std::string& words, const char* after) const {
+  void say(std::string words, const char* after) const {
+    // A line that is to be redrawn has to fit into one.
+    winsize size{};
+    const bool redrawn = *after == 0 && ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 1;
+    if (redrawn) words = words.substr(0, size.ws_col - 1);
     std::fprintf(stderr, "%s%s%s", terminal_ ? "\r\x1b[K" : "", words.c_str(), after);
     std::fflush(stderr);
   }
@@ -149,11 +154,12 @@ SweepResult result_before(const SweepRun& run) {
 
 }  // namespace
 
-std::vector<std::string> command_of(const SweepRun& run, const std::string& program, int ranks) {
-  std::vector<std::string> words{program};
-  if (ranks > 0) words.insert(words.end(), {"launch", "-n", std::to_string(ranks)});
+std::vector<std::string> command_of(const SweepRun& run, const SweepProgram& program) {
+  std::vector<std::string> words{program.path};
+  if (program.ranks > 0) words.insert(words.end(), {"launch", "-n", std::to_string(program.ranks)});
   words.insert(words.end(), {"train", run.recipe_file});
   words.insert(words.end(), run.overrides.begin(), run.overrides.end());
+  if (!program.device.empty()) words.insert(words.end(), {"--device", program.device});
   words.insert(words.end(), {"--resume", "auto"});
   return words;
 }
@@ -172,7 +178,7 @@ bool is_finished(const SweepRun& run) {
   return finished;
 }
 
-std::vector<SweepResult> train_all(const std::vector<SweepRun>& runs, const std::string& program, int ranks) {
+std::vector<SweepResult> train_all(const std::vector<SweepRun>& runs, const SweepProgram& program) {
   std::vector<SweepResult> results(runs.size(), SweepResult{.status = "not started"});
   std::vector<size_t> open;
   for (size_t i = 0; i < runs.size(); ++i) {
@@ -191,7 +197,7 @@ std::vector<SweepResult> train_all(const std::vector<SweepRun>& runs, const std:
     for (const std::string& old : {out, console}) std::remove(old.c_str());
     display.begin(open[k], run);
     const double start = monotonic_seconds();
-    std::vector<std::string> words = command_of(run, program, ranks);
+    std::vector<std::string> words = command_of(run, program);
     words.emplace_back("--json-summary");
     const ChildEnd end =
         run_child({.words = words,
@@ -202,10 +208,13 @@ std::vector<SweepResult> train_all(const std::vector<SweepRun>& runs, const std:
     SweepResult& result = results[open[k]];
     result = result_of(run, end.wait_status, out, console);
     if (result.status == "done") seconds += monotonic_seconds() - start, ++done;
-    display.end(result.status == "failed" ? result.failure
-                                          : text(result.status, ", ", shown_loss("loss", result.loss), ", ",
-                                                 shown_loss("validation", result.val_loss), ", ",
-                                                 duration_text(monotonic_seconds() - start)));
+    const auto left = static_cast<double>(open.size() - k - 1);
+    display.end(result.status == "failed"
+                    ? result.failure
+                    : text(result.status, ", ", shown_loss("loss", result.loss), ", ",
+                           shown_loss("validation", result.val_loss), ", ",
+                           duration_text(monotonic_seconds() - start),
+                           left > 0 && done > 0 ? "; left: " + duration_text(seconds / done * left) : ""));
     if (end.stop) break;
   }
   return results;

@@ -17,9 +17,14 @@ struct SweepRun {
   Recipe recipe;                       // the two together
 };
 
-// Its command: weft train RECIPE KEY=VALUE... --resume auto, on several ranks (0: without) behind
-// weft launch -n. program: the path of weft.
-std::vector<std::string> command_of(const SweepRun& run, const std::string& program, int ranks);
+struct SweepProgram {
+  std::string path;         // of weft
+  int ranks = 0;            // of each run, by weft launch; 0: without
+  std::string device = {};  // of weft train --device; empty: as it chooses
+};
+
+// Its command: weft train RECIPE KEY=VALUE... --resume auto, on several ranks behind weft launch -n.
+std::vector<std::string> command_of(const SweepRun& run, const SweepProgram& program);
 
 // Whether its folder has the checkpoint of the last step. Error (recipe) where the folder's recipe is another
 // that this one may not continue.
@@ -35,6 +40,6 @@ struct SweepResult {
 
 // In order; what is finished is skipped, what was begun goes on. A run that fails does not end the sweep, a
 // signal does, after the run at hand has saved. Says on stderr where it stands.
-std::vector<SweepResult> train_all(const std::vector<SweepRun>& runs, const std::string& program, int ranks);
+std::vector<SweepResult> train_all(const std::vector<SweepRun>& runs, const SweepProgram& program);
 
 }  // namespace weft

@@ -8,12 +8,14 @@
 #include "tools/child_process.h"
 #include "tools/commands.h"
 #include "tools/commands/json_line.h"
+#include "tools/device_flag.h"
 #include "tools/flags.h"
 #include "tools/recipe_path.h"
 #include "tools/sweep_runs.h"
 #include "tools/text_table.h"
 #include "training/data/corpus.h"
 #include "training/log/console_text.h"
+#include "training/log/failure.h"
 #include "training/recipe/load.h"
 #include "training/sweep/match.h"
 #include "training/sweep/product.h"
@@ -30,13 +32,14 @@ struct Request {
   std::string folder;  // of all runs
   MatchBy match = MatchBy::none;
   std::string match_key;
-  int ranks = 0;  // 0: without weft launch
+  SweepProgram program;
   bool print = false, json = false;
 };
 
 std::optional<Request> parse(const Words& words) {
   // Overrides of the recipe are words of their own, so the flags are taken out first.
-  const Words with_value{"-n", "--match", "--match-by"}, alone{"--print", "--json", "--help", "-h"};
+  const Words with_value{"-n", "--match", "--match-by", "--device"},
+      alone{"--print", "--json", "--help", "-h"};
   const auto in = [](const Words& list, const std::string& word) {
     return std::find(list.begin(), list.end(), word) != list.end();
   };
@@ -73,9 +76,13 @@ std::optional<Request> parse(const Words& words) {
             "model.heads");
   flags.add("--print", request.print, "only prints the commands of runs that are not finished, one a line");
   flags.add("-n", ranks, "N", "ranks of each run, by weft launch", {.min = 1, .max = 1 << 20});
+  flags.add("--device", request.program.device, "cpu|cuda", kDeviceHelp);
   flags.add("--json", request.json, "one line, sweep/1");
   if (!flags.parse(own)) return {};
-  request.ranks = static_cast<int>(ranks);
+  request.program.ranks = static_cast<int>(ranks);
+  request.program.path = fs::read_symlink("/proc/self/exe").string();
+  if (!request.program.device.empty())
+    flag_choice<bool>("--device", request.program.device, {{"cpu", true}, {"cuda", true}});
   if (!match.empty())
     request.match = flag_choice<MatchBy>(
         "--match", match,
@@ -151,7 +158,7 @@ class Sweep {
     } else {
       const Planner& planner = planners_.of(run.recipe);
       add(run, sized_[model] = matched(run, planner));
-      planner.plan(run.recipe, std::max(1, request_.ranks));
+      planner.plan(run.recipe, std::max(1, request_.program.ranks));
     }
     is_finished(run);  // refuses a folder of another recipe
   }
@@ -194,7 +201,7 @@ class Sweep {
   std::optional<double> target_;
 };
 
-void print_commands(const std::vector<SweepRun>& runs, const std::string& program, int ranks) {
+void print_commands(const std::vector<SweepRun>& runs, const SweepProgram& program) {
   // Paths in recipes are relative to the working directory.
   const std::string here = "cd " + shell_word(fs::current_path().string()) + " && ";
   size_t left_out = 0;
@@ -204,7 +211,7 @@ void print_commands(const std::vector<SweepRun>& runs, const std::string& progra
       continue;
     }
     std::string line;
-    for (const std::string& word : command_of(run, program, ranks))
+    for (const std::string& word : command_of(run, program))
       line += (line.empty() ? "" : " ") + shell_word(word);
     print(here + line + "\n");
   }
@@ -262,15 +269,20 @@ int run_sweep(const Words& words) {
   const std::optional<Request> request = parse(words);
   if (!request) return 0;
   const std::vector<SweepRun> runs = Sweep(*request).runs();
-  const std::string program = fs::read_symlink("/proc/self/exe").string();
   if (request->print) {
-    print_commands(runs, program, request->ranks);
+    print_commands(runs, request->program);
     return 0;
   }
-  const std::vector<SweepResult> results = train_all(runs, program, request->ranks);
+  const std::vector<SweepResult> results = train_all(runs, request->program);
   print_results(*request, runs, results);
   const Exit code = code_of(results);
-  if (code == Exit::stopped) std::fprintf(stderr, "weft: stopped; the same command goes on\n");
+  const auto failed = std::count_if(results.begin(), results.end(),
+                                    [](const SweepResult& r) { return r.status == "failed"; });
+  if (failed > 0)
+    print_error(Error(code, text(failed, " of ", runs.size(), " runs failed"), request->folder,
+                      "the same command tries them again"));
+  else if (code == Exit::stopped)
+    print_error(Error(code, "stopped by a signal", request->folder, "the same command goes on"));
   return static_cast<int>(code);
 }
 

@@ -143,7 +143,7 @@ std::string samples(const Comparison& all) {
 std::string count_of_runs(const Comparison& all) {
   std::string out = text(all.runs.size(), all.runs.size() == 1 ? " run" : " runs");
   for (const RunStatus status :
-       {RunStatus::done, RunStatus::running, RunStatus::stopped, RunStatus::broken}) {
+       {RunStatus::done, RunStatus::running, RunStatus::stopped, RunStatus::failed, RunStatus::broken}) {
     const auto count = std::count_if(all.runs.begin(), all.runs.end(),
                                      [&](const ComparedRun& run) { return run.data.status == status; });
     if (count > 0) out += text(", ", count, " ", name_of(status));

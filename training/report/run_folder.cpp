@@ -120,8 +120,20 @@ void read_sample(RunData& run) {
   while (!run.sample.empty() && run.sample.back() == '\n') run.sample.pop_back();
 }
 
+constexpr const char* kSummary = "/log/summary.json";  // of a run that a sweep started: train/1
+
+// Why the run's process failed, where a sweep has noted it.
+std::string failure_of(const std::string& folder) {
+  std::ifstream file(folder + kSummary, std::ios::binary);
+  const Json said = Json::parse(file, nullptr, false);
+  if (!said.is_object() || !said.contains("error") || !said["error"].is_object()) return "";
+  const auto what = said["error"].find("what");
+  return what != said["error"].end() && what->is_string() ? what->get<std::string>() : "";
+}
+
 bool is_run(const fs::path& folder) {
-  return exists(folder / "recipe.yaml") || exists(folder / "metrics.jsonl");
+  return exists(folder / "recipe.yaml") || exists(folder / "metrics.jsonl") ||
+         exists(folder.string() + kSummary);
 }
 
 }  // namespace
@@ -131,6 +143,7 @@ const char* name_of(RunStatus status) {
     case RunStatus::done: return "done";
     case RunStatus::running: return "running";
     case RunStatus::stopped: return "stopped";
+    case RunStatus::failed: return "failed";
     case RunStatus::broken: return "broken";
   }
   return "unknown";
@@ -151,6 +164,11 @@ RunData read_run(const std::string& folder, double now) {
     run.status = RunStatus::done;
   else
     run.status = now - run.last_write < kSilent ? RunStatus::running : RunStatus::stopped;
+  const std::string failure = run.status == RunStatus::done ? "" : failure_of(folder);
+  if (!failure.empty()) {
+    run.problems.push_back("failed: " + failure);
+    if (run.status != RunStatus::broken) run.status = RunStatus::failed;
+  }
   return run;
 }
 

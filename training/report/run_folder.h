@@ -20,12 +20,13 @@ struct RunPoint {
   double loss = NAN, grad_norm = NAN, lr = NAN, tokens_per_s = NAN, val_loss = NAN, val_bpb = NAN;
 };
 
-enum class RunStatus { done, running, stopped, broken };
+enum class RunStatus { done, running, stopped, failed, broken };
 const char* name_of(RunStatus status);
 
 struct RunData {
   std::string folder, name;
-  // running: not at its last step, and written to within the last two minutes. broken: no recipe or no steps.
+  // running: not at its last step, and written to within the last two minutes; failed: the sweep that started
+  // it noted why; broken: no recipe or no steps.
   RunStatus status = RunStatus::broken;
   std::optional<Recipe> recipe;
   std::vector<RunPoint> points;  // by step; a step that came again counts as it came last

@@ -86,6 +86,10 @@ TEST(Sweep, AFailedRunDoesNotEndIt) {
   EXPECT_EQ(result["exit"], 80);
   EXPECT_EQ(statuses(result), (Words{"failed", "done"}));
   EXPECT_TRUE(result["runs"][0]["error"].get<std::string>().starts_with("weft: ")) << result;
+  EXPECT_NE(ran.err.find("weft: 1 of 2 runs failed (runs/tiny-sweep); "), std::string::npos) << ran.err;
+  const Json report = tiny.weft({"report", "runs/tiny-sweep", "--json"}).json();
+  EXPECT_EQ(report["runs"][0]["status"], "done") << report;
+  EXPECT_EQ(report["runs"][1]["status"], "failed") << report;
   const std::string table = sweep(tiny, words).out;
   EXPECT_NE(table.find("FAILED\n  lr-1e30: weft: "), std::string::npos) << table;
 }
@@ -111,6 +115,7 @@ TEST(Sweep, ChecksAllRecipesBeforeTheFirstRun) {
                                                 {"optim.lrr=1,2", 78},
                                                 {"run=a,b", 64},
                                                 {"--match=size", 64},
+                                                {"--device=abacus", 64},
                                                 {"--match-by=model.ffn", 64}}) {
     const Ran ran = sweep(tiny, {word, "seed=1..2"});
     EXPECT_EQ(ran.code, code) << word << ran.err;
@@ -142,9 +147,11 @@ TEST(Sweep, PrintedLinesRun) {
   const Ran done = sweep(tiny, joined(words, {"--print"}));
   EXPECT_EQ(done.out, "");
   EXPECT_NE(done.err.find("2 of 2 runs are finished"), std::string::npos) << done.err;
-  const Ran ranks = sweep(tiny, {"seed=5,6", "-n", "2", "--print"});
-  EXPECT_NE(ranks.out.find(" launch -n 2 train tiny.yaml seed=5 run=runs/tiny-sweep/seed-5 --resume auto\n"),
-            std::string::npos)
+  const Ran ranks = sweep(tiny, {"seed=5,6", "-n", "2", "--device", "cpu", "--print"});
+  EXPECT_NE(
+      ranks.out.find(
+          " launch -n 2 train tiny.yaml seed=5 run=runs/tiny-sweep/seed-5 --device cpu --resume auto\n"),
+      std::string::npos)
       << ranks.out << ranks.err;
 }
 

@@ -1,5 +1,7 @@
 #include "training/report/run_folder.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
@@ -76,6 +78,8 @@ void read_recipe(RunData& run) {
     run.problems.emplace_back("recipe.yaml is missing");
     return;
   }
+  struct stat facts {};
+  if (::stat(path.c_str(), &facts) == 0) run.last_write = static_cast<double>(facts.st_mtime);
   try {
     run.recipe = load_recipe(path);
   } catch (const Error& error) {
@@ -158,12 +162,13 @@ RunData read_run(const std::string& folder, double now) {
   read_metrics(run);
   read_environment(run);
   read_sample(run);
-  if (!run.recipe || run.points.empty())
+  const bool writing = now - run.last_write < kSilent;
+  if (!run.recipe || (run.points.empty() && !writing))
     run.status = RunStatus::broken;
-  else if (run.points.back().step >= run.recipe->steps)
+  else if (!run.points.empty() && run.points.back().step >= run.recipe->steps)
     run.status = RunStatus::done;
   else
-    run.status = now - run.last_write < kSilent ? RunStatus::running : RunStatus::stopped;
+    run.status = writing ? RunStatus::running : RunStatus::stopped;
   const std::string failure = run.status == RunStatus::done ? "" : failure_of(folder);
   if (!failure.empty()) {
     run.problems.push_back("failed: " + failure);

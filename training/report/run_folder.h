@@ -26,7 +26,7 @@ const char* name_of(RunStatus status);
 struct RunData {
   std::string folder, name;
   // running: not at its last step, and written to within the last two minutes; failed: the sweep that started
-  // it noted why; broken: no recipe or no steps.
+  // it noted why; broken: no recipe, or no steps although it is silent.
   RunStatus status = RunStatus::broken;
   std::optional<Recipe> recipe;
   std::vector<RunPoint> points;  // by step; a step that came again counts as it came last

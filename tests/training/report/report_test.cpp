@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
@@ -167,6 +168,10 @@ TEST_F(Report, BrokenFoldersAreShownAsSuch) {
   fs::remove(run("no-recipe") + "/recipe.yaml");
   copy("no-metrics");
   fs::remove(run("no-metrics") + "/metrics.jsonl");
+  const std::string recipe = run("no-metrics") + "/recipe.yaml";
+  EXPECT_EQ(report({"runs/no-metrics", "--json"}).json()["runs"][0]["status"], "running")
+      << "it has just begun";
+  fs::last_write_time(recipe, fs::last_write_time(recipe) - std::chrono::hours(1));
   copy("damaged");
   folder_.write("runs/damaged/recipe.yaml", "steps: [1\n");
   folder_.write("runs/damaged/environment.json", "{");

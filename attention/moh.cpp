@@ -233,7 +233,7 @@ namespace {
 // A layer with random projections and routers that say nothing.
 struct Trial {
   Trial(MohConfig config, const Dimensions& d, int64_t n)
-      : store(Dtype::f64, Device::cpu, 5),
+      : store(Dtype::f64, default_device(), 5),
         layer(std::move(config), d, {store, ""}),
         layout(whole_documents({n})) {
     store.commit();

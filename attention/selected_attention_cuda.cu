@@ -2,7 +2,6 @@
 // takes a row, looks for it in the lists of its run, and sums what it finds in order. That is time rows times
 // list entries of a run, and a run is short.
 
-#include <cassert>
 #include <cmath>
 
 #include "attention/selected_attention.h"
@@ -81,7 +80,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
 #pragma unroll
       for (int u = 0; u < kAbreast; ++u) {
         on[u] = j + u < s.count ? g[j + u] : T(0);
-        assert(on[u] == T(0) || (rows[j + u] >= 0 && rows[j + u] < s.m));
+        require(on[u] == T(0) || (rows[j + u] >= 0 && rows[j + u] < s.m));
         dot[u] = on[u] == T(0) ? T(0) : part_of_dot<V>(q + i * s.d, k + rows[j + u] * s.d, s.d, lane);
       }
 #pragma unroll

@@ -8,10 +8,17 @@
 
 namespace weft::cuda {
 
-// Elements of a tensor for a kernel.
+// Elements of a tensor for a kernel; null if it is undefined.
 template <class T>
 T* data(const Tensor& x) {
+  CHECK(!x.defined() || x.device() == Device::cuda, "a kernel for the GPU was given a tensor on ",
+        name_of(x.device()));
   return static_cast<T*>(x.raw());
+}
+
+// What a kernel cannot throw for: ends it and with it the program, rather than to read or write elsewhere.
+__device__ inline void require(bool good) {
+  if (!good) __trap();
 }
 
 inline void check_launch(const char* kernel) { check(cudaGetLastError(), kernel); }

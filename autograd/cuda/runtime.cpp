@@ -6,8 +6,11 @@ void check(cudaError_t code, const char* call) {
   if (code == cudaSuccess) return;
   const bool no_gpu = code == cudaErrorNoDevice || code == cudaErrorInsufficientDriver ||
                       code == cudaErrorInitializationError || code == cudaErrorStubLibrary;
+  const bool trapped = code == cudaErrorLaunchFailure || code == cudaErrorIllegalInstruction;
   throw Error(Exit::internal, text("CUDA: ", cudaGetErrorString(code), " in ", call), "",
-              no_gpu ? "mend the driver, or compute on the CPU" : "");
+              no_gpu    ? "mend the driver, or compute on the CPU"
+              : trapped ? "a kernel found an index out of range; the same on the CPU says which"
+                        : "");
 }
 
 cudaStream_t stream() {

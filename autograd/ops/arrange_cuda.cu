@@ -1,5 +1,3 @@
-#include <cassert>
-
 #include "autograd/cuda/buckets.h"
 #include "autograd/cuda/kernel.cuh"
 #include "autograd/ops/arrange.h"
@@ -104,7 +102,7 @@ void gather_as(const Tensor& y, const Tensor& x, const Tensor& index, T fill) {
   each(y.numel(), [=] __device__(int64_t i) {
     int64_t column = i;
     const int64_t row = at[divide(column, width)];
-    assert(row >= -1 && row < rows);
+    require(row >= -1 && row < rows);
     to[i] = row < 0 ? fill : from[row * width + column];
   });
 }

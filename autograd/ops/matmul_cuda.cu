@@ -123,9 +123,12 @@ const Plan& plan_of(const Tensor& c, const Tensor& a, const Tensor& b, Transpose
 
 template <class S>
 void run(const Plan& plan, const Tensor& c, const Tensor& a, const Tensor& b, S alpha, S beta) {
-  const Buffer workspace(Device::cuda, kWorkspace);
+  static const auto* const workspace = [] {  // one stream: products never overlap
+    const MemoryScope scope("cuBLASLt workspace");
+    return new Buffer(Device::cuda, kWorkspace);
+  }();
   BLAS_CHECK(cublasLtMatmul(handle(), plan.product, &alpha, b.raw(), plan.a, a.raw(), plan.b, &beta, c.raw(),
-                            plan.c, c.raw(), plan.c, &plan.algorithm, workspace.data(),
+                            plan.c, c.raw(), plan.c, &plan.algorithm, workspace->data(),
                             static_cast<size_t>(kWorkspace), stream()));
 }
 

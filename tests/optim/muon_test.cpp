@@ -19,7 +19,7 @@ double norm(const Tensor& x) {
 }
 
 double norm_of_difference(const Tensor& a, const Tensor& b) {
-  return norm(subtract(a.to(Dtype::f64), b.to(Dtype::f64)));
+  return norm(subtract(a.to(Dtype::f64).to(Device::cpu), b.to(Dtype::f64).to(Device::cpu)));
 }
 
 // x = left^T right: the rows of `right` are orthonormal, those of `left` orthogonal, and their lengths are
@@ -95,7 +95,7 @@ Tensor orthogonal_by_definition(const Tensor& x) {
   for (size_t j = 0; j < d.values.size(); ++j)
     for (int64_t i = 0; i < m; ++i)
       d.left.data<double>()[static_cast<int64_t>(j) * m + i] *= quintic(d.values[j] / norm(x)) / d.values[j];
-  return matmul(d.left, d.right, {true, false});
+  return matmul(d.left, d.right, {true, false}).value().to(x.device());
 }
 
 TEST(Orthogonalize, ActsOnSingularValuesAlone) {
@@ -109,8 +109,8 @@ TEST(Orthogonalize, SingularValuesEndNearOne) {
   for (const Dtype dtype : {Dtype::f32, Dtype::f64})
     for (const Shape& shape : {Shape{96, 64}, Shape{64, 96}, Shape{200, 200}}) {
       const Tensor x = random_matrix(shape, dtype, 6);
-      cpu::affine(x, x, 1e-12, 0);  // the size of x plays no part
-      const std::vector<double> s = singular_values(orthogonalize(x));
+      const Tensor small = scale(x, 1e-12, 0);  // the size of x plays no part
+      const std::vector<double> s = singular_values(orthogonalize(small));
       EXPECT_LE(s.front(), 1.21) << shape;
       // A square Gaussian matrix has a few singular values near nothing.
       const bool square = shape[0] == shape[1];

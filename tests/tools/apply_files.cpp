@@ -30,8 +30,11 @@ ApplyFolder::~ApplyFolder() { remove_tree(folder_); }
 
 void write_tensors(const std::string& path, const Tensors& tensors) {
   std::vector<NamedArray> arrays;
-  for (const auto& [name, t] : tensors)
-    arrays.push_back({name, t.dtype(), {t.shape().begin(), t.shape().end()}, t.raw()});
+  std::vector<Tensor> kept;
+  for (const auto& [name, t] : tensors) {
+    kept.push_back(t.to(Device::cpu));
+    arrays.push_back({name, t.dtype(), {t.shape().begin(), t.shape().end()}, kept.back().raw()});
+  }
   write_safetensors(path, arrays, {});
 }
 
@@ -41,9 +44,9 @@ Tensors read_tensors(const std::string& path) {
   for (const SafetensorsEntry& e : file.entries()) {
     const Dtype dtype = e.dtype == "F64" ? Dtype::f64 : e.dtype == "BF16" ? Dtype::bf16 : Dtype::f32;
     EXPECT_EQ(e.dtype, dtype == Dtype::f64 ? "F64" : dtype == Dtype::bf16 ? "BF16" : "F32") << e.name;
-    const Tensor t = empty(Shape(e.shape.begin(), e.shape.end()), dtype);
+    const Tensor t = empty(Shape(e.shape.begin(), e.shape.end()), dtype, Device::cpu);
     std::memcpy(t.raw(), file.bytes(e).data(), file.bytes(e).size());
-    out[e.name] = t;
+    out[e.name] = t.to(default_device());
   }
   return out;
 }

@@ -73,7 +73,7 @@ TEST(Arrange, GatherRowsWithRepeatsAndBlanks) {
   EXPECT_EQ(to_values(y), (std::vector<double>{4, 5, 7, 7, 0, 1, 4, 5}));
   expect_gradients([&](const std::vector<Variable>& u) { return std::vector{gather_rows(u[0], index)}; },
                    {random_tensor({3, 2, 3}, 1)});
-  EXPECT_THROW(gather_rows(counting({3, 2}), from_ints({3})), Error);
+  EXPECT_THROW(gather_rows(on_cpu({3, 2}), from_ints({3}, Device::cpu)), Error);
 }
 
 TEST(Triangle, MaskAndCumulativeSum) {

@@ -22,7 +22,7 @@ TEST(Embedding, ValuesAndGradients) {
 
 TEST(Embedding, AnIdOutsideTheTableIsADataErrorThatNamesIt) {
   for (const int32_t id : {5, -1}) try {
-      embedding(random_tensor({5, 3}, 1), from_ints({0, id}));
+      embedding(on_cpu({5, 3}), from_ints({0, id}, Device::cpu));
       FAIL();
     } catch (const Error& e) {
       EXPECT_EQ(e.code, Exit::data);

@@ -80,6 +80,9 @@ inline void expect_op(const Function& f, const std::vector<Tensor>& inputs) {
   expect_meta_shapes(f, inputs);
 }
 
+// For what only a CPU's kernels can refuse by name; a GPU's stop the program.
+inline Tensor on_cpu(const Shape& shape) { return random_tensor(shape, 1).to(Device::cpu); }
+
 // Ids 0, 1, ... in a fixed jumble below `bound`.
 inline Tensor random_ints(int64_t n, int64_t bound, uint32_t seed) {
   const RandomKey key{seed, stream_of("random_ints"), 0};

@@ -197,9 +197,8 @@ bool hopper_attention_serves(const Tensor& q, const Tensor& k, const Tensor& v, 
 
 void hopper_attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k,
                               const Tensor& v, const AttentionTokens& t, const AttentionOptions& options) {
-  const TokenTileBuffers queries = token_tiles(t.q_position, t.q_document, {}, 1, kHopperRows);
-  const TokenTileBuffers keys = token_tiles(t.k_position, t.k_document, {}, 1, 128);
-  const HopperAttention f = hopper_attention(q, k, v, queries, keys, options);
+  const HopperTiles tiles(t);
+  const HopperAttention f = hopper_attention(q, k, v, tiles.queries, tiles.keys, options);
   const auto map = [](const Tensor& x) {
     return tensor_map(x.raw(), x.row_size(), x.dim(2), x.dim(1), x.dim(0), 128);
   };

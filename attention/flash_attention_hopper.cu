@@ -199,10 +199,7 @@ void hopper_attention_forward(const Tensor& o, const Tensor& lse, const Tensor& 
                               const Tensor& v, const AttentionTokens& t, const AttentionOptions& options) {
   const HopperTiles tiles(t);
   const HopperAttention f = hopper_attention(q, k, v, tiles.queries, tiles.keys, options);
-  const auto map = [](const Tensor& x) {
-    return tensor_map(x.raw(), x.row_size(), x.dim(2), x.dim(1), x.dim(0), 128);
-  };
-  const ForwardMaps maps{map(q), map(k), map(v)};
+  const ForwardMaps maps{map_of(q, kHopperRows), map_of(k, kHopperRows), map_of(v, kHopperRows)};
   if (std::max(f.d, f.e) > 64)
     forward<128>(f, maps, o, lse);
   else

@@ -192,6 +192,11 @@ void launch_hopper(const char* name, int64_t blocks, int bytes, const A&... argu
   check_launch(name);
 }
 
+// Of x (N, H, D), in boxes of rows.
+inline CUtensorMap map_of(const Tensor& x, int rows) {
+  return tensor_map(x.raw(), x.row_size(), x.dim(2), x.dim(1), x.dim(0), rows);
+}
+
 // Tiles of 128 of the queries and of the keys, which are often the same tokens.
 struct HopperTiles {
   TokenTileBuffers queries, keys;

@@ -280,12 +280,9 @@ void hopper_attention_backward(const Tensor& dq, const Tensor& dk, const Tensor&
       data<const float>(lse), data<const float>(d_lse), q.dim(0), padded, static_cast<int>(heads), by_key.e);
   check_launch("attention row numbers");
   const RowNumbers rows{data<const float>(log2_sum), data<const float>(delta), padded};
-  const auto map = [](const Tensor& x, int box) {
-    return tensor_map(x.raw(), x.row_size(), x.dim(2), x.dim(1), x.dim(0), box);
-  };
-  const CUtensorMap of_keys = map(k, kHopperRows), of_values = map(v, kHopperRows);
-  const BackwardMaps by_key_maps{map(q, 64), of_keys, of_values, map(d_o, 64)};
-  const BackwardMaps by_query_maps{map(q, kHopperRows), of_keys, of_values, map(d_o, kHopperRows)};
+  const CUtensorMap of_keys = map_of(k, kHopperRows), of_values = map_of(v, kHopperRows);
+  const BackwardMaps by_key_maps{map_of(q, 64), of_keys, of_values, map_of(d_o, 64)};
+  const BackwardMaps by_query_maps{map_of(q, kHopperRows), of_keys, of_values, map_of(d_o, kHopperRows)};
   const auto run = [&]<int D>() {
     launch_hopper<key_gradient_kernel<D>>("attention dk dv (hopper)", int64_t{by_key.keys.tiles} * k.dim(1),
                                           KeyShape<D>::bytes, by_key, by_key_maps, rows, data<bf16>(dk),

@@ -15,7 +15,8 @@ BEGIN {
   may["distributed"] = "distributed layers attention optim autograd"
   data = "training/data training/checkpoint training/recipe"   # these know no model
   may["training/data"] = may["training/checkpoint"] = may["training/recipe"] = data " autograd"
-  may["training"] = "training " data " distributed layers attention optim autograd"
+  may["training/tasks"] = "training/tasks training/data autograd"
+  may["training"] = "training training/tasks " data " distributed layers attention optim autograd"
   may["tools"] = "tools " may["training"]
   may["tests"] = "tests " may["tools"]
   heavy = "^(nlohmann|yaml-cpp|CLI|fmt|spdlog|hdf5|mpi)[./]"

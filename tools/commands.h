@@ -10,6 +10,7 @@ int run_bench(const Words& words);
 int run_corpus(const Words& words);
 int run_cp(const Words& words);
 int run_diff(const Words& words);
+int run_eval(const Words& words);
 int run_generate(const Words& words);
 int run_help(const Words& words);
 int run_launch(const Words& words);

@@ -114,6 +114,23 @@ const char* MechanismFacts::form() const {
   return fused ? "fused" : "derived";
 }
 
+int64_t state_bytes(const MechanismEntry& entry, const MechanismSize& size) {
+  const NoTape pause;
+  const Trial trial(entry, size.attributes, size.dims, size.dtype, Device::meta);
+  int64_t kept = -1;
+  const bool streams = trial.mechanism().causal() && works([&] {
+                         Stream stream;
+                         const Layout whole = whole_documents({size.tokens}, Device::meta);
+                         LocalCrossing prefill(whole, &stream);
+                         trial.forward(prefill);
+                         kept = stream.bytes();
+                         const Layout next = make_layout({{0, size.tokens, size.tokens + 1}}, Device::meta);
+                         LocalCrossing decode(next, &stream);
+                         trial.forward(decode);
+                       });
+  return streams ? kept : -1;
+}
+
 MechanismFacts learn(const MechanismEntry& entry, const MechanismSize& size) {
   const NoTape pause;
   MechanismFacts facts;
@@ -126,15 +143,9 @@ MechanismFacts learn(const MechanismEntry& entry, const MechanismSize& size) {
 
   facts.causal = has_form(entry, size, true);
   facts.bidirectional = has_form(entry, size, false);
-  facts.streaming = trial.mechanism().causal() && works([&] {
-                      Stream stream;
-                      LocalCrossing prefill(whole, &stream);
-                      trial.forward(prefill);
-                      facts.state_bytes = stream.bytes();
-                      const Layout next = make_layout({{0, size.tokens, size.tokens + 1}}, Device::meta);
-                      LocalCrossing decode(next, &stream);
-                      trial.forward(decode);
-                    });
+  const int64_t kept = state_bytes(entry, size);
+  facts.streaming = kept >= 0;
+  facts.state_bytes = std::max<int64_t>(kept, 0);
 
   for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16}) {
     const bool accepted = works([&] {

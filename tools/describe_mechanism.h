@@ -32,6 +32,9 @@ struct MechanismSize {
   int64_t tokens = 512;
 };
 
+// What one layer keeps after `tokens` tokens of one document; -1 where it does not decode.
+int64_t state_bytes(const MechanismEntry& entry, const MechanismSize& size);
+
 MechanismFacts learn(const MechanismEntry& entry, const MechanismSize& size);
 
 }  // namespace weft

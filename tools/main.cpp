@@ -23,6 +23,7 @@ const std::vector<Command>& commands() {
       {"sweep", "train every combination of some values", run_sweep},
       {"report", "runs compared on one page", run_report},
       {"generate", "continue a text with a trained model", run_generate},
+      {"eval", "score a run on tasks or text; `eval zoo`: all mechanisms on all tasks", run_eval},
       {"logits", "logits and losses of given tokens", run_logits, true},
       {"apply", "one mechanism on tensors of a file", run_apply},
       {"bench", "how fast this machine trains, beside PyTorch", run_bench},

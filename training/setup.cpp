@@ -16,13 +16,39 @@ std::shared_ptr<const Tokenizer> open_tokenizer(const Recipe& recipe) {
   }
 }
 
+std::vector<TaskText> task_texts(const Recipe& recipe, const std::string& key,
+                                 const std::vector<std::string>& texts) {
+  const auto place = recipe.places.find(key);
+  std::vector<TaskText> parsed;
+  for (const std::string& text : texts)
+    parsed.push_back(TaskText::parse(text, place == recipe.places.end() ? Place{} : place->second));
+  return parsed;
+}
+
+namespace {
+
+TaskSamples task_samples(const Recipe& recipe, const Tokenizer& tokenizer, TaskSplit split) {
+  try {
+    return TaskSamples(task_texts(recipe, "data.task", recipe.data.task), tokenizer, recipe.context,
+                       static_cast<uint32_t>(recipe.seed), split);
+  } catch (const Error& e) {
+    const bool placed = e.where.find(':') != std::string::npos || e.where.starts_with("override");
+    throw Error(e.code, e.what(), placed ? e.where : recipe.where("data.task"), e.advice);
+  }
+}
+
+}  // namespace
+
 int64_t vocabulary_of(const Recipe& recipe, const Tokenizer& tokenizer) {
-  if (recipe.model.vocab == 0) return tokenizer.vocab_size();
-  if (recipe.model.vocab < tokenizer.vocab_size())
+  const bool task = !recipe.data.task.empty();
+  const int64_t needed =
+      task ? task_samples(recipe, tokenizer, TaskSplit::train).vocab() : tokenizer.vocab_size();
+  if (recipe.model.vocab == 0) return needed;
+  if (recipe.model.vocab < needed)
     throw Error(Exit::recipe,
-                text("model.vocab is ", recipe.model.vocab, ", the tokenizer has ", tokenizer.vocab_size(),
-                     " tokens"),
-                recipe.where("model.vocab"), "leave it out to take the tokenizer's size");
+                text("model.vocab is ", recipe.model.vocab, ", ", task ? "data.task" : "the tokenizer",
+                     " has ", needed, " tokens"),
+                recipe.where("model.vocab"), "leave it out to take that size");
   return recipe.model.vocab;
 }
 
@@ -89,9 +115,18 @@ ModelConfig model_config(const Recipe& recipe, int64_t vocab) {
 }
 
 Datasets open_recipe_data(const Recipe& recipe, const Tokenizer& tokenizer, int64_t vocab) {
+  if (!recipe.data.task.empty()) {
+    if (!recipe.data.train.list.empty())
+      throw Error(Exit::recipe, "data.task and data.train are both set", recipe.where("data.task"),
+                  "leave one of them out");
+    const auto made = [&](TaskSplit split) {
+      return Dataset(std::make_shared<TaskSamples>(task_samples(recipe, tokenizer, split)), recipe.context);
+    };
+    return {made(TaskSplit::train), made(TaskSplit::held_out)};
+  }
   if (recipe.data.train.list.empty())
     throw Error(Exit::recipe, "data.train names no text", recipe.where("data.train"),
-                "set data.train to a file or pattern");
+                "set data.train to a file or pattern, or data.task to a task");
   DataConfig config;
   for (const Recipe::Source& s : recipe.data.train.list) config.train.push_back({s.path, s.weight});
   config.val_share = recipe.data.val.paths.empty() ? recipe.data.val.share : 0;

@@ -147,11 +147,13 @@ void Run::evaluate() {
   last_evaluation_ = trainer_->evaluate(*data_->val, recipe_.eval.batches * trainer_->samples_per_step());
   summary_.val_loss = last_evaluation_->loss;
   summary_.val_bpb = last_evaluation_->bits_per_byte;
+  summary_.val_accuracy = last_evaluation_->accuracy;
+  summary_.val_exact = last_evaluation_->exact;
 }
 
 void Run::sample() {
   const auto span = timer_->pause();
-  if (!first_) return;
+  if (!first_ || !recipe_.data.task.empty()) return;  // a task's tokens are no text
   const AveragedWeights averaged(trainer_->store(), trainer_->optimizer());
   std::vector<int32_t> prompt = tokenizer_->encode(recipe_.sample.prompt);
   if (prompt.empty()) prompt = {tokenizer_->eos_id()};
@@ -237,8 +239,11 @@ bool Run::step() {
   record.peak_bytes = memory_report(trainer_->store().device()).peak_bytes;
   if (world_ != nullptr) record.peak_bytes = max_over_ranks(*world_, record.peak_bytes);
   if (last_evaluation_) {
+    const auto measured = [](double x) { return std::isnan(x) ? std::nullopt : std::optional(x); };
     record.val_loss = last_evaluation_->loss;
-    record.val_bpb = last_evaluation_->bits_per_byte;
+    if (recipe_.data.task.empty()) record.val_bpb = last_evaluation_->bits_per_byte;
+    record.val_accuracy = measured(last_evaluation_->accuracy);
+    record.val_exact = measured(last_evaluation_->exact);
     last_evaluation_.reset();
   }
   const Pace pace = timer_->pace();
@@ -289,6 +294,7 @@ TrainSummary Run::train() {
                              .steps = recipe_.steps,
                              .every = recipe_.log.every,
                              .tensorboard = recipe_.log.tensorboard,
+                             .console = !options_.quiet,
                              .resume_step = resume_step});
   if (lock_ && !lock_->note().empty()) log_->warning(lock_->note());
   log_->environment({.command_line = options_.command_line,
@@ -302,8 +308,10 @@ TrainSummary Run::train() {
     log_->event(Event::resume, state_.step);
     log_->info(text("continuing at step ", state_.step));
   }
-  log_->info(text(trainer_->store().numel(), " parameters, ", data_->train.tokens(), " tokens an epoch, ",
-                  recipe_.steps, " steps of ", trainer_->samples_per_step() * recipe_.context, " tokens"));
+  const std::string source = recipe_.data.task.empty() ? text(data_->train.tokens(), " tokens an epoch")
+                                                       : "new examples in every step";
+  log_->info(text(trainer_->store().numel(), " parameters, ", source, ", ", recipe_.steps, " steps of ",
+                  trainer_->samples_per_step() * recipe_.context, " tokens"));
 
   if (const int64_t bad = data_->train.bad_documents(); bad > 0)
     log_->warning(text(bad, " documents or lines of data.train are not usable and were left out"));
@@ -318,7 +326,7 @@ TrainSummary Run::train() {
   summary_.exit = state_.step < recipe_.steps ? Exit::stopped : Exit::ok;
   summary_.status = summary_.exit == Exit::ok ? "done" : "stopped";
   if (summary_.exit == Exit::ok && summary_.first_step_s == 0) evaluate();  // nothing was left to do
-  summary_.baseline_bpb = first_ && data_->val && summary_.exit == Exit::ok
+  summary_.baseline_bpb = first_ && !options_.quiet && data_->val && summary_.exit == Exit::ok
                               ? baseline_bits_per_byte(data_->train, *data_->val, *tokenizer_)
                               : NAN;
   summary_.run = recipe_.run;

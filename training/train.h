@@ -14,6 +14,7 @@ struct TrainOptions {
   bool resume = false;       // continue the run in recipe.run
   bool resume_auto = false;  // continue it if there is one, else start
   std::vector<std::string> command_line = {};
+  bool quiet = false;  // nothing on the console, and no baseline to compare with there
 };
 
 struct TrainSummary {
@@ -22,6 +23,7 @@ struct TrainSummary {
   int64_t step = 0, steps = 0, tokens = 0;
   // NaN: not measured, such as the loss of a resumed run that had no step left.
   double loss = NAN, val_loss = NAN, val_bpb = NAN, baseline_bpb = NAN, grad_norm = NAN, tokens_per_s = NAN;
+  double val_accuracy = NAN, val_exact = NAN;  // of a task
   double seconds = 0, first_step_s = 0;
   int64_t peak_bytes = 0;
   int world = 1;

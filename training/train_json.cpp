@@ -18,6 +18,8 @@ std::string to_json(const TrainSummary& s) {
                        {"loss", number(s.loss)},
                        {"val_loss", number(s.val_loss)},
                        {"val_bpb", number(s.val_bpb)},
+                       {"val_accuracy", number(s.val_accuracy)},
+                       {"val_exact", number(s.val_exact)},
                        {"baseline_bpb", number(s.baseline_bpb)},
                        {"grad_norm", number(s.grad_norm)},
                        {"tokens_per_s", number(s.tokens_per_s)},

@@ -221,40 +221,23 @@ StepResult Trainer::step(int64_t step, const Batch& batch) {
 }
 
 Evaluation Trainer::evaluate(const Dataset& data, int64_t samples) {
-  const NoTape pause;
   const AveragedWeights averaged(store_, *optimizer_);
-  const Slice own =
-      slice_of(std::min(samples, data.samples()), mesh_.data ? mesh_.data->rank() : 0, mesh_.shape.dp);
-  double sums[3] = {0, 0, 0};  // nats over all targets, nats over text, bytes of text
-  int64_t tokens = 0;
+  const int64_t count = std::min(samples, data.samples());
+  const Slice own = slice_of(count, mesh_.data ? mesh_.data->rank() : 0, mesh_.shape.dp);
+  const bool task = data.maker() != nullptr;
+  Evaluator evaluator(model_, {.tokenizer = task ? nullptr : &tokenizer_,
+                               .documents = task ? count * data.maker()->documents() : 0});
   for (int64_t first = own.begin; first < own.end; first += micro_samples_) {
     std::vector<int64_t> which;
     for (int64_t i = first; i < std::min(own.end, first + micro_samples_); ++i) which.push_back(i);
-    const MicroBatch micro = cut(data.batch(which));
+    const Batch batch = data.batch(which);
+    const MicroBatch micro = cut(batch);
     const std::unique_ptr<CrossingFactory> cross = crossings(micro);
-    const Variable h = model_.hidden(micro.tokens, micro.layout, *cross);
-    const std::vector<double> nll =
-        to_values(projected_cross_entropy(h, model_.output_weight(), micro.targets).nll);
-    const Tensor targets = micro.targets.to(Device::cpu);
-    const int32_t* target = targets.data<int32_t>();
-    for (size_t i = 0; i < nll.size(); ++i) {
-      if (target[i] < 0) continue;
-      ++tokens;
-      sums[0] += nll[i];
-      if (target[i] == tokenizer_.eos_id()) continue;
-      sums[1] += nll[i];
-      sums[2] += static_cast<double>(tokenizer_.token_bytes(target[i]).size());
-    }
+    evaluator.add(
+        micro, *cross,
+        task ? document_numbers(batch, recipe_.context, data.maker()->documents()) : std::vector<int64_t>{});
   }
-  if (world_ != nullptr && world_->size() > 1) {
-    world_->all_reduce(sums, 3, Dtype::f64, Reduce::sum, "evaluation");
-    tokens = sum_over_ranks(*world_, tokens);
-  }
-  Evaluation e;
-  e.tokens = tokens;
-  e.loss = sums[0] / static_cast<double>(std::max<int64_t>(1, tokens));
-  e.bits_per_byte = sums[2] > 0 ? sums[1] / (sums[2] * std::log(2.0)) : NAN;
-  return e;
+  return evaluator.finish(world_);
 }
 
 }  // namespace weft

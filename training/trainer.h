@@ -11,6 +11,7 @@
 #include "optim/optimizer.h"
 #include "optim/schedule.h"
 #include "optim/spike_guard.h"
+#include "training/evaluate.h"
 #include "training/micro_batch.h"
 #include "training/setup.h"
 
@@ -25,12 +26,6 @@ struct StepResult {
   bool rewind = false;  // the guard asks for the last checkpoint
   std::string reason;   // why it was not applied
   double comm_s = 0;
-};
-
-struct Evaluation {
-  double loss = 0;  // nats a token
-  double bits_per_byte = 0;
-  int64_t tokens = 0;
 };
 
 class Trainer {

@@ -6,10 +6,10 @@ void check(cudaError_t code, const char* call) {
   if (code == cudaSuccess) return;
   const bool no_gpu = code == cudaErrorNoDevice || code == cudaErrorInsufficientDriver ||
                       code == cudaErrorInitializationError || code == cudaErrorStubLibrary;
-  const bool trapped = code == cudaErrorLaunchFailure || code == cudaErrorIllegalInstruction;
+  const bool refused = code == cudaErrorAssert;
   throw Error(Exit::internal, text("CUDA: ", cudaGetErrorString(code), " in ", call), "",
               no_gpu    ? "mend the driver, or compute on the CPU"
-              : trapped ? "a kernel found an index out of range; the same on the CPU says which"
+              : refused ? "a kernel found an index out of range; the same on the CPU says which"
                         : "");
 }
 

@@ -28,11 +28,11 @@ TEST(Run, FinishedOneKeepsItsContract) {
   ASSERT_EQ(ran.code, 0) << ran.err;
   const auto json = ran.json();
   EXPECT_EQ(keys_of(json),
-            (std::set<std::string>{"weft",         "exit",       "run",          "status",   "step",
-                                   "steps",        "tokens",     "loss",         "val_loss", "val_bpb",
-                                   "baseline_bpb", "grad_norm",  "tokens_per_s", "mfu",      "seconds",
-                                   "first_step_s", "peak_bytes", "world",        "mesh",     "weights_hash",
-                                   "order_hash",   "wire",       "sample"}))
+            (std::set<std::string>{"weft",         "exit",         "run",          "status",    "step",
+                                   "steps",        "tokens",       "loss",         "val_loss",  "val_bpb",
+                                   "baseline_bpb", "grad_norm",    "tokens_per_s", "mfu",       "seconds",
+                                   "first_step_s", "peak_bytes",   "val_accuracy", "val_exact", "world",
+                                   "mesh",         "weights_hash", "order_hash",   "wire",      "sample"}))
       << ran.out;
   EXPECT_EQ(json["weft"], "train/1");
   EXPECT_EQ(json["exit"], 0);

@@ -32,6 +32,9 @@ int run_generate(const Words& words) {
   }
   options.seed = static_cast<uint32_t>(seed);
   const OpenModel m = open_model(flags.arguments()[0]);
+  if (!m.recipe.data.task.empty())
+    throw Error(Exit::usage, "the run was trained on a task, whose tokens are no text", flags.arguments()[0],
+                "score it with weft eval");
   options.stop = m.tokenizer->eos_id();
   std::vector<int32_t> ids = m.tokenizer->encode(prompt);
   if (ids.empty()) ids = {m.tokenizer->eos_id()};

@@ -1,4 +1,4 @@
-// `weft help`: what a recipe key, a mechanism's attributes or a command mean.
+// `weft help`: what a recipe key, a mechanism's attributes, a task's settings or a command mean.
 
 #include "training/recipe/help.h"
 
@@ -6,15 +6,16 @@
 #include "tools/commands.h"
 #include "tools/commands/json_line.h"
 #include "tools/flags.h"
+#include "training/tasks/registry.h"
 
 namespace weft {
 namespace {
 
 const std::string in_recipe = "model.mechanisms.";
 
-std::string mechanism_help(const MechanismEntry& entry) {
-  std::string out = in_recipe + entry.id + ": " + entry.title + ", " + entry.url + "\n";
-  for (const FieldDescription& f : entry.describe()) {
+std::string settings_help(const std::string& head, const std::vector<FieldDescription>& settings) {
+  std::string out = head + "\n";
+  for (const FieldDescription& f : settings) {
     out += "  " + f.name + ": " + f.help + "\n    " + f.type;
     for (const std::string& more : {f.unit, f.range})
       if (!more.empty()) out += ", " + more;
@@ -23,8 +24,12 @@ std::string mechanism_help(const MechanismEntry& entry) {
   return out;
 }
 
-// A key of the recipe first, then a mechanism; what is neither is an error that names the nearest key or
-// mechanism.
+std::string mechanism_help(const MechanismEntry& entry) {
+  return settings_help(in_recipe + entry.id + ": " + entry.title + ", " + entry.url, entry.describe());
+}
+
+// A key of the recipe first, then a mechanism, then a task; what is none is an error that names the nearest
+// key.
 std::string help_text(const std::string& key) {
   if (key.starts_with(in_recipe)) return mechanism_help(find_mechanism(key.substr(in_recipe.size())));
   try {
@@ -37,6 +42,11 @@ std::string help_text(const std::string& key) {
     }
     for (const std::string& name : names)
       if (name == key) return mechanism_help(find_mechanism(name));
+    for (const TaskEntry& task : tasks())
+      if (task.id == key)
+        return settings_help(
+            key + ": " + task.title + ", " + task.url + "; data.task: " + key + " KEY=VALUE ...",
+            task.describe());
     throw;
   }
 }
@@ -44,10 +54,10 @@ std::string help_text(const std::string& key) {
 }  // namespace
 
 int run_help(const Words& words) {
-  Flags flags(
-      "help", "[KEY]",
-      "Says what a recipe key (optim.lr), a section (optim), a mechanism (lightning) or a command means;\n"
-      "without a name, which sections there are.");
+  Flags flags("help", "[KEY]",
+              "Says what a recipe key (optim.lr), a section (optim), a mechanism (lightning), a task (mqar) "
+              "or a command means;\n"
+              "without a name, which sections there are.");
   bool json = false;
   flags.add("--json", json, "one line, help/1");
   if (!flags.parse(words)) return 0;

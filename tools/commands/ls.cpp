@@ -6,6 +6,7 @@
 #include "tools/flags.h"
 #include "tools/recipe_path.h"
 #include "tools/text_table.h"
+#include "training/eval.h"
 #include "training/model_size.h"
 #include "training/recipe/find.h"
 #include "training/recipe/load.h"
@@ -77,7 +78,8 @@ Json describe(const RecipeEntry& entry) {
   try {
     const Recipe recipe = load_recipe(entry.path);
     const int64_t vocab = recipe.model.vocab;
-    row["parameters"] = count_parameters(recipe, vocab > 0 ? vocab : open_tokenizer(recipe)->vocab_size());
+    row["parameters"] =
+        count_parameters(recipe, vocab > 0 ? vocab : vocabulary_of(recipe, *open_tokenizer(recipe)));
   } catch (const Error& error) {
     row["error"] = error.what();
   }
@@ -125,7 +127,7 @@ std::string readable(const Json& all) {
 }  // namespace
 
 int run_ls(const Words& words) {
-  Flags flags("ls", "", "Lists mechanisms, with what each can do, and recipes.");
+  Flags flags("ls", "", "Lists mechanisms, with what each can do, recipes, and tasks.");
   bool json = false;
   flags.add("--json", json, "one line, ls/1");
   if (!flags.parse(words)) return 0;
@@ -136,6 +138,8 @@ int run_ls(const Words& words) {
               {"recipes", Json::array()},
               {"tasks", Json::array()}};
   for (const MechanismEntry& entry : mechanisms()) all["mechanisms"].push_back(describe(entry, root));
+  for (const TaskEntry& entry : tasks()) all["tasks"].push_back(entry.id);
+  all["tasks"].push_back(kTextTask);
   for (const RecipeEntry& entry : list_recipes(root)) all["recipes"].push_back(describe(entry));
   json ? print_line(all) : print(readable(all));
   return 0;

@@ -94,6 +94,8 @@ void print_summary(const TrainSummary& s) {
               static_cast<long long>(s.steps));
   if (std::isfinite(s.loss)) std::printf(", loss %.4f", s.loss);
   if (std::isfinite(s.val_bpb)) std::printf(", validation %.3f bits a byte", s.val_bpb);
+  if (std::isfinite(s.val_accuracy)) std::printf(", validation accuracy %.4f", s.val_accuracy);
+  if (std::isfinite(s.val_exact)) std::printf(", whole answers %.4f", s.val_exact);
   if (std::isfinite(s.baseline_bpb)) std::printf(" (5-gram model of the same text: %.3f)", s.baseline_bpb);
   std::printf(", %.0f s\n", s.seconds);
   if (!s.sample.empty()) std::printf("\n%s\n", s.sample.c_str());

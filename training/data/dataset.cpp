@@ -24,7 +24,13 @@ Dataset::Dataset(std::vector<Part> parts, int64_t context, Tail tail)
   }
 }
 
+Dataset::Dataset(std::shared_ptr<const SampleMaker> maker, int64_t context)
+    : maker_(std::move(maker)), context_(context), first_{0, int64_t{1} << 40} {
+  CHECK(context > 0 && maker_, "Dataset: context ", context, " of made samples");
+}
+
 int64_t Dataset::tokens() const {
+  if (maker_) return samples() * context_;
   int64_t sum = 0;
   for (size_t p = 0; p < parts_.size(); ++p)
     sum += std::min(parts_[p].corpus.tokens(), (first_[p + 1] - first_[p]) * context_);
@@ -48,6 +54,10 @@ Batch Dataset::batch(std::span<const int64_t> samples) const {
   batch.samples.assign(samples.begin(), samples.end());
   for (const int64_t sample : samples) {
     CHECK(0 <= sample && sample < this->samples(), "batch: sample ", sample, " of ", this->samples());
+    if (maker_) {
+      maker_->append(sample, batch);
+      continue;
+    }
     const auto part = std::upper_bound(first_.begin(), first_.end(), sample) - first_.begin() - 1;
     const Corpus& corpus = parts_[part].corpus;
     const int64_t begin = (sample - first_[part]) * context_;
@@ -58,6 +68,7 @@ Batch Dataset::batch(std::span<const int64_t> samples) const {
 }
 
 SampleOrder Dataset::order(uint64_t seed, bool shuffle) const {
+  if (maker_) return SampleOrder({{samples(), 1}}, seed, false);
   std::vector<SampleOrder::Part> parts;
   for (size_t p = 0; p < parts_.size(); ++p) parts.push_back({first_[p + 1] - first_[p], parts_[p].weight});
   return SampleOrder(std::move(parts), seed, shuffle);

@@ -1,7 +1,9 @@
 #pragma once
-// Samples: pieces of equal length of a line of documents, and batches of them as one token line.
+// Samples: pieces of equal length of a line of documents, or made ones; and batches of them as one token
+// line.
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -21,6 +23,17 @@ struct Batch {
   std::vector<int64_t> samples;  // which samples these are, in order
 };
 
+// Samples that no file holds: each is a pure function of its number, so ranks and restarts change nothing.
+class SampleMaker {
+ public:
+  virtual ~SampleMaker() = default;
+  // Appends sample `number`, >= 0, exactly `context` tokens, to a batch: tokens, targets, and to offsets the
+  // size of tokens after each of its documents. Thread-safe.
+  virtual void append(int64_t number, Batch& batch) const = 0;
+  // Documents in a sample, at most.
+  virtual int64_t documents() const = 0;
+};
+
 // Each part is cut into samples of exactly `context` tokens, documents in order; a document longer than what
 // is left of a sample goes on in the next one, where it starts anew. Nothing is padded and no label is lost
 // at a cut.
@@ -36,21 +49,25 @@ class Dataset {
 
   // Errors: Exit::data when a part has no sample.
   Dataset(std::vector<Part> parts, int64_t context, Tail tail = Tail::drop);
+  // Made samples, so many that they never come again.
+  Dataset(std::shared_ptr<const SampleMaker> maker, int64_t context);
 
   int64_t context() const { return context_; }
-  int64_t samples() const { return first_.back(); }  // numbered through the parts
-  int64_t tokens() const;                            // in all samples
-  int64_t bad_documents() const;                     // left out of the files, SourceOptions::skip_bad
-  const std::vector<Part>& parts() const { return parts_; }
+  int64_t samples() const { return first_.back(); }          // numbered through the parts
+  int64_t tokens() const;                                    // in all samples
+  int64_t bad_documents() const;                             // left out of the files, SourceOptions::skip_bad
+  const std::vector<Part>& parts() const { return parts_; }  // none of made samples
+  const SampleMaker* maker() const { return maker_.get(); }  // null where samples are read
 
   // Thread-safe. Errors: those of TokenSource::read.
   Batch batch(std::span<const int64_t> samples) const;
 
-  // The endless shuffled order of the samples, in the proportions of the parts.
+  // The endless shuffled order of the samples, in the proportions of the parts; made ones come by number.
   SampleOrder order(uint64_t seed, bool shuffle = true) const;
 
  private:
   std::vector<Part> parts_;
+  std::shared_ptr<const SampleMaker> maker_;
   int64_t context_;
   std::vector<int64_t> first_;  // first sample of each part, and the end
 };

@@ -57,6 +57,8 @@ std::string step_line(const StepRecord& r, int64_t steps, const Pace& pace) {
   line += "  eta: " + duration_text(pace.eta_s);
   if (r.val_loss) line += format("  val_loss: %.4f", *r.val_loss);
   if (r.val_bpb) line += format("  val_bpb: %.4f", *r.val_bpb);
+  if (r.val_accuracy) line += format("  val_accuracy: %.4f", *r.val_accuracy);
+  if (r.val_exact) line += format("  val_exact: %.4f", *r.val_exact);
   return line;
 }
 

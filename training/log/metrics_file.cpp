@@ -66,6 +66,8 @@ void MetricsFile::step(const StepRecord& r) {
                {"time", r.time}};
   if (r.val_loss) json["val_loss"] = *r.val_loss;
   if (r.val_bpb) json["val_bpb"] = *r.val_bpb;
+  if (r.val_accuracy) json["val_accuracy"] = *r.val_accuracy;
+  if (r.val_exact) json["val_exact"] = *r.val_exact;
   file_->append(line_of(json));
 }
 

@@ -16,7 +16,7 @@ RunLog::Rank0::Rank0(const RunLogOptions& options, const Warn& warn)
 
 RunLog::RunLog(const RunLogOptions& options) : folder_(options.folder) {
   const bool first = options.rank == 0;
-  if (first) console_.emplace(options.steps, options.every);
+  if (first && options.console) console_.emplace(options.steps, options.every);
   // To the console alone: the log file may be what has no room.
   warn_ = warn_once([this](const std::string& message) {
     if (console_) console_->message("weft: warning: " + message);
@@ -41,7 +41,7 @@ void RunLog::step(const StepRecord& record, const Pace& pace) {
   if (!std::isfinite(timed.time)) timed.time = wall_seconds();
   rank0_->metrics.step(timed);
   if (rank0_->tensorboard) rank0_->tensorboard->step(timed);
-  console_->step(timed, pace);
+  if (console_) console_->step(timed, pace);
 }
 
 void RunLog::event(Event event, int64_t step, const EventFields& fields) {
@@ -53,7 +53,7 @@ void RunLog::sample(int64_t step, const std::string& sample) {
   rank0_->metrics.event(Event::sample, step);
   rank0_->samples.write(step, sample);
   if (rank0_->tensorboard) rank0_->tensorboard->text("sample", step, sample);
-  console_->message(text("sample after step ", step, ": ", sample));
+  if (console_) console_->message(text("sample after step ", step, ": ", sample));
 }
 
 void RunLog::finish() {

@@ -21,6 +21,7 @@ struct RunLogOptions {
   int64_t steps = 0;  // of the whole run
   int64_t every = 1;  // log.every
   bool tensorboard = true;
+  bool console = true;  // false: files only
   // None: a new run; else the step that the run continues from (0: from the start).
   std::optional<int64_t> resume_step = {};
 };
@@ -54,7 +55,7 @@ class RunLog {
   };
 
   std::string folder_;
-  std::optional<Progress> console_;
+  std::optional<Progress> console_;  // of rank 0, where wanted
   Warn warn_;
   std::optional<RankLog> rank_log_;
   std::optional<Rank0> rank0_;

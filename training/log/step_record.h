@@ -23,8 +23,8 @@ struct StepRecord {
   int64_t peak_bytes = 0;         // of the fullest rank
   double time = unknown;          // seconds since 1970; RunLog fills it in
 
-  // Where measured after this step: nats a token, bits a byte.
-  std::optional<double> val_loss, val_bpb;
+  // Where measured after this step: nats a token, bits a byte; of a task, shares of right tokens and answers.
+  std::optional<double> val_loss, val_bpb, val_accuracy, val_exact;
 
   // For TensorBoard only: the largest loss of a rank; TFLOP/s a rank.
   std::optional<double> max_loss, tflops;

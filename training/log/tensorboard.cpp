@@ -144,6 +144,8 @@ void TensorBoardFile::step(const StepRecord& r) {
   scalar("n_tokens_seen", static_cast<double>(r.tokens));
   scalar("validation_metrics/loss", r.val_loss);
   scalar("validation_metrics/bits_per_byte", r.val_bpb);
+  scalar("validation_metrics/accuracy", r.val_accuracy);
+  scalar("validation_metrics/exact", r.val_exact);
   append(tensorboard_record(event_message(r.time, r.step).message(5, summary).bytes()));
 }
 

@@ -87,6 +87,11 @@ void Recipe::Source::fields(FieldVisitor& f) {
 }
 
 void Recipe::Data::fields(FieldVisitor& f) {
+  f("task", task,
+    "made examples to learn from instead of text: mqar, or \"mqar length=64 pairs=4\", or a list of such, "
+    "each "
+    "with a weight=W if wanted; `weft ls` lists the tasks",
+    {.fixed = true});
   f("train", train, "text to learn from: files, folders or globs, with weights if wanted", {.fixed = true});
   f("val", val, "text to validate on, or the share of the training text held out for it; 0: none",
     {.fixed = true});
@@ -117,6 +122,8 @@ void Recipe::Checkpoint::fields(FieldVisitor& f) {
 void Recipe::Eval::fields(FieldVisitor& f) {
   f("every", every, "steps between validations; 0: never", {.unit = "steps", .min = 0});
   f("batches", batches, "batches of one validation", {.unit = "batches", .min = 1});
+  f("grid", grid,
+    "what `weft eval` scores a run on where it is not told: tasks, with several values of a setting as a,b");
 }
 
 void Recipe::Sample::fields(FieldVisitor& f) {

@@ -93,6 +93,7 @@ struct Recipe {
   };
 
   struct Data {
+    std::vector<std::string> task;  // "mqar length=64 pairs=4"; the recipe knows no task
     Sources train;
     Validation val;
     std::string tokenizer = "bytes";
@@ -120,6 +121,7 @@ struct Recipe {
   struct Eval {
     int64_t every = 250;  // 0 = never
     int64_t batches = 8;
+    std::vector<std::string> grid;  // for `weft eval`
     void fields(FieldVisitor& f);
   };
 

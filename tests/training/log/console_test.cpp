@@ -21,6 +21,11 @@ TEST(ConsoleText, StepLine) {
   EXPECT_EQ(step_line(r, 300, {StepRecord::unknown, StepRecord::unknown, 3}),
             "step: 10/300  loss: nan  grad_norm: 1.23  lr: 3.0e-04  tok/s: -  mfu: 32.5%  mem: 0.52GiB  "
             "eta: -  val_loss: 3.2000  val_bpb: 1.1000");
+  r.val_bpb.reset();
+  r.val_accuracy = 0.75;
+  r.val_exact = 0.5;
+  EXPECT_TRUE(
+      step_line(r, 300, {1, 1, 3}).ends_with("  val_loss: 3.2000  val_accuracy: 0.7500  val_exact: 0.5000"));
 }
 
 TEST(ConsoleText, NumbersAndDurations) {

@@ -46,6 +46,15 @@ TEST(MetricsFile, HasExactlyTheKeysOfTheContract) {
   EXPECT_EQ(line["val_bpb"], 1.25);
   EXPECT_TRUE(line["loss"].is_null());
   EXPECT_TRUE(line["grad_norm"].is_null());
+
+  record.val_bpb.reset();
+  record.val_accuracy = 0.5;
+  record.val_exact = 0.25;
+  file.step(record);
+  const auto task = json_lines(path)[2];
+  EXPECT_EQ(task.size(), 15u);
+  EXPECT_EQ(task["val_accuracy"], 0.5);
+  EXPECT_EQ(task["val_exact"], 0.25);
 }
 
 TEST(MetricsFile, Events) {

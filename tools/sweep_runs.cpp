@@ -57,7 +57,8 @@ class Display {
     metrics_ = run.recipe.run + "/metrics.jsonl";
     steps_ = run.recipe.steps;
     started_ = said_ = monotonic_seconds();
-    first_step_ = -1;
+    const Json line = last_step();  // of a run that goes on
+    first_step_ = line.is_object() ? static_cast<int64_t>(number(line, "step")) : 0;
   }
 
   // left: runs behind this one; usual: seconds that one took, NaN if unknown
@@ -68,7 +69,6 @@ class Display {
     const Json line = last_step();
     if (!line.is_object()) return;
     const auto step = static_cast<int64_t>(number(line, "step"));
-    if (first_step_ < 0) first_step_ = step;
     const double pace = step > first_step_ ? (now - started_) / static_cast<double>(step - first_step_) : NAN;
     const double this_run = pace * static_cast<double>(steps_ - step);
     const double one = std::isfinite(usual) ? usual : now - started_ + this_run;
@@ -108,7 +108,7 @@ class Display {
   size_t count_;
   bool terminal_;
   std::string head_, metrics_;
-  int64_t steps_ = 0, first_step_ = -1;
+  int64_t steps_ = 0, first_step_ = 0;  // of the run; done before it was started here
   double started_ = 0, said_ = 0;
 };
 

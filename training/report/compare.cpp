@@ -114,11 +114,17 @@ void plan_models(Comparison& all) {
 }
 
 void take_last_values(ComparedRun& run) {
-  for (const RunPoint& point : run.data.points) {
-    if (std::isfinite(point.loss)) run.loss = point.loss;
+  const std::vector<RunPoint>& points = run.data.points;
+  for (const RunPoint& point : points) {
     if (std::isfinite(point.val_loss)) run.val_loss = point.val_loss;
     if (std::isfinite(point.val_bpb)) run.val_bpb = point.val_bpb;
   }
+  // A single step says more of its batch than of the run.
+  std::vector<double> losses;
+  const size_t end = std::max<size_t>(1, points.size() / 20);
+  for (size_t i = points.size() - std::min(points.size(), end); i < points.size(); ++i)
+    losses.push_back(points[i].loss);
+  run.loss = Spread(losses).mean;
 }
 
 void group_runs(Comparison& all) {

@@ -17,7 +17,7 @@ struct ComparedRun {
   // Why it is not comparable with most of the others, "context 512, not 256"; empty where it is.
   std::string apart;
   double parameters = NAN, flops_per_token = NAN;  // planned from the recipe; NaN where that failed
-  double loss = NAN;                               // of the last step
+  double loss = NAN;                               // mean of the last twentieth of its steps
   double val_loss = NAN, val_bpb = NAN;            // as measured last
   std::vector<std::string> values;                 // of each key of Comparison::keys
   size_t group = 0;
@@ -47,7 +47,7 @@ struct Comparison {
 
 // Comparable are runs with the same data, validation, tokenizer, context and number of tokens as most of
 // them. The score of a group is the mean validation loss of its counted runs, or where none was measured
-// their last loss.
+// their training loss.
 Comparison compare_runs(std::vector<RunData> runs);
 
 // The score's mean and spread, and of other numbers of the group's counted runs.

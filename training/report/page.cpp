@@ -140,6 +140,14 @@ std::string samples(const Comparison& all) {
   return out.empty() ? paragraph("No run has drawn a sample.") : out;
 }
 
+constexpr const char* kNotes = R"(<ul>
+<li>Training loss: an exponential mean over about a fiftieth of the steps, with the lowest and highest single steps behind
+it. Curves are cut above what most of them reach after the first twentieth. In tables it is the mean of the last twentieth
+of the steps.</li>
+<li>FLOPs: forward and backward of the first batch as weft validate plans them, times tokens.</li>
+<li>Hours and tokens a second: time of the steps alone, without evaluation, saving and pauses.</li>
+)";
+
 std::string count_of_runs(const Comparison& all) {
   std::string out = text(all.runs.size(), all.runs.size() == 1 ? " run" : " runs");
   for (const RunStatus status :
@@ -175,16 +183,7 @@ std::string report_page(const Comparison& all, const std::string& title, const s
   out += section("recipes", "What differs between the recipes", differences(all));
   out += section("samples", "Samples", samples(all));
   out += section("environment", "Environment", html_table(environment_table(all)));
-  std::string notes =
-      "<ul>\n<li>Training loss: an exponential mean over about a fiftieth of the steps, with the lowest and "
-      "highest "
-      "single steps behind it. Curves are cut above what most of them reach after the first twentieth. In "
-      "tables it "
-      "is that of the last step.</li>\n<li>FLOPs: forward and backward of the first batch as weft validate "
-      "plans "
-      "them, times tokens.</li>\n<li>Hours and tokens a second: time of the steps alone, without evaluation, "
-      "saving "
-      "and pauses.</li>\n";
+  std::string notes = kNotes;
   for (const std::string& note : all.notes) notes += "<li>" + escaped(note) + "</li>\n";
   out += section("notes", "Notes", notes + "</ul>\n");
   return out + "</main>\n</body>\n</html>\n";

@@ -30,7 +30,7 @@ td { overflow-wrap: break-word; max-width: 60ch; }
 #best td:nth-child(2), #settings td:nth-child(2) { min-width: 17ch; }
 #runs td:first-child, #settings td:first-child, #best td:first-child { white-space: nowrap; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th.number { white-space: normal; min-width: 9ch; }
+th.number { white-space: normal; }
 tbody tr:hover { background: var(--band); }
 
 .curves .by { display: inline; color: var(--soft); margin-right: 6px; }

@@ -47,7 +47,7 @@ Table runs_table(const Comparison& all) {
                                                   {"tokens", "tokens", Shown::short_},
                                                   {"FLOPs", "flops", Shown::short_},
                                                   {"time", "hours", Shown::time},
-                                                  {"tokens a second", "tokens_per_s", Shown::short_},
+                                                  {"tokens/s", "tokens_per_s", Shown::short_},
                                                   {"parameters", "parameters", Shown::short_},
                                                   {"training loss", "loss", Shown::fixed},
                                                   {"validation loss", "val_loss", Shown::fixed},

@@ -69,6 +69,12 @@ TEST(Compare, MeanAndSpreadOverSeeds) {
   EXPECT_EQ(all.runs[0].parameters, all.runs[2].parameters);
 }
 
+TEST(Compare, TrainingLossIsThatOfTheLastTwentieth) {
+  const Comparison all = compare_runs({made("a", {}, 1, 40), made("b", {}, 1)});
+  EXPECT_NEAR(all.runs[0].loss, 5 - 0.1 * 39.5, 1e-12);
+  EXPECT_NEAR(all.runs[1].loss, 4, 1e-12) << "one step at least";
+}
+
 TEST(Compare, OtherDataTokensOrContextAreMarked) {
   const Comparison all = compare_runs({made("odd", {"context=64"}, 1), made("a", {}, 1),
                                        made("b", {"optim.lr=1e-2"}, 1), made("long", {"steps=20"}, 1),

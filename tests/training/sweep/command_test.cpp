@@ -169,17 +169,5 @@ TEST(Sweep, SaysWhatItMatched) {
   EXPECT_NE(far.err.find("the nearest is"), std::string::npos) << far.err;
 }
 
-#ifdef WEFT_WITH_MPI
-TEST(Sweep, OnRanks) {
-  const TinyRun tiny;
-  const Ran ran =
-      sweep(tiny, {"seed=1,2", "steps=2", "-n", "2", "--json"}, {.environment = {"OMP_NUM_THREADS=1"}});
-  EXPECT_EQ(ran.code, 0) << ran.err;
-  EXPECT_EQ(statuses(ran.json()), (Words{"done", "done"}));
-  EXPECT_NE(tiny.folder().read("runs/tiny-sweep/seed-2/environment.json").find("\"world\": 2"),
-            std::string::npos);
-}
-#endif
-
 }  // namespace
 }  // namespace weft

@@ -62,6 +62,27 @@ struct Visibility {
            abs(distance) < reach && block_of(q.position) == block_of(k.position);
   }
 
+  // Positions [first, last] of its document that a query sees, or that see a key.
+  struct Range {
+    int32_t first, last, document;
+    __device__ bool has(TokenAt t) const {
+      return t.document == document && t.position >= first && t.position <= last;
+    }
+  };
+  __device__ Range range(TokenAt t, bool is_query) const {
+    if (t.document < 0) return {1, 0, t.document};
+    int64_t first = int64_t{t.position} - reach + 1, last = int64_t{t.position} + reach - 1;
+    if (causal && is_query) last = t.position;
+    if (causal && !is_query) first = t.position;
+    if (block > 0) {
+      const int64_t start = block_of(t.position) * int64_t{block};
+      first = max(first, start);
+      last = min(last, start + block - 1);
+    }
+    return {static_cast<int32_t>(max(first, int64_t{INT_MIN})),
+            static_cast<int32_t>(min(last, int64_t{INT_MAX})), t.document};
+  }
+
   enum Sight { none, some, all };
 
   // Of queries q and keys k. `none` and `all` are certain.
@@ -119,7 +140,10 @@ class TileWalk {
   unsigned some_ = 0, all_ = 0;
 };
 
-// The kernels for every option and float type. delta (N, H): o . do - dlse. Where `active` is given, o, lse
+// (N, H): o . do - dlse.
+Tensor attention_delta(const Tensor& o, const Tensor& d_o, const Tensor& d_lse);
+
+// The kernels for every option and float type. Where `active` is given, o, lse
 // and dq of heads that are off are left alone.
 void plain_attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k,
                              const Tensor& v, const AttentionTokens& tokens, const Tensor& bias,
@@ -128,5 +152,17 @@ void plain_attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& 
                               const Tensor& q, const Tensor& k, const Tensor& v,
                               const AttentionTokens& tokens, const Tensor& bias, const Tensor& lse,
                               const Tensor& delta, const Tensor& d_o, const AttentionOptions& options);
+
+// The fast ones for Hopper, of softmax weights.
+// bf16, heads of at most 128 and a multiple of 8, no bias, no slopes, all heads on.
+bool hopper_attention_serves(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionTokens& tokens,
+                             const Tensor& bias, const AttentionOptions& options);
+void hopper_attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k,
+                              const Tensor& v, const AttentionTokens& tokens,
+                              const AttentionOptions& options);
+void hopper_attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& q,
+                               const Tensor& k, const Tensor& v, const AttentionTokens& tokens,
+                               const Tensor& o, const Tensor& lse, const Tensor& d_o, const Tensor& d_lse,
+                               const AttentionOptions& options);
 
 }  // namespace weft::cuda

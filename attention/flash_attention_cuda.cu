@@ -17,7 +17,9 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x % kWarp == 0) delta[row] = sum - d_lse[row];
 }
 
-Tensor delta_of(const Tensor& o, const Tensor& d_o, const Tensor& d_lse) {
+}  // namespace
+
+Tensor attention_delta(const Tensor& o, const Tensor& d_o, const Tensor& d_lse) {
   const Tensor delta = empty_like(d_lse);
   const int64_t rows = d_lse.numel(), blocks = (rows * kWarp + kThreads - 1) / kThreads;
   if (rows == 0) return delta;
@@ -29,10 +31,10 @@ Tensor delta_of(const Tensor& o, const Tensor& d_o, const Tensor& d_lse) {
   return delta;
 }
 
-}  // namespace
-
 void flash_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
                    const AttentionTokens& tokens, const Tensor& bias, const AttentionOptions& options) {
+  if (hopper_attention_serves(q, k, v, tokens, bias, options))
+    return hopper_attention_forward(o, lse, q, k, v, tokens, options);
   if (tokens.active.defined()) {
     o.zero();
     fill(lse, -INFINITY);
@@ -44,8 +46,10 @@ void flash_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const 
                     const Tensor& q, const Tensor& k, const Tensor& v, const AttentionTokens& tokens,
                     const Tensor& bias, const Tensor& o, const Tensor& lse, const Tensor& d_o,
                     const Tensor& d_lse, const AttentionOptions& options) {
+  if (aligned(d_o.raw()) && aligned(o.raw()) && hopper_attention_serves(q, k, v, tokens, bias, options))
+    return hopper_attention_backward(dq, dk, dv, q, k, v, tokens, o, lse, d_o, d_lse, options);
   if (tokens.active.defined()) dq.zero();
-  const Tensor delta = delta_of(o, d_o, d_lse);
+  const Tensor delta = attention_delta(o, d_o, d_lse);
   plain_attention_backward(dq, dk, dv, dbias, q, k, v, tokens, bias, lse, delta, d_o, options);
 }
 

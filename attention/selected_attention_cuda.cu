@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
 #pragma unroll
       for (int u = 0; u < kAbreast; ++u) {
         on[u] = j + u < s.count ? g[j + u] : T(0);
-        require(on[u] == T(0) || (rows[j + u] >= 0 && rows[j + u] < s.m));
+        REQUIRE_ON_DEVICE(on[u] == T(0) || (rows[j + u] >= 0 && rows[j + u] < s.m));
         dot[u] = on[u] == T(0) ? T(0) : part_of_dot<V>(q + i * s.d, k + rows[j + u] * s.d, s.d, lane);
       }
 #pragma unroll

@@ -1,20 +1,18 @@
 #include "tools/launch.h"
 
-#include <fcntl.h>
 #include <sched.h>
-#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 
 #include "distributed/exit_code.h"
+#include "tools/child_process.h"
 
 namespace weft {
 namespace {
@@ -65,65 +63,6 @@ class CodesFolder {
  private:
   std::string path_;
 };
-
-// In a process group of its own, so that Ctrl-C reaches the job once, through us; without the terminal, which
-// only the foreground group may read; ended when we are.
-[[noreturn]] void become(const LaunchCommand& command, const sigset_t& signals) {
-  setpgid(0, 0);
-  prctl(PR_SET_PDEATHSIG, SIGTERM);
-  const int nothing = open("/dev/null", O_RDONLY);
-  if (nothing >= 0) dup2(nothing, STDIN_FILENO), close(nothing);
-  sigprocmask(SIG_UNBLOCK, &signals, nullptr);
-  for (const std::string& setting : command.environment) {
-    const size_t equals = setting.find('=');
-    setenv(setting.substr(0, equals).c_str(), setting.substr(equals + 1).c_str(), 1);
-  }
-  std::vector<char*> words;
-  for (const std::string& word : command.words) words.push_back(const_cast<char*>(word.c_str()));
-  words.push_back(nullptr);
-  execvp(words[0], words.data());
-  std::fprintf(stderr, "weft: cannot start %s: %s\n", words[0], std::strerror(errno));
-  _exit(127);
-}
-
-struct Ended {
-  int wait_status;
-  bool stop;
-};
-
-Ended run(const LaunchCommand& command) {
-  // Signals are waited for rather than handled: no code runs at a bad moment.
-  sigset_t signals, before;
-  sigemptyset(&signals);
-  for (int s : {SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGCHLD}) sigaddset(&signals, s);
-  sigprocmask(SIG_BLOCK, &signals, &before);
-  const pid_t child = fork();
-  if (child < 0) throw Error(Exit::internal, text("cannot start a process: ", std::strerror(errno)));
-  if (child == 0) become(command, signals);
-
-  Ended ended{0, false};
-  int stops = 0;
-  for (;;) {
-    const int signal = sigwaitinfo(&signals, nullptr);
-    if (signal == SIGCHLD) {
-      if (waitpid(child, &ended.wait_status, WNOHANG) == child) break;
-    } else if (signal == SIGUSR1 || signal == SIGUSR2) {
-      ended.stop |= signal == SIGUSR1;
-      kill(child, signal);
-    } else if (signal > 0) {
-      ended.stop = true;
-      ++stops;
-      if (stops == 1)
-        std::fprintf(stderr, "weft: asking all ranks to save and leave; again to end them at once\n");
-      if (stops <= 2)
-        kill(child, stops == 1 ? SIGUSR1 : SIGTERM);
-      else
-        kill(-child, SIGKILL);
-    }
-  }
-  sigprocmask(SIG_SETMASK, &before, nullptr);
-  return ended;
-}
 
 bool in_contract(int code) {
   for (Exit e : {Exit::usage, Exit::data, Exit::no_checkpoint, Exit::peer_lost, Exit::internal,
@@ -197,11 +136,7 @@ LaunchCommand launch_command(const LaunchOptions& options, const LaunchHost& hos
 
 std::string LaunchCommand::shown() const {
   std::string line;
-  const auto add = [&](const std::string& word) {
-    const bool plain =
-        !word.empty() && word.find_first_of(" \t\n\"'\\$&|;<>()*?[]{}`~#") == std::string::npos;
-    line += (line.empty() ? "" : " ") + (plain ? word : "'" + word + "'");
-  };
+  const auto add = [&](const std::string& word) { line += (line.empty() ? "" : " ") + shell_word(word); };
   for (const std::string& setting : environment) add(setting);
   for (const std::string& word : words) add(word);
   return line;
@@ -230,7 +165,10 @@ LaunchResult launch(const LaunchOptions& options, const std::vector<std::string>
   const CodesFolder codes;
   command.environment.push_back(text(launch_variable, "=", codes.path()));
 
-  const Ended ended = run(command);
+  const ChildEnd ended =
+      run_child({.words = command.words,
+                 .environment = command.environment,
+                 .on_stop = "weft: asking all ranks to save and leave; again to end them at once\n"});
   std::vector<ExitRecord> records = read_exit_codes(codes.path());
   if (!options.run_folder.empty()) {
     const auto more = read_exit_codes(fs::path(options.run_folder) / "log", codes.path());

@@ -20,6 +20,8 @@ const std::vector<Command>& commands() {
       {"validate", "what a run will need, without running it", run_validate},
       {"train", "train a recipe, or resume a run", run_train, true},
       {"launch", "run a command on several ranks", run_launch},
+      {"sweep", "train every combination of some values", run_sweep},
+      {"report", "runs compared on one page", run_report},
       {"generate", "continue a text with a trained model", run_generate},
       {"eval", "score a run on tasks or text; `eval zoo`: all mechanisms on all tasks", run_eval},
       {"logits", "logits and losses of given tokens", run_logits, true},

@@ -6,6 +6,8 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "training/recipe/diff.h"
+
 namespace weft {
 namespace {
 
@@ -32,6 +34,8 @@ std::string why_not_read(const Recipe& recipe) {
   for (const std::string& file : expand_paths(paths)) bytes += std::filesystem::file_size(file);
   return bytes > kReadBytes ? text("data.train has ", bytes >> 20, " MiB, too much to read for a plan") : "";
 }
+
+}  // namespace
 
 // The global batch of the first step. Without the data: samples of one document each.
 class FirstBatch {
@@ -66,6 +70,8 @@ class FirstBatch {
   std::optional<Datasets> data_;
   std::optional<SampleOrder> order_;
 };
+
+namespace {
 
 void dry_run(RunPlan& plan, const Recipe& recipe, const Tokenizer& tokenizer, const FirstBatch& batch,
              int ranks) {
@@ -122,30 +128,45 @@ std::string cheapest_that_fits(const Recipe& recipe, const Tokenizer& tokenizer,
 
 }  // namespace
 
-RunPlan plan_run(const Recipe& recipe, int ranks, const std::string& device) {
+Planner::Planner(const Recipe& recipe)
+    : tokenizer_(open_tokenizer(recipe)),
+      batch_(std::make_shared<FirstBatch>(recipe, *tokenizer_, unread_)) {}
+
+RunPlan Planner::plan(const Recipe& recipe, int ranks, const std::string& device) const {
   const DeviceModel* model = nullptr;
   for (const DeviceModel& d : kDevices)
     if (device == d.name) model = &d;
   if (model == nullptr)
     throw Error(Exit::usage, text("unknown device ", device), "--device", "cpu or h100-80");
-  const std::shared_ptr<const Tokenizer> tokenizer = open_tokenizer(recipe);
   RunPlan plan;
   plan.mesh = plan_mesh(ranks, static_cast<int>(recipe.mesh.cp), static_cast<int>(recipe.mesh.dp));
   if (!plan.mesh.note.empty()) plan.warnings.push_back(plan.mesh.note);
-  const FirstBatch batch(recipe, *tokenizer, plan.warnings);
+  plan.warnings.insert(plan.warnings.end(), unread_.begin(), unread_.end());
   const int64_t samples = recipe.batch_tokens / recipe.context;
   plan.tokens_per_step = samples * recipe.context;
   plan.steps = recipe.steps;
   plan.tokens = plan.tokens_per_step * plan.steps;
-  dry_run(plan, recipe, *tokenizer, batch, ranks);
+  dry_run(plan, recipe, *tokenizer_, *batch_, ranks);
   plan.step_s = plan.step_flops / model->flops;
   plan.eta_s = plan.step_s * static_cast<double>(plan.steps);
   if (model->bytes > 0 && plan.peak_bytes > model->bytes)
     plan.warnings.push_back(
         text("needs ", plan.peak_bytes >> 20, " MiB, the device has ", model->bytes >> 20,
              "; the largest part is ", plan.scopes[0].first, "; ",
-             cheapest_that_fits(recipe, *tokenizer, batch, ranks, plan.micro_tokens, model->bytes)));
+             cheapest_that_fits(recipe, *tokenizer_, *batch_, ranks, plan.micro_tokens, model->bytes)));
   return plan;
+}
+
+std::string plan_key(Recipe recipe) {
+  recipe.run.clear();
+  recipe.init.clear();
+  recipe.seed = recipe.steps = 1;
+  recipe.optim = {};
+  return resolved_recipe(recipe);
+}
+
+RunPlan plan_run(const Recipe& recipe, int ranks, const std::string& device) {
+  return Planner(recipe).plan(recipe, ranks, device);
 }
 
 std::string change_that_fits(const Recipe& recipe, int ranks, int64_t bytes) {

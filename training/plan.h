@@ -24,7 +24,28 @@ struct RunPlan {
   std::vector<std::string> warnings;
 };
 
-// device: cpu, or h100-80. Errors: those of the recipe.
+class FirstBatch;
+
+// Plans of several models over the same text, which is read once.
+class Planner {
+ public:
+  // Takes the recipe's data, context and seed; they have to be those of all recipes planned later.
+  explicit Planner(const Recipe& recipe);
+
+  // device: cpu, or h100-80. Errors: those of the recipe.
+  RunPlan plan(const Recipe& recipe, int ranks, const std::string& device = "cpu") const;
+  const Tokenizer& tokenizer() const { return *tokenizer_; }
+
+ private:
+  std::shared_ptr<const Tokenizer> tokenizer_;
+  std::vector<std::string> unread_;  // why the text was not read
+  std::shared_ptr<const FirstBatch> batch_;
+};
+
+// Recipes with the same key have the same plan, but for what their seeds draw and for steps.
+std::string plan_key(Recipe recipe);
+
+// One plan alone.
 RunPlan plan_run(const Recipe& recipe, int ranks, const std::string& device);
 
 // The cheapest change of the recipe with which a rank needs at most so many bytes, as advice: "set

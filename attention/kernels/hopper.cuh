@@ -39,6 +39,35 @@ __device__ inline void wgmma(Accumulator<128>& d, const uint32_t (&a)[4], uint64
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(BRows ? 1 : 0), "r"(int(accumulate)));
 }
 
+// The same with a in shared memory, both sides summed over their columns.
+__device__ inline void wgmma(Accumulator<64>& d, uint64_t a, uint64_t b, bool accumulate) {
+  asm volatile(
+      "{.reg .pred p; setp.ne.b32 p, %34, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "
+      "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, %32, %33, p, 1, 1, 0, 0;}"
+      : WEFT_ACC32(d.x, 0)
+      : "l"(a), "l"(b), "r"(int(accumulate)));
+}
+__device__ inline void wgmma(Accumulator<128>& d, uint64_t a, uint64_t b, bool accumulate) {
+  asm volatile(
+      "{.reg .pred p; setp.ne.b32 p, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "
+      "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, "
+      "%39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, "
+      "%58, %59, %60, %61, %62, %63}, %64, %65, p, 1, 1, 0, 0;}"
+      : WEFT_ACC32(d.x, 0), WEFT_ACC32(d.x, 8)
+      : "l"(a), "l"(b), "r"(int(accumulate)));
+}
+
+// Rows 64 n .. 64 n + 63 of a tile, as the left side of a product.
+template <int R, int C>
+struct TileRows {
+  uint32_t address;
+  __device__ TileRows(Tile<R, C> tile, int n) : address(tile.address + n * (64 * 128)) {}
+};
+
 // Products by wgmma. They run on after they return: start before the first, commit after the last of a batch,
 // wait for all but the last `Pending` batches, then settle what was accumulated.
 struct WarpgroupProducts {
@@ -65,6 +94,12 @@ struct WarpgroupProducts {
 #pragma unroll
     for (int k = 0; k < K / 16; ++k) wgmma<false>(d, a.x[k], along_columns(b, k), add || k > 0);
   }
+  template <int N, int K, int R>
+  __device__ static void a_bt(Accumulator<N>& d, TileRows<R, K> a, Tile<N, K> b, bool add) {
+#pragma unroll
+    for (int k = 0; k < K / 16; ++k)
+      wgmma(d, along_columns(Tile<R, K>{a.address}, k), along_columns(b, k), add || k > 0);
+  }
   // d += a b
   template <int N, int K>
   __device__ static void add_a_b(Accumulator<N>& d, const Operand<K>& a, Tile<K, N> b) {
@@ -74,20 +109,20 @@ struct WarpgroupProducts {
 
  private:
   // Matrix descriptors, 128-byte swizzle: address, bytes between 64-column blocks, bytes between groups of 8
-  // rows.
-  __device__ static uint64_t descriptor(uint32_t address, uint32_t block_bytes) {
-    return (uint64_t(1) << 62) | (uint64_t(1024 >> 4) << 32) | (uint64_t(block_bytes >> 4) << 16) |
-           ((address & 0x3ffff) >> 4);
+  // rows. A step away from the tile's address is one addition.
+  __device__ static uint64_t descriptor(uint32_t address, uint32_t block_bytes, uint32_t step) {
+    const uint32_t low = (((block_bytes >> 4) << 16) | ((address & 0x3ffff) >> 4)) + (step >> 4);
+    return (uint64_t((1u << 30) | (1024 >> 4)) << 32) | low;
   }
   // Sixteen columns from 16 k on, summed over: the tile is (M or N, K).
   template <int N, int K>
   __device__ static uint64_t along_columns(Tile<N, K> tile, int k) {
-    return descriptor(tile.address + (k / 4) * (N * 128) + (k % 4) * 32, 16);
+    return descriptor(tile.address, 16, (k / 4) * (N * 128) + (k % 4) * 32);
   }
   // Sixteen rows from 16 k on, summed over: the tile is (K, N).
   template <int K, int N>
   __device__ static uint64_t along_rows(Tile<K, N> tile, int k) {
-    return descriptor(tile.address + k * 2048, K * 128);
+    return descriptor(tile.address, K * 128, k * 2048);
   }
 };
 
@@ -124,6 +159,11 @@ struct Barrier {
   }
 };
 
+// After init, before __syncthreads: TMA sees the barriers.
+__device__ inline void publish_barriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
 // (columns, heads, tokens) boxes of (64, 1, rows) between global memory and a tile's 64-column blocks.
 __device__ inline void copy_in(uint32_t shared, const CUtensorMap* map, int column, int head, int token,
                                Barrier full) {
@@ -131,6 +171,13 @@ __device__ inline void copy_in(uint32_t shared, const CUtensorMap* map, int colu
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], "
       "[%5];" ::"r"(shared),
       "l"(map), "r"(column), "r"(head), "r"(token), "r"(full.address)
+      : "memory");
+}
+// Bytes as they lie, a multiple of 16, both sides aligned to 16.
+__device__ inline void copy_in(uint32_t shared, const void* from, int bytes, Barrier full) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared),
+      "l"(from), "r"(bytes), "r"(full.address)
       : "memory");
 }
 __device__ inline void copy_out(uint32_t shared, const CUtensorMap* map, int column, int head, int token) {
@@ -141,6 +188,14 @@ __device__ inline void copy_out(uint32_t shared, const CUtensorMap* map, int col
 // Until shared memory may be written again.
 __device__ inline void copy_out_wait() {
   asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+
+// Barriers 1 to 15 of a block by number; barrier 0 is that of __syncthreads.
+__device__ inline void sync_threads(int barrier, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+__device__ inline void arrive_threads(int barrier, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
 template <int Registers>

@@ -8,6 +8,7 @@
 
 #include "attention/kernels/chunk.cuh"
 #include "attention/kernels/hopper.cuh"
+#include "attention/kernels/tensor_map.h"
 
 namespace weft::cuda {
 
@@ -122,7 +123,7 @@ __global__ void __launch_bounds__(H::threads, H::blocks)
     }
     for (int n = 0; n < shadows; ++n) shadow_stage(n).full.init(4), shadow_stage(n).empty.init(4);
     dot_full.init(1), dot_empty.init(4);
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    publish_barriers();
   }
   __syncthreads();
 
@@ -242,36 +243,14 @@ __global__ void __launch_bounds__(H::threads, H::blocks)
 
 // launchers
 
-// (columns, heads, tokens) in boxes of (64, 1, 64), swizzled as tile.cuh wants it.
-CUtensorMap tensor_map(const Rows& rows, int width, int heads, int64_t tokens) {
-  static const auto encode = [] {
-    void* entry = nullptr;
-    cudaDriverEntryPointQueryResult found;
-    check_cuda(
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found),
-        "cuTensorMapEncodeTiled");
-    CHECK(found == cudaDriverEntryPointSuccess, "the CUDA driver has no cuTensorMapEncodeTiled");
-    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(entry);
-  }();
-  CUtensorMap map;
-  const cuuint64_t size[3] = {cuuint64_t(width), cuuint64_t(heads), cuuint64_t(tokens)};
-  const cuuint64_t stride[2] = {cuuint64_t(width) * 2, cuuint64_t(rows.pitch) * 2};
-  const cuuint32_t box[3] = {64, 1, chunk}, step[3] = {1, 1, 1};
-  const CUresult status =
-      encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<void*>(rows.data), size, stride, box, step,
-             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  CHECK(status == CUDA_SUCCESS, "cuTensorMapEncodeTiled refuses (", width, ", ", heads, ", ", tokens,
-        ") with pitch ", rows.pitch);
-  return map;
-}
-
 template <class H>
 void launch(const Sweeps& s, cudaStream_t stream) {
   Maps maps;
   for (int i = 0; i < s.count; ++i) {
     const Sweep& w = s.sweep[i];
-    auto map = [&](const Rows& rows, int width) { return tensor_map(rows, width, s.heads, s.tokens); };
+    auto map = [&](const Rows& rows, int width) {
+      return tensor_map(rows.data, rows.pitch, width, s.heads, s.tokens, chunk);
+    };
     maps.sweep[i] = {map(w.a, s.d_a), map(w.b, s.d_a), map(w.c, s.d_c), map(w.dot_sums ? w.dot : w.c, s.d_c),
                      map({w.out.data, w.out.pitch}, s.d_c)};
   }

@@ -2,7 +2,9 @@
 // How kernels are written here: `map` for y[i] = f(x[i], ...), `each` for anything with an index, and sums of
 // a block in a fixed order, so that the same sizes give the same bits.
 
+#undef NDEBUG  // for REQUIRE_ON_DEVICE
 #include <algorithm>
+#include <cassert>
 
 #include "autograd/cuda/runtime.h"
 
@@ -16,10 +18,8 @@ T* data(const Tensor& x) {
   return static_cast<T*>(x.raw());
 }
 
-// What a kernel cannot throw for: ends it and with it the program, rather than to read or write elsewhere.
-__device__ inline void require(bool good) {
-  if (!good) __trap();
-}
+// What a kernel cannot throw for: says where, and ends the kernel and with it the program, in every build.
+#define REQUIRE_ON_DEVICE(condition) assert(condition)
 
 inline void check_launch(const char* kernel) { check(cudaGetLastError(), kernel); }
 

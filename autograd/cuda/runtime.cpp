@@ -6,10 +6,10 @@ void check(cudaError_t code, const char* call) {
   if (code == cudaSuccess) return;
   const bool no_gpu = code == cudaErrorNoDevice || code == cudaErrorInsufficientDriver ||
                       code == cudaErrorInitializationError || code == cudaErrorStubLibrary;
-  const bool trapped = code == cudaErrorLaunchFailure || code == cudaErrorIllegalInstruction;
+  const bool refused = code == cudaErrorAssert;
   throw Error(Exit::internal, text("CUDA: ", cudaGetErrorString(code), " in ", call), "",
               no_gpu    ? "mend the driver, or compute on the CPU"
-              : trapped ? "a kernel found an index out of range; the same on the CPU says which"
+              : refused ? "a kernel found an index out of range; the same on the CPU says which"
                         : "");
 }
 
@@ -36,7 +36,8 @@ void copy(const Tensor& to, const Tensor& from) {
   const auto pitch = [&](const Tensor& x) { return dense ? width : static_cast<size_t>(x.pitch()) * item; };
   CUDA_CHECK(cudaMemcpy2DAsync(to.raw(), pitch(to), from.raw(), pitch(from), width, rows, cudaMemcpyDefault,
                                stream()));
-  if (to.device() != Device::cuda || from.device() != Device::cuda) synchronize();
+  // On the way to the GPU the driver has taken pageable memory aside before it returns.
+  if (to.device() != Device::cuda) synchronize();
 }
 
 }  // namespace weft::cuda

@@ -102,7 +102,7 @@ void gather_as(const Tensor& y, const Tensor& x, const Tensor& index, T fill) {
   each(y.numel(), [=] __device__(int64_t i) {
     int64_t column = i;
     const int64_t row = at[divide(column, width)];
-    require(row >= -1 && row < rows);
+    REQUIRE_ON_DEVICE(row >= -1 && row < rows);
     to[i] = row < 0 ? fill : from[row * width + column];
   });
 }

@@ -16,7 +16,7 @@ void look_up(const Tensor& y, const Tensor& table, const Tensor& ids, int64_t wi
   each(ids.dim(0) * width, [=] __device__(int64_t i) {
     int64_t column = i;
     const int64_t row = id[divide(column, width)];
-    require(row >= 0 && row < vocabulary);  // use the tokenizer the model was made for
+    REQUIRE_ON_DEVICE(row >= 0 && row < vocabulary);  // use the tokenizer the model was made for
     to[i] = from[row * width + column];
   });
 }

@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kMostThreads)
   constexpr int V = Pack<A>::kSize;
   const int64_t row = blockIdx.x;
   const int target = targets[row];
-  require(target >= -1 && target < n);  // use the tokenizer the model was made for
+  REQUIRE_ON_DEVICE(target >= -1 && target < n);  // use the tokenizer the model was made for
   const int step = static_cast<int>(blockDim.x) * V, first = static_cast<int>(threadIdx.x) * V;
   const int span = kAtOnce * step, spans = (n + span - 1) / span;
   x += row * n;

@@ -13,7 +13,7 @@ void gather_as(const Tensor& y, const Tensor& x, const Tensor& indices) {
   each(y.numel(), [=] __device__(int64_t i) {
     int64_t rest = i;
     const int64_t row = divide(rest, k), place = at[i];
-    require(place >= 0 && place < m);
+    REQUIRE_ON_DEVICE(place >= 0 && place < m);
     to[i] = from[row * m + place];
   });
 }

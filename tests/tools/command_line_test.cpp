@@ -61,7 +61,8 @@ TEST(CommandLine, EveryCommandExplainsItself) {
 // Of the commands that read their flags with Flags: what the usage line shows is what they take.
 TEST(CommandLine, UsageLinesAreRight) {
   const std::regex flag("(-n|--[a-z-]+)( [A-Z]+)?");
-  for (const std::string name : {"ls", "cp", "help", "schema", "diff", "launch", "tokenize", "corpus"}) {
+  for (const std::string name :
+       {"ls", "cp", "help", "schema", "diff", "launch", "tokenize", "corpus", "sweep", "report"}) {
     const Ran help = run_weft({name, "--help"});
     const std::string usage = help.out_lines().at(0);
     ASSERT_TRUE(usage.starts_with("usage: weft " + name)) << usage;
@@ -128,6 +129,15 @@ std::vector<Failing> failing_commands() {
       {{"launch", "-n", "2", "--with", "mpirun", "train", "good.yaml"},
        64,
        {.environment = {"PATH=/nonexistent"}}},
+      {{"sweep"}, 64},
+      {{"sweep", "no_such_recipe"}, 64},
+      {{"sweep", "good.yaml", "seed=2..1"}, 64},
+      {{"sweep", "good.yaml", "--no-such-flag"}, 64},
+      {{"sweep", "bad.yaml", "seed=1,2"}, 78},
+      {{"sweep", "good.yaml", "seed=1,2"}, 78},
+      {{"report"}, 64},
+      {{"report", "missing"}, 65},
+      {{"report", "made"}, 65},
       {{"ls"}, 64, {.environment = {"WORLD_SIZE=4", "RANK=0", "LOCAL_RANK=0"}}},  // torchrun
   };
 }

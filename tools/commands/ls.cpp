@@ -5,7 +5,9 @@
 #include "tools/describe_mechanism.h"
 #include "tools/flags.h"
 #include "tools/recipe_path.h"
+#include "tools/text_table.h"
 #include "training/eval.h"
+#include "training/model_size.h"
 #include "training/recipe/find.h"
 #include "training/recipe/load.h"
 #include "training/setup.h"
@@ -70,17 +72,14 @@ Json describe(const MechanismEntry& entry, const std::string& root) {
   return row;
 }
 
-int64_t count_parameters(const Recipe& recipe) {
-  ParameterStore store(precision_of(recipe), Device::meta);
-  const Model model(model_config(recipe, vocabulary_of(recipe, *open_tokenizer(recipe))), store);
-  return store.numel();
-}
-
 Json describe(const RecipeEntry& entry) {
   Json row = {
       {"name", entry.name}, {"path", entry.path}, {"parameters", nullptr}, {"summary", entry.summary}};
   try {
-    row["parameters"] = count_parameters(load_recipe(entry.path));
+    const Recipe recipe = load_recipe(entry.path);
+    const int64_t vocab = recipe.model.vocab;
+    row["parameters"] =
+        count_parameters(recipe, vocab > 0 ? vocab : vocabulary_of(recipe, *open_tokenizer(recipe)));
   } catch (const Error& error) {
     row["error"] = error.what();
   }
@@ -101,24 +100,6 @@ std::string joined(const Json& texts, const char* between) {
   return out;
 }
 
-// Columns as wide as their widest cell.
-std::string table(const std::vector<Words>& rows) {
-  std::vector<size_t> widths;
-  for (const Words& row : rows)
-    for (size_t c = 0; c < row.size(); ++c) {
-      if (c == widths.size()) widths.push_back(0);
-      widths[c] = std::max(widths[c], row[c].size());
-    }
-  std::string out;
-  for (const Words& row : rows) {
-    std::string line;
-    for (size_t c = 0; c < row.size(); ++c)
-      line += "  " + row[c] + std::string(widths[c] - row[c].size(), ' ');
-    out += line.substr(0, line.find_last_not_of(' ') + 1) + "\n";
-  }
-  return out;
-}
-
 std::string readable(const Json& all) {
   std::vector<Words> rows{{"MECHANISM", "PARTS", "SEES", "STATE", "CPU", "CUDA", "RANKS", "ALSO CALLED"}};
   for (const Json& m : all["mechanisms"]) {
@@ -132,13 +113,13 @@ std::string readable(const Json& all) {
          m["devices"]["cpu"], m["devices"]["cuda"].is_null() ? "-" : m["devices"]["cuda"],
          joined(m["context_parallel"]["contiguous"], " "), joined(m["aliases"], ", ")});
   }
-  std::string out = table(rows);
+  std::string out = text_table(rows);
   rows = {{"RECIPE", "PARAMETERS", ""}};
   for (const Json& r : all["recipes"])
     rows.push_back(
         {r["name"], r["parameters"].is_null() ? "-" : with_unit(r["parameters"], 1000, {"", "K", "M", "G"}),
          r.contains("error") ? "broken: " + r["error"].get<std::string>() : r["summary"].get<std::string>()});
-  if (rows.size() > 1) out.append("\n").append(table(rows));
+  if (rows.size() > 1) out.append("\n").append(text_table(rows));
   if (!all["tasks"].empty()) out += "\n  TASKS  " + joined(all["tasks"], " ") + "\n";
   return out + "\n  STATE is what one layer keeps of one document at the recipe's context.\n";
 }

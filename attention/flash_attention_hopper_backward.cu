@@ -1,0 +1,300 @@
+// Backward on Hopper, two kernels so that every number has one writer and sums one order: dk and dv over
+// tiles of keys, dq over tiles of queries. With P = e^(scale S - lse) and dS = P (dO V^T - delta), all left
+// sides of products that depend on P come from registers: the first kernel works out transposed scores.
+
+#include "attention/flash_attention_hopper.cuh"
+
+namespace weft::cuda {
+namespace {
+
+struct BackwardMaps {
+  CUtensorMap q, k, v, d_o;
+};
+
+// Of rows: lse in base 2 (infinity where no key was seen, so that P = 0) and delta, (H, padded) each.
+struct RowNumbers {
+  const float *log2_sum, *delta;
+  int64_t padded;
+};
+
+// A warp a row and head; rows beyond n see nothing.
+__global__ void __launch_bounds__(kThreads)
+    row_numbers_kernel(float* log2_sum, float* delta, const bf16* o, const bf16* d_o, const float* lse,
+                       const float* d_lse, int64_t n, int64_t padded, int heads, int width) {
+  const int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / kWarp;
+  if (i >= padded * heads) return;
+  const int64_t row = i / heads, head = i % heads, to = head * padded + row;
+  const int lane = threadIdx.x % kWarp;
+  float sum = 0;
+  if (row < n)
+    for (int j = 4 * lane; j < width; j += 4 * kWarp) {
+      const uint2 a = *reinterpret_cast<const uint2*>(o + i * width + j);
+      const uint2 b = *reinterpret_cast<const uint2*>(d_o + i * width + j);
+      const float2 a0 = unpack(a.x), a1 = unpack(a.y), b0 = unpack(b.x), b1 = unpack(b.y);
+      sum += (a0.x * b0.x + a0.y * b0.y) + (a1.x * b1.x + a1.y * b1.y);
+    }
+  sum = warp_sum(sum);
+  if (lane != 0) return;
+  const float l = row < n ? lse[i] : -INFINITY;
+  log2_sum[to] = l == -INFINITY ? INFINITY : l * kLog2e;
+  delta[to] = row < n ? sum - d_lse[i] : 0.f;
+}
+
+// dk, dv: 128 keys of a key head a block, tiles of 64 queries.
+
+template <int D>
+struct KeyShape {
+  static constexpr int queries = 64, stages = D == 128 ? 3 : 4;
+  using K = Tile<kHopperRows, D>;
+  using Q = Tile<queries, D>;
+  static constexpr int numbers = 2 * queries * 4;  // bytes
+  static constexpr int loader_registers = D == 128 ? 24 : kLoaderRegisters;
+  static constexpr int compute_registers = D == 128 ? 240 : kComputeRegisters;
+  static constexpr int bytes = 2 * K::bytes + stages * (2 * Q::bytes + numbers + 2 * 8 + 4) + 8;
+};
+
+template <int D>
+__global__ void __launch_bounds__(kHopperThreads, 1)
+    key_gradient_kernel(const __grid_constant__ HopperAttention f, const __grid_constant__ BackwardMaps maps,
+                        const RowNumbers rows, bf16* dk, bf16* dv) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  using Shape = KeyShape<D>;
+  using Products = WarpgroupProducts;
+  constexpr int stages = Shape::stages, queries = Shape::queries;
+  extern __shared__ __align__(1024) char raw[];
+  SharedPlaces places{shared_address(raw)};
+  const typename Shape::K k{places.take(Shape::K::bytes)}, v{places.take(Shape::K::bytes)};
+  const uint32_t first = places.take(stages * 2 * Shape::Q::bytes);
+  const uint32_t numbers = places.take(stages * Shape::numbers);
+  const uint32_t barriers = places.take(2 * 8 * stages);
+  const Barrier keys_full{places.take(8)};
+  const uint32_t notices = places.take(4 * stages);
+  const auto stage = [](int n) { return n % stages; };
+  const auto phase = [](int n) { return n / stages % 2; };
+  const auto q_tile = [&](int n) { return typename Shape::Q{first + stage(n) * 2 * Shape::Q::bytes}; };
+  const auto g_tile = [&](int n) { return typename Shape::Q{first + (stage(n) * 2 + 1) * Shape::Q::bytes}; };
+  const auto full = [&](int n) { return Barrier{barriers + 8 * stage(n)}; };
+  const auto empty = [&](int n) { return Barrier{barriers + 8 * (stages + stage(n))}; };
+  if (threadIdx.x == 0) {
+    for (int n = 0; n < stages; ++n) full(n).init(1), empty(n).init(kHopperWarps);
+    keys_full.init(1);
+    publish_barriers();
+  }
+  __syncthreads();
+  const auto [tile, kv] = f.work(f.keys.tiles, f.heads / f.group, f.section / f.group);
+  const int warpgroup = own_warpgroup();
+
+  if (warpgroup == 2) {
+    give_registers<Shape::loader_registers>();
+    if (threadIdx.x >= 2 * 128 + 32) return;
+    const bool leader = threadIdx.x % 32 == 0;
+    if (leader) {
+      keys_full.arrive_and_expect(2 * Shape::K::bytes);
+      copy_tile(k, &maps.k, kv, int64_t{tile} * kHopperRows, keys_full);
+      copy_tile(v, &maps.v, kv, int64_t{tile} * kHopperRows, keys_full);
+    }
+    int n = 0;
+    for (int head = kv * f.group; head < (kv + 1) * f.group; ++head) {
+      TileWalk<false> walk(f.visibility, f.keys.span[tile], f.queries.span, f.queries.tiles);
+      for (int i; (i = walk.next()) >= 0; ++n) {
+        if (leader) {
+          const int64_t row = int64_t{i} * queries;
+          const uint32_t to = numbers + stage(n) * Shape::numbers;
+          empty(n).wait(phase(n) ^ 1);
+          store_shared(notices + 4 * stage(n), static_cast<uint32_t>(notice(i, walk.all)));
+          full(n).arrive_and_expect(2 * Shape::Q::bytes + Shape::numbers);
+          copy_tile(q_tile(n), &maps.q, head, row, full(n));
+          copy_in(to, rows.log2_sum + head * rows.padded + row, queries * 4, full(n));
+          copy_tile(g_tile(n), &maps.d_o, head, row, full(n));
+          copy_in(to + queries * 4, rows.delta + head * rows.padded + row, queries * 4, full(n));
+        }
+        __syncwarp();
+      }
+    }
+    if (leader) {
+      empty(n).wait(phase(n) ^ 1);
+      store_shared(notices + 4 * stage(n), static_cast<uint32_t>(-1));
+      full(n).arrive();
+    }
+  } else {
+    take_registers<Shape::compute_registers>();
+    const float log2_scale = f.scale * kLog2e;
+    const TileRows<kHopperRows, D> k_rows(k, warpgroup), v_rows(v, warpgroup);
+    const TokenAt* own = f.keys.at + int64_t{tile} * kHopperRows + 64 * warpgroup;
+    const Lane lane;
+    Accumulator<D> dk_sum, dv_sum;
+    dk_sum.fill(0), dv_sum.fill(0);
+    keys_full.wait(0);
+    for (int n = 0;; ++n) {
+      full(n).wait(phase(n));
+      const int now = static_cast<int>(load_shared_word(notices + 4 * stage(n)));
+      if (now < 0) break;
+      Accumulator<queries> s, ds;  // rows are keys
+      Products::start(s);
+      Products::start(ds);
+      Products::a_bt(s, k_rows, q_tile(n), false);
+      Products::commit();
+      Products::a_bt(ds, v_rows, g_tile(n), false);
+      Products::commit();
+      Products::wait<1>();
+      Products::settle(s);
+      if (now % 2 == 0) hide<false>(s, f.visibility, own, f.queries.at + int64_t{now / 2} * queries);
+      const auto* of_queries = reinterpret_cast<const float*>(raw + (numbers - shared_address(raw))) +
+                               stage(n) * 2 * queries + 2 * lane.t;
+#pragma unroll
+      for (int c = 0; c < queries / 8; ++c) {
+        const float2 l = *reinterpret_cast<const float2*>(of_queries + 8 * c);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) s.x[c][i] = exp2_fast(s.x[c][i] * log2_scale - (i % 2 == 0 ? l.x : l.y));
+      }
+      const Operand<queries> p = operand_of(s);
+      Products::start(dv_sum);
+      Products::add_a_b(dv_sum, p, g_tile(n));
+      Products::commit();
+      Products::wait<1>();
+      Products::settle(ds);
+#pragma unroll
+      for (int c = 0; c < queries / 8; ++c) {
+        const float2 delta = *reinterpret_cast<const float2*>(of_queries + queries + 8 * c);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) ds.x[c][i] = s.x[c][i] * (ds.x[c][i] - (i % 2 == 0 ? delta.x : delta.y));
+      }
+      const Operand<queries> left = operand_of(ds);
+      Products::start(dk_sum);
+      Products::add_a_b(dk_sum, left, q_tile(n));
+      Products::commit();
+      Products::wait<0>();
+      Products::settle(dv_sum);
+      Products::settle(dk_sum);
+      empty(n).arrive_warp();
+    }
+    dk_sum.scale(f.scale, f.scale);
+    const int kv_heads = f.heads / f.group;
+    const int64_t row = int64_t{tile} * kHopperRows;
+    store_rows(k, warpgroup, dk_sum, dk + kv * f.d, int64_t{kv_heads} * f.d, f.d, row, f.m);
+    store_rows(v, warpgroup, dv_sum, dv + kv * f.e, int64_t{kv_heads} * f.e, f.e, row, f.m);
+  }
+#endif
+}
+
+// dq: 128 queries of a head a block, tiles of 128 keys.
+
+template <int D>
+__global__ void __launch_bounds__(kHopperThreads, 1)
+    query_gradient_kernel(const __grid_constant__ HopperAttention f,
+                          const __grid_constant__ BackwardMaps maps, const RowNumbers rows, bf16* dq) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  using Products = WarpgroupProducts;
+  extern __shared__ __align__(1024) char raw[];
+  SharedPlaces places{shared_address(raw)};
+  const Tile<kHopperRows, D> q{places.take(q.bytes)}, g{places.take(q.bytes)};
+  const KeyStream<D> stream(places);
+  constexpr int keys = KeyStream<D>::keys;
+  const Barrier rows_full{places.take(8)};
+  if (threadIdx.x == 0) {
+    stream.init();
+    rows_full.init(1);
+    publish_barriers();
+  }
+  __syncthreads();
+  const auto [turn, head] = f.work(f.queries.tiles, f.heads, f.section);
+  const int tile = f.queries.tiles - 1 - turn;
+  const int warpgroup = own_warpgroup();
+
+  if (warpgroup == 2) {
+    give_registers<kLoaderRegisters>();
+    if (threadIdx.x >= 2 * 128 + 32) return;
+    if (threadIdx.x % kWarp == 0) {
+      rows_full.arrive_and_expect(2 * q.bytes);
+      copy_tile(q, &maps.q, head, int64_t{tile} * kHopperRows, rows_full);
+      copy_tile(g, &maps.d_o, head, int64_t{tile} * kHopperRows, rows_full);
+    }
+    stream.load(f, &maps.k, &maps.v, tile, head / f.group);
+  } else {
+    take_registers<kComputeRegisters>();
+    const float log2_scale = f.scale * kLog2e;
+    const TileRows<kHopperRows, D> q_rows(q, warpgroup), g_rows(g, warpgroup);
+    const int64_t row = int64_t{tile} * kHopperRows, own = row + 64 * warpgroup + Lane().row();
+    const float* log2_sums = rows.log2_sum + head * rows.padded + own;
+    const float* deltas = rows.delta + head * rows.padded + own;
+    const float log2_sum[2] = {log2_sums[0], log2_sums[8]}, delta[2] = {deltas[0], deltas[8]};
+    Accumulator<D> dq_sum;
+    dq_sum.fill(0);
+    rows_full.wait(0);
+    for (int n = 0;; ++n) {
+      const int now = stream.wait(n);
+      if (now < 0) break;
+      Accumulator<keys> s, ds;
+      Products::start(s);
+      Products::a_bt(s, q_rows, stream.k(n), false);
+      Products::commit();
+      stream.wait_values(n);
+      Products::start(ds);
+      Products::a_bt(ds, g_rows, stream.v(n), false);
+      Products::commit();
+      Products::wait<1>();
+      Products::settle(s);
+      if (now % 2 == 0)
+        hide<true>(s, f.visibility, f.queries.at + row + 64 * warpgroup, f.keys.at + int64_t{now / 2} * keys);
+#pragma unroll
+      for (int c = 0; c < keys / 8; ++c)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) s.x[c][i] = exp2_fast(s.x[c][i] * log2_scale - log2_sum[i / 2]);
+      hold(s, never(s));
+      Products::wait<0>();
+      Products::settle(ds);
+      stream.v_empty(n).arrive_warp();
+#pragma unroll
+      for (int c = 0; c < keys / 8; ++c)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) ds.x[c][i] = s.x[c][i] * (ds.x[c][i] - delta[i / 2]);
+      const Operand<keys> left = operand_of(ds);
+      Products::start(dq_sum);
+      Products::add_a_b(dq_sum, left, stream.k(n));
+      Products::commit();
+      Products::wait<0>();
+      Products::settle(dq_sum);
+      stream.k_empty(n).arrive_warp();
+    }
+    dq_sum.scale(f.scale, f.scale);
+    store_rows(q, warpgroup, dq_sum, dq + head * f.d, int64_t{f.heads} * f.d, f.d, row, f.n);
+  }
+#endif
+}
+
+}  // namespace
+
+void hopper_attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& q,
+                               const Tensor& k, const Tensor& v, const AttentionTokens& t, const Tensor& o,
+                               const Tensor& lse, const Tensor& d_o, const Tensor& d_lse,
+                               const AttentionOptions& options) {
+  const HopperTiles tiles(t);
+  const TokenTileBuffers few_queries = token_tiles(t.q_position, t.q_document, {}, 1, 64);
+  const HopperAttention by_key = hopper_attention(q, k, v, few_queries, tiles.keys, options);
+  const HopperAttention by_query = hopper_attention(q, k, v, tiles.queries, tiles.keys, options);
+  const int64_t heads = q.dim(1), padded = int64_t{by_query.queries.tiles} * kHopperRows;
+  const Tensor log2_sum = empty({heads, padded}, Dtype::f32, Device::cuda), delta = empty_like(log2_sum);
+  const int64_t blocks = (heads * padded * kWarp + kThreads - 1) / kThreads;
+  row_numbers_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream()>>>(
+      data<float>(log2_sum), data<float>(delta), data<const bf16>(o), data<const bf16>(d_o),
+      data<const float>(lse), data<const float>(d_lse), q.dim(0), padded, static_cast<int>(heads), by_key.e);
+  check_launch("attention row numbers");
+  const RowNumbers rows{data<const float>(log2_sum), data<const float>(delta), padded};
+  const CUtensorMap of_keys = map_of(k, kHopperRows), of_values = map_of(v, kHopperRows);
+  const BackwardMaps by_key_maps{map_of(q, 64), of_keys, of_values, map_of(d_o, 64)};
+  const BackwardMaps by_query_maps{map_of(q, kHopperRows), of_keys, of_values, map_of(d_o, kHopperRows)};
+  const auto run = [&]<int D>() {
+    launch_hopper<key_gradient_kernel<D>>("attention dk dv (hopper)", int64_t{by_key.keys.tiles} * k.dim(1),
+                                          KeyShape<D>::bytes, by_key, by_key_maps, rows, data<bf16>(dk),
+                                          data<bf16>(dv));
+    launch_hopper<query_gradient_kernel<D>>("attention dq (hopper)", int64_t{by_query.queries.tiles} * heads,
+                                            2 * Tile<kHopperRows, D>::bytes + KeyStream<D>::bytes + 8,
+                                            by_query, by_query_maps, rows, data<bf16>(dq));
+  };
+  if (std::max(by_key.d, by_key.e) > 64)
+    run.template operator()<128>();
+  else
+    run.template operator()<64>();
+}
+
+}  // namespace weft::cuda

@@ -1,0 +1,97 @@
+// bf16 in the sizes that training uses, against f64 of the same numbers. (What the options mean: merge_test.)
+
+#include "attention/flash_attention.h"
+
+#include "autograd/layout.h"
+#include "tests/autograd/test_tensors.h"
+
+namespace weft {
+namespace {
+
+struct Case {
+  const char* name;
+  AttentionOptions options;
+  int64_t heads, kv_heads, key, value;
+};
+const std::vector<Case> cases{
+    {"causal", {.scale = 0.12}, 4, 2, 64, 64},
+    {"causal, wide", {.scale = 0.09}, 2, 1, 128, 128},
+    {"full", {.scale = 0.09, .causal = false}, 2, 2, 128, 128},
+    {"window", {.scale = 0.12, .window = 100}, 3, 1, 64, 64},
+    {"full, window", {.scale = 0.12, .causal = false, .window = 30}, 2, 2, 64, 128},
+    {"block", {.scale = 0.12, .block = 70}, 2, 2, 32, 96},
+};
+
+struct Attention {
+  Attention(const Case& c, const Layout& queries, const Layout& keys)
+      : options(c.options), q_at(queries), k_at(keys) {
+    const int64_t n = queries.tokens(), m = keys.tokens();
+    q = random_tensor({n, c.heads, c.key}, 1, Dtype::bf16);
+    k = random_tensor({m, c.kv_heads, c.key}, 2, Dtype::bf16);
+    v = random_tensor({m, c.kv_heads, c.value}, 3, Dtype::bf16);
+    d_o = random_tensor({n, c.heads, c.value}, 4, Dtype::bf16);
+    d_lse = random_tensor({n, c.heads}, 5, Dtype::f32);
+  }
+  // {o, lse, dq, dk, dv}. The way back reads o and lse of the same precision.
+  std::vector<Tensor> run(Dtype dtype) const {
+    const Tensor x = q.to(dtype), y = k.to(dtype), z = v.to(dtype);
+    std::vector<Tensor> all =
+        flash_attention_forward(options, x, y, z, q_at.position, q_at.document, k_at.position, k_at.document);
+    for (const Tensor& d : flash_attention_backward(options, x, y, z, q_at.position, q_at.document,
+                                                    k_at.position, k_at.document, {}, {}, all[0], all[1],
+                                                    d_o.to(dtype), d_lse.to(wide_of(dtype))))
+      all.push_back(d);
+    return all;
+  }
+  AttentionOptions options;
+  Layout q_at, k_at;
+  Tensor q, k, v, d_o, d_lse;
+};
+
+// |a - b| / |b| over all elements; infinities must agree.
+double relative_error(const Tensor& a, const Tensor& b) {
+  const std::vector<double> x = to_values(a), y = to_values(b);
+  double apart = 0, size = 0;
+  for (size_t i = 0; i < x.size(); ++i) {
+    if (x[i] == y[i] && std::isinf(x[i])) continue;
+    apart += (x[i] - y[i]) * (x[i] - y[i]);
+    size += y[i] * y[i];
+  }
+  return apart == 0 ? 0 : std::sqrt(apart / size);
+}
+
+void expect_close(const Attention& a) {
+  const std::vector<Tensor> narrow = a.run(Dtype::bf16), wide = a.run(Dtype::f64), again = a.run(Dtype::bf16);
+  const char* names[] = {"o", "lse", "dq", "dk", "dv"};
+  for (size_t i = 0; i < narrow.size(); ++i) {
+    EXPECT_LE(relative_error(narrow[i], wide[i]), i == 1 ? 1e-5 : 8e-3) << names[i];
+    EXPECT_TRUE(same_bits(narrow[i], again[i])) << names[i];
+  }
+}
+
+TEST(FlashAttention, Bf16OfPackedDocuments) {
+  const Layout layout = whole_documents({200, 1, 130, 67});
+  for (const Case& c : cases) {
+    SCOPED_TRACE(c.name);
+    expect_close(Attention(c, layout, layout));
+  }
+}
+
+// Keys of a gather: other segments, another order, rows that are nobody.
+TEST(FlashAttention, Bf16OfKeysInAnyOrder) {
+  const Layout queries = make_layout({{1, 5, 20}, {0, 40, 240}, {3, 0, 3}});
+  std::vector<int32_t> position{0, 0, 7}, document{-1, -1, -1};
+  for (const Segment& s : Segments{{0, 100, 240}, {1, 0, 20}, {0, 0, 100}})
+    for (int64_t t = s.begin; t < s.end; ++t) {
+      position.push_back(static_cast<int32_t>(t));
+      document.push_back(s.document);
+    }
+  const Layout keys{{}, from_ints(position), from_ints(document)};
+  for (const Case& c : cases) {
+    SCOPED_TRACE(c.name);
+    expect_close(Attention(c, queries, keys));
+  }
+}
+
+}  // namespace
+}  // namespace weft

@@ -14,7 +14,7 @@ pack() {
   local build=$1 folder program
   folder=$(mktemp -d)
   mkdir -p "$folder/lib" .carry
-  for program in $programs tools/weft; do
+  for program in $programs tools/weft tools/lab/libweft_lab_attention.so tools/lab/libweft_lab.so; do
     [ -e "$build/$program" ] || continue
     strip -o "$folder/$(basename "$program")" "$build/$program"
     ldd "$build/$program" | awk '{ print $3 }' |

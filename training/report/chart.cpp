@@ -40,8 +40,9 @@ Frame frame_of(const Chart& chart) {
   Frame frame;
   for (const Curve& curve : chart.curves)
     if (!curve.x.empty()) frame.x1 = std::max(frame.x1, curve.x.back());
-  for (const double from : {frame.x1 / 20, 0.0}) {  // all of it where nothing is behind the first twentieth
-    std::vector<double> tops;                       // one a curve
+  for (const double from :
+       {chart.whole ? 0 : frame.x1 / 20, 0.0}) {  // all of it where nothing is behind the first twentieth
+    std::vector<double> tops;                     // one a curve
     for (const Curve& curve : chart.curves) {
       double top = -INFINITY;
       for (size_t i = 0; i < curve.x.size(); ++i) {
@@ -54,7 +55,7 @@ Frame frame_of(const Chart& chart) {
     if (tops.empty()) continue;
     std::sort(tops.begin(), tops.end());
     frame.y1 = std::min(tops.back(), frame.y0 + 3 * (tops[(tops.size() - 1) / 2] - frame.y0));
-    if (!(frame.y1 > frame.y0)) frame.y1 = tops.back();
+    if (chart.whole || !(frame.y1 > frame.y0)) frame.y1 = tops.back();
     break;
   }
   frame.x1 *= 1.01;  // room for the last dot

@@ -197,13 +197,9 @@ bool hopper_attention_serves(const Tensor& q, const Tensor& k, const Tensor& v, 
 
 void hopper_attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k,
                               const Tensor& v, const AttentionTokens& t, const AttentionOptions& options) {
-  const TokenTileBuffers queries = token_tiles(t.q_position, t.q_document, {}, 1, kHopperRows);
-  const TokenTileBuffers keys = token_tiles(t.k_position, t.k_document, {}, 1, 128);
-  const HopperAttention f = hopper_attention(q, k, v, queries, keys, options);
-  const auto map = [](const Tensor& x) {
-    return tensor_map(x.raw(), x.row_size(), x.dim(2), x.dim(1), x.dim(0), 128);
-  };
-  const ForwardMaps maps{map(q), map(k), map(v)};
+  const HopperTiles tiles(t);
+  const HopperAttention f = hopper_attention(q, k, v, tiles.queries, tiles.keys, options);
+  const ForwardMaps maps{map_of(q, kHopperRows), map_of(k, kHopperRows), map_of(v, kHopperRows)};
   if (std::max(f.d, f.e) > 64)
     forward<128>(f, maps, o, lse);
   else

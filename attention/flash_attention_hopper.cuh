@@ -192,6 +192,22 @@ void launch_hopper(const char* name, int64_t blocks, int bytes, const A&... argu
   check_launch(name);
 }
 
+// Of x (N, H, D), in boxes of rows.
+inline CUtensorMap map_of(const Tensor& x, int rows) {
+  return tensor_map(x.raw(), x.row_size(), x.dim(2), x.dim(1), x.dim(0), rows);
+}
+
+// Tiles of 128 of the queries and of the keys, which are often the same tokens.
+struct HopperTiles {
+  TokenTileBuffers queries, keys;
+  explicit HopperTiles(const AttentionTokens& t)
+      : queries(token_tiles(t.q_position, t.q_document, {}, 1, kHopperRows)),
+        keys(t.q_position.raw() == t.k_position.raw() && t.q_document.raw() == t.k_document.raw() &&
+                     t.q_position.dim(0) == t.k_position.dim(0)
+                 ? queries
+                 : token_tiles(t.k_position, t.k_document, {}, 1, kHopperRows)) {}
+};
+
 HopperAttention hopper_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                  const TokenTileBuffers& queries, const TokenTileBuffers& keys,
                                  const AttentionOptions& options);

@@ -268,12 +268,11 @@ void hopper_attention_backward(const Tensor& dq, const Tensor& dk, const Tensor&
                                const Tensor& k, const Tensor& v, const AttentionTokens& t, const Tensor& o,
                                const Tensor& lse, const Tensor& d_o, const Tensor& d_lse,
                                const AttentionOptions& options) {
-  const TokenTileBuffers queries = token_tiles(t.q_position, t.q_document, {}, 1, kHopperRows);
+  const HopperTiles tiles(t);
   const TokenTileBuffers few_queries = token_tiles(t.q_position, t.q_document, {}, 1, 64);
-  const TokenTileBuffers keys = token_tiles(t.k_position, t.k_document, {}, 1, kHopperRows);
-  const HopperAttention by_key = hopper_attention(q, k, v, few_queries, keys, options);
-  const HopperAttention by_query = hopper_attention(q, k, v, queries, keys, options);
-  const int64_t heads = q.dim(1), padded = int64_t{queries.tiles} * kHopperRows;
+  const HopperAttention by_key = hopper_attention(q, k, v, few_queries, tiles.keys, options);
+  const HopperAttention by_query = hopper_attention(q, k, v, tiles.queries, tiles.keys, options);
+  const int64_t heads = q.dim(1), padded = int64_t{by_query.queries.tiles} * kHopperRows;
   const Tensor log2_sum = empty({heads, padded}, Dtype::f32, Device::cuda), delta = empty_like(log2_sum);
   const int64_t blocks = (heads * padded * kWarp + kThreads - 1) / kThreads;
   row_numbers_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream()>>>(
@@ -281,17 +280,14 @@ void hopper_attention_backward(const Tensor& dq, const Tensor& dk, const Tensor&
       data<const float>(lse), data<const float>(d_lse), q.dim(0), padded, static_cast<int>(heads), by_key.e);
   check_launch("attention row numbers");
   const RowNumbers rows{data<const float>(log2_sum), data<const float>(delta), padded};
-  const auto map = [](const Tensor& x, int box) {
-    return tensor_map(x.raw(), x.row_size(), x.dim(2), x.dim(1), x.dim(0), box);
-  };
-  const CUtensorMap of_keys = map(k, kHopperRows), of_values = map(v, kHopperRows);
-  const BackwardMaps by_key_maps{map(q, 64), of_keys, of_values, map(d_o, 64)};
-  const BackwardMaps by_query_maps{map(q, kHopperRows), of_keys, of_values, map(d_o, kHopperRows)};
+  const CUtensorMap of_keys = map_of(k, kHopperRows), of_values = map_of(v, kHopperRows);
+  const BackwardMaps by_key_maps{map_of(q, 64), of_keys, of_values, map_of(d_o, 64)};
+  const BackwardMaps by_query_maps{map_of(q, kHopperRows), of_keys, of_values, map_of(d_o, kHopperRows)};
   const auto run = [&]<int D>() {
-    launch_hopper<key_gradient_kernel<D>>("attention dk dv (hopper)", int64_t{keys.tiles} * k.dim(1),
+    launch_hopper<key_gradient_kernel<D>>("attention dk dv (hopper)", int64_t{by_key.keys.tiles} * k.dim(1),
                                           KeyShape<D>::bytes, by_key, by_key_maps, rows, data<bf16>(dk),
                                           data<bf16>(dv));
-    launch_hopper<query_gradient_kernel<D>>("attention dq (hopper)", int64_t{queries.tiles} * heads,
+    launch_hopper<query_gradient_kernel<D>>("attention dq (hopper)", int64_t{by_query.queries.tiles} * heads,
                                             2 * Tile<kHopperRows, D>::bytes + KeyStream<D>::bytes + 8,
                                             by_query, by_query_maps, rows, data<bf16>(dq));
   };

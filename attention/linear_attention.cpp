@@ -4,6 +4,7 @@
 
 #include "attention/flash_attention.h"
 #include "attention/in_chunk.h"
+#include "attention/linear_run.h"
 #include "autograd/gradcheck.h"
 #include "autograd/ops/matmul.h"
 
@@ -44,6 +45,15 @@ Scan linear_scan(double scale, int64_t chunk, bool gated, int64_t heads, int64_t
     const Variable o = add(matmul(scores, v), matmul(from_state, prefix[1]));
     return by_token(o, b.x[2].dtype());
   };
+  if (has_linear_run(device, dtype))
+    scan.run = [=, identity = scan.identity](const Block& b, const Layout& layout, const State& start,
+                                             bool want_end) {
+      const LinearRun ran = linear_run(b.x[0], b.x[1], b.x[2], gated ? b.x[3] : Variable(),
+                                       start.empty() ? Variable() : start[1], scale, layout, want_end);
+      if (!want_end) return Scan::Ran{ran.o, {}};
+      const std::vector<int32_t> same(layout.segments.size(), 0);
+      return Scan::Ran{ran.o, {gather_rows(identity()[0], from_ints(same, device)), ran.end}};
+    };
   return scan;
 }
 

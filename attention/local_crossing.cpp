@@ -71,35 +71,49 @@ Stream::Slot* LocalCrossing::next_slot() {
   return &stream_->slots[calls_++];
 }
 
+namespace {
+
+// The states before the segments of a layout, and those behind them.
+State past_of(const Scan& part, const Stream::Slot& slot, const Layout& layout) {
+  std::vector<State> past;
+  for (const Segment& s : layout.segments) {
+    const auto known = slot.states.find(s.document);
+    past.push_back(known == slot.states.end() ? part.identity() : known->second);
+  }
+  return concatenate_states(past);
+}
+void remember(const Scan& part, Stream::Slot& slot, const Layout& layout, const State& end) {
+  slot.names = part.names;
+  for (size_t g = 0; g < layout.segments.size(); ++g) {
+    const auto row = static_cast<int64_t>(g);
+    State last;
+    for (size_t i = 0; i < end.size(); ++i)
+      last.push_back(part.names[i].empty() ? part.identity()[i] : slice(end[i], 0, row, row + 1));
+    slot.states[layout.segments[g].document] = last;
+  }
+}
+
+}  // namespace
+
 Variable LocalCrossing::operator()(const Scan& part, const Block& block) {
   Stream::Slot* slot = next_slot();
-  if (part.whole && slot == nullptr) return part.whole(block, layout());
-  const Device device = block.x[0].device();
-  const Chunks chunks = cut_chunks(layout(), part.chunk, device);
-  const Block cut = into_chunks(block, chunks, part.pad);
-  const State summaries = part.summarize(cut);
-  Folded folded = fold(part, summaries, chunks);
-  State total = folded.total;
-  if (slot != nullptr) {
-    slot->names = part.names;
-    std::vector<State> past;
-    for (const Segment& s : layout().segments) {
-      const auto known = slot->states.find(s.document);
-      past.push_back(known == slot->states.end() ? part.identity() : known->second);
-    }
-    const State initial = concatenate_states(past);
-    folded.prefix = part.combine(gather_state(initial, chunks.segment), folded.prefix);
-    total = part.combine(initial, folded.total);
-    for (size_t g = 0; g < layout().segments.size(); ++g) {
-      const auto row = static_cast<int64_t>(g);
-      State last;
-      for (size_t i = 0; i < total.size(); ++i)
-        last.push_back(part.names[i].empty() ? part.identity()[i] : slice(total[i], 0, row, row + 1));
-      slot->states[layout().segments[g].document] = last;
-    }
-  }
   CHECK(!part.total || slot == nullptr, "a bidirectional scan cannot be streamed");
-  if (part.total) folded.prefix = gather_state(total, chunks.segment);
+  if (part.whole && slot == nullptr) return part.whole(block, layout());
+  if (part.run) {
+    const Scan::Ran ran = part.run(
+        block, layout(), slot == nullptr ? State{} : past_of(part, *slot, layout()), slot != nullptr);
+    if (slot != nullptr) remember(part, *slot, layout(), ran.end);
+    return ran.y;
+  }
+  const Chunks chunks = cut_chunks(layout(), part.chunk, block.x[0].device());
+  const Block cut = into_chunks(block, chunks, part.pad);
+  Folded folded = fold(part, part.summarize(cut), chunks);
+  if (slot != nullptr) {
+    const State initial = past_of(part, *slot, layout());
+    folded.prefix = part.combine(gather_state(initial, chunks.segment), folded.prefix);
+    remember(part, *slot, layout(), part.combine(initial, folded.total));
+  }
+  if (part.total) folded.prefix = gather_state(folded.total, chunks.segment);
   return out_of_chunks(part.apply(cut, folded.prefix), chunks);
 }
 

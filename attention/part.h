@@ -44,6 +44,13 @@ struct Scan {
   bool decay = false;
   // Optional: whole documents from their start at once, where nobody asks for a state.
   std::function<Variable(const Block&, const Layout&)> whole = {};
+  // Optional, where the device has a kernel: segments from the states before them, one row a segment; `start`
+  // is empty where those are identities. Gives the outputs and, if wanted, the states behind the segments.
+  struct Ran {
+    Variable y;
+    State end;
+  };
+  std::function<Ran(const Block&, const Layout&, const State& start, bool want_end)> run = {};
   // Bidirectional: every chunk sees the state of its whole document.
   bool total = false;
 };

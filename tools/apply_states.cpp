@@ -133,6 +133,25 @@ Variable StatesCrossing::operator()(const Scan& part, const Block& block) {
     if (!any_given(states)) return part.apply(chunks, prefix);
     return part.apply(chunks, part.combine(starts_of(states, identity, places.start), prefix));
   };
+  if (part.run)
+    scan.run = [&](const Block& tokens, const Layout& layout, const State& start, bool) {
+      State before = start;
+      if (any_given(states)) {
+        std::vector<int32_t> rows;  // as in ChunkPlaces
+        for (const Segment& s : layout.segments)
+          rows.push_back(s.begin == 0 ? static_cast<int32_t>(documents_[s.document].given + 1) : 0);
+        const State given = starts_of(states, identity, from_ints(rows, tokens.position.device()));
+        before = start.empty() ? given : part.combine(given, start);
+      }
+      Scan::Ran ran = part.run(tokens, layout, before, true);
+      int32_t row = 0;
+      for (const Segment& s : layout.segments) {
+        if (s.end == documents_[s.document].length)
+          states.last[s.document] = gather_state(ran.end, from_ints({row}, tokens.position.device()));
+        ++row;
+      }
+      return ran;
+    };
   return inner_(scan, block);
 }
 

@@ -36,7 +36,8 @@ void copy(const Tensor& to, const Tensor& from) {
   const auto pitch = [&](const Tensor& x) { return dense ? width : static_cast<size_t>(x.pitch()) * item; };
   CUDA_CHECK(cudaMemcpy2DAsync(to.raw(), pitch(to), from.raw(), pitch(from), width, rows, cudaMemcpyDefault,
                                stream()));
-  if (to.device() != Device::cuda || from.device() != Device::cuda) synchronize();
+  // On the way to the GPU the driver has taken pageable memory aside before it returns.
+  if (to.device() != Device::cuda) synchronize();
 }
 
 }  // namespace weft::cuda

@@ -14,7 +14,8 @@ void check(cudaError_t code, const char* call);
 cudaStream_t stream();
 void synchronize();  // waits for all work asked for so far
 
-// to = from, of one dtype and shape, either of them on either device. Waits where the host is one of them.
+// to = from, of one dtype and shape, either of them on either device. Waits where the host is the one to have
+// it.
 void copy(const Tensor& to, const Tensor& from);
 
 Allocator& allocator();

@@ -29,7 +29,7 @@ TEST(Ls, KnowsRecipesAndMechanisms) {
   EXPECT_EQ(ran.err, "");
   const Json all = ran.json();
   EXPECT_EQ(all["weft"], "ls/1");
-  EXPECT_TRUE(all["tasks"].is_array());
+  EXPECT_EQ(all["tasks"], (Json{"mqar", "selective_copy", "induction", "needle", "listops", "lm"}));
 
   ASSERT_EQ(all["recipes"].size(), 2u);
   EXPECT_EQ(all["recipes"][0]["name"], "broken");
@@ -100,6 +100,8 @@ TEST(Help, ExplainsKeysSectionsAndMechanisms) {
   const std::string mechanism = run_weft({"help", "model.mechanisms.lightning"}).out;
   EXPECT_NE(mechanism.find("chunk"), std::string::npos) << mechanism;
   EXPECT_EQ(run_weft({"help", "lightning2"}).out, mechanism);
+  const std::string task = run_weft({"help", "mqar"}).out;
+  EXPECT_NE(task.find("pairs"), std::string::npos) << task;
   const Json json = run_weft({"help", "optim.lr", "--json"}).json();
   EXPECT_EQ(json["weft"], "help/1");
   EXPECT_EQ(json["text"], key.out);

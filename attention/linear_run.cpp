@@ -1,0 +1,123 @@
+#include "attention/linear_run.h"
+
+#include "autograd/flops.h"
+#include "autograd/ops/elementwise.h"
+#ifdef WEFT_CUDA
+#include "attention/kernels/linear_attention.h"
+#include "autograd/cuda/runtime.h"
+#endif
+
+namespace weft {
+
+#ifdef WEFT_CUDA
+
+bool has_linear_run(Device device, Dtype dtype) {
+  return device == Device::cuda && (dtype == Dtype::bf16 || dtype == Dtype::f32);
+}
+
+namespace {
+
+struct Sizes {
+  float scale;
+  int documents;
+  bool ends;  // the states behind the segments are an output
+};
+
+// offsets (documents + 1) i32, g f32 or undefined
+cuda::LinearAttention problem(const Sizes& s, const Tensor& q, const Tensor& v, const Tensor& offsets,
+                              const Tensor& g) {
+  return {.tokens = q.dim(0),
+          .documents = s.documents,
+          .offsets = static_cast<const int*>(offsets.raw()),
+          .heads = static_cast<int>(q.dim(1)),
+          .d_k = static_cast<int>(q.dim(2)),
+          .d_v = static_cast<int>(v.dim(2)),
+          .dtype = q.dtype(),
+          .scale = s.scale,
+          .log_decay = g.defined() ? static_cast<const float*>(g.raw()) : nullptr,
+          .gated = g.defined()};
+}
+
+cuda::Rows rows_of(const Tensor& x) { return {x.raw(), x.pitch()}; }
+cuda::MutableRows written(const Tensor& x) { return {x.raw(), x.pitch()}; }
+float* floats(const Tensor& x) { return x.defined() ? static_cast<float*>(x.raw()) : nullptr; }
+
+// Of both matrix products of a state, and of those inside chunks of 64 tokens.
+void count_forwards(const Tensor& q, const Tensor& v, double forwards) {
+  const auto dk = static_cast<double>(q.dim(2)), dv = static_cast<double>(v.dim(2));
+  count_flops(forwards * static_cast<double>(q.dim(0) * q.dim(1)) * (4 * dk * dv + 64 * (dk + dv)));
+}
+
+void backward(Backward& b, const Sizes& s) {
+  const Tensor &q = b.saved(0), &k = b.saved(1), &v = b.saved(2), &g = b.saved(3), &start = b.saved(4),
+               &offsets = b.saved(5);
+  const Device device = q.device();
+  const cuda::LinearAttention shape = problem(s, q, v, offsets, g);
+  const Tensor d_o = b.grad(0).contiguous();
+  const Tensor d_end = s.ends && b.has_grad(1) ? b.grad(1).contiguous() : Tensor();
+  const Tensor dq = empty(q.shape(), q.dtype(), device), dk = empty(k.shape(), k.dtype(), device),
+               dv = empty(v.shape(), v.dtype(), device);
+  Tensor dg, workspace, d_start;
+  if (g.defined()) {
+    dg = empty(g.shape(), Dtype::f32, device);
+    workspace = empty({cuda::linear_attention_workspace(shape) / 4 + 1}, Dtype::f32, device);
+  }
+  if (start.defined()) d_start = empty_like(start);
+  count_forwards(q, v, 2);
+  cuda::linear_attention_backward(
+      shape, rows_of(q), rows_of(k), rows_of(v), floats(start), rows_of(d_o), floats(d_end),
+      {written(dq), written(dk), written(dv), floats(d_start), floats(dg), floats(workspace)},
+      cuda::stream());
+  b.add(0, dq);
+  b.add(1, dk);
+  b.add(2, dv);
+  int next = 3;
+  if (g.defined()) b.add(next++, dg);
+  if (start.defined()) b.add(next, d_start);
+}
+
+}  // namespace
+
+LinearRun linear_run(const Variable& q, const Variable& k, const Variable& v, const Variable& gate,
+                     const Variable& start, double scale, const Layout& layout, bool want_end) {
+  CHECK(q.rank() == 3 && k.shape() == q.shape() && v.rank() == 3 && v.dim(1) == q.dim(1) &&
+            v.dtype() == q.dtype() && k.dtype() == q.dtype(),
+        "linear_run: q ", q.shape(), ", k ", k.shape(), ", v ", v.shape());
+  const Variable g = gate.defined() ? cast(gate, Dtype::f32) : gate;
+  std::vector<int32_t> ends{0};
+  for (const Segment& s : layout.segments) ends.push_back(ends.back() + static_cast<int32_t>(s.size()));
+  CHECK(ends.back() == q.dim(0), "linear_run: ", q.dim(0), " tokens in segments of ", ends.back());
+  const Sizes sizes{static_cast<float>(scale), static_cast<int>(layout.segments.size()), want_end};
+  const Tensor offsets = from_ints(ends, q.device());
+  const Tensor dense_g = g.defined() ? g.value().contiguous() : Tensor();
+  const Tensor before = start.defined() ? start.value().contiguous() : Tensor();
+  const Tensor o = empty(v.shape(), v.dtype(), v.device());
+  const Tensor end =
+      want_end ? empty({sizes.documents, q.dim(1), q.dim(2), v.dim(2)}, Dtype::f32, q.device()) : Tensor();
+  if (q.dim(0) > 0) {
+    count_forwards(q, v, 1);
+    cuda::linear_attention_forward(problem(sizes, q, v, offsets, dense_g), rows_of(q), rows_of(k), rows_of(v),
+                                   floats(before), written(o), floats(end), cuda::stream());
+  }
+  std::vector<Variable> inputs{q, k, v};
+  if (g.defined()) inputs.push_back(g);
+  if (start.defined()) inputs.push_back(start);
+  std::vector<Tensor> outputs{o};
+  if (want_end) outputs.push_back(end);
+  const auto recorded =
+      record_many("linear_run", inputs, outputs, save(q, k, v, dense_g, before, offsets), sizes, backward);
+  return {recorded[0], want_end ? recorded[1] : Variable()};
+}
+
+#else
+
+bool has_linear_run(Device, Dtype) { return false; }
+
+LinearRun linear_run(const Variable&, const Variable&, const Variable&, const Variable&, const Variable&,
+                     double, const Layout&) {
+  throw Error(Exit::internal, "this build has no kernel for linear attention");
+}
+
+#endif
+
+}  // namespace weft

@@ -1,0 +1,24 @@
+#pragma once
+// Decayed linear attention over whole segments in one pass of one kernel (attention/kernels), for devices
+// that have it. What a Scan derives from chunks, with nothing stored between them.
+
+#include "autograd/layout.h"
+#include "autograd/tape.h"
+
+namespace weft {
+
+bool has_linear_run(Device device, Dtype dtype);
+
+struct LinearRun {
+  Variable o;    // (N, H, Dv), in v's dtype
+  Variable end;  // (segments, H, Dk, Dv) f32: the state behind each segment; undefined if not wanted
+};
+
+// S_t = e^{g_t} S_{t-1} + k_t v_t^T, o_t = scale S_t^T q_t, from S = start before the first token of a
+// segment.
+//   q, k (N, H, Dk), v (N, H, Dv), g (N, H) <= 0 or undefined for none, start like `end` or undefined for
+//   zero
+LinearRun linear_run(const Variable& q, const Variable& k, const Variable& v, const Variable& g,
+                     const Variable& start, double scale, const Layout& layout, bool want_end);
+
+}  // namespace weft

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
 
 #include "autograd/check.h"
@@ -74,7 +75,9 @@ std::string axes(const Chart& chart, const Frame& frame) {
   const double bottom = kHeight - kBottom;
   const double step_y = tick_step(frame.y1 - frame.y0, 5);
   const int digits = std::max(0, static_cast<int>(-std::floor(std::log10(step_y) + 1e-9)));
-  for (double y = std::ceil(frame.y0 / step_y) * step_y; y <= frame.y1; y += step_y) {
+  for (auto i = static_cast<int64_t>(std::ceil(frame.y0 / step_y));
+       static_cast<double>(i) * step_y <= frame.y1; ++i) {
+    const double y = static_cast<double>(i) * step_y;
     out +=
         text("<path class=\"grid\" d=\"M", kLeft, " ", rounded(frame.py(y)), "H", kWidth - kRight, "\"/>\n");
     label("left", kLeft - 8, frame.py(y) + 5, rounded(y, digits));

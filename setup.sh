@@ -30,8 +30,7 @@ done
 
 left_out=() # said at the very end, where it is seen
 
-# The CUDA preset builds device code beside the CPU program; training on the card needs the ops' kernels, which are
-# not there yet (DESIGN.md).
+# The CUDA preset builds one program for both: it computes on a GPU where there is one.
 choose_preset() {
   preset=cpu
   if [ "$device" = cpu ]; then return; fi

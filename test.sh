@@ -11,7 +11,7 @@
 #   asan    address and undefined behaviour sanitizers
 #   tsan    thread sanitizer on autograd, attention and distributed
 #   tidy    clang-tidy on changed files
-#   nvcc    compiles every .cu and links ./weft for CUDA; needs no GPU
+#   nvcc    compiles every .cu and looks for a kernel of each op in it; needs no GPU
 #
 # ctest labels: gpu and mpi say what a test needs, full is for --full, slow stays out of sanitizer builds.
 set -uo pipefail
@@ -127,7 +127,8 @@ part_nvcc() {
     return 1
   fi
   # shellcheck disable=SC2086
-  compile cuda --target $objects weft_lab
+  compile cuda --target $objects weft_lab weft_lab_attention || return
+  if [ -e build/cpu/autograd/libweft_autograd.a ]; then tools/check_kernels.sh build/cpu build/cuda; fi
 }
 
 mpi_on_a_small_machine

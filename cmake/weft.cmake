@@ -57,14 +57,19 @@ function(weft_library name)
   endforeach()
 endfunction()
 
-# weft_test(NAME SOURCES a_test.cpp ... DEPENDS lib ...): one GoogleTest program, one ctest entry.
+# weft_test(NAME SOURCES a_test.cpp ... DEPENDS lib ... [GPU]): one GoogleTest program, one ctest entry; with GPU and
+# WEFT_CUDA another one, NAME_gpu, that runs it on the GPU.
 function(weft_test name)
-  cmake_parse_arguments(arg "" "" "SOURCES;DEPENDS;LABELS" ${ARGN})
+  cmake_parse_arguments(arg "GPU" "" "SOURCES;DEPENDS;LABELS" ${ARGN})
   find_package(GTest REQUIRED)
   add_executable(${name} ${arg_SOURCES})
   target_link_libraries(${name} PRIVATE weft_flags ${arg_DEPENDS} GTest::gtest GTest::gtest_main)
   # Less compile time; what is tested stays as it is.
   target_compile_options(${name} PRIVATE ${WEFT_TEST_OPTIMISATION})
   add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
-  set_tests_properties(${name} PROPERTIES LABELS "${arg_LABELS}" ENVIRONMENT "OMP_NUM_THREADS=2;OMP_WAIT_POLICY=passive;POISON=1")
+  set_tests_properties(${name} PROPERTIES LABELS "${arg_LABELS}" ENVIRONMENT "OMP_NUM_THREADS=2;OMP_WAIT_POLICY=passive;POISON=1;WEFT_DEVICE=cpu")
+  if(WEFT_CUDA AND arg_GPU)
+    add_test(NAME ${name}_gpu COMMAND ${name} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+    set_tests_properties(${name}_gpu PROPERTIES LABELS "${arg_LABELS};gpu" ENVIRONMENT "POISON=1;WEFT_DEVICE=cuda")
+  endif()
 endfunction()

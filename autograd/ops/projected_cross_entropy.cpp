@@ -8,6 +8,18 @@
 
 namespace weft {
 
+namespace {
+
+// 16 Mi logits keep a CPU's cores busy; a GPU wants more, in whole tiles of its products, and each chunk
+// reads and writes the weight's gradient. Of a plan on meta, what the default device would take.
+int64_t tokens_at_a_time(int64_t vocabulary) {
+  constexpr int64_t kTile = 128;
+  if (default_device() != Device::cuda) return std::max<int64_t>(64, (int64_t{16} << 20) / vocabulary);
+  return std::max(kTile, (int64_t{40} << 20) / vocabulary / kTile * kTile);
+}
+
+}  // namespace
+
 CrossEntropy projected_cross_entropy(const Variable& hidden, const Variable& weight, const Tensor& targets,
                                      const CrossEntropyOptions& options) {
   CHECK(hidden.rank() == 2 && weight.rank() == 2 && hidden.dim(1) == weight.dim(1) &&
@@ -22,8 +34,7 @@ CrossEntropy projected_cross_entropy(const Variable& hidden, const Variable& wei
   const Device device = hidden.device();
   const Dtype wide = wide_of(hidden.dtype());
   const Tensor token_weights = options.weights.defined() ? options.weights.to(wide) : Tensor();
-  const int64_t chunk =
-      options.chunk > 0 ? options.chunk : std::max<int64_t>(64, (int64_t{1} << 24) / vocabulary);
+  const int64_t chunk = options.chunk > 0 ? options.chunk : tokens_at_a_time(vocabulary);
 
   const Tensor& x = hidden;
   const Tensor w = device == Device::cpu ? weight.value().to(wide) : weight.value();

@@ -7,7 +7,7 @@
 namespace weft {
 
 struct CrossEntropyOptions {
-  int64_t chunk = 0;    // tokens at a time; 0: as many as make 16 Mi logits, at least 64
+  int64_t chunk = 0;    // tokens at a time; 0: as many as make 16 Mi logits, on a GPU 40 Mi
   double softcap = 0;   // > 0: a logit z becomes softcap tanh(z / softcap)
   double z_loss = 0;    // adds z_loss * (log of the sum of e^logit)^2 for each token
   Tensor weights = {};  // (N) f32 or f64, of each token's loss; undefined: ones

@@ -114,7 +114,7 @@ LinearRun linear_run(const Variable& q, const Variable& k, const Variable& v, co
 bool has_linear_run(Device, Dtype) { return false; }
 
 LinearRun linear_run(const Variable&, const Variable&, const Variable&, const Variable&, const Variable&,
-                     double, const Layout&) {
+                     double, const Layout&, bool) {
   throw Error(Exit::internal, "this build has no kernel for linear attention");
 }
 

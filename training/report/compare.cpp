@@ -28,9 +28,8 @@ std::string mechanism_of(const Recipe& recipe) {
 using Question = std::vector<std::pair<std::string, std::string>>;
 
 Question question_of(const Recipe& recipe) {
-  const std::string tokens =
-      grouped(static_cast<double>(recipe.steps) *
-              static_cast<double>(recipe.batch_tokens / recipe.context * recipe.context));
+  const int64_t step_tokens = recipe.batch_tokens / recipe.context * recipe.context;
+  const std::string tokens = grouped(static_cast<double>(recipe.steps) * static_cast<double>(step_tokens));
   std::string tasks;
   for (const std::string& task : recipe.data.task) tasks += (tasks.empty() ? "" : "; ") + task;
   return {{"context", std::to_string(recipe.context)},

@@ -124,7 +124,9 @@ class Planners {
 void check_text_is_there(const Recipe& recipe) {
   std::vector<std::string> paths = recipe.data.val.paths;
   for (const Recipe::Source& source : recipe.data.train.list) paths.push_back(source.path);
-  if (paths.empty()) throw Error(Exit::recipe, "data.train names no text", recipe.where("data.train"));
+  if (paths.empty() && recipe.data.task.empty())
+    throw Error(Exit::recipe, "data.train names no text", recipe.where("data.train"),
+                "set data.train or data.task");
   expand_paths(paths);
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
 
 #include "autograd/check.h"
@@ -40,8 +41,9 @@ Frame frame_of(const Chart& chart) {
   Frame frame;
   for (const Curve& curve : chart.curves)
     if (!curve.x.empty()) frame.x1 = std::max(frame.x1, curve.x.back());
-  for (const double from : {frame.x1 / 20, 0.0}) {  // all of it where nothing is behind the first twentieth
-    std::vector<double> tops;                       // one a curve
+  for (const double from :
+       {chart.whole ? 0 : frame.x1 / 20, 0.0}) {  // all of it where nothing is behind the first twentieth
+    std::vector<double> tops;                     // one a curve
     for (const Curve& curve : chart.curves) {
       double top = -INFINITY;
       for (size_t i = 0; i < curve.x.size(); ++i) {
@@ -54,7 +56,7 @@ Frame frame_of(const Chart& chart) {
     if (tops.empty()) continue;
     std::sort(tops.begin(), tops.end());
     frame.y1 = std::min(tops.back(), frame.y0 + 3 * (tops[(tops.size() - 1) / 2] - frame.y0));
-    if (!(frame.y1 > frame.y0)) frame.y1 = tops.back();
+    if (chart.whole || !(frame.y1 > frame.y0)) frame.y1 = tops.back();
     break;
   }
   frame.x1 *= 1.01;  // room for the last dot
@@ -73,7 +75,9 @@ std::string axes(const Chart& chart, const Frame& frame) {
   const double bottom = kHeight - kBottom;
   const double step_y = tick_step(frame.y1 - frame.y0, 5);
   const int digits = std::max(0, static_cast<int>(-std::floor(std::log10(step_y) + 1e-9)));
-  for (double y = std::ceil(frame.y0 / step_y) * step_y; y <= frame.y1; y += step_y) {
+  for (auto i = static_cast<int64_t>(std::ceil(frame.y0 / step_y));
+       static_cast<double>(i) * step_y <= frame.y1; ++i) {
+    const double y = static_cast<double>(i) * step_y;
     out +=
         text("<path class=\"grid\" d=\"M", kLeft, " ", rounded(frame.py(y)), "H", kWidth - kRight, "\"/>\n");
     label("left", kLeft - 8, frame.py(y) + 5, rounded(y, digits));

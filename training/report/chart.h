@@ -23,10 +23,11 @@ struct Chart {
   std::string title, x_title;  // x_title with the unit
   double x_divisor = 1;        // of the values before they are shown: 60 of seconds for minutes
   std::vector<Curve> curves;
+  bool whole = false;  // y is not cut
 };
 
-// Without any point it says so. y is cut above what most curves reach after the first twentieth: the first
-// steps, or a run that diverged, would press all else together.
+// Without any point it says so. Unless whole, y is cut above what most curves reach after the first
+// twentieth: the first steps, or a run that diverged, would press all else together.
 std::string svg(const Chart& chart);
 
 // Exponential mean over about 1/50 of the values (at least 3), not biased to the first.

@@ -28,12 +28,14 @@ std::string mechanism_of(const Recipe& recipe) {
 using Question = std::vector<std::pair<std::string, std::string>>;
 
 Question question_of(const Recipe& recipe) {
-  const std::string tokens =
-      grouped(static_cast<double>(recipe.steps) *
-              static_cast<double>(recipe.batch_tokens / recipe.context * recipe.context));
+  const int64_t step_tokens = recipe.batch_tokens / recipe.context * recipe.context;
+  const std::string tokens = grouped(static_cast<double>(recipe.steps) * static_cast<double>(step_tokens));
+  std::string tasks;
+  for (const std::string& task : recipe.data.task) tasks += (tasks.empty() ? "" : "; ") + task;
   return {{"context", std::to_string(recipe.context)},
           {"tokens", tokens},
           {"data.train", to_text(recipe.data.train.write())},
+          {"data.task", tasks},
           {"data.val", to_text(recipe.data.val.write())},
           {"data.tokenizer", recipe.data.tokenizer},
           {"data.skip_bad", recipe.data.skip_bad ? "true" : "false"},
@@ -88,9 +90,13 @@ void mark_incomparable(Comparison& all) {
         run.apart += (run.apart.empty() ? "" : "; ") + own[i].first + " " + own[i].second + ", not " +
                      (*usual)[i].second;
   }
-  if (usual != nullptr)
-    all.common =
-        text("context ", (*usual)[0].second, ", ", (*usual)[1].second, " tokens of ", (*usual)[2].second);
+  if (usual == nullptr) return;
+  const auto of = [&](const std::string& name) {
+    return std::find_if(usual->begin(), usual->end(), [&](const auto& part) { return part.first == name; })
+        ->second;
+  };
+  all.common = text("context ", of("context"), ", ", of("tokens"), " tokens of ",
+                    of("data.task").empty() ? of("data.train") : of("data.task"));
 }
 
 // Recipes with one model over one text have one plan.
@@ -118,6 +124,8 @@ void take_last_values(ComparedRun& run) {
   for (const RunPoint& point : points) {
     if (std::isfinite(point.val_loss)) run.val_loss = point.val_loss;
     if (std::isfinite(point.val_bpb)) run.val_bpb = point.val_bpb;
+    if (std::isfinite(point.val_accuracy)) run.val_accuracy = point.val_accuracy;
+    if (std::isfinite(point.val_exact)) run.val_exact = point.val_exact;
   }
   // A single step says more of its batch than of the run.
   std::vector<double> losses;
@@ -163,8 +171,8 @@ void rank_groups(Comparison& all) {
 bool is_housekeeping(const std::string& key) {
   for (const char* section : {"log.", "checkpoint.", "sample.", "mesh."})
     if (key.starts_with(section)) return true;
-  for (const char* name :
-       {"run", "seed", "determinism", "micro_tokens", "data.prefetch", "model.checkpointing", "eval.every"})
+  for (const char* name : {"run", "seed", "determinism", "micro_tokens", "data.prefetch", "data.grid",
+                           "model.checkpointing", "eval.every"})
     if (key == name) return true;
   return false;
 }
@@ -178,6 +186,11 @@ Spread::Spread(const std::vector<double>& values) {
   for (const double x : values)
     if (std::isfinite(x)) squares += (x - mean) * (x - mean);
   if (count > 1) deviation = std::sqrt(squares / (count - 1));
+}
+
+bool measured(const Comparison& all, double ComparedRun::*number) {
+  return std::any_of(all.runs.begin(), all.runs.end(),
+                     [&](const ComparedRun& run) { return std::isfinite(run.*number); });
 }
 
 Spread spread_of(const Comparison& all, const RunGroup& group, double ComparedRun::*number) {

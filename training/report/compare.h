@@ -19,7 +19,8 @@ struct ComparedRun {
   double parameters = NAN, flops_per_token = NAN;  // planned from the recipe; NaN where that failed
   double loss = NAN;                               // mean of the last twentieth of its steps
   double val_loss = NAN, val_bpb = NAN;            // as measured last
-  std::vector<std::string> values;                 // of each key of Comparison::keys
+  double val_accuracy = NAN, val_exact = NAN;
+  std::vector<std::string> values;  // of each key of Comparison::keys
   size_t group = 0;
 };
 
@@ -55,6 +56,9 @@ Spread spread_of(const Comparison& all, const RunGroup& group, double ComparedRu
 
 // Keys of a recipe that say how a run is done and kept, or which of several it is, not what is learned.
 bool is_housekeeping(const std::string& key);
+
+// Whether any run has such a number.
+bool measured(const Comparison& all, double ComparedRun::*number);
 
 // {"a", "b", "a", "b"} -> "(a, b)*2"
 std::string short_pattern(const std::vector<std::string>& layers);

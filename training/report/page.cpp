@@ -34,9 +34,21 @@ std::vector<Axis> axes_of(const Comparison& all) {
            [](const ComparedRun&, const RunPoint& p) { return p.hours; }}};
 }
 
-Chart chart_of(const Comparison& all, const Axis& axis, double RunPoint::*measure, const std::string& title) {
-  const bool validation = measure == &RunPoint::val_loss;
-  Chart chart{text(axis.id, validation ? "-validation" : "-training"), title, axis.title, axis.divisor, {}};
+// What is drawn against them.
+struct Measure {
+  const char *id, *title;
+  double RunPoint::*number;
+  double ComparedRun::*optional = nullptr;  // drawn where a run has it
+};
+constexpr Measure kMeasures[] = {
+    {"training", "Training loss, nats a token", &RunPoint::loss},
+    {"validation", "Validation loss, nats a token", &RunPoint::val_loss},
+    {"accuracy", "Validation accuracy", &RunPoint::val_accuracy, &ComparedRun::val_accuracy}};
+
+Chart chart_of(const Comparison& all, const Axis& axis, const Measure& m) {
+  const bool validation = m.number != &RunPoint::loss;
+  Chart chart{text(axis.id, "-", m.id), text(m.title, ", against ", axis.title), axis.title, axis.divisor, {},
+              m.optional != nullptr};
   for (const ComparedRun& run : all.runs) {
     Curve curve;
     curve.name = run.data.name;
@@ -44,7 +56,7 @@ Chart chart_of(const Comparison& all, const Axis& axis, double RunPoint::*measur
     curve.dotted = !run.apart.empty();
     curve.dots = validation;
     for (const RunPoint& point : run.data.points) {
-      const double x = axis.x(run, point), y = point.*measure;
+      const double x = axis.x(run, point), y = point.*m.number;
       if (!std::isfinite(x) || (validation && !std::isfinite(y))) continue;
       curve.x.push_back(x);
       curve.y.push_back(y);
@@ -89,13 +101,10 @@ std::string curves(const Comparison& all) {
                      &axis == axes.data() ? " checked=\"checked\"" : "", "/><label for=\"by-", axis.id, "\">",
                      axis.label, "</label>\n");
     pictures += text("<div class=\"axis ", axis.id, "\">\n");
-    for (const bool validation : {false, true}) {
-      const std::string what = validation ? "Validation loss" : "Training loss";
-      pictures += text("<figure><figcaption>", what, ", nats a token</figcaption>\n",
-                       svg(chart_of(all, axis, validation ? &RunPoint::val_loss : &RunPoint::loss,
-                                    text(what, " against ", axis.title))),
-                       "</figure>\n");
-    }
+    for (const Measure& m : kMeasures)
+      if (!m.optional || measured(all, m.optional))
+        pictures += text("<figure><figcaption>", m.title, "</figcaption>\n", svg(chart_of(all, axis, m)),
+                         "</figure>\n");
     pictures += "</div>\n";
   }
   return text("<div class=\"curves\">\n<p class=\"by\">Against</p>\n", switches, legend(all), pictures,

@@ -62,6 +62,8 @@ void read_metrics(RunData& run) {
     point.tokens_per_s = number(line, "tokens_per_s");
     point.val_loss = number(line, "val_loss");
     point.val_bpb = number(line, "val_bpb");
+    point.val_accuracy = number(line, "val_accuracy");
+    point.val_exact = number(line, "val_exact");
     run.points.push_back(point);
     const double step_s = number(line, "step_s");
     seconds.push_back(std::isfinite(step_s) ? step_s : 0);

@@ -18,6 +18,7 @@ struct RunPoint {
   double hours = 0;  // of all steps up to here; evaluation, saving and pauses between starts do not count
   // As in metrics.jsonl, NaN where it has null or nothing. Losses in nats a token.
   double loss = NAN, grad_norm = NAN, lr = NAN, tokens_per_s = NAN, val_loss = NAN, val_bpb = NAN;
+  double val_accuracy = NAN, val_exact = NAN;  // of a task
 };
 
 enum class RunStatus { done, running, stopped, failed, broken };

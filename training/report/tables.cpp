@@ -9,6 +9,21 @@
 namespace weft {
 namespace {
 
+struct Measure {
+  const char *title, *name;
+  double ComparedRun::*number;
+};
+constexpr Measure kMeasures[] = {{"validation loss", "val_loss", &ComparedRun::val_loss},
+                                 {"bits a byte", "val_bpb", &ComparedRun::val_bpb},
+                                 {"accuracy", "val_accuracy", &ComparedRun::val_accuracy},
+                                 {"exact", "val_exact", &ComparedRun::val_exact},
+                                 {"training loss", "loss", &ComparedRun::loss}};
+
+// What no run has measured stands in the CSV file alone.
+std::string title_of(const Measure& m, const Comparison& all) {
+  return measured(all, m.number) ? m.title : "";
+}
+
 // Values with the runs that have them, in the order in which they come.
 struct Holders {
   std::string value;
@@ -48,11 +63,9 @@ Table runs_table(const Comparison& all) {
                                                   {"FLOPs", "flops", Shown::short_},
                                                   {"time", "hours", Shown::time},
                                                   {"tokens/s", "tokens_per_s", Shown::short_},
-                                                  {"parameters", "parameters", Shown::short_},
-                                                  {"training loss", "loss", Shown::fixed},
-                                                  {"validation loss", "val_loss", Shown::fixed},
-                                                  {"bits a byte", "val_bpb", Shown::fixed}})
+                                                  {"parameters", "parameters", Shown::short_}})
     table.columns.push_back(column);
+  for (const Measure& m : kMeasures) table.columns.push_back({title_of(m, all), m.name, Shown::fixed});
   for (const ComparedRun& run : all.runs) {
     std::vector<Cell> row{run.data.name, run.mechanism};
     for (size_t k = 0; k < all.keys.size(); ++k)
@@ -67,10 +80,11 @@ Table runs_table(const Comparison& all) {
     row.emplace_back(run.data.recipe ? known(run.data.recipe->steps) : NAN);
     row.emplace_back(part ? text(status, ", ", last.step, " of ", run.data.recipe->steps) : status);
     row.emplace_back(run.apart.empty() ? "yes" : "not comparable: " + run.apart);
-    for (const double number : {known(last.tokens), known(last.tokens) * run.flops_per_token, last.hours,
-                                last.hours > 0 ? known(last.tokens) / last.hours / 3600 : NAN, run.parameters,
-                                run.loss, run.val_loss, run.val_bpb})
+    for (const double number :
+         {known(last.tokens), known(last.tokens) * run.flops_per_token, last.hours,
+          last.hours > 0 ? known(last.tokens) / last.hours / 3600 : NAN, run.parameters})
       row.emplace_back(number);
+    for (const Measure& m : kMeasures) row.emplace_back(run.*m.number);
     table.rows.push_back(row);
   }
   return table;
@@ -82,23 +96,22 @@ Table groups_table(const Comparison& all, const std::vector<size_t>& groups) {
                    {"setting", "setting"},
                    {"runs", ""},
                    {"", "runs", Shown::whole},
-                   {"", "all_runs", Shown::whole},
-                   {"validation loss", "val_loss_mean", Shown::fixed},
-                   {"±", "val_loss_deviation", Shown::fixed},
-                   {"bits a byte", "val_bpb_mean", Shown::fixed},
-                   {"±", "val_bpb_deviation", Shown::fixed},
-                   {"training loss", "loss_mean", Shown::fixed},
-                   {"±", "loss_deviation", Shown::fixed},
-                   {"parameters", "parameters", Shown::short_},
-                   {"FLOPs a token", "flops_per_token", Shown::short_}};
+                   {"", "all_runs", Shown::whole}};
+  for (const Measure& m : kMeasures) {
+    const std::string title = title_of(m, all), name = m.name;
+    table.columns.push_back({title, name + "_mean", Shown::fixed});
+    table.columns.push_back({title.empty() ? "" : "±", name + "_deviation", Shown::fixed});
+  }
+  table.columns.push_back({"parameters", "parameters", Shown::short_});
+  table.columns.push_back({"FLOPs a token", "flops_per_token", Shown::short_});
   for (const size_t g : groups) {
     const RunGroup& group = all.groups[g];
     const size_t counted = group.counted.size(), runs = group.runs.size();
     std::vector<Cell> row{group.mechanism, group.setting,
                           counted == runs ? text(runs) : text(counted, " of ", runs),
                           static_cast<double>(counted), static_cast<double>(runs)};
-    for (double ComparedRun::*number : {&ComparedRun::val_loss, &ComparedRun::val_bpb, &ComparedRun::loss}) {
-      const Spread spread = spread_of(all, group, number);
+    for (const Measure& m : kMeasures) {
+      const Spread spread = spread_of(all, group, m.number);
       row.emplace_back(spread.mean);
       row.emplace_back(spread.deviation);
     }
@@ -152,12 +165,14 @@ std::string groups_csv(const Comparison& all) {
 }
 
 std::string curves_csv(const Comparison& all) {
-  std::string out = "run,step,tokens,flops,hours,loss,grad_norm,lr,tokens_per_s,val_loss,val_bpb\n";
+  std::string out =
+      "run,step,tokens,flops,hours,loss,grad_norm,lr,tokens_per_s,val_loss,val_bpb,val_accuracy,val_exact\n";
   for (const ComparedRun& run : all.runs)
     for (const RunPoint& p : run.data.points) {
       out += text(csv_field(run.data.name), ",", p.step, ",", p.tokens);
-      for (const double number : {run.flops_per_token * static_cast<double>(p.tokens), p.hours, p.loss,
-                                  p.grad_norm, p.lr, p.tokens_per_s, p.val_loss, p.val_bpb})
+      for (const double number :
+           {run.flops_per_token * static_cast<double>(p.tokens), p.hours, p.loss, p.grad_norm, p.lr,
+            p.tokens_per_s, p.val_loss, p.val_bpb, p.val_accuracy, p.val_exact})
         out += "," + csv_number(number);
       out += "\n";
     }

@@ -158,6 +158,21 @@ TEST(Chart, SmoothsWithoutBiasAndDrawsGaps) {
   EXPECT_EQ(std::count(path.begin(), path.end(), 'L'), 2) << path;
 }
 
+TEST(Chart, ShowsAllOfAnAccuracy) {
+  Chart chart{"a", "t", "tokens", 1, {}, true};
+  for (const double top : {0.01, 0.01, 1.0}) {  // one run learns it
+    Curve curve;
+    curve.x = {1, 2, 3};
+    curve.y = {0, top / 2, top};
+    chart.curves.push_back(curve);
+  }
+  const std::string picture = svg(chart);
+  for (const char* mark : {">0.0<", ">1.0<"}) EXPECT_NE(picture.find(mark), std::string::npos) << picture;
+  EXPECT_EQ(picture.find(">-0"), std::string::npos);
+  chart.whole = false;
+  EXPECT_EQ(svg(chart).find(">1.0<"), std::string::npos);
+}
+
 // However long a run is, its picture stays small, and its extremes stay visible.
 TEST(Chart, ThinsLongRuns) {
   Curve curve;

@@ -91,8 +91,8 @@ TEST_F(Report, NumbersAreThoseOfTheRun) {
   const Json plan = trained().weft({"validate", "tiny.yaml", "--json"}).json();
   double seconds = 0;
   for (size_t i = 0; i < rows.size(); ++i) {
-    for (const char* key :
-         {"step", "tokens", "loss", "grad_norm", "lr", "tokens_per_s", "val_loss", "val_bpb"}) {
+    for (const char* key : {"step", "tokens", "loss", "grad_norm", "lr", "tokens_per_s", "val_loss",
+                            "val_bpb", "val_accuracy", "val_exact"}) {
       const std::string& cell = rows[i].at(key);
       const bool known = steps[i].contains(key) && !steps[i][key].is_null();
       EXPECT_EQ(cell.empty(), !known) << key;
@@ -117,6 +117,28 @@ TEST_F(Report, NumbersAreThoseOfTheRun) {
   ASSERT_EQ(groups.size(), 1u);
   EXPECT_EQ(std::stod(groups[0].at("val_loss_mean")), steps.back()["val_loss"].get<double>());
   EXPECT_EQ(groups[0].at("val_loss_deviation"), "");
+}
+
+TEST_F(Report, OfATask) {
+  folder_.write(
+      "task.yaml",
+      "data: {task: mqar length=32 pairs=2}\nsteps: 2\nbatch_tokens: 64\ncontext: 32\nprecision: f32\n"
+      "model: {layers: [linear], width: 16, heads: 2}\neval: {every: 1, batches: 1}\n");
+  const Ran sweep =
+      run_weft({"sweep", "task.yaml", "data.task=mqar length=32 pairs=2,mqar length=32 pairs=4", "--json"},
+               {.folder = folder_.path()});
+  ASSERT_EQ(sweep.code, 0) << sweep.err;
+  const Json rows = report({"runs/task-sweep", "--json"}).json()["runs"];
+  ASSERT_EQ(rows.size(), 2u);
+  EXPECT_EQ(rows[0]["comparable"], true) << rows;
+  EXPECT_NE(rows[1]["why"].get<std::string>().find("data.task mqar"), std::string::npos) << rows;
+  const auto points = rows_of(folder_.read("report.csv"));
+  ASSERT_EQ(points.size(), 4u);
+  for (const auto& point : points) EXPECT_FALSE(point.at("val_accuracy").empty());
+  const std::string page = folder_.read("report.html");
+  EXPECT_NE(page.find("Validation accuracy"), std::string::npos);
+  EXPECT_EQ(page.find("bits a byte</th>"), std::string::npos) << "nobody measured them";
+  EXPECT_EQ(what_is_malformed(page), "");
 }
 
 TEST_F(Report, ThePageIsWholeAndWellFormed) {

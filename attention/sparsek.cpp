@@ -60,7 +60,9 @@ Variable by_head(const Variable& x, int64_t heads) {
 // which are there: {k (M, H, kept, Dk), v, u (M, H, kept), rest (M, H, others), held (M, H, kept + others)}.
 // Here its scores as they are compared, {u, rest}.
 std::vector<Variable> scores_of(const State& state) {
-  const Variable absent = log(state[4].value());  // 0 for 1, -infinity for 0
+  // 0 where more than a half is held, as a state from outside may say it, else -infinity.
+  const Variable x = scale(state[4].value(), 1, -0.5), size = abs(x);
+  const Variable absent = log(divide(add(x, size), scale(size, 2, 1e-30)));
   const int64_t kept = state[2].dim(2), all = absent.dim(2);
   return {add(state[2], slice(absent, 2, 0, kept)), add(state[3], slice(absent, 2, kept, all))};
 }

@@ -1,136 +1,10 @@
-// Products by cuBLASLt. It is column-major, and a row-major matrix is its transpose: c = op(a) op(b) is asked
-// for as c^T = op(b)^T op(a)^T, which moves nothing.
-
-#include <cublasLt.h>
-
-#include <map>
-#include <mutex>
-#include <tuple>
-
 #include "autograd/cuda/kernel.cuh"
+#include "autograd/cuda/product_plan.h"
 #include "autograd/ops/convert.h"
 #include "autograd/ops/matmul.h"
 
 namespace weft::cuda {
 namespace {
-
-void check_blas(cublasStatus_t status, const char* call) {
-  if (status != CUBLAS_STATUS_SUCCESS)
-    throw Error(Exit::internal, text("cuBLASLt: ", cublasLtGetStatusString(status), " in ", call));
-}
-#define BLAS_CHECK(...) check_blas(__VA_ARGS__, #__VA_ARGS__)
-
-constexpr int64_t kWorkspace = int64_t{64} << 20;
-
-cudaDataType_t type_of(Dtype dtype) {
-  return dtype == Dtype::f64 ? CUDA_R_64F : dtype == Dtype::f32 ? CUDA_R_32F : CUDA_R_16BF;
-}
-
-struct Matrix {
-  int64_t rows, columns, pitch, stride;
-  Dtype dtype;
-  auto key() const { return std::tuple(rows, columns, pitch, stride, dtype); }
-};
-
-Matrix matrix_of(const Tensor& x) {
-  if (x.rank() == 2) return {x.dim(0), x.dim(1), std::max(x.pitch(), x.dim(1)), 0, x.dtype()};
-  CHECK(x.dense(), "gemm: a batch of matrices must be dense");
-  return {x.dim(-2), x.dim(-1), x.dim(-1), x.dim(-2) * x.dim(-1), x.dtype()};
-}
-
-// A product of these shapes, and the algorithm chosen for it.
-struct Plan {
-  cublasLtMatmulDesc_t product = nullptr;
-  cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr;
-  cublasLtMatmulAlgo_t algorithm;
-};
-
-cublasLtHandle_t handle() {
-  static const cublasLtHandle_t one = [] {
-    cublasLtHandle_t h = nullptr;
-    BLAS_CHECK(cublasLtCreate(&h));
-    return h;
-  }();
-  return one;
-}
-
-cublasLtMatrixLayout_t layout_of(const Matrix& m, int64_t batch) {
-  cublasLtMatrixLayout_t layout = nullptr;
-  BLAS_CHECK(cublasLtMatrixLayoutCreate(&layout, type_of(m.dtype), static_cast<uint64_t>(m.columns),
-                                        static_cast<uint64_t>(m.rows), m.pitch));
-  const auto count = static_cast<int32_t>(batch);
-  BLAS_CHECK(
-      cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count));
-  BLAS_CHECK(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &m.stride,
-                                              sizeof m.stride));
-  return layout;
-}
-
-// `alignment`: bytes to which all three pointers are aligned, which decides what algorithms may be used.
-Plan make_plan(const Matrix& c, const Matrix& a, const Matrix& b, Transpose t, int64_t batch,
-               uint32_t alignment) {
-  Plan plan;
-  const bool f64 = c.dtype == Dtype::f64;
-  BLAS_CHECK(cublasLtMatmulDescCreate(&plan.product, f64 ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F,
-                                      f64 ? CUDA_R_64F : CUDA_R_32F));
-  const cublasOperation_t first = t.b ? CUBLAS_OP_T : CUBLAS_OP_N, second = t.a ? CUBLAS_OP_T : CUBLAS_OP_N;
-  BLAS_CHECK(cublasLtMatmulDescSetAttribute(plan.product, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first));
-  BLAS_CHECK(
-      cublasLtMatmulDescSetAttribute(plan.product, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second));
-  plan.a = layout_of(b, batch);
-  plan.b = layout_of(a, batch);
-  plan.c = layout_of(c, batch);
-  cublasLtMatmulPreference_t preference = nullptr;
-  BLAS_CHECK(cublasLtMatmulPreferenceCreate(&preference));
-  const auto set = [&](cublasLtMatmulPreferenceAttributes_t what, const auto& value) {
-    BLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(preference, what, &value, sizeof value));
-  };
-  set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<uint64_t>(kWorkspace));
-  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment);
-  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment);
-  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment);
-  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment);
-  cublasLtMatmulHeuristicResult_t best;
-  int found = 0;
-  const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle(), plan.product, plan.a, plan.b, plan.c,
-                                                               plan.c, preference, 1, &best, &found);
-  cublasLtMatmulPreferenceDestroy(preference);
-  BLAS_CHECK(status);
-  CHECK(found > 0, "gemm: cuBLASLt has no algorithm for ", c.rows, " x ", c.columns, " ", name_of(c.dtype));
-  plan.algorithm = best.algo;
-  return plan;
-}
-
-uint32_t alignment_of(const Tensor& c, const Tensor& a, const Tensor& b) {
-  const auto bits = reinterpret_cast<uintptr_t>(c.raw()) | reinterpret_cast<uintptr_t>(a.raw()) |
-                    reinterpret_cast<uintptr_t>(b.raw());
-  uint32_t bytes = 256;
-  while (bytes > 1 && bits % bytes != 0) bytes /= 2;
-  return bytes;
-}
-
-const Plan& plan_of(const Tensor& c, const Tensor& a, const Tensor& b, Transpose t, int64_t batch) {
-  const Matrix mc = matrix_of(c), ma = matrix_of(a), mb = matrix_of(b);
-  const uint32_t alignment = alignment_of(c, a, b);
-  const auto key = std::tuple(mc.key(), ma.key(), mb.key(), t.a, t.b, batch, alignment);
-  static std::mutex mutex;
-  static std::map<std::remove_const_t<decltype(key)>, Plan> plans;
-  const std::lock_guard lock(mutex);
-  auto it = plans.find(key);
-  if (it == plans.end()) it = plans.emplace(key, make_plan(mc, ma, mb, t, batch, alignment)).first;
-  return it->second;
-}
-
-template <class S>
-void run(const Plan& plan, const Tensor& c, const Tensor& a, const Tensor& b, S alpha, S beta) {
-  static const auto* const workspace = [] {  // one stream: products never overlap
-    const MemoryScope scope("cuBLASLt workspace");
-    return new Buffer(Device::cuda, kWorkspace);
-  }();
-  BLAS_CHECK(cublasLtMatmul(handle(), plan.product, &alpha, b.raw(), plan.a, a.raw(), plan.b, &beta, c.raw(),
-                            plan.c, c.raw(), plan.c, &plan.algorithm, workspace->data(),
-                            static_cast<size_t>(kWorkspace), stream()));
-}
 
 template <class To, class T>
 __global__ void sum_rows_kernel(To* y, const T* x, int64_t rows, int64_t columns, int64_t pitch,
@@ -182,11 +56,12 @@ void gemm(const Tensor& c, const Tensor& a, const Tensor& b, Transpose t, double
   }
   CHECK(c.dtype() == a.dtype() || c.dtype() == wide_of(a.dtype()), "gemm: ", name_of(a.dtype()), " into ",
         name_of(c.dtype()));
-  const Plan& plan = plan_of(c, a, b, t, c.shape().product(0, c.rank() - 2));
+  const ProductPlan& plan = plan_product(c, a, b, t);
+  const auto alpha_f32 = static_cast<float>(alpha), beta_f32 = static_cast<float>(beta);
   if (c.dtype() == Dtype::f64)
-    run<double>(plan, c, a, b, alpha, beta);
+    run_product(plan, c, a, b, &alpha, &beta);
   else
-    run<float>(plan, c, a, b, static_cast<float>(alpha), static_cast<float>(beta));
+    run_product(plan, c, a, b, &alpha_f32, &beta_f32);
 }
 
 void sum_rows(const Tensor& to, const Tensor& g, double beta) {

@@ -52,7 +52,9 @@ TEST(ApplyCommand, Errors) {
       {{"simple_gla", "--mode", "decode:3", "--reference"}, ok, Exit::recipe, {"--reference"}},
       {{"simple_gla", "--segments", "2", "--reference"}, ok, Exit::recipe, {"--segments"}},
       {{"simple_gla", "--segments", "2", "--mode", "decode:3"}, ok, Exit::recipe, {"--segments"}},
+#ifndef WEFT_CUDA
       {{"simple_gla", "--device", "cuda"}, ok, Exit::recipe, {"--device"}},
+#endif
       {{"simple_gla"}, c.without({"v"}), Exit::data, {"v is missing", "(2, 9, 3, Dv)"}},
       {{"simple_gla"}, c.without({"g"}), Exit::data, {"g is missing", "(2, 9, 3)"}},
       {{"simple_gla"}, {}, Exit::data, {"q is missing", "(B, T, H, Dk)"}},

@@ -10,6 +10,7 @@
 #include <fstream>
 #include <limits>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <sstream>
@@ -38,10 +39,12 @@ cublasLtHandle_t handle() {
   return one;
 }
 
+// One a thread: of a product in two kernels the second reads there what the first wrote, and another thread's
+// may come between them.
 void* workspace() {
-  static const auto* const buffer = [] {  // one stream: products never overlap
+  thread_local const std::unique_ptr<Buffer> buffer = [] {
     const MemoryScope scope("cuBLASLt workspace");
-    return new Buffer(Device::cuda, kWorkspace);
+    return std::make_unique<Buffer>(Device::cuda, kWorkspace);
   }();
   return buffer->data();
 }

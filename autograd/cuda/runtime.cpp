@@ -30,12 +30,14 @@ void copy(const Tensor& to, const Tensor& from) {
         name_of(from.dtype()), " into ", to.shape(), " ", name_of(to.dtype()));
   if (to.numel() == 0) return;
   const auto item = static_cast<size_t>(size_of(to.dtype()));
-  const bool dense = to.dense() && from.dense();
-  const size_t rows = dense ? 1 : static_cast<size_t>(to.dim(0));
-  const size_t width = static_cast<size_t>(to.numel()) / rows * item;
-  const auto pitch = [&](const Tensor& x) { return dense ? width : static_cast<size_t>(x.pitch()) * item; };
-  CUDA_CHECK(cudaMemcpy2DAsync(to.raw(), pitch(to), from.raw(), pitch(from), width, rows, cudaMemcpyDefault,
-                               stream()));
+  const auto pitch = [&](const Tensor& x) { return static_cast<size_t>(x.pitch()) * item; };
+  if (to.dense() && from.dense())
+    CUDA_CHECK(
+        cudaMemcpyAsync(to.raw(), from.raw(), static_cast<size_t>(to.bytes()), cudaMemcpyDefault, stream()));
+  else
+    CUDA_CHECK(cudaMemcpy2DAsync(to.raw(), pitch(to), from.raw(), pitch(from),
+                                 static_cast<size_t>(to.row_size()) * item, static_cast<size_t>(to.dim(0)),
+                                 cudaMemcpyDefault, stream()));
   // On the way to the GPU the driver has taken pageable memory aside before it returns.
   if (to.device() != Device::cuda) synchronize();
 }

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <thread>
 
 #include "autograd/fault.h"
 #include "distributed/environment.h"
@@ -79,14 +80,21 @@ Request parse(const Words& words) {
 }
 
 // A job that all ranks find at fault says so once: the first of a machine to claim the launcher's folder
-// speaks.
-bool first_to_say() {
+// speaks. The others stay until it has, since a launcher ends all ranks when the first leaves.
+void say_once(const Error& error) {
   const char* folder = std::getenv(launch_variable);
-  if (folder == nullptr) return true;
-  const int claim =
-      ::open((std::string(folder) + "/said").c_str(), O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0600);
-  if (claim >= 0) ::close(claim);
-  return claim >= 0 || errno != EEXIST;
+  if (folder == nullptr) return print_error(error);
+  const std::string path = std::string(folder) + "/said";
+  const int claim = ::open(path.c_str(), O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0600);
+  if (claim >= 0 || errno != EEXIST) {
+    print_error(error);
+    std::fflush(stderr);
+    if (claim >= 0 && ::write(claim, "1", 1) == 1) ::close(claim);
+    return;
+  }
+  std::error_code gone;
+  for (int i = 0; i < 200 && std::filesystem::file_size(path, gone) == 0 && !gone; ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
 }
 
 void print_summary(const TrainSummary& s) {
@@ -142,7 +150,7 @@ int run_train(const Words& words) {
     if (json && launched.rank == 0) print(failure_json("train/1", error, launched.rank) + "\n");
     if (!world) throw error;
     std::fflush(stdout);
-    if (first_to_say()) print_error(error);
+    say_once(error);
     world->leave(error.code, error_line(error));
     return static_cast<int>(error.code);
   }

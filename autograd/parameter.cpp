@@ -1,5 +1,7 @@
 #include "autograd/parameter.h"
 
+#include "autograd/parallel.h"
+
 namespace weft {
 namespace {
 
@@ -15,14 +17,16 @@ void initialise(const ParameterEntry& entry, uint32_t seed) {
   const Tensor values(entry.info.shape, entry.master.dtype(), Device::cpu);
   with_float(values.dtype(), [&]<class T>() {
     T* p = values.data<T>();
-    for (int64_t i = 0; i < n; ++i) {
-      double value = init.scale;
-      if (init.kind == Initializer::Kind::normal) value = init.scale * key.normal(i);
-      if (init.kind == Initializer::Kind::uniform) value = init.scale * (2 * key.uniform(i) - 1);
-      if (init.kind == Initializer::Kind::values) value = init.values[i];
-      // One f32 rounding on every path, so that an f64 store starts from the same numbers.
-      p[i] = static_cast<T>(static_cast<float>(value));
-    }
+    parallel_for(n, 1 << 14, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        double value = init.scale;
+        if (init.kind == Initializer::Kind::normal) value = init.scale * key.normal(i);
+        if (init.kind == Initializer::Kind::uniform) value = init.scale * (2 * key.uniform(i) - 1);
+        if (init.kind == Initializer::Kind::values) value = init.values[i];
+        // One f32 rounding on every path, so that an f64 store starts from the same numbers.
+        p[i] = static_cast<T>(static_cast<float>(value));
+      }
+    });
   });
   entry.master.copy_from(values);
 }

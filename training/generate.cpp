@@ -7,7 +7,8 @@
 namespace weft {
 
 int32_t sample_token(const Tensor& logits, const SamplingOptions& options, uint64_t index) {
-  const std::vector<double> z = to_values(logits);
+  std::vector<double> z = to_values(logits);
+  if (options.vocab > 0 && options.vocab < std::ssize(z)) z.resize(static_cast<size_t>(options.vocab));
   const auto vocab = static_cast<int64_t>(z.size());
   CHECK(vocab > 0, "sample: no logits");
   if (options.temperature == 0) return static_cast<int32_t>(std::max_element(z.begin(), z.end()) - z.begin());

@@ -160,6 +160,7 @@ void Run::sample() {
   const SamplingOptions options{.tokens = recipe_.sample.tokens,
                                 .temperature = recipe_.sample.temperature,
                                 .top_k = recipe_.sample.top_k,
+                                .vocab = tokenizer_->vocab_size(),
                                 .seed = static_cast<uint32_t>(recipe_.sample.seed),
                                 .stop = tokenizer_->eos_id()};
   const std::vector<int32_t> tokens = generate(trainer_->model(), prompt, options);

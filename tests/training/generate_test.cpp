@@ -66,6 +66,14 @@ TEST_F(Generate, GreedyTakesTheLikeliestTokenEachTime) {
   }
 }
 
+// A vocabulary rounded up has rows of the embedding that stand for nothing.
+TEST_F(Generate, DrawsOnlyTokensThatAreText) {
+  const TinyRun padded;
+  const Ran ran = padded.train({"steps=1", "model.vocab=4096", "sample.every=1"});
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_EQ(padded.weft({"generate", "runs/tiny", "--tokens", "50"}).code, 0);
+}
+
 TEST_F(Generate, Refuses) {
   EXPECT_EQ(tiny_->weft({"generate", "."}).code, 64);
   EXPECT_EQ(tiny_->weft({"generate", "absent"}).code, 64);

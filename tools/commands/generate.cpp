@@ -36,6 +36,7 @@ int run_generate(const Words& words) {
     throw Error(Exit::usage, "the run was trained on a task, whose tokens are no text", flags.arguments()[0],
                 "score it with weft eval");
   options.stop = m.tokenizer->eos_id();
+  options.vocab = m.tokenizer->vocab_size();
   std::vector<int32_t> ids = m.tokenizer->encode(prompt);
   if (ids.empty()) ids = {m.tokenizer->eos_id()};
   print(prompt);

@@ -13,6 +13,7 @@
 #include "training/checkpoint/lock.h"
 #include "training/data/baseline.h"
 #include "training/data/loader.h"
+#include "training/device_peak.h"
 #include "training/generate.h"
 #include "training/log/run_log.h"
 #include "training/log/step_timer.h"
@@ -55,6 +56,7 @@ class Run {
   std::vector<std::string> start_from_other();  // the same
   void start_loader();
   bool step();
+  std::optional<double> share_of_peak(double seconds) const;
   void evaluate();
   void sample();
   void save();
@@ -69,6 +71,7 @@ class Run {
   std::optional<RunLog> log_;
   std::shared_ptr<const Tokenizer> tokenizer_;
   std::unique_ptr<Trainer> trainer_;
+  std::optional<double> peak_;  // FLOP/s of the device, where known
   std::optional<Datasets> data_;
   std::optional<SampleOrder> order_;
   std::unique_ptr<Loader> loader_;
@@ -203,6 +206,18 @@ void Run::rewind() {
   start_loader();
 }
 
+// Of the device's arithmetic, by the operations that the last step counted on this rank.
+std::optional<double> Run::share_of_peak(double seconds) const {
+  if (!peak_ || seconds <= 0) return {};
+  const double share = trainer_->step_flops() / seconds / *peak_;
+  if (share > 1)
+    throw Error(Exit::internal,
+                text("accounting mismatch: ", trainer_->step_flops(), " operations in ", seconds,
+                     " s are more than the device can do"),
+                "mfu", "report this: work was counted that was not done");
+  return share;
+}
+
 bool Run::step() {
   fault::set_position(world_ == nullptr ? 0 : world_->rank(), state_.step);
   if (world_ != nullptr) world_->beat(state_.step, "step");
@@ -234,6 +249,7 @@ bool Run::step() {
   record.grad_norm = result.grad_norm;
   record.lr = result.lr;
   record.tokens_per_s = times.tokens_per_s;
+  record.mfu = share_of_peak(times.step_s);
   record.step_s = times.step_s;
   record.data_s = times.data_s;
   record.comm_s = times.comm_s;
@@ -252,6 +268,7 @@ bool Run::step() {
   summary_.loss = result.loss;
   summary_.grad_norm = result.grad_norm;
   summary_.tokens_per_s = pace.tokens_per_s;
+  summary_.mfu = record.mfu.value_or(NAN);
   summary_.peak_bytes = record.peak_bytes;
 
   if (result.rewind) {
@@ -276,6 +293,7 @@ TrainSummary Run::train() {
   tokenizer_ = open_tokenizer(recipe_);
   const int64_t vocab = vocabulary_of(recipe_, *tokenizer_);
   trainer_ = std::make_unique<Trainer>(recipe_, *tokenizer_, world_);
+  peak_ = peak_flops(describe_device(trainer_->store().device()), precision_of(recipe_));
   data_.emplace(open_recipe_data(recipe_, *tokenizer_, vocab));
   order_.emplace(data_->train.order(static_cast<uint64_t>(recipe_.seed), recipe_.data.shuffle));
   const bool resume = prepare_folder();

@@ -23,6 +23,7 @@ struct TrainSummary {
   int64_t step = 0, steps = 0, tokens = 0;
   // NaN: not measured, such as the loss of a resumed run that had no step left.
   double loss = NAN, val_loss = NAN, val_bpb = NAN, baseline_bpb = NAN, grad_norm = NAN, tokens_per_s = NAN;
+  double mfu = NAN;
   double val_accuracy = NAN, val_exact = NAN;  // of a task
   double seconds = 0, first_step_s = 0;
   int64_t peak_bytes = 0;

@@ -23,7 +23,7 @@ std::string to_json(const TrainSummary& s) {
                        {"baseline_bpb", number(s.baseline_bpb)},
                        {"grad_norm", number(s.grad_norm)},
                        {"tokens_per_s", number(s.tokens_per_s)},
-                       {"mfu", nullptr},
+                       {"mfu", number(s.mfu)},
                        {"seconds", number(s.seconds)},
                        {"first_step_s", number(s.first_step_s)},
                        {"peak_bytes", s.peak_bytes},

@@ -41,7 +41,7 @@ choose_preset() {
     fi
     if has_gpu; then
       left_out+=("the CUDA kernels: a GPU, but no toolkit (nvcc) here. NVIDIA's package repository has it:" \
-        "  apt-get install cuda-toolkit-13-0 cudnn9-cuda-13 libnccl-dev, then ./setup.sh again")
+        "  apt-get install cuda-toolkit-13-0, then ./setup.sh again")
     fi
     return
   fi
@@ -50,8 +50,6 @@ choose_preset() {
     return
   fi
   preset=cuda
-  has_cuda_header cudnn.h || left_out+=("cuDNN attention: add it with apt-get install cudnn9-cuda-13")
-  has_cuda_header nccl.h || left_out+=("training on several GPUs: add NCCL with apt-get install libnccl-dev")
 }
 
 check_tools() {

@@ -115,9 +115,6 @@ find_toolkit() {
   return 1
 }
 
-# has_cuda_header cudnn.h
-has_cuda_header() { has_header "$1" || [ -e "$(dirname "$(command -v nvcc)")/../include/$1" ]; }
-
 # Open MPI as root and with more ranks than cores: version 4, then 5.
 mpi_on_a_small_machine() {
   export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1

@@ -71,5 +71,13 @@ TEST(Philox, MomentsOfTheNormal) {
   EXPECT_NEAR(squares / n, 1, 0.04);
 }
 
+TEST(Tensor, ViewsMoveBetweenDevices) {
+  const Tensor x = from_values({3, 4}, Dtype::f64, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11});
+  const Tensor there = x.columns(1, 3).to(Device::cpu), y = zeros({3, 4}, Dtype::f64);
+  EXPECT_EQ(to_values(there), (std::vector<double>{1, 2, 5, 6, 9, 10}));
+  y.columns(2, 4).copy_from(there);
+  EXPECT_EQ(to_values(y), (std::vector<double>{0, 0, 1, 2, 0, 0, 5, 6, 0, 0, 9, 10}));
+}
+
 }  // namespace
 }  // namespace weft

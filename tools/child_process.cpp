@@ -57,6 +57,10 @@ ChildEnd run_child(const ChildProcess& child) {
   sigemptyset(&signals);
   for (int s : {SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGCHLD}) sigaddset(&signals, s);
   sigprocmask(SIG_BLOCK, &signals, &before);
+  if (child.cancelled && child.cancelled()) {
+    sigprocmask(SIG_SETMASK, &before, nullptr);
+    return {.stop = true, .started = false};
+  }
   std::fflush(nullptr);
   const pid_t process = fork();
   if (process < 0) throw Error(Exit::internal, text("cannot start a process: ", std::strerror(errno)));

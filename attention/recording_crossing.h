@@ -33,6 +33,7 @@ class RecordingCrossing : public Crossing {
   Variable operator()(const Halo& part, const Block& block) override;
   Variable operator()(const Carry& part, const Block& block) override;
   Variable total(const Variable& sums) override { return inner_.total(sums); }
+  bool goes_on() const override { return inner_.goes_on(); }
 
   const std::vector<PartCall>& calls() const { return calls_; }
 

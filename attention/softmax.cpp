@@ -166,7 +166,8 @@ SlidingWindow::SlidingWindow(const Config& config, Dimensions dims, const Parame
 
 Halo window_attention(AttentionOptions options, int64_t window) {
   options.window = window;
-  return {window - 1, [options](const Block& block, const Block& before) {
+  return {window - 1,
+          [options](const Block& block, const Block& before) {
             Block keys{{},
                        concatenate({before.position, block.position}, 0).value(),
                        concatenate({before.document, block.document}, 0).value()};
@@ -176,7 +177,8 @@ Halo window_attention(AttentionOptions options, int64_t window) {
             // lse rides along as one more column, since a Halo gives one tensor.
             const Variable lse = cast(reshape(y[1], {y[1].dim(0), y[1].dim(1), 1}), y[0].dtype());
             return concatenate({y[0], lse}, 2);
-          }};
+          },
+          true};
 }
 
 Variable SlidingWindow::forward(const Block& block, Crossing& cross) const {

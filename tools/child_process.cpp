@@ -105,6 +105,10 @@ ChildEnd run_child(const ChildProcess& child) {
   sigemptyset(&signals);
   for (int s : {SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGCHLD}) sigaddset(&signals, s);
   sigprocmask(SIG_BLOCK, &signals, &before);
+  if (child.cancelled && child.cancelled()) {
+    sigprocmask(SIG_SETMASK, &before, nullptr);
+    return {.stop = true, .started = false};
+  }
   std::fflush(nullptr);
   std::optional<ErrReader> reader;
   if (child.on_err) reader.emplace(child.on_err);

@@ -17,11 +17,13 @@ struct ChildProcess {
   // Takes what it writes to stderr, piece by piece on another thread, and at the end nothing; in place of
   // `err`.
   std::function<void(std::string_view)> on_err = {};
+  std::function<bool()> cancelled = {};       // asked last: whether a signal has made it superfluous
 };
 
 struct ChildEnd {
   int wait_status = 0;  // as of waitpid; 127 where the program could not be started
   bool stop = false;    // a signal to stop was passed on
+  bool started = true;
 };
 
 // The first SIGINT, SIGTERM or SIGHUP reaches the child as SIGUSR1, which asks a weft command to save and

@@ -5,10 +5,10 @@
 //   h_t = p beta x_t + q h_{t-1}      y_t = sum over N of gamma h_t / sqrt(N)
 //   p = sigmoid(alpha)                q = 1 - p sigmoid(delta)
 //
-// with alpha, delta, beta, gamma (C, N). The factor 1 / sqrt(N) is not in the paper; it, and which of alpha
-// and delta is in p, are as in the authors' exponential_moving_average.py. Unrolled it is the convolution
-// y_t = sum_{j <= t} kernel[t - j] x_j with kernel[l] = sum over N of gamma p beta q^l / sqrt(N); attention's
-// README has the form by chunks. All is f32 (f64 of f64).
+// with alpha, delta, beta, gamma (C, N). The factor 1 / sqrt(N) is not in the paper but in the
+// authors' exponential_moving_average.py, where alpha and delta have each other's names. Unrolled it is the
+// convolution y_t = sum_{j <= t} kernel[t - j] x_j with kernel[l] = sum over N of gamma p beta q^l / sqrt(N);
+// attention's README has the form by chunks. All is f32 (f64 of f64).
 
 #include "attention/mechanism.h"
 

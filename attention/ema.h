@@ -20,9 +20,10 @@ class DampedEma {
   DampedEma(int64_t channels, int64_t size, const ParameterScope& scope);
 
   // x (T, C) f32 (f64), the tokens of block -> y (T, C). chunk: tokens handled as one product. Documents
-  // that lie here whole, none longer than fft_up_to, are convolved by fast Fourier transforms.
+  // that lie here whole, none longer than fft_up_to, are convolved by fast Fourier transforms. reverse: from
+  // the end of each document to its start.
   Variable operator()(const Variable& x, const Block& block, Crossing& cross, int64_t chunk,
-                      int64_t fft_up_to) const;
+                      int64_t fft_up_to, bool reverse = false) const;
   // One document from its start, token by token.
   Variable recurrence(const Variable& x) const;
   // kernel[l] for l < length, (C, length).

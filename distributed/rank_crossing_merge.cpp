@@ -8,12 +8,6 @@
 namespace weft {
 namespace {
 
-Block gather_block(const Block& block, const Tensor& index) {
-  Block out{{}, gather_rows(block.position, index), gather_rows(block.document, index)};
-  for (const Variable& x : block.x) out.x.push_back(gather_rows(x, index));
-  return out;
-}
-
 // Tokens of this rank with all heads -> tokens of all ranks with this rank's heads, and back. (n, H, D) is
 // cut into (n, P, H/P, D); in between, rows are (P n, H/P, D).
 class HeadTrade {

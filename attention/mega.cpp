@@ -1,5 +1,6 @@
 #include "attention/mega.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 

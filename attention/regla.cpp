@@ -1,5 +1,6 @@
 #include "attention/regla.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "attention/gla.h"

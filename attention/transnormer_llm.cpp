@@ -1,5 +1,6 @@
 #include "attention/transnormer_llm.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "attention/flash_attention.h"

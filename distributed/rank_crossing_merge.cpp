@@ -1,5 +1,6 @@
 #include "distributed/rank_crossing_merge.h"
 
+#include "attention/chunks.h"
 #include "attention/merge.h"
 #include "autograd/ops/arrange.h"
 #include "distributed/collectives.h"

@@ -1,5 +1,6 @@
 #include "autograd/ops/arrange.h"
 
+#include <algorithm>
 #include <numeric>
 
 #include "autograd/layout.h"

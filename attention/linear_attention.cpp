@@ -180,6 +180,11 @@ std::vector<Identity> LinearAttention::identities() const {
                variance += (x - mean) * (x - mean) / static_cast<double>(weights.size());
              return std::abs(variance - 1);
            }},
+          {"for 64 features lln's exponent is that of its authors' line", 0.03,
+           [] {
+             const double slope = 0.14855178144710912, offset = -0.35487039130661086;
+             return std::abs(lln_exponent(64) / std::sqrt((1 - offset) / (2 * slope)) - 1);
+           }},
           {"equals the masked quadratic form (Katharopoulos et al. 2020, eq. 9)", 1e-10, [d] {
              const int64_t n = 37;
              ParameterStore store(Dtype::f64);

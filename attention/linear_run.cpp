@@ -55,8 +55,7 @@ void backward(Backward& b, const Sizes& s) {
   const cuda::LinearAttention shape = problem(s, q, v, offsets, g);
   const Tensor d_o = b.grad(0).contiguous();
   const Tensor d_end = s.ends && b.has_grad(1) ? b.grad(1).contiguous() : Tensor();
-  const Tensor dq = empty(q.shape(), q.dtype(), device), dk = empty(k.shape(), k.dtype(), device),
-               dv = empty(v.shape(), v.dtype(), device);
+  const Tensor dq = b.room(0, q), dk = b.room(1, k), dv = b.room(2, v);
   Tensor dg, workspace, d_start;
   if (g.defined()) {
     dg = empty(g.shape(), Dtype::f32, device);

@@ -22,7 +22,9 @@ struct DeltaRule {
   float scale = 1;                   // > 0
   const float* beta = nullptr;       // (tokens, heads)
   const float* log_decay = nullptr;  // g <= 0 (tokens, heads), or null for none
-  Path path = Path::automatic;       // tiles (mma, wgmma) need bf16 and widths of 64 or 128
+  // mma and wgmma need bf16, widths of 64 or 128 and rows aligned to 16 bytes. automatic takes them wherever
+  // dtype and widths allow, else plain.
+  Path path = Path::automatic;
 };
 
 // Bytes, multiples of 256, that forward leaves for backward: the inverse of every chunk's system and, only
@@ -45,7 +47,8 @@ struct DeltaRuleGradients {
 };
 
 // `kept` as a forward pass over the same inputs left it; d_final_state may be null.
-void delta_rule_backward(const DeltaRule& shape, Rows q, Rows k, Rows v, Rows d_o, const float* d_final_state,
-                         const void* kept, const DeltaRuleGradients& d, void* workspace, cudaStream_t stream);
+void delta_rule_backward(const DeltaRule& shape, Rows q, Rows k, Rows v, const float* initial_state, Rows d_o,
+                         const float* d_final_state, const void* kept, const DeltaRuleGradients& d,
+                         void* workspace, cudaStream_t stream);
 
 }  // namespace weft::cuda

@@ -38,4 +38,27 @@ void delta_reverse(const DeltaStages& s, bool wgmma, Rows q, Rows k, Rows d_o, c
 void delta_gradient(const DeltaStages& s, bool wgmma, Rows q, Rows k, Rows v, Rows d_o,
                     const DeltaRuleGradients& d, cudaStream_t stream);
 
+// The token by token form (delta_plain.cu), any width up to 256, bf16 or f32.
+struct DeltaPlain {
+  int64_t tokens = 0;
+  int documents = 1;
+  const int* offsets = nullptr;
+  int heads = 0, d_k = 0, d_v = 0;
+  float scale = 1;
+  const float *beta = nullptr, *log_decay = nullptr;
+  Rows q, k, v, d_o;
+  const float *state = nullptr, *d_end_state = nullptr;
+  MutableRows o;
+  float* end_state = nullptr;
+  float* error = nullptr;  // v_t - S^T k_t, (tokens, heads, d_v); null: not kept
+  // Scratch of the backward pass.
+  float* d_write = nullptr;                    // dL/du, (tokens, heads, d_v)
+  float* d_k_write = nullptr;                  // (tokens, heads, d_k)
+  float *gate_q = nullptr, *gate_k = nullptr;  // row sums, (d_k / 32, tokens, heads)
+  float* gate_end = nullptr;                   // (plain_end_parts(d_k), documents, heads)
+  DeltaRuleGradients d;
+};
+void delta_plain_forward(const DeltaPlain& p, Dtype dtype, cudaStream_t stream);
+void delta_plain_backward(const DeltaPlain& p, Dtype dtype, cudaStream_t stream);
+
 }  // namespace weft::cuda

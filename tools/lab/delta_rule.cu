@@ -52,7 +52,7 @@ extern "C" int delta_forward_pass(const DeltaArguments* a, cudaStream_t stream) 
 
 extern "C" int delta_backward_pass(const DeltaArguments* a, cudaStream_t stream) {
   return guarded([&] {
-    delta_rule_backward(shape_of(*a), a->q, a->k, a->v, a->d_o, a->d_final_state, a->kept,
+    delta_rule_backward(shape_of(*a), a->q, a->k, a->v, a->initial_state, a->d_o, a->d_final_state, a->kept,
                         {a->d_q, a->d_k_rows, a->d_v_rows, a->d_beta, a->d_log_decay, a->d_initial_state},
                         a->workspace, stream);
   });

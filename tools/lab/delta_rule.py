@@ -263,12 +263,19 @@ def stages():
 
 
 def check():
-    good = True
-    for path in ("mma", "wgmma"):
-        for d_k, d_v in ((64, 64), (128, 64), (64, 128), (128, 128)):
+    good, f32 = True, torch.float32
+    tiled = ((64, 64), (128, 64), (64, 128), (128, 128))
+    for path, dtype, limit, widths in (
+        ("plain", f32, 2e-5, ((64, 64), (48, 80), (3, 130))),
+        ("plain", BF16, 4e-3, ((48, 80),)),
+        ("mma", BF16, 1e-2, tiled),
+        ("wgmma", BF16, 1e-2, tiled),
+    ):
+        for d_k, d_v in widths:
             for gate in GATES:
-                p = Problem([200, 0, 1, 129, 64, 77], 2, d_k, d_v, gate, alike=0.3)
-                good &= show(f"{path} {d_k}x{d_v} {gate}", errors(p.call(path), p.definition()), 1e-2)
+                p = Problem([200, 0, 1, 129, 64, 77], 2, d_k, d_v, gate, dtype, alike=0.3)
+                label = f"{path} {str(dtype)[6:]} {d_k}x{d_v} {gate}"
+                good &= show(label, errors(p.call(path), p.definition()), limit)
     p = Problem([257] * 3, 3, 128, 128, "days", states=False, equal=True)
     first = {n: x.clone() for n, x in p.call("automatic").items() if x is not None}
     good &= show("equal documents, no states", errors(first, p.definition()), 1e-2)

@@ -41,7 +41,12 @@ __device__ inline DeltaChunk chunk_of(const DeltaStages& s, int slot) {
   return {low, max(0, min(delta_tokens, range.y - start)), range.x + start};
 }
 
-// copies, by all threads of a block
+// copies
+
+// Those that share a copy: all threads of a block, or `count` of them.
+struct Crew {
+  int index = threadIdx.x, count = blockDim.x;
+};
 
 __device__ inline void fetch_16(uint32_t shared, const void* from, bool inside) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(inside ? 16 : 0)
@@ -50,8 +55,8 @@ __device__ inline void fetch_16(uint32_t shared, const void* from, bool inside) 
 // Rows at and after `valid` become zero.
 template <int C>
 __device__ void fetch_rows(Tile<delta_tokens, C> tile, const Rows& rows, int64_t token0, int valid,
-                           int64_t column) {
-  for (int i = threadIdx.x; i < delta_tokens * C / 8; i += blockDim.x) {
+                           int64_t column, Crew crew = {}) {
+  for (int i = crew.index; i < delta_tokens * C / 8; i += crew.count) {
     const int row = i / (C / 8), unit = i % (C / 8);
     const int64_t at = (token0 + (row < valid ? row : 0)) * rows.pitch + column + unit * 8;
     fetch_16(tile.at(row, unit), static_cast<const __nv_bfloat16*>(rows.data) + at, row < valid);
@@ -59,30 +64,42 @@ __device__ void fetch_rows(Tile<delta_tokens, C> tile, const Rows& rows, int64_t
 }
 template <int C>
 __device__ void store_rows(const MutableRows& rows, int64_t token0, int valid, int64_t column,
-                           Tile<delta_tokens, C> tile) {
-  for (int i = threadIdx.x; i < valid * (C / 8); i += blockDim.x) {
+                           Tile<delta_tokens, C> tile, Crew crew = {}) {
+  for (int i = crew.index; i < valid * (C / 8); i += crew.count) {
     const int row = i / (C / 8), unit = i % (C / 8);
     const int64_t at = (token0 + row) * rows.pitch + column + unit * 8;
     *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(rows.data) + at) = load_shared(tile.at(row, unit));
   }
 }
-__device__ inline void fetch_image(uint32_t shared, const void* from, int bytes) {
-  for (int i = threadIdx.x * 16; i < bytes; i += blockDim.x * 16)
-    fetch_16(shared + i, static_cast<const char*>(from) + i, true);
+// A tile as it lies, `unit` tiles of its size behind `from`.
+template <int R, int C>
+__device__ void fetch_tile(Tile<R, C> tile, const char* from, int64_t unit, Crew crew = {}) {
+  from += unit * tile.bytes;
+  for (int i = crew.index * 16; i < tile.bytes; i += crew.count * 16)
+    fetch_16(tile.address + i, from + i, true);
 }
-__device__ inline void store_image(char* to, uint32_t shared, int bytes) {
-  for (int i = threadIdx.x * 16; i < bytes; i += blockDim.x * 16)
-    *reinterpret_cast<uint4*>(to + i) = load_shared(shared + i);
+template <int R, int C>
+__device__ void store_tile(char* to, int64_t unit, Tile<R, C> tile, Crew crew = {}) {
+  to += unit * tile.bytes;
+  for (int i = crew.index * 16; i < tile.bytes; i += crew.count * 16)
+    *reinterpret_cast<uint4*>(to + i) = load_shared(tile.address + i);
+}
+__device__ inline void fetch_gates(const DeltaStages& s, float* gates, int64_t unit) {
+  if (threadIdx.x < 32)
+    fetch_16(shared_address(gates) + threadIdx.x * 16, s.gates + unit * 128 + threadIdx.x * 4, true);
 }
 __device__ inline void wait_fetched() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-// A barrier of the block behind which tiles may be read by products.
+// A barrier of the block, or of this warpgroup, behind which products may read what was written to tiles.
 template <class Products>
-__device__ void publish_tiles() {
+__device__ void publish_tiles(bool block = true) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   if constexpr (std::is_same_v<Products, WarpgroupProducts>) publish_shared();
 #endif
-  __syncthreads();
+  if (block)
+    __syncthreads();
+  else
+    sync_threads(1 + threadIdx.x / 128, 128);
 }
 
 // All batches done, and `d` final.
@@ -119,6 +136,16 @@ __device__ Operand<64> weigh(const Accumulator<64>& scores, const float* level, 
     }
   }
   return p;
+}
+
+// tile = p
+__device__ inline void store(SquareTile tile, const Operand<64>& p) {
+  const Lane lane;
+#pragma unroll
+  for (int k = 0; k < 4; ++k)
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      store_shared(tile.at(lane.row() + (i % 2) * 8, 2 * k + i / 2) + 4 * lane.t, p.x[k][i]);
 }
 
 // The operand tile^T.

@@ -3,6 +3,9 @@
 //   reader     dq: tokens as they read the memory at their query
 //   corrector  dk, first part, and dbeta: as they read it at their key
 //   writer     dk, second part: as they write at their key
+// A block goes through many chunks, and fetches the tiles of the next one as places fall free.
+
+#include <algorithm>
 
 #include "attention/kernels/delta_chunk.cuh"
 
@@ -18,19 +21,20 @@ template <int D_k, int D_v>
 struct Memory {
   using Keys = Tile<64, D_k>;
   using Values = Tile<64, D_v>;
-  static constexpr int state_bytes = D_k * D_v * 2;
+  using States = Tile<D_v, D_k>;  // transposed, in parts of 64 columns of v that lie one after another
   static constexpr int bytes =
-      2 * Keys::bytes + 4 * Values::bytes + 2 * state_bytes + (2 * 64 + 5 * 64 + threads / 32) * 4;
+      2 * Keys::bytes + 4 * Values::bytes + 4 * States::bytes + (2 * 64 + 5 * 64 + threads / 32) * 4;
 
   Keys q, k;
   Values v, d_o, writes, d_rhs;
-  uint32_t state, d_state;  // transposed, in tiles of 64 columns of v
+  States state, d_state;
+  float* exchange;  // over the two: 64 D_k floats
   float *level, *beta;
   float *of_q, *of_k, *of_write, *of_end, *d_beta;  // row sums, one a token
   float* of_state;                                  // one a warp
-  float* exchange;                                  // over the states: 64 D_k floats
 
-  __device__ explicit Memory(char* raw) {
+  // Of two places for the states, turn says which.
+  __device__ Memory(char* raw, int turn) {
     uint32_t next = shared_address(raw);
     auto take = [&](int size) {
       const uint32_t address = next;
@@ -40,16 +44,17 @@ struct Memory {
     q.address = take(q.bytes), k.address = take(k.bytes);
     v.address = take(v.bytes), d_o.address = take(v.bytes);
     writes.address = take(v.bytes), d_rhs.address = take(v.bytes);
-    exchange = reinterpret_cast<float*>(raw + (next - shared_address(raw)));
-    state = take(state_bytes), d_state = take(state_bytes);
+    state.address = take(4 * state.bytes) + turn * 2 * state.bytes;
+    d_state.address = state.address + state.bytes;
+    exchange = reinterpret_cast<float*>(raw + (state.address - shared_address(raw)));
     level = reinterpret_cast<float*>(raw + (next - shared_address(raw)));
     beta = level + 64;
     of_q = level + 128, of_k = level + 192, of_write = level + 256, of_end = level + 320,
     d_beta = level + 384;
     of_state = level + 448;
   }
-  __device__ Tile<64, D_k> part_of(uint32_t states, int split) const {
-    return {states + split * Tile<64, D_k>::bytes};
+  __device__ static Tile<64, D_k> part_of(States states, int split) {
+    return {states.address + split * Tile<64, D_k>::bytes};
   }
 };
 
@@ -92,7 +97,8 @@ __device__ inline void write_rows(float* to, float2 x) {
 // out = left * states, scores = left * right^T, summed over the columns of v.
 template <class Products, int D_k, int D_v>
 __device__ void read_states(Accumulator<D_k>& out, Accumulator<64>& scores, Tile<64, D_v> left,
-                            Tile<64, D_v> right, const Memory<D_k, D_v>& m, uint32_t states) {
+                            Tile<64, D_v> right, const Memory<D_k, D_v>& m,
+                            typename Memory<D_k, D_v>::States states) {
   out.fill(0);
   Products::start(out), Products::start(scores);
 #pragma unroll
@@ -191,86 +197,121 @@ __device__ void store_numbers(const DeltaStages& s, const DeltaChunk& at, int he
   }
 }
 
-template <bool Wgmma, int D_k, int D_v>
-__global__ void __launch_bounds__(threads)
-    delta_gradient_kernel(const __grid_constant__ DeltaStages s, Rows q, Rows k, Rows v, Rows d_o,
-                          const __grid_constant__ DeltaRuleGradients d) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  using Products = std::conditional_t<Wgmma, WarpgroupProducts, WarpProducts>;
-#else
-  using Products = WarpProducts;
-#endif
-  const int slot = blockIdx.x / s.heads, head = blockIdx.x % s.heads, role = threadIdx.x / 128;
-  const int64_t unit = blockIdx.x;
-  const DeltaChunk at = chunk_of(s, slot);
-  if (at.valid == 0) return;
-
-  extern __shared__ __align__(1024) char raw[];
-  const Memory<D_k, D_v> m(raw);
-  const int64_t column_k = int64_t(head) * D_k, column_v = int64_t(head) * D_v;
-  fetch_rows(m.d_o, d_o, at.token0, at.valid, column_v);
-  fetch_image(m.writes.address, s.writes + unit * m.writes.bytes, m.writes.bytes);
-  fetch_image(m.d_rhs.address, s.d_rhs + unit * m.writes.bytes, m.writes.bytes);
-  fetch_image(m.state, s.states + unit * m.state_bytes, m.state_bytes);
-  fetch_image(m.d_state, s.d_states + unit * m.state_bytes, m.state_bytes);
-  fetch_rows(m.k, k, at.token0, at.valid, column_k);
-  fetch_rows(m.q, q, at.token0, at.valid, column_k);
-  fetch_rows(m.v, v, at.token0, at.valid, column_v);
-  fetch_image(shared_address(m.level), s.gates + unit * 128, 128 * 4);
-  wait_fetched();
-  publish_tiles<Products>();
-
-  Accumulator<D_k> out;
-  if (role == 0)
-    reader<Products>(out, m, s.scale);
-  else if (role == 1)
-    corrector<Products>(out, m);
-  else
-    writer<Products>(out, m, s.scale);
-  {
-    float sum = 0;  // <S, dS> / scale
-    for (int i = threadIdx.x * 16; i < m.state_bytes; i += threads * 16) {
-      const uint4 x = load_shared(m.state + i), y = load_shared(m.d_state + i);
-      auto add = [&](uint32_t a, uint32_t b) {
-        const float2 of_a = unpack(a), of_b = unpack(b);
-        sum += of_a.x * of_b.x + of_a.y * of_b.y;
-      };
-      add(x.x, y.x), add(x.y, y.y), add(x.z, y.z), add(x.w, y.w);
-    }
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
-    if (threadIdx.x % 32 == 0) m.of_state[threadIdx.x / 32] = sum;
+// <S, dS> / scale, a part a warp.
+template <int D_k, int D_v>
+__device__ void multiply_states(const Memory<D_k, D_v>& m) {
+  float sum = 0;
+  auto add = [&](uint32_t a, uint32_t b) {
+    const float2 x = unpack(a), y = unpack(b);
+    sum += x.x * y.x + x.y * y.y;
+  };
+  for (int i = threadIdx.x * 16; i < m.state.bytes; i += threads * 16) {
+    const uint4 x = load_shared(m.state.address + i), y = load_shared(m.d_state.address + i);
+    add(x.x, y.x), add(x.y, y.y), add(x.z, y.z), add(x.w, y.w);
   }
-  __syncthreads();
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
+  if (threadIdx.x % 32 == 0) m.of_state[threadIdx.x / 32] = sum;
+}
 
-  // dv = beta R
+// dv = beta R
+template <int D_k, int D_v>
+__device__ void store_d_values(const MutableRows& rows, const DeltaChunk& at, int64_t column,
+                               const Memory<D_k, D_v>& m) {
   for (int i = threadIdx.x; i < at.valid * (D_v / 8); i += threads) {
-    const int row = i / (D_v / 8), of = i % (D_v / 8);
-    const uint4 r = load_shared(m.d_rhs.at(row, of));
+    const int row = i / (D_v / 8), unit = i % (D_v / 8);
+    const uint4 r = load_shared(m.d_rhs.at(row, unit));
     const float b = m.beta[row];
     auto times = [&](uint32_t pair) {
       const float2 x = unpack(pair);
       return pack(b * x.x, b * x.y);
     };
-    auto* to = static_cast<__nv_bfloat16*>(d.v.data) + (at.token0 + row) * d.v.pitch + column_v + of * 8;
+    auto* to = static_cast<__nv_bfloat16*>(rows.data) + (at.token0 + row) * rows.pitch + column + unit * 8;
     *reinterpret_cast<uint4*>(to) = {times(r.x), times(r.y), times(r.z), times(r.w)};
   }
-  if (threadIdx.x < 32) store_numbers(s, at, head, m, d.beta, d.log_decay);
-  float* mine = m.exchange + threadIdx.x % 128;
-  if (role == 0) store(m.q, 0, out);
-  if (role == 1) {
+}
+
+template <bool Wgmma, int D_k, int D_v>
+__global__ void __launch_bounds__(threads)
+    delta_gradient_kernel(const __grid_constant__ DeltaStages s, Rows q, Rows k, Rows v, Rows d_o,
+                          const __grid_constant__ DeltaRuleGradients d, int units) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  using Products = std::conditional_t<Wgmma, WarpgroupProducts, WarpProducts>;
+#else
+  using Products = WarpProducts;
+#endif
+  extern __shared__ __align__(1024) char raw[];
+  const int role = threadIdx.x / 128;
+  auto head_of = [&](int unit) { return unit % s.heads; };
+  // The next chunk and head of this block, from `unit` on, that hold tokens.
+  auto find = [&](int unit, DeltaChunk& at) {
+    for (; unit < units; unit += gridDim.x) {
+      at = chunk_of(s, unit / s.heads);
+      if (at.valid > 0) break;
+    }
+    return unit;
+  };
+  auto fetch_states = [&](int unit, int turn) {
+    const Memory<D_k, D_v> m(raw, turn);
+    fetch_tile(m.state, s.states, unit);
+    fetch_tile(m.d_state, s.d_states, unit);
+  };
+  auto fetch_values = [&](int unit, const DeltaChunk& at) {
+    const Memory<D_k, D_v> m(raw, 0);
+    fetch_rows(m.d_o, d_o, at.token0, at.valid, int64_t(head_of(unit)) * D_v);
+    fetch_rows(m.v, v, at.token0, at.valid, int64_t(head_of(unit)) * D_v);
+    fetch_tile(m.writes, s.writes, unit);
+  };
+  auto fetch_rest = [&](int unit, const DeltaChunk& at) {
+    const Memory<D_k, D_v> m(raw, 0);
+    fetch_tile(m.d_rhs, s.d_rhs, unit);
+    fetch_rows(m.k, k, at.token0, at.valid, int64_t(head_of(unit)) * D_k);
+    fetch_rows(m.q, q, at.token0, at.valid, int64_t(head_of(unit)) * D_k);
+    fetch_gates(s, m.level, unit);
+  };
+
+  DeltaChunk at, next_at;
+  int unit = find(blockIdx.x, at);
+  if (unit < units) fetch_states(unit, 0), fetch_values(unit, at), fetch_rest(unit, at);
+  for (int turn = 0; unit < units; turn ^= 1) {
+    const Memory<D_k, D_v> m(raw, turn);
+    const int head = head_of(unit), next = find(unit + gridDim.x, next_at);
+    wait_fetched();
+    publish_tiles<Products>();
+    if (next < units) fetch_states(next, turn ^ 1);
+
+    Accumulator<D_k> out;
+    if (role == 0)
+      reader<Products>(out, m, s.scale);
+    else if (role == 1)
+      corrector<Products>(out, m);
+    else
+      writer<Products>(out, m, s.scale);
+    multiply_states(m);
+    __syncthreads();
+    if (next < units) fetch_values(next, next_at);
+
+    store_d_values(d.v, at, int64_t(head) * D_v, m);
+    if (threadIdx.x < 32) store_numbers(s, at, head, m, d.beta, d.log_decay);
+    float* mine = m.exchange + threadIdx.x % 128;
+    if (role == 0) store(m.q, 0, out);
+    if (role == 1) {
 #pragma unroll
-    for (int i = 0; i < D_k / 2; ++i) mine[i * 128] = out.x[i / 4][i % 4];
-  }
-  __syncthreads();
-  if (role == 2) {
+      for (int i = 0; i < D_k / 2; ++i) mine[i * 128] = out.x[i / 4][i % 4];
+    }
+    __syncthreads();
+    if (role == 2) {
 #pragma unroll
-    for (int i = 0; i < D_k / 2; ++i) out.x[i / 4][i % 4] += mine[i * 128];
-    store(m.k, 0, out);
+      for (int i = 0; i < D_k / 2; ++i) out.x[i / 4][i % 4] += mine[i * 128];
+      store(m.k, 0, out);
+    }
+    __syncthreads();
+    store_rows(d.q, at.token0, at.valid, int64_t(head) * D_k, m.q);
+    store_rows(d.k, at.token0, at.valid, int64_t(head) * D_k, m.k);
+    __syncthreads();
+    if (next < units) fetch_rest(next, next_at);
+    unit = next, at = next_at;
   }
-  __syncthreads();
-  store_rows(d.q, at.token0, at.valid, column_k, m.q);
-  store_rows(d.k, at.token0, at.valid, column_k, m.k);
 }
 
 // launchers
@@ -282,8 +323,12 @@ void launch(const DeltaStages& s, Rows q, Rows k, Rows v, Rows d_o, const DeltaR
   constexpr int bytes = Memory<D_k, D_v>::bytes;
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
              "delta rule (gradient)");
-  const auto blocks = static_cast<unsigned>(delta_slots(s.tokens, s.documents) * s.heads);
-  kernel<<<blocks, threads, bytes, stream>>>(s, q, k, v, d_o, d);
+  int device = 0, processors = 0;
+  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  check_cuda(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
+             "cudaDeviceGetAttribute");
+  const int units = static_cast<int>(delta_slots(s.tokens, s.documents) * s.heads);
+  kernel<<<std::min(units, processors), threads, bytes, stream>>>(s, q, k, v, d_o, d, units);
   check_cuda(cudaGetLastError(), "delta rule (gradient)");
 }
 

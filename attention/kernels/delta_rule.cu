@@ -82,6 +82,7 @@ Kept kept_by(const DeltaRule& p, char* base, bool backward_follows) {
   Area area{base};
   s.gates = reinterpret_cast<float*>(area.take(units * 2 * 64 * 4));
   s.inverse = area.take(units * 64 * 64 * 2);
+  s.scores = area.take(units * 64 * 64 * 2);
   if (backward_follows) {
     s.writes = area.take(units * 64 * p.d_v * 2);
     s.states = area.take(units * p.d_k * p.d_v * 2);
@@ -143,7 +144,7 @@ void delta_rule_forward(const DeltaRule& p, Rows q, Rows k, Rows v, const float*
     return delta_plain_forward(s, p.dtype, stream);
   }
   const DeltaStages s = kept_by(p, static_cast<char*>(kept), backward_follows).stages;
-  if (p.tokens > 0) delta_inverse(s, k, stream);
+  if (p.tokens > 0) delta_inverse(s, q, k, stream);
   delta_forward(s, path == Path::wgmma, q, k, v, initial_state, o, final_state, stream);
 }
 

@@ -17,6 +17,7 @@ struct DeltaStages {
   // By slot (delta_chunk.cuh) and head:
   float* gates = nullptr;    // the decay's log2 summed over the chunk (64), then beta (64); zero past the end
   char* inverse = nullptr;   // T = (I + A)^-1, bf16 (64, 64)
+  char* scores = nullptr;    // P_ij = scale exp(c_i - c_j) (q_i . k_j) for j <= i, bf16 (64, 64)
   char* writes = nullptr;    // U, bf16 (64, d_v); null: not kept
   char* states = nullptr;    // S^T before the chunk, bf16 (d_v / 64, 64, d_k); null: not kept
   char* d_rhs = nullptr;     // R = T^T dU, like writes
@@ -26,9 +27,9 @@ struct DeltaStages {
 // Chunks have slots, some of which stay empty.
 inline int64_t delta_slots(int64_t tokens, int documents) { return tokens / 64 + documents; }
 
-// gates and inverse, for all chunks at once
-void delta_inverse(const DeltaStages& s, Rows k, cudaStream_t stream);
-// Chunk by chunk: o, the final state, and writes and states where they are kept.
+// gates, inverse and scores, for all chunks at once
+void delta_inverse(const DeltaStages& s, Rows q, Rows k, cudaStream_t stream);
+// Chunk by chunk, from inverse and scores: o, the final state, and writes and states where they are kept.
 void delta_forward(const DeltaStages& s, bool wgmma, Rows q, Rows k, Rows v, const float* state_in,
                    MutableRows o, float* state_out, cudaStream_t stream);
 // Chunk by chunk from the end: d_rhs, d_states, the initial state's gradient.

@@ -18,12 +18,11 @@ bool has_tiles(int width) { return width == 64 || width == 128; }
 
 bool aligned(const Rows& r) { return reinterpret_cast<uintptr_t>(r.data) % 16 == 0 && r.pitch % 8 == 0; }
 
-bool hopper() {
-  int device = 0, major = 0;
+int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
   check_cuda(cudaGetDevice(&device), "cudaGetDevice");
-  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
-             "cudaDeviceGetAttribute");
-  return major == 9;
+  check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
+  return value;
 }
 
 void check(const DeltaRule& p) {
@@ -47,7 +46,8 @@ Path choose(const DeltaRule& p) {
   require(p.path == Path::automatic || p.path == Path::plain || tiles,
           "this path needs bf16 and widths of 64 or 128", "use Path::automatic");
   if (p.path != Path::automatic) return p.path;
-  return !tiles ? Path::plain : hopper() ? Path::wgmma : Path::mma;
+  if (!tiles || device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) < 227 * 1024) return Path::plain;
+  return device_attribute(cudaDevAttrComputeCapabilityMajor) == 9 ? Path::wgmma : Path::mma;
 }
 
 void check(const char* name, const Rows& r, int heads, int width, Path path) {

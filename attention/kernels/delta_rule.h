@@ -22,8 +22,8 @@ struct DeltaRule {
   float scale = 1;                   // > 0
   const float* beta = nullptr;       // (tokens, heads)
   const float* log_decay = nullptr;  // g <= 0 (tokens, heads), or null for none
-  // mma and wgmma need bf16, widths of 64 or 128 and rows aligned to 16 bytes. automatic takes them wherever
-  // dtype and widths allow, else plain.
+  // mma and wgmma need bf16, widths of 64 or 128, rows aligned to 16 bytes and 227 KB of shared memory a
+  // block. automatic takes them wherever dtype, widths and device allow, else plain.
   Path path = Path::automatic;
 };
 

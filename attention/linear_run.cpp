@@ -35,7 +35,9 @@ cuda::LinearAttention problem(const Sizes& s, const Tensor& q, const Tensor& v, 
           .dtype = q.dtype(),
           .scale = s.scale,
           .log_decay = g.defined() ? static_cast<const float*>(g.raw()) : nullptr,
-          .gated = g.defined()};
+          .gate = !g.defined()    ? cuda::Gate::fixed
+                  : g.rank() == 2 ? cuda::Gate::head
+                                  : cuda::Gate::channel};
 }
 
 cuda::Rows rows_of(const Tensor& x) { return {x.raw(), x.pitch()}; }
@@ -83,6 +85,8 @@ LinearRun linear_run(const Variable& q, const Variable& k, const Variable& v, co
   CHECK(q.rank() == 3 && k.shape() == q.shape() && v.rank() == 3 && v.dim(1) == q.dim(1) &&
             v.dtype() == q.dtype() && k.dtype() == q.dtype(),
         "linear_run: q ", q.shape(), ", k ", k.shape(), ", v ", v.shape());
+  CHECK(!gate.defined() || gate.shape() == Shape{q.dim(0), q.dim(1)} || gate.shape() == q.shape(),
+        "linear_run: q ", q.shape(), ", g ", gate.shape());
   const Variable g = gate.defined() ? cast(gate, Dtype::f32) : gate;
   std::vector<int32_t> ends{0};
   for (const Segment& s : layout.segments) ends.push_back(ends.back() + static_cast<int32_t>(s.size()));

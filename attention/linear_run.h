@@ -15,9 +15,9 @@ struct LinearRun {
 };
 
 // S_t = e^{g_t} S_{t-1} + k_t v_t^T, o_t = scale S_t^T q_t, from S = start before the first token of a
-// segment.
-//   q, k (N, H, Dk), v (N, H, Dv), g (N, H) <= 0 or undefined for none, start like `end` or undefined for
-//   zero
+// segment. A gate for each channel, (N, H, Dk), stands for a diagonal matrix.
+//   q, k (N, H, Dk), v (N, H, Dv), g <= 0: (N, H), (N, H, Dk) or undefined for none, start like `end` or
+//   undefined for zero
 LinearRun linear_run(const Variable& q, const Variable& k, const Variable& v, const Variable& g,
                      const Variable& start, double scale, const Layout& layout, bool want_end);
 

@@ -1,6 +1,7 @@
 #include "attention/linear_run.h"
 
 #include "autograd/flops.h"
+#include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
 #ifdef WEFT_CUDA
 #include "attention/kernels/linear_attention.h"
@@ -10,10 +11,6 @@
 namespace weft {
 
 #ifdef WEFT_CUDA
-
-bool has_linear_run(Device device, Dtype dtype) {
-  return device == Device::cuda && (dtype == Dtype::bf16 || dtype == Dtype::f32);
-}
 
 namespace {
 
@@ -113,14 +110,31 @@ LinearRun linear_run(const Variable& q, const Variable& k, const Variable& v, co
   return {recorded[0], want_end ? recorded[1] : Variable()};
 }
 
-#else
+void use_linear_run(Scan& scan, double scale, bool gated, int64_t key, int64_t value, Dtype dtype,
+                    Device device) {
+  if (device != Device::cuda || dtype == Dtype::f64 || key > 256 || value > 256) return;
+  scan.run = [=, identity = scan.identity](const Block& b, const Layout& layout, const State& start,
+                                           bool want_end) {
+    const Dtype narrow = b.x[2].dtype(),
+                common = b.x[0].dtype() == narrow ? narrow : Dtype::f32;  // of features
+    const LinearRun ran = linear_run(cast(b.x[0], common), cast(b.x[1], common), cast(b.x[2], common),
+                                     gated ? b.x[3] : Variable(), start.empty() ? Variable() : start[1],
+                                     scale, layout, want_end);
+    const Variable o = cast(ran.o, narrow);
+    if (!want_end) return Scan::Ran{o, {}};
+    const std::vector<int32_t> same(layout.segments.size(), 0);
+    return Scan::Ran{o, {gather_rows(identity()[0], from_ints(same, device)), ran.end}};
+  };
+}
 
-bool has_linear_run(Device, Dtype) { return false; }
+#else
 
 LinearRun linear_run(const Variable&, const Variable&, const Variable&, const Variable&, const Variable&,
                      double, const Layout&, bool) {
   throw Error(Exit::internal, "this build has no kernel for linear attention");
 }
+
+void use_linear_run(Scan&, double, bool, int64_t, int64_t, Dtype, Device) {}
 
 #endif
 

@@ -2,12 +2,9 @@
 // Decayed linear attention over whole segments in one pass of one kernel (attention/kernels), for devices
 // that have it. What a Scan derives from chunks, with nothing stored between them.
 
-#include "autograd/layout.h"
-#include "autograd/tape.h"
+#include "attention/part.h"
 
 namespace weft {
-
-bool has_linear_run(Device device, Dtype dtype);
 
 struct LinearRun {
   Variable o;    // (N, H, Dv), in v's dtype
@@ -20,5 +17,10 @@ struct LinearRun {
 //   undefined for zero
 LinearRun linear_run(const Variable& q, const Variable& k, const Variable& v, const Variable& g,
                      const Variable& start, double scale, const Layout& layout, bool want_end);
+
+// Gives a scan over q, k, v and, if gated, g, with the state {transition, S}, its `run` where the device has
+// the kernel: in bf16 and f32, keys and values of up to 256.
+void use_linear_run(Scan& scan, double scale, bool gated, int64_t key, int64_t value, Dtype dtype,
+                    Device device);
 
 }  // namespace weft

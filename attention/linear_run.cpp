@@ -82,8 +82,9 @@ LinearRun linear_run(const Variable& q, const Variable& k, const Variable& v, co
   CHECK(q.rank() == 3 && k.shape() == q.shape() && v.rank() == 3 && v.dim(1) == q.dim(1) &&
             v.dtype() == q.dtype() && k.dtype() == q.dtype(),
         "linear_run: q ", q.shape(), ", k ", k.shape(), ", v ", v.shape());
-  CHECK(!gate.defined() || gate.shape() == Shape{q.dim(0), q.dim(1)} || gate.shape() == q.shape(),
-        "linear_run: q ", q.shape(), ", g ", gate.shape());
+  const Shape one_a_head{q.dim(0), q.dim(1)};
+  CHECK(!gate.defined() || gate.shape() == one_a_head || gate.shape() == q.shape(), "linear_run: q ",
+        q.shape(), ", g ", gate.shape());
   const Variable g = gate.defined() ? cast(gate, Dtype::f32) : gate;
   std::vector<int32_t> ends{0};
   for (const Segment& s : layout.segments) ends.push_back(ends.back() + static_cast<int32_t>(s.size()));

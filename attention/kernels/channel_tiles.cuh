@@ -179,4 +179,42 @@ __device__ void load_columns(uint32_t (&x)[4], Tile<chunk, D_c> c, int row0, int
   load_matrices_transposed(x, c.at(row0 + l / 16 * 8 + l % 8, 2 * warp + l / 8 % 2));
 }
 
+// Shared memory of a block of threads: two stages of a chunk's rows, the scores, and, if the gate is of a's
+// channels, the decay over each block of tokens.
+template <GateOf gate, int D_a, int D_c>
+struct ChannelMemory {
+  static constexpr int D_gate = gate == GateOf::a ? D_a : D_c, parts = D_a / 64;
+  struct Stage {
+    Tile<chunk, D_a> a, b;
+    Tile<chunk, D_c> c;
+    Gates<D_gate> gates;
+  };
+  static constexpr int stage_bytes =
+      2 * Tile<chunk, D_a>::bytes + Tile<chunk, D_c>::bytes + Gates<D_gate>::bytes;
+  static constexpr int totals_bytes = gate == GateOf::a ? blocks * D_a * 4 : 0;
+  static constexpr int bytes = 2 * stage_bytes + ScoreParts<parts>::bytes + totals_bytes;
+
+  uint32_t address;
+  __device__ Stage stage(int n) const {
+    const uint32_t a = address + n % 2 * stage_bytes, b = a + Tile<chunk, D_a>::bytes,
+                   c = b + Tile<chunk, D_a>::bytes;
+    return {{a}, {b}, {c}, {c + Tile<chunk, D_c>::bytes}};
+  }
+  __device__ ScoreParts<parts> scores() const { return {address + 2 * stage_bytes}; }
+  // of_a: the decay over a block, f32 (blocks, D_a)
+  __device__ uint32_t total(int n, int channel) const {
+    return scores().address + ScoreParts<parts>::bytes + (n * D_a + channel) * 4;
+  }
+};
+
+__device__ inline uint32_t weighted(uint32_t pair, float2 weight) {
+  const float2 v = unpack(pair);
+  return pack(v.x * weight.x, v.y * weight.y);
+}
+__device__ inline float2 exp2_between(float2 near, float2 far) {
+  return {exp2_fast(near.x - far.x), exp2_fast(near.y - far.y)};
+}
+// The decay from one to the other if it goes there, else something finite.
+__device__ inline float decay_between(float near, float far) { return exp2_fast(fminf(near - far, 0.f)); }
+
 }  // namespace weft::cuda

@@ -97,15 +97,9 @@ __device__ void step_a(WarpState<D_a>& state, const Place& at, const M& memory, 
       WarpProducts::mma(s, c, b[2 * half], b[2 * half + 1]);
     }
   }
-  __syncwarp();
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const auto &x = out.x[half], &y = even.x[half];
-    const uint32_t to = g.c.at(row0 + lane.g, 2 * warp + half) + 4 * lane.t;
-    const float scale = at.s.scale;
-    store_shared(to, pack(scale * (x[0] + y[0]), scale * (x[1] + y[1])));
-    store_shared(to + 1024, pack(scale * (x[2] + y[2]), scale * (x[3] + y[3])));
-  }
+  for (int i = 0; i < 8; ++i) out.x[i / 4][i % 4] = at.s.scale * (out.x[i / 4][i % 4] + even.x[i / 4][i % 4]);
+  store_block(g.c, out, row0, warp);
 }
 
 }  // namespace weft::cuda

@@ -44,11 +44,8 @@ __global__ void __launch_bounds__(2 * D_c) channel_sweep_mma_kernel(const __grid
 
   WarpState<D_a> state;
   state.load(at);
-  Later later;
-  if (Reverse && gate == GateOf::c && at.sweep.end_sums)
-    for (int i = 0; i < 4; ++i)
-      later.x[i / 2][i % 2] = at.sweep.end_sums[(int64_t(at.document) * s.heads + at.head) * s.d_c +
-                                                at.column0 + i / 2 * 8 + Lane().t * 2 + i % 2];
+  GateGradientLane<Reverse> gradient;
+  if (Reverse && gate == GateOf::c && at.sweep.end_sums) gradient.start(at);
   fetch(0);
   fetch(1);
   for (int n = 0; n < chunks; ++n) {
@@ -69,7 +66,7 @@ __global__ void __launch_bounds__(2 * D_c) channel_sweep_mma_kernel(const __grid
       if constexpr (gate == GateOf::a)
         step_a<Reverse>(state, at, memory, g, of, warp);
       else
-        step_c<Reverse>(state, later, at, memory, g, token0, valid, of, warp);
+        step_c<Reverse>(state, gradient, at, memory, g, token0, valid, of, warp);
     }
     __syncwarp();
     auto* out = static_cast<__nv_bfloat16*>(at.sweep.out.data) + token0 * at.sweep.out.pitch +
@@ -96,11 +93,20 @@ void launch(const Sweeps& s, cudaStream_t stream) {
   check_cuda(cudaGetLastError(), "channel gate");
 }
 
+// f.operator()<D_a, D_c>() of these widths.
+template <class F>
+auto with_widths(int d_a, int d_c, F f) {
+  if (d_a == 64) return d_c == 64 ? f.template operator()<64, 64>() : f.template operator()<64, 128>();
+  return d_c == 64 ? f.template operator()<128, 64>() : f.template operator()<128, 128>();
+}
+
 template <GateOf gate, bool Reverse>
 void launch(const Sweeps& s, cudaStream_t stream) {
-  if (s.d_a == 64)
-    return s.d_c == 64 ? launch<gate, Reverse, 64, 64>(s, stream) : launch<gate, Reverse, 64, 128>(s, stream);
-  return s.d_c == 64 ? launch<gate, Reverse, 128, 64>(s, stream) : launch<gate, Reverse, 128, 128>(s, stream);
+  // Few heads leave multiprocessors idle, and what a warp does for its own columns may be spread over them.
+  // What all columns need is done twice then: too much where the gate is of a.
+  const bool few = 2 * s.documents * s.heads <= device_attribute(cudaDevAttrMultiProcessorCount);
+  with_widths(s.d_a, gate == GateOf::c && few ? 64 : s.d_c,
+              [&]<int D_a, int D_c>() { launch<gate, Reverse, D_a, D_c>(s, stream); });
 }
 
 }  // namespace
@@ -113,6 +119,14 @@ void channel_sweep_mma(const Sweeps& s, GateOf gate, cudaStream_t stream) {
     reverse ? launch<GateOf::a, true>(s, stream) : launch<GateOf::a, false>(s, stream);
   else
     reverse ? launch<GateOf::c, true>(s, stream) : launch<GateOf::c, false>(s, stream);
+}
+
+int channel_sweep_bytes(int d_k, int d_v) {
+  const int of_a =
+      with_widths(d_k, d_v, []<int D_a, int D_c>() { return ChannelMemory<GateOf::a, D_a, D_c>::bytes; });
+  const int of_c =
+      with_widths(d_v, d_k, []<int D_a, int D_c>() { return ChannelMemory<GateOf::c, D_a, D_c>::bytes; });
+  return std::max(of_a, of_c);
 }
 
 }  // namespace weft::cuda

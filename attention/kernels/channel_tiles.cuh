@@ -179,6 +179,19 @@ __device__ void load_columns(uint32_t (&x)[4], Tile<chunk, D_c> c, int row0, int
   load_matrices_transposed(x, c.at(row0 + l / 16 * 8 + l % 8, 2 * warp + l / 8 % 2));
 }
 
+// A block's output to the place of its columns of c, which only this warp reads.
+template <int D_c>
+__device__ void store_block(Tile<chunk, D_c> c, const Scores& out, int row0, int warp) {
+  const Lane lane;
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t to = c.at(row0 + lane.g, 2 * warp + i) + 4 * lane.t;
+    store_shared(to, pack(out.x[i][0], out.x[i][1]));
+    store_shared(to + 1024, pack(out.x[i][2], out.x[i][3]));
+  }
+}
+
 // Shared memory of a block of threads: two stages of a chunk's rows, the scores, and, if the gate is of a's
 // channels, the decay over each block of tokens.
 template <GateOf gate, int D_a, int D_c>
@@ -214,7 +227,4 @@ __device__ inline uint32_t weighted(uint32_t pair, float2 weight) {
 __device__ inline float2 exp2_between(float2 near, float2 far) {
   return {exp2_fast(near.x - far.x), exp2_fast(near.y - far.y)};
 }
-// The decay from one to the other if it goes there, else something finite.
-__device__ inline float decay_between(float near, float far) { return exp2_fast(fminf(near - far, 0.f)); }
-
 }  // namespace weft::cuda

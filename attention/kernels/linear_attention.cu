@@ -20,13 +20,7 @@ bool has_tiles(const LinearAttention& p, int width) {
 
 bool aligned(const Rows& r) { return reinterpret_cast<uintptr_t>(r.data) % 16 == 0 && r.pitch % 8 == 0; }
 
-bool hopper() {
-  int device = 0, major = 0;
-  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
-  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
-             "cudaDeviceGetAttribute");
-  return major == 9;
-}
+bool hopper() { return device_attribute(cudaDevAttrComputeCapabilityMajor) == 9; }
 
 void check(const LinearAttention& p) {
   require(p.dtype == Dtype::bf16 || p.dtype == Dtype::f32,
@@ -55,7 +49,9 @@ Path choose(const LinearAttention& p, std::initializer_list<Rows> all) {
   const bool channels = p.gate == Gate::channel;
   bool tiles = p.dtype == Dtype::bf16 && has_tiles(p, p.d_k) && has_tiles(p, p.d_v);
   for (const Rows& r : all) tiles = tiles && aligned(r);
-  if (channels) tiles = tiles && aligned({p.log_decay, 0});
+  if (channels)
+    tiles = tiles && aligned({p.log_decay, 0}) &&
+            channel_sweep_bytes(p.d_k, p.d_v) <= device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   require(p.path == Path::automatic || p.path == Path::plain || tiles,
           "this path needs bf16, widths of 64, 128 or 256, and 16-byte alignment", "use Path::automatic");
   require(p.path != Path::wgmma || !channels, "a gate of channels has no wgmma", "use Path::automatic");

@@ -86,6 +86,13 @@ inline void check_cuda(cudaError_t status, const char* what) {
   if (status != cudaSuccess) throw Error(Exit::internal, text(what, ": ", cudaGetErrorString(status)));
 }
 
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
+  return value;
+}
+
 #ifdef __CUDACC__
 // The document's first token and its length.
 __device__ inline int2 document_range(const Sweeps& s, int document) {

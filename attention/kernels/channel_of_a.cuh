@@ -5,19 +5,33 @@
 
 namespace weft::cuda {
 
+// f(i, way) for every token of a block: the decay on its way to the border in the middle of its stretch of 2
+// half tokens, from two channels' decays by token.
+template <int half, class F>
+__device__ void ways_to_middle(const float2 (&decay)[block], F f) {
+#pragma unroll
+  for (int middle = half; middle < block; middle += 2 * half) {
+    float2 way{1, 1};
+#pragma unroll
+    for (int i = middle; i < middle + half; ++i) f(i, way = multiply(way, decay[i]));
+    way = {1, 1};
+#pragma unroll
+    for (int i = middle - 1; i >= middle - half; --i) f(i, way), way = multiply(way, decay[i]);
+  }
+}
+
 // One warp, for block n and the channels [64 part, 64 part + 64): its part of the scores; a and b carried to
 // the block's borders, in place; the decay over the block. Two channels a lane.
 template <bool Reverse, class M>
 __device__ void prepare_a(const M& memory, const typename M::Stage& g, int n, int part) {
   const int l = threadIdx.x % 32, row0 = n * block, channel = 64 * part + 2 * l;
-  float2 level[block], sum{0, 0};  // the sum of gates from the block's start
+  float2 decay[block];
   uint32_t a[block], b[block];
   auto place = [&](const auto& tile, int i) { return tile.at(row0 + i, channel / 8) + channel % 8 * 2; };
 #pragma unroll
   for (int i = 0; i < block; ++i) {
     const float2 gate = load_shared_pair(g.gates.at(row0 + i, channel));
-    sum.x += to_log2(gate.x), sum.y += to_log2(gate.y);
-    level[i] = sum;
+    decay[i] = {decay_of(gate.x), decay_of(gate.y)};
     a[i] = load_shared_word(place(g.a, i)), b[i] = load_shared_word(place(g.b, i));
   }
 
@@ -30,18 +44,14 @@ __device__ void prepare_a(const M& memory, const typename M::Stage& g, int n, in
     for (int i = 0; i < 4; ++i) scores.x[c][i] = Scores::row(i) == Scores::column(c, i) ? raw.x[c][i] : 0;
 
   __syncwarp();  // the gates have been read: their place is free
-#pragma unroll
-  for (int half = block / 2; half >= 1; half /= 2) {
+  auto add_level = [&]<int half>() {
     // One side's tokens have the rows of a, the other's those of b.
     const Tile<block, 64> sides{g.gates.block_of(part, n) +
                                 (half == 8 || half == 2 ? 0 : Tile<block, 64>::bytes)};
-#pragma unroll
-    for (int i = 0; i < block; ++i) {
-      const bool second = i & half;
-      const float2 at = level[border(i, half)];
-      const float2 f = second ? exp2_between(level[i], at) : exp2_between(at, level[i]);
-      store_shared(sides.at(i, l / 4) + l % 4 * 4, weighted(second != Reverse ? a[i] : b[i], f));
-    }
+    ways_to_middle<half>(decay, [&](int i, float2 way) {
+      const bool of_a = bool(i & half) != Reverse;
+      store_shared(sides.at(i, l / 4) + l % 4 * 4, weighted(of_a ? a[i] : b[i], way));
+    });
     __syncwarp();
     Scores products;
     products.clear();
@@ -51,16 +61,23 @@ __device__ void prepare_a(const M& memory, const typename M::Stage& g, int n, in
 #pragma unroll
       for (int i = 0; i < 4; ++i)
         if (meets<Reverse>(Scores::row(i), Scores::column(c, i), half)) scores.x[c][i] = products.x[c][i];
-  }
+  };
+  add_level.template operator()<8>(), add_level.template operator()<4>();
+  add_level.template operator()<2>(), add_level.template operator()<1>();
   memory.scores().store(n, part, scores);
 
+  float2 up{1, 1}, down{1, 1};
 #pragma unroll
   for (int i = 0; i < block; ++i) {
-    const float2 up = exp2_between(level[i], {0, 0}), down = exp2_between(sum, level[i]);
-    store_shared(place(g.a, i), weighted(a[i], Reverse ? down : up));
-    store_shared(place(g.b, i), weighted(b[i], Reverse ? up : down));
+    up = multiply(up, decay[i]);
+    store_shared(place(Reverse ? g.b : g.a, i), weighted(Reverse ? b[i] : a[i], up));
   }
-  store_shared_pair(memory.total(n, channel), exp2_between(sum, {0, 0}));
+#pragma unroll
+  for (int i = block - 1; i >= 0; --i) {
+    store_shared(place(Reverse ? g.a : g.b, i), weighted(Reverse ? a[i] : b[i], down));
+    down = multiply(down, decay[i]);
+  }
+  store_shared_pair(memory.total(n, channel), up);
 }
 
 // One warp: block n of its columns.

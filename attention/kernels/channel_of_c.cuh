@@ -14,20 +14,6 @@ __device__ void prepare_scores(const M& memory, const typename M::Stage& g, int 
   scores.add_products(g.a, g.b, n * block, part);
   memory.scores().store(n, part, scores);
 }
-// One warp, for its 16 channels: gates become their sum from the block's start, in log2.
-template <class M>
-__device__ void sum_gates(const typename M::Stage& g, int warp) {
-  const int l = threadIdx.x % 32, row0 = l / 8 * block, channel = 16 * warp + l % 8 * 2;
-  float2 sum{0, 0};
-#pragma unroll
-  for (int i = 0; i < block; ++i) {
-    const uint32_t place = g.gates.at(row0 + i, channel);
-    const float2 gate = load_shared_pair(place);
-    sum.x += to_log2(gate.x), sum.y += to_log2(gate.y);
-    store_shared_pair(place, sum);
-  }
-}
-
 // A bf16 operand and what was cut from it (README, "The gradient of the gate").
 struct Pair {
   uint32_t high[4], rest[4];
@@ -38,41 +24,110 @@ struct Pair {
   }
 };
 
-// Block n of one warp's 16 columns of c: the rows, and the levels (the gates' sums) where lanes hold elements
-// of operands and of accumulators.
-template <bool Reverse, class M>
-struct Columns {
-  const Lane lane;
-  const typename M::Stage& g;
-  const int row0, channel0;
-  uint32_t c[4];        // tokens 2t and 2t + 1 (2, 3: and 8 more) of channels g (1, 3: and 8 more)
-  float2 of_c[4];       // their levels
-  float2 of_out[2][2];  // of channels 8 i + 2t and the next, tokens g and g + 8
+// The ways of a block's tokens to the border of their stretch: the decay on it, for stretches of `half`
+// tokens and, from step to step, of twice as many. Upwards the border is where the stretch begins, and a way
+// holds the token's own gate; downwards it is the end. `all` is the way with the own gate.
+//
+// Those of a lane's elements of an accumulator: channels 8 i + 2t + j, tokens g + 8 r.
+template <bool Up>
+struct RowWays {
+  float all[2][2][2], way[2][2][2];
 
-  __device__ Columns(const typename M::Stage& g, int n, int warp)
-      : g(g), row0(n * block), channel0(16 * warp) {
-    load_columns(c, g.c, row0, warp);
+  template <class F>  // F(i, r): the decays of two channels
+  __device__ void start(F decay) {
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+      const float2 of = decay(n / 4, n / 2 % 2);
+      const float own = n % 2 ? of.y : of.x;
+      all[n / 4][n / 2 % 2][n % 2] = own, way[n / 4][n / 2 % 2][n % 2] = Up ? own : 1;
+    }
+  }
+  __device__ void step(int half) {
+    const Lane lane;
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+      const int i = n / 4, r = n / 2 % 2, j = n % 2;
+      if (half == 8) {
+        if (r == (Up ? 0 : 1)) continue;
+        extend(i, r, j, __shfl_sync(~0u, all[i][1 - r][j], (Up ? 7 : 0) * 4 + lane.t));
+      } else {
+        const float other =
+            __shfl_sync(~0u, all[i][r][j], (border(lane.g, half) + (Up ? 0 : 1)) * 4 + lane.t);
+        extend(i, r, j, bool(lane.g & half) == Up ? other : 1);
+      }
+    }
+  }
+
+ private:
+  __device__ void extend(int i, int r, int j, float by) { all[i][r][j] *= by, way[i][r][j] *= by; }
+};
+
+// Those of a lane's elements of c^T as an operand: tokens 2t + j + 8 (i / 2), channels g + 8 (i % 2).
+template <bool Up>
+struct TokenWays {
+  float all[4][2], way[4][2];
+
+  template <class F>  // F(i, j): the decay
+  __device__ void start(F decay) {
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+      const float own = decay(n / 2, n % 2);
+      all[n / 2][n % 2] = own, way[n / 2][n % 2] = Up ? own : 1;
+    }
+  }
+  __device__ void step(int half) {
+    const Lane lane;
+    const int last = Up ? 1 : 0;  // of two tokens side by side, the one at the border
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int token = 2 * lane.t + i / 2 * 8;
-      of_c[i] = {level_of_c(i, token), level_of_c(i, token + 1)};
+      if (half == 1) {
+        extend(i, last, all[i][1 - last]);
+      } else if (half == 8) {
+        if (i / 2 == last) {
+          const float other = __shfl_sync(~0u, all[(i + 2) % 4][last], lane.g * 4 + (Up ? 3 : 0));
+          extend(i, 0, other), extend(i, 1, other);
+        }
+      } else {
+        const int from = (border(2 * lane.t, half) + (Up ? 0 : 1)) / 2;
+        float other = __shfl_sync(~0u, all[i][last], lane.g * 4 + from);
+        if (bool(2 * lane.t & half) != Up) other = 1;
+        extend(i, 0, other), extend(i, 1, other);
+      }
     }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) of_out[i / 2][i % 2] = level_of_out(i / 2, lane.g + i % 2 * 8);
   }
-  __device__ float level_of_c(int i, int token) const {
-    return load_shared_float(g.gates.at(row0 + token, channel0 + lane.g + i % 2 * 8));
-  }
-  __device__ float2 level_of_out(int i, int token) const {
-    return load_shared_pair(g.gates.at(row0 + token, channel0 + 8 * i + 2 * lane.t));
-  }
-  // Decay between a later and an earlier token; finite if they are the other way round.
-  __device__ static float2 between(float2 later, float2 earlier) {
-    return {exp2_fast(fminf(later.x - earlier.x, 0.f)), exp2_fast(fminf(later.y - earlier.y, 0.f))};
+  // Over the block, after the last step: of channels g and g + 8.
+  __device__ float total(int i) const {
+    return Up ? __shfl_sync(~0u, all[2 + i][1], Lane().g * 4 + 3) : __shfl_sync(~0u, all[i][0], Lane().g * 4);
   }
 
-  // The part of the output that comes from the block itself.
-  __device__ Scores own(const Scores& scores) const {
+ private:
+  __device__ void extend(int i, int j, float by) { all[i][j] *= by, way[i][j] *= by; }
+};
+
+// Block n of one warp's 16 columns of c.
+template <bool Reverse, class M>
+struct Columns {
+  const typename M::Stage& g;
+  const int row0;
+  uint32_t c[4];  // as TokenWays
+  RowWays<!Reverse> of_out;
+  TokenWays<Reverse> of_c;
+
+  __device__ Columns(const typename M::Stage& g, int n, int warp) : g(g), row0(n * block) {
+    const Lane lane;
+    load_columns(c, g.c, row0, warp);
+    of_out.start([&](int i, int r) {
+      const float2 gate = load_shared_pair(g.gates.at(row0 + lane.g + 8 * r, 16 * warp + 8 * i + 2 * lane.t));
+      return float2{decay_of(gate.x), decay_of(gate.y)};
+    });
+    of_c.start([&](int i, int j) {
+      const int token = row0 + 2 * lane.t + j + i / 2 * 8;
+      return decay_of(load_shared_float(g.gates.at(token, 16 * warp + lane.g + i % 2 * 8)));
+    });
+  }
+
+  // The part of the output that comes from the block itself. Leaves the ways to the block's borders.
+  __device__ Scores own(const Scores& scores) {
     Scores out;
     out.clear();
     uint32_t p[4];
@@ -80,37 +135,24 @@ struct Columns {
 #pragma unroll
     for (int i = 0; i < 2; ++i) WarpProducts::mma(out.x[i], p, c[i], c[i + 2]);
 #pragma unroll
-    for (int half = block / 2; half >= 1; half /= 2) {
+    for (int half = 1; half < block; half *= 2) {
       scores.masked(p, [&](int row, int column) { return meets<Reverse>(row, column, half); });
-      const bool at_border = half == 1;  // of tokens side by side the earlier is the border
       Pair sources;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const bool missed = half == 8 && i / 2 != (Reverse ? 1 : 0);
-        float2 weight{1, 1};
-        if (!missed && (Reverse || !at_border)) {
-          const float level = level_of_c(i, border(2 * lane.t + i / 2 * 8, half));
-          weight = Reverse ? between(of_c[i], {level, level}) : between({level, level}, of_c[i]);
-        }
-        sources.set(i, missed ? 0 : c[i], weight);
-      }
+      for (int i = 0; i < 4; ++i) sources.set(i, c[i], {of_c.way[i][0], of_c.way[i][1]});
       Scores y;
       y.clear();
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         WarpProducts::mma(y.x[i], p, sources.high[i], sources.high[i + 2]);
-        if (Reverse || !at_border) WarpProducts::mma(y.x[i], p, sources.rest[i], sources.rest[i + 2]);
+        // Downwards the first ways are 1 and leave no rest.
+        if (Reverse || half > 1) WarpProducts::mma(y.x[i], p, sources.rest[i], sources.rest[i + 2]);
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          if (half == 8 && r != (Reverse ? 0 : 1)) continue;
-          float2 weight{1, 1};
-          if (!Reverse || !at_border) {
-            const float2 level = level_of_out(i, border(lane.g + 8 * r, half));
-            weight = Reverse ? between(level, of_out[i][r]) : between(of_out[i][r], level);
-          }
-          out.x[i][2 * r] += y.x[i][2 * r] * weight.x, out.x[i][2 * r + 1] += y.x[i][2 * r + 1] * weight.y;
-        }
+        for (int e = 0; e < 4; ++e)
+          if (half < 8 || e / 2 == (Reverse ? 0 : 1)) out.x[i][e] += y.x[i][e] * of_out.way[i][e / 2][e % 2];
       }
+      of_out.step(half);
+      of_c.step(half);
     }
     return out;
   }
@@ -134,18 +176,10 @@ struct Columns {
       }
     }
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float2 end = level_of_out(i, block - 1);
+    for (int i = 0; i < 2; ++i)
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const float2 way = Reverse ? exp2_between(end, of_out[i][r]) : exp2_between(of_out[i][r], {0, 0});
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          const int e = 2 * r + j;
-          out.x[i][e] = scale * (out.x[i][e] + (j ? way.y : way.x) * (past.x[i][e] + rest.x[i][e]));
-        }
-      }
-    }
+      for (int e = 0; e < 4; ++e)
+        out.x[i][e] = scale * (out.x[i][e] + of_out.way[i][e / 2][e % 2] * (past.x[i][e] + rest.x[i][e]));
   }
 
   // S^T <- total * S^T + (c carried to the block's far border)^T b
@@ -153,13 +187,9 @@ struct Columns {
   __device__ void update(WarpState<D_a>& state) const {
     const int l = threadIdx.x % 32;
     Pair carried;
-    float total[2];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float end = level_of_c(i, block - 1);
-      carried.set(i, c[i], Reverse ? exp2_between(of_c[i], {0, 0}) : exp2_between({end, end}, of_c[i]));
-      total[i % 2] = exp2_fast(end);
-    }
+    for (int i = 0; i < 4; ++i) carried.set(i, c[i], {of_c.way[i][0], of_c.way[i][1]});
+    const float total[2] = {of_c.total(0), of_c.total(1)};
 #pragma unroll
     for (int k = 0; k < D_a / 16; ++k) {
       uint32_t b[4];
@@ -245,7 +275,7 @@ __device__ void step_c(WarpState<D_a>& state, GateGradientLane<Reverse>& gradien
                        int warp) {
   const int row0 = n * block;
   if (at.sweep.gate_gradient) gradient.fetch(at, token0 + row0, valid - row0);
-  const Columns<Reverse, M> columns(g, n, warp);
+  Columns<Reverse, M> columns(g, n, warp);
   Scores out = columns.own(memory.scores().load(n));
   columns.add_state(out, state, at.s.scale);
   columns.update(state);

@@ -54,7 +54,6 @@ __global__ void __launch_bounds__(2 * D_c) channel_sweep_mma_kernel(const __grid
     const int valid = valid_tokens(n);
     asm volatile("cp.async.wait_group 1;" ::: "memory");
     __syncthreads();
-    if constexpr (gate == GateOf::c) sum_gates<M>(g, warp);
     for (int task = warp; task < blocks * M::parts; task += warps)
       if constexpr (gate == GateOf::a)
         prepare_a<Reverse>(memory, g, task / M::parts, task % M::parts);

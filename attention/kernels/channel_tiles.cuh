@@ -4,7 +4,7 @@
 //
 // Two tokens i > j of a block meet at a level h = 8, 4, 2 or 1: they lie in the two halves of one stretch of
 // 2h tokens, and decay from one to the other passes the border between these halves. Both ways to the border
-// are powers of two <= 1, so nothing overflows, and a gate of -inf is a reset.
+// are products of decays, <= 1, so nothing overflows, and a gate of -inf is a reset.
 
 #include "attention/kernels/channel_sweep.h"
 #include "attention/kernels/chunk.cuh"
@@ -224,7 +224,8 @@ __device__ inline uint32_t weighted(uint32_t pair, float2 weight) {
   const float2 v = unpack(pair);
   return pack(v.x * weight.x, v.y * weight.y);
 }
-__device__ inline float2 exp2_between(float2 near, float2 far) {
-  return {exp2_fast(near.x - far.x), exp2_fast(near.y - far.y)};
-}
+__device__ inline float2 multiply(float2 x, float2 y) { return {x.x * y.x, x.y * y.y}; }
+// e^gate, 0 for a gate of -inf.
+__device__ inline float decay_of(float gate) { return exp2_fast(1.44269504f * gate); }
+
 }  // namespace weft::cuda

@@ -273,8 +273,8 @@ struct WarpProducts {
         mma(d.x[2 * n + 1], a.x[k], y[2], y[3]);
       }
   }
-
- private:
+  // Of one warp: d (16, 8) += a (16, 16) b (16, 8). Thread (g, t) holds rows 2t, 2t + 1 of b's column g in
+  // b0, 2t + 8 and 2t + 9 in b1: the layout that a has of rows of b^T.
   __device__ static void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "

@@ -28,8 +28,8 @@ Weighting weighting_of(const std::string& attention) {
 // docs/benchmarks.md: up to here transforms are the faster form.
 constexpr int64_t kFourierIsFaster = 2048;
 
-int64_t longest_by_fft(const std::string& ema) {
-  if (ema == "auto") return kFourierIsFaster;
+int64_t longest_by_fft(const std::string& ema, bool kernel) {
+  if (ema == "auto") return kernel ? 0 : kFourierIsFaster;
   return ema == "fft" ? std::numeric_limits<int64_t>::max() : 0;
 }
 
@@ -123,8 +123,10 @@ Variable Mega::forward(const Block& block, Crossing& cross) const {
   const Dtype dtype = x.dtype(), wide = wide_of(dtype);
   const Variable normed = layer_norm(x, norm_gain_, norm_bias_, kNormEps), exact = cast(normed, wide);
   const Variable v = silu(linear(normed, value_, value_bias_));
-  const Variable average = ema_(exact, block, cross, config_.chunk, longest_by_fft(config_.ema));
-  const Variable mixed = cast(silu(add(average, multiply(exact, omega_))), dtype);
+  const bool kernel = ema_.has_kernel(x.device(), dtype);
+  const Variable average =
+      ema_(kernel ? normed : exact, block, cross, config_.chunk, longest_by_fft(config_.ema, kernel));
+  const Variable mixed = cast(silu(add(cast(average, wide), multiply(exact, omega_))), dtype);
   const std::vector<Variable> parts =
       split_columns(linear(mixed, mix_, mix_bias_), {width, z, hidden, width});
   const Variable shared = silu(parts[1]), gate = silu(parts[2]);

@@ -10,16 +10,53 @@
 namespace weft::cuda {
 
 constexpr int kEmaWarps = 4, kEmaThreads = 32 * kEmaWarps;
-// Tiles of one warp: 2 KB, one in work and two under way.
-constexpr int kEmaStages = 3;
+constexpr int kEmaUnroll = 8;  // tokens that are computed without a branch
+// Tiles of one warp: 2 KB each, one in work and two under way.
+constexpr int kEmaStages = 3, kEmaTileBytes = 2048;
 template <class T>
-constexpr int kEmaTile = 64 / sizeof(T);  // tokens
-constexpr int kEmaUnroll = 8;             // tokens that are computed without a branch
+constexpr int kEmaRow = 32 * sizeof(T);  // bytes of a token in a tile
+template <class T>
+constexpr int kEmaTile = kEmaTileBytes / kEmaRow<T>;  // tokens
 
+// The shared memory of this warp, by its address: pointers would be derived anew at every use.
+__device__ inline uint32_t ema_tiles(void* shared, int tiles) {
+  const auto base = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  return __shfl_sync(~0u, base + threadIdx.x / 32 * tiles * kEmaTileBytes, 0);
+}
+
+// Elements in shared memory, as bits and as numbers.
 template <class T>
-struct EmaTiles {
-  alignas(16) T at[kEmaWarps][kEmaStages][kEmaTile<T> * 32];
-};
+__device__ uint32_t take(uint32_t at) {
+  uint32_t bits;
+  if constexpr (sizeof(T) == 2)
+    asm volatile("ld.shared.u16 %0, [%1];" : "=r"(bits) : "r"(at));
+  else
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(bits) : "r"(at));
+  return bits;
+}
+template <class T>
+__device__ float number(uint32_t bits) {
+  return __uint_as_float(sizeof(T) == 2 ? bits << 16 : bits);
+}
+template <class T>
+__device__ void put(uint32_t at, float x) {
+  if constexpr (sizeof(T) == 2)
+    asm volatile("st.shared.u16 [%0], %1;" ::"r"(at), "r"(uint32_t{bf16(x).bits}));
+  else
+    asm volatile("st.shared.f32 [%0], %1;" ::"r"(at), "f"(x));
+}
+// One behind the other in time; the second `step` bytes on.
+template <class T>
+__device__ void put_pair(uint32_t at, int step, float x, float y) {
+  if constexpr (sizeof(T) == 2) {
+    uint32_t both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(y), "f"(x));
+    asm volatile("st.shared.u16 [%0], %1;" ::"r"(at), "r"(both));
+    asm volatile("st.shared.u16 [%0], %1;" ::"r"(at + step), "r"(both >> 16));
+  } else {
+    put<T>(at, x), put<T>(at + step, y);
+  }
+}
 
 // A matrix (tokens, channels).
 template <class T>
@@ -27,7 +64,7 @@ struct EmaRows {
   T* data;
   int64_t pitch;
   int channels;
-  bool packed;  // in pieces of 16 bytes
+  bool packed;  // may be moved in pieces of 16 bytes
 };
 
 // Tiles of such a matrix, 32 channels wide, that lie one behind the other, or before the other if Step is -1.
@@ -36,64 +73,71 @@ template <class T, int Step>
 class EmaMover {
  public:
   __device__ EmaMover(const EmaRows<T>& m, int channel, int low, int begin, int end)
-      : pitch_(m.pitch), low_(low), begin_(begin), end_(end), packed_(m.packed) {
-    const int lane = threadIdx.x % 32, column = packed_ ? lane % kPacks * kPack : lane;
-    row_ = packed_ ? lane / kPacks : 0;
+      : low_(low), begin_(begin), end_(end), packed_(m.packed), pitch_(m.pitch) {
+    const int lane = threadIdx.x % 32, column = lane % kPacks * kPack;
+    own_ = channel + lane < m.channels ? m.data + channel + lane : nullptr;
     mine_ = channel + column < m.channels;
-    at_ = m.data + int64_t{low + row_} * pitch_ + channel + column;
+    stride_ = kRows * m.pitch * static_cast<int64_t>(sizeof(T));
+    at_ = reinterpret_cast<Byte*>(m.data + (low + lane / kPacks) * m.pitch + channel + column);
   }
 
-  // Without waiting, where packed. Every call is one group of asynchronous copies.
-  __device__ void fetch(std::remove_const_t<T>* tile) {
+  // Without waiting, where packed and whole. Every call is one group of asynchronous copies.
+  __device__ void fetch(uint32_t tile) {
     const int lane = threadIdx.x % 32;
-    if (mine_ && packed_) {
-      const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(tile + lane * kPack));
-      const bool whole = low_ >= begin_ && low_ + kTile <= end_;
+    if (packed_ && low_ >= begin_ && low_ + kTile <= end_) {
+      const Byte* from = at_;
 #pragma unroll
-      for (int i = 0; i < kTile / kRows; ++i)
-        if (whole || touched(i * kRows + row_))
-          asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + i * 32 * 16),
-                       "l"(at_ + i * kRows * pitch_));
-    } else if (mine_) {
-#pragma unroll 4
-      for (int row = 0; row < kTile; ++row)
-        if (touched(row)) tile[row * 32 + lane] = at_[row * pitch_];
+      for (int i = 0; i < kMoves; ++i, from += stride_)
+        if (mine_)
+          asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(tile + i * 512 + lane * 16),
+                       "l"(from));
+    } else if (own_ != nullptr) {
+      for (int token = max(low_, begin_); token < min(low_ + kTile, end_); ++token)
+        put<Element>(tile + (token - low_) * kEmaRow<T> + lane * static_cast<int>(sizeof(T)),
+                     own_[token * pitch_]);
     }
-    asm volatile("cp.async.commit_group;");
+    asm volatile("cp.async.commit_group;" ::: "memory");
     advance();
   }
 
-  __device__ void send(const std::remove_const_t<T>* tile) {
+  __device__ void send(uint32_t tile) {
     const int lane = threadIdx.x % 32;
     __syncwarp();
-    if (mine_ && packed_) {
-      const bool whole = low_ >= begin_ && low_ + kTile <= end_;
+    if (packed_ && low_ >= begin_ && low_ + kTile <= end_) {
+      uint4 held[kMoves];
 #pragma unroll
-      for (int i = 0; i < kTile / kRows; ++i)
-        if (whole || touched(i * kRows + row_))
-          *reinterpret_cast<uint4*>(at_ + i * kRows * pitch_) =
-              *reinterpret_cast<const uint4*>(tile + (i * 32 + lane) * kPack);
-    } else if (mine_) {
-#pragma unroll 4
-      for (int row = 0; row < kTile; ++row)
-        if (touched(row)) at_[row * pitch_] = tile[row * 32 + lane];
+      for (int i = 0; i < kMoves; ++i)
+        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(held[i].x), "=r"(held[i].y), "=r"(held[i].z), "=r"(held[i].w)
+                     : "r"(tile + i * 512 + lane * 16));
+      Byte* to = at_;
+#pragma unroll
+      for (int i = 0; i < kMoves; ++i, to += stride_)
+        if (mine_) *reinterpret_cast<uint4*>(to) = held[i];
+    } else if (own_ != nullptr) {
+      for (int token = max(low_, begin_); token < min(low_ + kTile, end_); ++token)
+        own_[token * pitch_] = Element(number<Element>(
+            take<Element>(tile + (token - low_) * kEmaRow<T> + lane * static_cast<int>(sizeof(T)))));
     }
     __syncwarp();  // before the tile is fetched into again
     advance();
   }
 
  private:
-  // A lane moves packs of 16 bytes; the warp kRows rows at once.
-  static constexpr int kTile = kEmaTile<std::remove_const_t<T>>, kPack = 16 / sizeof(T), kPacks = 32 / kPack,
-                       kRows = 32 / kPacks;
+  using Element = std::remove_const_t<T>;
+  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+  // A lane moves packs of 16 bytes; the warp kRows tokens at once, and a tile in kMoves times.
+  static constexpr int kPack = 16 / sizeof(T), kPacks = 32 / kPack, kRows = 32 / kPacks, kTile = kEmaTile<T>,
+                       kMoves = kTile / kRows;
 
-  __device__ bool touched(int row) const { return low_ + row >= begin_ && low_ + row < end_; }
-  __device__ void advance() { low_ += Step * kTile, at_ += Step * kTile * pitch_; }
+  __device__ void advance() { low_ += Step * kTile, at_ += Step * kMoves * stride_; }
 
-  T* at_;
-  int64_t pitch_;
-  int low_, begin_, end_, row_;
+  T* own_;  // this lane's channel, if there is one
+  Byte* at_;
+  int64_t stride_;
+  int low_, begin_, end_;
   bool packed_, mine_;
+  int64_t pitch_;
 };
 
 // Until at most `Left` groups are under way, for the whole warp.

@@ -24,7 +24,7 @@ template <class T, int N, bool Unit, bool Summary>
 __global__ void __launch_bounds__(kEmaThreads)
     backward_kernel(const Backward g, const EmaRows<const T> x, const EmaRows<const T> dy,
                     const EmaRows<T> dx) {
-  __shared__ EmaTiles<T> x_tiles, dy_tiles;
+  __shared__ uint4 shared[2 * kEmaWarps * kEmaStages * kEmaTileBytes / 16];
   const Ema& e = g.shape;
   const EmaPlace place(e);
   if (place.channel >= e.channels) return;
@@ -78,37 +78,42 @@ __global__ void __launch_bounds__(kEmaThreads)
       }
     }
   };
-  const auto step = [&](float in, float grad) {
-    float part[4] = {};
+  // Tokens by twos, the later one first; see ema_forward.cu.
+  const auto step = [&]<int K>(const float(&in)[K], const float(&grad)[K], float(&out)[K]) {
+    float now[K][N], part[K][2];  // the adjoint: of h / out if Unit, else of h
 #pragma unroll
-    for (int n = 0; n < N; ++n) {
-      float out;
-      if constexpr (Unit) {
-        b[n] = fmaf(q[n], b[n], r[n]);
-        r[n] = fmaf(q[n], r[n], grad);
-        if constexpr (Summary) continue;
-        d_in[n] = fmaf(in, r[n], d_in[n]);
-        d_decay[n] = fmaf(in, b[n], d_decay[n]);
-        out = r[n];
-      } else {
-        const float adjoint = fmaf(v[n], grad, a[n]);
-        r[n] = fmaf(q[n], r[n], grad);
-        if constexpr (!Summary) {
-          const float entered = __fmul_rn(u[n], in);
-          d_in[n] = fmaf(in, adjoint, d_in[n]);
-          d_out[n] = fmaf(entered, r[n], d_out[n]);
-          d_decay[n] = fmaf(entered, b[n], d_decay[n]);
+    for (int k = 0; k < K; ++k)
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        if constexpr (Unit) {
+          b[n] = fmaf(q[n], b[n], r[n]);
+          now[k][n] = r[n] = fmaf(q[n], r[n], grad[k]);
+          if constexpr (Summary) continue;
+          d_decay[n] = fmaf(in[k], b[n], d_decay[n]);
+          d_in[n] = fmaf(in[k], r[n], d_in[n]);
+        } else {
+          const float adjoint = now[k][n] = fmaf(v[n], grad[k], a[n]);
+          r[n] = fmaf(q[n], r[n], grad[k]);
+          if constexpr (!Summary) {
+            const float entered = __fmul_rn(u[n], in[k]);
+            d_in[n] = fmaf(in[k], adjoint, d_in[n]);
+            d_out[n] = fmaf(entered, r[n], d_out[n]);
+            d_decay[n] = fmaf(entered, b[n], d_decay[n]);
+          }
+          b[n] = fmaf(q[n], b[n], adjoint);
+          a[n] = __fmul_rn(q[n], adjoint);
         }
-        b[n] = fmaf(q[n], b[n], adjoint);
-        a[n] = __fmul_rn(q[n], adjoint);
-        out = adjoint;
       }
-      if constexpr (!Summary) {
+    if constexpr (Summary) return;
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+#pragma unroll
+      for (int k = 0; k < K; ++k) {
         const float factor = Unit ? v[n] : u[Unit ? 0 : n];
-        part[n % 4] = n < 4 ? __fmul_rn(factor, out) : fmaf(factor, out, part[n % 4]);
+        part[k][n % 2] = n < 2 ? __fmul_rn(factor, now[k][n]) : fmaf(factor, now[k][n], part[k][n % 2]);
       }
-    }
-    return Summary ? 0.f : __fadd_rn(__fadd_rn(part[0], part[1]), __fadd_rn(part[2], part[3]));
+#pragma unroll
+    for (int k = 0; k < K; ++k) out[k] = __fadd_rn(part[k][0], part[k][1]);
   };
 
   if (place.offsets[document + 1] == end) {
@@ -122,57 +127,72 @@ __global__ void __launch_bounds__(kEmaThreads)
     if constexpr (!Unit) load_scratch(a, from + 2 * ema_row(e), channel, e);
   }
 
-  // Tiles are counted from the end; the last one may reach below `begin`.
-  constexpr int size = kEmaTile<T>;
-  T(&x_tile)[kEmaStages][size * 32] = x_tiles.at[threadIdx.x / 32];
-  T(&dy_tile)[kEmaStages][size * 32] = dy_tiles.at[threadIdx.x / 32];
+  // Tiles are counted from the end; the last one may reach below `begin`. Those of dy lie behind those of x.
+  constexpr int size = kEmaTile<T>, row = kEmaRow<T>, apart = kEmaStages * kEmaTileBytes;
+  const uint32_t tiles = ema_tiles(shared, 2 * kEmaStages);
   EmaMover<const T, -1> x_source(x, place.channel, end - size, begin, end);
   EmaMover<const T, -1> dy_source(dy, place.channel, end - size, begin, end);
   EmaMover<T, -1> sink(dx, place.channel, end - size, begin, end);
-  const auto fetch = [&](int i) {
-    if constexpr (!Summary) x_source.fetch(x_tile[i]);
-    dy_source.fetch(dy_tile[i]);
+  uint32_t now = tiles, free = tiles + (kEmaStages - 1) * kEmaTileBytes;  // in work, and to be fetched into
+  const auto advance = [&](uint32_t& tile) {
+    tile = tile == tiles + (kEmaStages - 1) * kEmaTileBytes ? tiles : tile + kEmaTileBytes;
+  };
+  const auto fetch = [&](uint32_t tile) {
+    if constexpr (!Summary) x_source.fetch(tile);
+    dy_source.fetch(tile + apart);
   };
 #pragma unroll
-  for (int i = 0; i < kEmaStages - 1; ++i) fetch(i);
-  int now = 0;
+  for (int i = 0; i < kEmaStages - 1; ++i) fetch(tiles + i * kEmaTileBytes);
   for (int high = end; high > begin; high -= size) {
-    fetch(now == 0 ? kEmaStages - 1 : now - 1);
+    fetch(free);
+    advance(free);
     arrived<(Summary ? 1 : 2) * (kEmaStages - 1)>();
-    const T* in = x_tile[now] + size * 32 + lane;  // this thread's channel, one token further on
-    T* grad = dy_tile[now] + size * 32 + lane;
+    uint32_t own = now + (size - 1) * row + lane * static_cast<int>(sizeof(T));  // this channel's next x
     const int stop = max(high - size, begin);
     for (int token = high; token > stop;) {  // the one before it is next
       if (token == start) start = place.offsets[--document], enter();
       const int until = max(start, stop);
-#pragma unroll 1
-      for (; token - kEmaUnroll >= until; token -= kEmaUnroll) {
-        in -= kEmaUnroll * 32, grad -= kEmaUnroll * 32;
-        float ins[kEmaUnroll], grads[kEmaUnroll];
+      uint32_t x_ahead[kEmaUnroll], dy_ahead[kEmaUnroll];
+      const auto look = [&](uint32_t at) {
 #pragma unroll
         for (int j = 0; j < kEmaUnroll; ++j) {
-          ins[j] = Summary ? 0.f : float(in[j * 32]);
-          grads[j] = grad[j * 32];
+          x_ahead[j] = Summary ? 0 : take<T>(at - j * row);
+          dy_ahead[j] = take<T>(at + apart - j * row);
         }
+      };
+      if (token - kEmaUnroll >= until) look(own);
+#pragma unroll 1
+      for (; token - kEmaUnroll >= until; token -= kEmaUnroll, own -= kEmaUnroll * row) {
+        float in[kEmaUnroll], grad[kEmaUnroll];
 #pragma unroll
-        for (int j = kEmaUnroll - 1; j >= 0; --j) {
-          const float out = step(ins[j], grads[j]);
-          if constexpr (!Summary) grad[j * 32] = T(out);
+        for (int j = 0; j < kEmaUnroll; ++j) {
+          in[j] = number<T>(x_ahead[j]);
+          grad[j] = number<T>(dy_ahead[j]);
+        }
+        look(token - 2 * kEmaUnroll >= until ? own - kEmaUnroll * row : own);
+#pragma unroll
+        for (int j = 0; j < kEmaUnroll; j += 2) {
+          const float ins[2] = {in[j], in[j + 1]}, grads[2] = {grad[j], grad[j + 1]};
+          float out[2];
+          step(ins, grads, out);
+          if constexpr (!Summary) put_pair<T>(own + apart - j * row, -row, out[0], out[1]);
         }
       }
 #pragma unroll 1
-      for (; token > until; --token) {
-        in -= 32, grad -= 32;
-        const float out = step(Summary ? 0.f : float(*in), *grad);
-        if constexpr (!Summary) *grad = T(out);
+      for (; token > until; --token, own -= row) {
+        const float ins[1] = {Summary ? 0.f : number<T>(take<T>(own))},
+                    grads[1] = {number<T>(take<T>(own + apart))};
+        float out[1];
+        step(ins, grads, out);
+        if constexpr (!Summary) put<T>(own + apart, out[0]);
       }
       if (until == start) leave();
     }
     if constexpr (Summary)
       __syncwarp();
     else
-      sink.send(dy_tile[now]);
-    now = now == kEmaStages - 1 ? 0 : now + 1;
+      sink.send(now + apart);
+    advance(now);
   }
 
   if constexpr (Summary) {

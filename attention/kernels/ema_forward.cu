@@ -21,7 +21,7 @@ struct Forward {
 template <class T, int N, bool Unit, bool Summary>
 __global__ void __launch_bounds__(kEmaThreads)
     forward_kernel(const Forward f, const EmaRows<const T> x, const EmaRows<T> y) {
-  __shared__ EmaTiles<T> tiles;
+  __shared__ uint4 shared[kEmaWarps * kEmaStages * kEmaTileBytes / 16];
   const Ema& e = f.shape;
   const EmaPlace place(e);
   if (place.channel >= e.channels) return;
@@ -56,14 +56,22 @@ __global__ void __launch_bounds__(kEmaThreads)
     for (int n = 0; n < N; ++n)
       if (n < e.size) to[n] = Unit ? e.in[int64_t{channel} * e.size + n] * h[n] : h[n];
   };
-  const auto step = [&](float in) {
-    float part[4] = {};
+  // Tokens by twos, so that a factor read from a register serves two products: two reads a cycle are all that
+  // a scheduler has.
+  const auto step = [&]<int K>(const float(&in)[K], float(&out)[K]) {
+    float now[K][N], part[K][2];
 #pragma unroll
-    for (int n = 0; n < N; ++n) {
-      h[n] = fmaf(q[n], h[n], Unit ? in : __fmul_rn(u[n], in));
-      if constexpr (!Summary) part[n % 4] = n < 4 ? __fmul_rn(v[n], h[n]) : fmaf(v[n], h[n], part[n % 4]);
-    }
-    return Summary ? 0.f : __fadd_rn(__fadd_rn(part[0], part[1]), __fadd_rn(part[2], part[3]));
+    for (int k = 0; k < K; ++k)
+#pragma unroll
+      for (int n = 0; n < N; ++n) h[n] = now[k][n] = fmaf(q[n], h[n], Unit ? in[k] : __fmul_rn(u[n], in[k]));
+    if constexpr (Summary) return;
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+#pragma unroll
+      for (int k = 0; k < K; ++k)
+        part[k][n % 2] = n < 2 ? __fmul_rn(v[n], now[k][n]) : fmaf(v[n], now[k][n], part[k][n % 2]);
+#pragma unroll
+    for (int k = 0; k < K; ++k) out[k] = __fadd_rn(part[k][0], part[k][1]);
   };
 
   if (begin == place.offsets[document])
@@ -73,44 +81,59 @@ __global__ void __launch_bounds__(kEmaThreads)
   else
     load_scratch(h, f.states + (place.span - 1) * ema_row(e), channel, e);
 
-  constexpr int size = kEmaTile<T>;
-  T(&tile)[kEmaStages][size * 32] = tiles.at[threadIdx.x / 32];
+  constexpr int size = kEmaTile<T>, row = kEmaRow<T>;
+  const uint32_t tiles = ema_tiles(shared, kEmaStages);
   EmaMover<const T, 1> source(x, place.channel, begin, begin, end);
   EmaMover<T, 1> sink(y, place.channel, begin, begin, end);
+  uint32_t now = tiles, free = tiles + (kEmaStages - 1) * kEmaTileBytes;  // in work, and to be fetched into
+  const auto advance = [&](uint32_t& tile) {
+    tile = tile == tiles + (kEmaStages - 1) * kEmaTileBytes ? tiles : tile + kEmaTileBytes;
+  };
 #pragma unroll
-  for (int i = 0; i < kEmaStages - 1; ++i) source.fetch(tile[i]);
-  int now = 0;
+  for (int i = 0; i < kEmaStages - 1; ++i) source.fetch(tiles + i * kEmaTileBytes);
   for (int low = begin; low < end; low += size) {
-    source.fetch(tile[now == 0 ? kEmaStages - 1 : now - 1]);
+    source.fetch(free);
+    advance(free);
     arrived<kEmaStages - 1>();
-    T* own = tile[now] + lane;  // this thread's channel, token by token
+    uint32_t own = now + lane * static_cast<int>(sizeof(T));  // this thread's channel, token by token
     const int stop = min(low + size, end);
     for (int token = low; token < stop;) {
       if (token == next) next = place.offsets[++document + 1], enter();
       const int until = min(next, stop);
+      uint32_t ahead[kEmaUnroll];  // bits are taken a round before they are needed
+      const auto look = [&](uint32_t at) {
+#pragma unroll
+        for (int j = 0; j < kEmaUnroll; ++j) ahead[j] = take<T>(at + j * row);
+      };
+      if (token + kEmaUnroll <= until) look(own);
 #pragma unroll 1
-      for (; token + kEmaUnroll <= until; token += kEmaUnroll, own += kEmaUnroll * 32) {
+      for (; token + kEmaUnroll <= until; token += kEmaUnroll, own += kEmaUnroll * row) {
         float in[kEmaUnroll];
 #pragma unroll
-        for (int j = 0; j < kEmaUnroll; ++j) in[j] = own[j * 32];
+        for (int j = 0; j < kEmaUnroll; ++j) in[j] = number<T>(ahead[j]);
+        look(token + 2 * kEmaUnroll <= until ? own + kEmaUnroll * row : own);
 #pragma unroll
-        for (int j = 0; j < kEmaUnroll; ++j) {
-          const float out = step(in[j]);
-          if constexpr (!Summary) own[j * 32] = T(out);
+        for (int j = 0; j < kEmaUnroll; j += 2) {
+          const float two[2] = {in[j], in[j + 1]};
+          float out[2];
+          step(two, out);
+          if constexpr (!Summary) put_pair<T>(own + j * row, row, out[0], out[1]);
         }
       }
 #pragma unroll 1
-      for (; token < until; ++token, own += 32) {
-        const float out = step(*own);
-        if constexpr (!Summary) *own = T(out);
+      for (; token < until; ++token, own += row) {
+        const float one[1] = {number<T>(take<T>(own))};
+        float out[1];
+        step(one, out);
+        if constexpr (!Summary) put<T>(own, out[0]);
       }
       if (until == next) leave();
     }
     if constexpr (Summary)
       __syncwarp();
     else
-      sink.send(tile[now]);
-    now = now == kEmaStages - 1 ? 0 : now + 1;
+      sink.send(now);
+    advance(now);
   }
   if constexpr (Summary) store_scratch(f.states + place.span * ema_row(e), h, channel, e);
 }

@@ -87,6 +87,9 @@ class Problem:
         }
         if self.start is None:
             del out["d_start"], out["end"]
+        else:  # the kernels leave rows of documents without tokens alone
+            nothing = [i for i, length in enumerate(self.lengths) if length == 0]
+            out["end"][nothing], out["d_start"][nothing] = self.start[nothing], self.d_end[nothing]
         a.plan, a.in_, a.out, a.decay = (pointer(x) for x in (self.plan, self.in_, self.out, self.decay))
         a.start, a.d_end = pointer(self.start), pointer(self.d_end)
         a.x, a.dy = (Rows(x.data_ptr(), x.stride(0)) for x in (self.x, self.dy))

@@ -16,8 +16,8 @@ __global__ void __launch_bounds__(2 * D_c) channel_sweep_mma_kernel(const __grid
   constexpr int warps = D_c / 16;
   const int splits = s.d_c / D_c, warp = threadIdx.x / 32;
   const int column0 = int(blockIdx.x) % splits * D_c;
-  const Place at{s, s.sweep[0], int(blockIdx.x) / splits / s.heads,
-                 int(blockIdx.x) / splits % s.heads, column0 + 16 * warp};
+  const Place at{s, s.sweep[0], int(blockIdx.x) / splits / s.heads, int(blockIdx.x) / splits % s.heads,
+                 column0 + 16 * warp};
   const int2 range = document_range(s, at.document);
   const int chunks = (range.y + chunk - 1) / chunk;
   auto first_token = [&](int n) { return int64_t(range.x) + (Reverse ? chunks - 1 - n : n) * chunk; };
@@ -88,7 +88,7 @@ void launch(const Sweeps& s, cudaStream_t stream) {
   constexpr int bytes = ChannelMemory<gate, D_a, D_c>::bytes;
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
              "channel gate");
-  kernel<<<s.documents * s.heads * (s.d_c / D_c), 2 * D_c, bytes, stream>>>(s);
+  kernel<<<s.documents * s.heads*(s.d_c / D_c), 2 * D_c, bytes, stream>>>(s);
   check_cuda(cudaGetLastError(), "channel gate");
 }
 

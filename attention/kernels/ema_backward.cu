@@ -11,7 +11,9 @@ namespace {
 
 // Tokens of a phase: as many as registers hold.
 template <int N, bool Unit>
-constexpr int kTogether = N <= 16 && Unit ? 4 : 2;
+constexpr int kTogether = N > 16 ? 1
+                          : Unit ? 4
+                                 : 2;
 
 struct Backward {
   Ema shape;
@@ -112,7 +114,7 @@ __global__ void __launch_bounds__(kEmaThreads)
       }
 #pragma unroll
       for (int k = 0; k < K; ++k) out[k] = __fmul_rn(Unit ? v[0] : u[0], adjoint[k][0]);
-      if (e.size > 0) {  // always
+      if (N > 16 || e.size > 0) {  // always
 #pragma unroll
         for (int n = 1; n < N; ++n)
 #pragma unroll
@@ -183,8 +185,9 @@ __global__ void __launch_bounds__(kEmaThreads)
           for (int k = 0; k < together; ++k) ins[k] = in[j + k], grads[k] = grad[j + k];
           step(ins, grads, out);
           if constexpr (!Summary) {
+            if constexpr (together == 1) put<T>(own + apart - j * row, out[0]);
 #pragma unroll
-            for (int k = 0; k < together; k += 2)
+            for (int k = 0; k + 1 < together; k += 2)
               put_pair<T>(own + apart - (j + k) * row, -row, out[k], out[k + 1]);
           }
         }

@@ -121,12 +121,14 @@ Scan DampedEma::scan(int64_t chunk, bool fft) const {
 }
 
 Variable DampedEma::operator()(const Variable& x, const Block& block, Crossing& cross, int64_t chunk,
-                               int64_t fft_up_to) const {
+                               int64_t fft_up_to, bool reverse) const {
   const Segments& segments = cross.layout().segments;
   const bool fft =
       std::all_of(segments.begin(), segments.end(), [&](const Segment& s) { return s.size() <= fft_up_to; });
   const Tensor one = full({x.dim(0)}, 1, x.dtype(), x.device());
-  return cross(scan(chunk, fft), {{x, one}, block.position, block.document});
+  Scan part = scan(chunk, fft);
+  part.reverse = reverse;
+  return cross(part, {{x, one}, block.position, block.document});
 }
 
 Variable DampedEma::recurrence(const Variable& x) const {

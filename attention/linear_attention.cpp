@@ -45,7 +45,7 @@ Scan linear_scan(double scale, int64_t chunk, bool gated, int64_t heads, int64_t
     const Variable o = add(matmul(scores, v), matmul(from_state, prefix[1]));
     return by_token(o, b.x[2].dtype());
   };
-  use_linear_run(scan, scale, gated, key, value, dtype, device);
+  use_linear_run(scan, scale, gated, key, value, dtype);
   return scan;
 }
 
@@ -168,6 +168,11 @@ std::vector<Identity> LinearAttention::identities() const {
              for (const double x : weights)
                variance += (x - mean) * (x - mean) / static_cast<double>(weights.size());
              return std::abs(variance - 1);
+           }},
+          {"for 64 features lln's exponent is that of its authors' line", 0.03,
+           [] {
+             const double slope = 0.14855178144710912, offset = -0.35487039130661086;
+             return std::abs(lln_exponent(64) / std::sqrt((1 - offset) / (2 * slope)) - 1);
            }},
           {"equals the masked quadratic form (Katharopoulos et al. 2020, eq. 9)", 1e-10, [d] {
              const int64_t n = 37;

@@ -1,5 +1,6 @@
 #include "attention/linear_run.h"
 
+#include "attention/scan_kernel.h"
 #include "autograd/flops.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
@@ -54,8 +55,7 @@ void backward(Backward& b, const Sizes& s) {
   const cuda::LinearAttention shape = problem(s, q, v, offsets, g);
   const Tensor d_o = b.grad(0).contiguous();
   const Tensor d_end = s.ends && b.has_grad(1) ? b.grad(1).contiguous() : Tensor();
-  const Tensor dq = empty(q.shape(), q.dtype(), device), dk = empty(k.shape(), k.dtype(), device),
-               dv = empty(v.shape(), v.dtype(), device);
+  const Tensor dq = b.room(0, q), dk = b.room(1, k), dv = b.room(2, v);
   Tensor dg, workspace, d_start;
   if (g.defined()) {
     dg = empty(g.shape(), Dtype::f32, device);
@@ -111,20 +111,18 @@ LinearRun linear_run(const Variable& q, const Variable& k, const Variable& v, co
   return {recorded[0], want_end ? recorded[1] : Variable()};
 }
 
-void use_linear_run(Scan& scan, double scale, bool gated, int64_t key, int64_t value, Dtype dtype,
-                    Device device) {
-  if (device != Device::cuda || dtype == Dtype::f64 || key > 256 || value > 256) return;
-  scan.run = [=, identity = scan.identity](const Block& b, const Layout& layout, const State& start,
-                                           bool want_end) {
+void use_linear_run(Scan& scan, double scale, bool gated, int64_t key, int64_t value, Dtype dtype) {
+  scan.kernel.serves = [=](Device where) {
+    return where == Device::cuda && dtype != Dtype::f64 && key <= 256 && value <= 256;
+  };
+  scan.kernel.run = [=, identity = scan.identity](const Block& b, const Layout& layout, const State& start,
+                                                  bool want_end) {
     const Dtype narrow = b.x[2].dtype(),
                 common = b.x[0].dtype() == narrow ? narrow : Dtype::f32;  // of features
-    const LinearRun ran = linear_run(cast(b.x[0], common), cast(b.x[1], common), cast(b.x[2], common),
-                                     gated ? b.x[3] : Variable(), start.empty() ? Variable() : start[1],
-                                     scale, layout, want_end);
-    const Variable o = cast(ran.o, narrow);
-    if (!want_end) return Scan::Ran{o, {}};
-    const std::vector<int32_t> same(layout.segments.size(), 0);
-    return Scan::Ran{o, {gather_rows(identity()[0], from_ints(same, device)), ran.end}};
+    const LinearRun r = linear_run(cast(b.x[0], common), cast(b.x[1], common), cast(b.x[2], common),
+                                   gated ? b.x[3] : Variable(), start.empty() ? Variable() : start[1], scale,
+                                   layout, want_end);
+    return ran(cast(r.o, narrow), r.end, identity());
   };
 }
 
@@ -135,7 +133,7 @@ LinearRun linear_run(const Variable&, const Variable&, const Variable&, const Va
   throw Error(Exit::internal, "this build has no kernel for linear attention");
 }
 
-void use_linear_run(Scan&, double, bool, int64_t, int64_t, Dtype, Device) {}
+void use_linear_run(Scan&, double, bool, int64_t, int64_t, Dtype) {}
 
 #endif
 

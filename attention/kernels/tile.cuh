@@ -216,6 +216,13 @@ __device__ float2 row_dots(Tile<64, N> tile, const Accumulator<N>& a, int block)
   return sum;
 }
 
+// Rows 64 n .. 64 n + 63 of a tile, as the left side of a product.
+template <int R, int C>
+struct TileRows {
+  uint32_t address;
+  __device__ TileRows(Tile<R, C> tile, int n) : address(tile.address + n * (64 * 128)) {}
+};
+
 // Products by mma.sync (sm_80 and later). They are done when they return, so start, commit and wait do
 // nothing.
 struct WarpProducts {
@@ -241,6 +248,23 @@ struct WarpProducts {
         mma(d.x[2 * n], a.x[k], y[0], y[1]);
         mma(d.x[2 * n + 1], a.x[k], y[2], y[3]);
       }
+  }
+  template <int N, int K, int R>
+  __device__ static void a_bt(Accumulator<N>& d, TileRows<R, K> a, Tile<N, K> b, bool add) {
+    const int l = threadIdx.x % 32;
+    if (!add) d.fill(0);
+#pragma unroll
+    for (int k = 0; k < K / 16; ++k) {
+      uint32_t x[4];
+      load_matrices(x, Tile<R, K>{a.address}.at(Lane().warp * 16 + l % 16, 2 * k + l / 16));
+#pragma unroll
+      for (int n = 0; n < N / 16; ++n) {
+        uint32_t y[4];
+        load_matrices(y, b.at(16 * n + (l / 16) * 8 + l % 8, 2 * k + (l / 8) % 2));
+        mma(d.x[2 * n], x, y[0], y[1]);
+        mma(d.x[2 * n + 1], x, y[2], y[3]);
+      }
+    }
   }
   // d += a b
   template <int N, int K>

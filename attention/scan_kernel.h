@@ -6,8 +6,8 @@
 
 namespace weft {
 
-// What a kernel gave, as the scan passes it on. end: S behind each segment, undefined where it is not wanted; a
-// row of `identity` stands for the transitions, which a state from the very start does not need.
+// What a kernel gave, as the scan passes it on. end: S behind each segment, undefined where it is not wanted;
+// a row of `identity` stands for the transitions, which a state from the very start does not need.
 inline Scan::Ran ran(const Variable& y, const Variable& end, const State& identity) {
   if (!end.defined()) return {y, {}};
   const std::vector<int32_t> same(static_cast<size_t>(end.dim(0)), 0);

@@ -17,7 +17,7 @@ struct ChildProcess {
   // Takes what it writes to stderr, piece by piece on another thread, and at the end nothing; in place of
   // `err`.
   std::function<void(std::string_view)> on_err = {};
-  std::function<bool()> cancelled = {};       // asked last: whether a signal has made it superfluous
+  std::function<bool()> cancelled = {};  // asked last: whether a signal has made it superfluous
 };
 
 struct ChildEnd {

@@ -43,7 +43,7 @@ __device__ void prepare_a(const M& memory, const typename M::Stage& g, int n, in
 
   Scores raw, scores;
   raw.clear();
-  raw.add_products(g.a, g.b, row0, part_columns / 8 * part);
+  raw.add_products<part_columns / 16>(g.a, g.b, row0, part_columns / 8 * part);
 #pragma unroll
   for (int c = 0; c < 2; ++c)
 #pragma unroll
@@ -61,7 +61,7 @@ __device__ void prepare_a(const M& memory, const typename M::Stage& g, int n, in
     __syncwarp();
     Scores products;
     products.clear();
-    products.add_products(sides(half), sides(half), 0, 0);
+    products.add_products<part_columns / 16>(sides(half), sides(half), 0, 0);
 #pragma unroll
     for (int c = 0; c < 2; ++c)
 #pragma unroll
@@ -95,8 +95,24 @@ __device__ void prepare_a(const M& memory, const typename M::Stage& g, int n, in
   add_level.template operator()<4>();
   add_level.template operator()<2>();
   add_level.template operator()<1>();
-  memory.scores().store(n, part, scores);
+  for (int c = 0; c < 2; ++c) store_shared_floats(memory.scores().at(n, 2 * part + c), scores.x[c]);
   if (!second) store_shared_pair(memory.total(n, channel), multiply(total, other));
+}
+
+// One warp: the sum of block n's parts as an operand, in the first one's place.
+template <class M>
+__device__ void sum_scores(const M& memory, int n) {
+  Scores sum;
+  sum.clear();
+#pragma unroll
+  for (int slot = 0; slot < 2 * M::parts; ++slot) {
+    const float4 v = load_shared_floats(memory.scores().at(n, slot));
+    float(&x)[4] = sum.x[slot % 2];
+    x[0] += v.x, x[1] += v.y, x[2] += v.z, x[3] += v.w;
+  }
+  uint32_t p[4];
+  sum.masked(p, [](int, int) { return true; });
+  store_shared_words(memory.scores().at(n, 0), p);
 }
 
 // One of a pair of warps: block n of its columns.
@@ -105,7 +121,7 @@ __device__ void step_a(WarpState<D_a>& state, const Place& at, const M& memory, 
                        int n, int pair, int share) {
   const Lane lane;
   const int l = threadIdx.x % 32, row0 = n * block, a0 = share * (D_a / 2);
-  uint32_t c[4], p[4];
+  uint32_t c[4];
   load_columns(c, g.c, row0, pair);
   Scores past;
   past.clear();
@@ -137,7 +153,8 @@ __device__ void step_a(WarpState<D_a>& state, const Place& at, const M& memory, 
       WarpProducts::mma(s, c, b[2 * half], b[2 * half + 1]);
     }
   }
-  memory.scores().load(n).masked(p, [](int, int) { return true; });
+  const uint4 scores = load_shared(memory.scores().at(n, 0));
+  const uint32_t p[4] = {scores.x, scores.y, scores.z, scores.w};
   WarpProducts::mma(out, p, share ? c[1] : c[0], share ? c[3] : c[2]);
   sync_pair(pair);
   const float4 other = load_shared_floats(exchange.at(n, 1 - share));

@@ -6,13 +6,22 @@
 
 namespace weft::cuda {
 
-// One warp, for block n and part_columns channels of a and b: its part of the scores.
-template <class M>
-__device__ void prepare_c(const M& memory, const typename M::Stage& g, int n, int part) {
-  Scores scores;
-  scores.clear();
-  scores.add_products(g.a, g.b, n * block, part_columns / 8 * part);
-  memory.scores().store(n, part, scores);
+// One warp, for block n: the scores as operands, of each token with itself and of the pairs of each level.
+template <bool Reverse, int D_a, class M>
+__device__ void prepare_c(const M& memory, const typename M::Stage& g, int n) {
+  Scores scores, rest;
+  scores.clear(), rest.clear();
+  scores.template add_products<D_a / 32>(g.a, g.b, n * block, 0);
+  rest.template add_products<D_a / 32>(g.a, g.b, n * block, D_a / 16);
+  scores.add(rest);
+  uint32_t p[4];
+  scores.masked(p, [](int row, int column) { return row == column; });
+  store_shared_words(memory.scores().at(n, 0), p);
+#pragma unroll
+  for (int level = 0; level < 4; ++level) {
+    scores.masked(p, [&](int row, int column) { return meets<Reverse>(row, column, 1 << level); });
+    store_shared_words(memory.scores().at(n, level + 1), p);
+  }
 }
 
 // The ways of a block's tokens to the border of their stretch: the decay on it, for stretches of `half`
@@ -130,24 +139,29 @@ struct Columns {
   }
 
   // The part of the output that comes from the block itself. Leaves the ways to the block's borders.
-  __device__ void own(float (&out)[4], const Scores& scores) {
-    uint32_t p[4];
+  template <class L>
+  __device__ void own(float (&out)[4], const L& scores, int n) {
     for (float& x : out) x = 0;
-    scores.masked(p, [](int row, int column) { return row == column; });
-    WarpProducts::mma(out, p, c[0], c[1]);
+    multiply_scores(out, scores.at(n, 0), c);
 #pragma unroll
-    for (int half = 1; half < block; half *= 2) {
-      scores.masked(p, [&](int row, int column) { return meets<Reverse>(row, column, half); });
+    for (int level = 0; level < 4; ++level) {
+      const int half = 1 << level;
       const Pair sources(c, of_c);
       float y[4] = {};
-      WarpProducts::mma(y, p, sources.high[0], sources.high[1]);
+      multiply_scores(y, scores.at(n, level + 1), sources.high);
       // Downwards the first ways are 1 and leave no rest.
-      if (Reverse || half > 1) WarpProducts::mma(y, p, sources.rest[0], sources.rest[1]);
+      if (Reverse || level > 0) multiply_scores(y, scores.at(n, level + 1), sources.rest);
 #pragma unroll
       for (int i = 0; i < 4; ++i)
         if (half < 8 || i / 2 == (Reverse ? 0 : 1)) out[i] += y[i] * of_out.way[i / 2][i % 2];
       of_out.step(half), of_c.step(half);
     }
+  }
+
+ private:
+  __device__ static void multiply_scores(float (&y)[4], uint32_t scores, const uint32_t (&right)[2]) {
+    const uint4 p = load_shared(scores);
+    WarpProducts::mma(y, {p.x, p.y, p.z, p.w}, right[0], right[1]);
   }
 };
 
@@ -156,32 +170,37 @@ struct Columns {
 template <bool Reverse>
 struct GateGradientLane {
   double later[2] = {};
-  float* place;  // of token g of the block, the other is eight tokens on
+  const __nv_bfloat16* rows;     // of dot, token g of the chunk
+  float* sums;                   // the same of the gradient
+  int64_t rows_step, sums_step;  // eight tokens
   uint32_t dot[2];
   float2 before[2];
 
   __device__ void start(const Place& at, int share) {
-    const float* sums = at.sweep.end_sums + (int64_t(at.document) * at.s.heads + at.head) * at.s.d_c +
+    const float* ends = at.sweep.end_sums + (int64_t(at.document) * at.s.heads + at.head) * at.s.d_c +
                         at.column0 + 8 * share + 2 * Lane().t;
-    later[0] = sums[0], later[1] = sums[1];
+    later[0] = ends[0], later[1] = ends[1];
   }
-  __device__ int64_t pitch(const Place& at) const { return int64_t(at.s.heads) * at.s.d_c; }
-  // token: of the block's first row, of `valid` ones
-  __device__ void fetch(const Place& at, int share, int64_t token, int valid) {
+  __device__ void start_chunk(const Place& at, int share, int64_t token0) {
     const Lane lane;
     const int64_t column = int64_t(at.head) * at.s.d_c + at.column0 + 8 * share + 2 * lane.t;
-    const auto* rows =
-        static_cast<const __nv_bfloat16*>(at.sweep.dot.data) + (token + lane.g) * at.sweep.dot.pitch + column;
-    place = at.sweep.gate_gradient + (token + lane.g) * pitch(at) + column;
+    const int64_t pitch = int64_t(at.s.heads) * at.s.d_c;
+    rows = static_cast<const __nv_bfloat16*>(at.sweep.dot.data) + (token0 + lane.g) * at.sweep.dot.pitch +
+           column;
+    sums = at.sweep.gate_gradient + (token0 + lane.g) * pitch + column;
+    rows_step = 8 * at.sweep.dot.pitch, sums_step = 8 * pitch;
+  }
+  // Of block n, with `valid` tokens.
+  __device__ void fetch(int n, int valid) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       dot[r] = 0, before[r] = {0, 0};
-      if (lane.g + 8 * r >= valid) continue;
-      dot[r] = *reinterpret_cast<const uint32_t*>(rows + 8 * r * at.sweep.dot.pitch);
-      if (Reverse) before[r] = *reinterpret_cast<const float2*>(place + 8 * r * pitch(at));
+      if (Lane().g + 8 * r >= valid) continue;
+      dot[r] = *reinterpret_cast<const uint32_t*>(rows + (2 * n + r) * rows_step);
+      if (Reverse) before[r] = *reinterpret_cast<const float2*>(sums + (2 * n + r) * sums_step);
     }
   }
-  __device__ void store(const Place& at, int valid, const float (&out)[4]) {
+  __device__ void store(int n, int valid, const float (&out)[4]) {
     const int l = threadIdx.x % 32;
     float x[4];
 #pragma unroll
@@ -209,18 +228,17 @@ struct GateGradientLane {
 #pragma unroll
     for (int r = 0; r < 2; ++r)
       if (Lane().g + 8 * r < valid)
-        *reinterpret_cast<float2*>(place + 8 * r * pitch(at)) = {x[2 * r], x[2 * r + 1]};
+        *reinterpret_cast<float2*>(sums + (2 * n + r) * sums_step) = {x[2 * r], x[2 * r + 1]};
   }
 };
 
-// One of a pair of warps: block n of its columns, of a chunk that begins at token0 and has `valid` tokens.
-// State, and the rows of c that meet a's, are read as pairs of bf16.
+// One of a pair of warps: block n of its columns, of a chunk that has `valid` tokens. State, and the rows of
+// c that meet a's, are read as pairs of bf16.
 template <bool Reverse, int D_a, class M>
 __device__ void step_c(WarpState<D_a>& state, GateGradientLane<Reverse>& gradient, const Place& at,
-                       const M& memory, const typename M::Stage& g, int64_t token0, int valid, int n,
-                       int pair, int share) {
+                       const M& memory, const typename M::Stage& g, int valid, int n, int pair, int share) {
   const int l = threadIdx.x % 32, row0 = n * block, unit0 = share * (D_a / 16);
-  if (at.sweep.gate_gradient) gradient.fetch(at, share, token0 + row0, valid - row0);
+  if (at.sweep.gate_gradient) gradient.fetch(n, valid - row0);
   Columns<Reverse> columns(g, n, pair, share);
 
   Scores past, rest;
@@ -238,7 +256,7 @@ __device__ void step_c(WarpState<D_a>& state, GateGradientLane<Reverse>& gradien
     }
   }
   float out[4], kept[4], give[4];
-  columns.own(out, memory.scores().load(n));
+  columns.own(out, memory.scores(), n);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const float first = past.x[0][i] + rest.x[0][i], second = past.x[1][i] + rest.x[1][i];
@@ -279,7 +297,7 @@ __device__ void step_c(WarpState<D_a>& state, GateGradientLane<Reverse>& gradien
     out[i] = at.s.scale * (out[i] + columns.of_out.way[i / 2][i % 2] * (kept[i] + from_other));
   }
   store_half(g.c, out, row0, pair, share);
-  if (at.sweep.gate_gradient) gradient.store(at, valid - row0, out);
+  if (at.sweep.gate_gradient) gradient.store(n, valid - row0, out);
 }
 
 }  // namespace weft::cuda

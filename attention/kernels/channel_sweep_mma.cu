@@ -54,18 +54,22 @@ __global__ void __launch_bounds__(4 * D_c) channel_sweep_mma_kernel(const __grid
     const int valid = valid_tokens(n);
     asm volatile("cp.async.wait_group 1;" ::: "memory");
     __syncthreads();
-    for (int task = warp; task < blocks * M::parts; task += warps)
-      if constexpr (gate == GateOf::a)
+    if constexpr (gate == GateOf::a) {
+      for (int task = warp; task < blocks * M::parts; task += warps)
         prepare_a<Reverse>(memory, g, task / M::parts, task % M::parts);
-      else
-        prepare_c(memory, g, task / M::parts, task % M::parts);
+      __syncthreads();
+      if (warp < blocks) sum_scores(memory, warp);
+    } else {
+      if (at.sweep.gate_gradient) gradient.start_chunk(at, share, token0);
+      if (warp < blocks) prepare_c<Reverse, D_a>(memory, g, warp);
+    }
     __syncthreads();
     for (int i = 0; i < blocks; ++i) {
       const int of = Reverse ? blocks - 1 - i : i;
       if constexpr (gate == GateOf::a)
         step_a<Reverse>(state, at, memory, g, of, pair, share);
       else
-        step_c<Reverse>(state, gradient, at, memory, g, token0, valid, of, pair, share);
+        step_c<Reverse>(state, gradient, at, memory, g, valid, of, pair, share);
     }
     sync_pair(pair);
     auto* out = static_cast<__nv_bfloat16*>(at.sweep.out.data) + token0 * at.sweep.out.pitch +

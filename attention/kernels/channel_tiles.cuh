@@ -13,7 +13,7 @@
 namespace weft::cuda {
 
 constexpr int block = 16, blocks = chunk / block;
-constexpr int part_columns = 32;  // of a and b, whose scores one warp computes
+constexpr int part_columns = 32;  // of a and b, whose decayed products one warp computes
 
 __device__ inline float2 load_shared_pair(uint32_t address) {
   float2 v;
@@ -99,18 +99,21 @@ struct Scores {
     for (auto& half : x)
       for (float& v : half) v = 0;
   }
-  // x += a b^T over part_columns columns from unit0 * 8 on, of rows row0 .. row0 + 15.
-  template <class A, class B>
+  // x += a b^T over 16 `steps` columns from unit0 * 8 on, of rows row0 .. row0 + 15.
+  template <int steps, class A, class B>
   __device__ void add_products(A a, B b, int row0, int unit0) {
     const int l = threadIdx.x % 32;
 #pragma unroll
-    for (int k = 0; k < part_columns / 16; ++k) {
+    for (int k = 0; k < steps; ++k) {
       uint32_t left[4], right[4];
       load_matrices(left, a.at(row0 + l % 16, unit0 + 2 * k + l / 16));
       load_matrices(right, b.at(row0 + l % 16, unit0 + 2 * k + l / 16));
       WarpProducts::mma(x[0], left, right[0], right[2]);
       WarpProducts::mma(x[1], left, right[1], right[3]);
     }
+  }
+  __device__ void add(const Scores& other) {
+    for (int i = 0; i < 8; ++i) x[i / 4][i % 4] += other.x[i / 4][i % 4];
   }
   // The elements where `keep(row, column)`, as an operand.
   template <class Keep>
@@ -124,29 +127,13 @@ struct Scores {
   }
 };
 
-// The scores of a chunk's blocks in shared memory, in `parts` that add up, as lanes hold them.
-template <int parts>
-struct ScoreParts {
-  static constexpr int bytes = blocks * parts * 2 * 32 * 16;
+// What lanes hold, 16 bytes each, in shared memory: `slots` for each block of tokens.
+template <int slots>
+struct Lanes {
+  static constexpr int bytes = blocks * slots * 32 * 16;
   uint32_t address;
-  __device__ uint32_t at(int n, int part, int half) const {
-    return address + (((n * parts + part) * 2 + half) * 32 + threadIdx.x % 32) * 16;
-  }
-  __device__ void store(int n, int part, const Scores& s) const {
-    store_shared_floats(at(n, part, 0), s.x[0]);
-    store_shared_floats(at(n, part, 1), s.x[1]);
-  }
-  __device__ Scores load(int n) const {
-    Scores s;
-    s.clear();
-#pragma unroll
-    for (int part = 0; part < parts; ++part)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const float4 v = load_shared_floats(at(n, part, half));
-        s.x[half][0] += v.x, s.x[half][1] += v.y, s.x[half][2] += v.z, s.x[half][3] += v.w;
-      }
-    return s;
+  __device__ uint32_t at(int n, int slot) const {
+    return address + ((n * slots + slot) * 32 + threadIdx.x % 32) * 16;
   }
 };
 
@@ -237,11 +224,12 @@ __device__ inline float2 multiply(float2 x, float2 y) { return {x.x * y.x, x.y *
 __device__ inline float decay_of(float gate) { return exp2_fast(1.44269504f * gate); }
 __device__ inline float2 decay_of(float2 gate) { return {decay_of(gate.x), decay_of(gate.y)}; }
 
-// Shared memory of a block of threads: two stages of a chunk's rows, the scores, what pairs exchange, and, if
-// the gate is of a's channels, the decay over each block of tokens.
+// Shared memory of a block of threads: two stages of a chunk's rows, the blocks' scores, what pairs exchange,
+// and, if the gate is of a's channels, the decay over each block of tokens.
 template <GateOf gate, int D_a, int D_c>
 struct ChannelMemory {
   static constexpr int D_gate = gate == GateOf::a ? D_a : D_c, parts = D_a / part_columns, pairs = D_c / 16;
+  using Scores = Lanes<gate == GateOf::a ? 2 * parts : 5>;
   struct Stage {
     Tile<chunk, D_a> a, b;
     Tile<chunk, D_c> c;
@@ -252,7 +240,7 @@ struct ChannelMemory {
   static constexpr int exchanges = gate == GateOf::a ? 1 : 3;  // to a pair
   static constexpr int totals_bytes = gate == GateOf::a ? blocks * D_a * 4 : 0;
   static constexpr int bytes =
-      2 * stage_bytes + ScoreParts<parts>::bytes + pairs * exchanges * Exchange::bytes + totals_bytes;
+      2 * stage_bytes + Scores::bytes + pairs * exchanges * Exchange::bytes + totals_bytes;
 
   uint32_t address;
   __device__ Stage stage(int n) const {
@@ -260,9 +248,9 @@ struct ChannelMemory {
                    c = b + Tile<chunk, D_a>::bytes;
     return {{a}, {b}, {c}, {c + Tile<chunk, D_c>::bytes}};
   }
-  __device__ ScoreParts<parts> scores() const { return {address + 2 * stage_bytes}; }
+  __device__ Scores scores() const { return {address + 2 * stage_bytes}; }
   __device__ Exchange exchange(int pair, int which) const {
-    return {scores().address + ScoreParts<parts>::bytes + (pair * exchanges + which) * Exchange::bytes};
+    return {scores().address + Scores::bytes + (pair * exchanges + which) * Exchange::bytes};
   }
   // of_a: f32 (blocks, D_a)
   __device__ uint32_t total(int n, int channel) const {

@@ -109,6 +109,13 @@ __device__ inline void load_matrices_transposed(uint32_t (&x)[4], uint32_t addre
                : "memory");
 }
 
+__device__ inline void load_matrices_transposed(uint32_t (&x)[2], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
+               : "=r"(x[0]), "=r"(x[1])
+               : "r"(address)
+               : "memory");
+}
+
 // A pair cut to bf16, and what the cut lost.
 struct Split {
   uint32_t high, rest;

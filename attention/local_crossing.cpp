@@ -105,8 +105,8 @@ Variable LocalCrossing::operator()(const Scan& part, const Block& block) {
     return gather_rows((*this)(onwards, gather_block(block, rows)), rows);
   }
   if (part.whole && slot == nullptr) return part.whole(block, layout());
-  if (part.run) {
-    const Scan::Ran ran = part.run(
+  if (part.kernel.on(block.x[0].device())) {
+    const Scan::Ran ran = part.kernel.run(
         block, layout(), slot == nullptr ? State{} : past_of(part, *slot, layout()), slot != nullptr);
     if (slot != nullptr) remember(part, *slot, layout(), ran.end);
     return ran.y;

@@ -30,8 +30,8 @@ Weighting weighting_of(const std::string& attention) {
 // docs/benchmarks.md: up to here transforms are the faster form.
 constexpr int64_t kFourierIsFaster = 2048;
 
-int64_t longest_by_fft(const std::string& ema) {
-  if (ema == "auto") return kFourierIsFaster;
+int64_t longest_by_fft(const std::string& ema, bool kernel) {
+  if (ema == "auto") return kernel ? 0 : kFourierIsFaster;
   return ema == "fft" ? std::numeric_limits<int64_t>::max() : 0;
 }
 
@@ -158,9 +158,14 @@ Variable Mega::forward(const Block& block, Crossing& cross) const {
   const Dtype dtype = x.dtype(), wide = wide_of(dtype);
   const Variable normed = layer_norm(x, norm_gain_, norm_bias_, kNormEps), exact = cast(normed, wide);
   const Variable v = silu(linear(normed, value_, value_bias_));
-  const int64_t fft_up_to = longest_by_fft(config_.ema);
-  Variable average = ema_(exact, block, cross, config_.chunk, fft_up_to);
-  if (back_) average = add(average, (*back_)(exact, block, cross, config_.chunk, fft_up_to, true));
+  const bool kernel = ema_.has_kernel(x.device(), dtype);
+  const Variable& input = kernel ? normed : exact;
+  const int64_t fft_up_to = longest_by_fft(config_.ema, kernel);
+  const auto averaged = [&](const DampedEma& ema, bool reverse) {
+    return cast(ema(input, block, cross, config_.chunk, fft_up_to, reverse), wide);
+  };
+  Variable average = averaged(ema_, false);
+  if (back_) average = add(average, averaged(*back_, true));
   const Variable mixed = cast(silu(add(average, multiply(exact, omega_))), dtype);
   const std::vector<Variable> parts =
       split_columns(linear(mixed, mix_, mix_bias_), {width, z, hidden, width});

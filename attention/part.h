@@ -44,13 +44,19 @@ struct Scan {
   bool decay = false;
   // Optional: whole documents from their start at once, where nobody asks for a state.
   std::function<Variable(const Block&, const Layout&)> whole = {};
-  // Optional, where the device has a kernel: segments from the states before them, one row a segment; `start`
+  // Optional, where a device has a kernel: segments from the states before them, one row a segment; `start`
   // is empty where those are identities. Gives the outputs and, if wanted, the states behind the segments.
   struct Ran {
     Variable y;
     State end;
   };
-  std::function<Ran(const Block&, const Layout&, const State& start, bool want_end)> run = {};
+  struct Kernel {
+    // Whether this build has it for the inputs of this part on a device; asked without having one.
+    std::function<bool(Device)> serves;
+    std::function<Ran(const Block&, const Layout&, const State& start, bool want_end)> run;
+    bool on(Device device) const { return serves && serves(device); }
+  };
+  Kernel kernel = {};
   // Bidirectional: every chunk sees the state of its whole document.
   bool total = false;
   // From the end of a document to its start: a token sees those behind it, in that order. Blocks come turned.
@@ -104,6 +110,7 @@ struct Halo {
   // Two segments of one document on one rank are apart here: `document` of both blocks tells segments apart,
   // so that no token meets a key in its own segment and again in another's halo.
   std::function<Variable(const Block&, const Block& before)> apply;
+  bool fused = false;  // `apply` is one kernel, but for putting its rows together
 };
 
 struct Carry {

@@ -133,8 +133,8 @@ Variable StatesCrossing::operator()(const Scan& part, const Block& block) {
     if (!any_given(states)) return part.apply(chunks, prefix);
     return part.apply(chunks, part.combine(starts_of(states, identity, places.start), prefix));
   };
-  if (part.run)
-    scan.run = [&](const Block& tokens, const Layout& layout, const State& start, bool) {
+  if (part.kernel.on(block.x[0].device()))
+    scan.kernel.run = [&](const Block& tokens, const Layout& layout, const State& start, bool) {
       State before = start;
       if (any_given(states)) {
         std::vector<int32_t> rows;  // as in ChunkPlaces
@@ -143,7 +143,7 @@ Variable StatesCrossing::operator()(const Scan& part, const Block& block) {
         const State given = starts_of(states, identity, from_ints(rows, tokens.position.device()));
         before = start.empty() ? given : part.combine(given, start);
       }
-      Scan::Ran ran = part.run(tokens, layout, before, true);
+      Scan::Ran ran = part.kernel.run(tokens, layout, before, true);
       int32_t row = 0;
       for (const Segment& s : layout.segments) {
         if (s.end == documents_[s.document].length)

@@ -4,6 +4,8 @@
 #include <cmath>
 
 #include "attention/chunks.h"
+#include "attention/ema_run.h"
+#include "attention/scan_kernel.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/causal_convolution.h"
 #include "autograd/ops/elementwise.h"
@@ -59,7 +61,7 @@ DampedEma::Coefficients DampedEma::coefficients() const {
   const Variable p = sigmoid(alpha_);
   const Variable q = scale(multiply(p, sigmoid(delta_)), -1, 1);
   const Tensor least = full({1}, kLeastDecay, q.dtype(), q.device());
-  return {multiply(p, beta_), scale(gamma_, 1 / std::sqrt(static_cast<double>(size_))),
+  return {multiply(p, beta_), scale(gamma_, 1 / std::sqrt(static_cast<double>(size_))), q,
           log(maximum(q, least))};
 }
 
@@ -75,11 +77,12 @@ Variable DampedEma::kernel(int64_t length) const {
   return slice(reshape(matmul(coarse, fine, {true, false}), {channels_, rows * width}), 1, 0, length);
 }
 
-Scan DampedEma::scan(int64_t chunk, bool fft) const {
+bool DampedEma::has_kernel(Device device, Dtype dtype) const { return has_ema_run(device, dtype, size_); }
+
+Scan DampedEma::scan(Device device, Dtype dtype, int64_t chunk, bool fft) const {
   const Coefficients c = coefficients();
   const int64_t channels = channels_, size = size_;
   const Dtype type = c.in.dtype();
-  const Device device = c.in.device();
   Scan scan;
   scan.names = {"", "h"};
   scan.pad = {0, 0};
@@ -92,7 +95,7 @@ Scan DampedEma::scan(int64_t chunk, bool fft) const {
     const int64_t count = b.x[0].dim(0), n = b.x[0].dim(1);
     const Variable tokens = reshape(sum(b.x[1], 1), {count, 1, 1});
     const Variable weight = multiply(powers(c.log_decay, n, static_cast<double>(n - 1), -1), as_column(c.in));
-    const Variable x = permute(padding_in_front(b.x[0], b.document), {2, 1, 0});  // (C, chunk, M)
+    const Variable x = permute(padding_in_front(cast(b.x[0], type), b.document), {2, 1, 0});  // (C, chunk, M)
     return State{exp(multiply(tokens, c.log_decay)), permute(matmul(weight, x), {2, 0, 1})};
   };
   scan.combine = [](const State& before, const State& after) {
@@ -102,7 +105,7 @@ Scan DampedEma::scan(int64_t chunk, bool fft) const {
     const int64_t n = b.x[0].dim(1);
     const Variable decay = multiply(powers(c.log_decay, n, 0, 1), as_column(c.out));  // (C, N, chunk)
     const Variable kernel = reshape(matmul(as_column(c.in), decay, {true, false}), {channels, n});
-    const Variable inside = matmul(toeplitz(kernel), permute(b.x[0], {2, 1, 0}));
+    const Variable inside = matmul(toeplitz(kernel), permute(cast(b.x[0], type), {2, 1, 0}));
     const Variable state = multiply(prefix[1], exp(c.log_decay));  // one step on
     const Variable before = matmul(decay, permute(state, {1, 2, 0}), {true, false});
     return permute(add(inside, before), {2, 1, 0});
@@ -115,18 +118,31 @@ Scan DampedEma::scan(int64_t chunk, bool fft) const {
         first.push_back(first.back() + static_cast<int32_t>(s.size()));
         longest = std::max(longest, s.size());
       }
-      return causal_convolution(b.x[0], kernel(longest), from_ints(first, Device::cpu));
+      return causal_convolution(cast(b.x[0], wide_of(b.x[0].dtype())), kernel(longest),
+                                from_ints(first, Device::cpu));
     };
+  scan.kernel.serves = [=](Device where) { return has_ema_run(where, dtype, size); };
+  scan.kernel.run = [=, identity = scan.identity](const Block& b, const Layout& layout, const State& start,
+                                                  bool want_end) {
+    const EmaRun r =
+        ema_run(b.x[0], c.in, c.out, c.decay, start.empty() ? Variable() : start[1], layout, want_end);
+    return ran(r.y, r.end, identity());
+  };
   return scan;
 }
 
 Variable DampedEma::operator()(const Variable& x, const Block& block, Crossing& cross, int64_t chunk,
-                               int64_t fft_up_to) const {
+                               int64_t fft_up_to, bool reverse) const {
   const Segments& segments = cross.layout().segments;
   const bool fft =
       std::all_of(segments.begin(), segments.end(), [&](const Segment& s) { return s.size() <= fft_up_to; });
-  const Tensor one = full({x.dim(0)}, 1, x.dtype(), x.device());
-  return cross(scan(chunk, fft), {{x, one}, block.position, block.document});
+  const Device device = x.device();
+  const Dtype wide = wide_of(x.dtype());
+  const Variable input = has_kernel(device, x.dtype()) ? x : cast(x, wide);
+  const Tensor one = full({x.dim(0)}, 1, wide, device);
+  Scan part = scan(device, x.dtype(), chunk, fft);
+  part.reverse = reverse;
+  return cross(part, {{input, one}, block.position, block.document});
 }
 
 Variable DampedEma::recurrence(const Variable& x) const {

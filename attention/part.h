@@ -59,6 +59,8 @@ struct Scan {
   Kernel kernel = {};
   // Bidirectional: every chunk sees the state of its whole document.
   bool total = false;
+  // From the end of a document to its start: a token sees those behind it, in that order. Blocks come turned.
+  bool reverse = false;
 };
 
 // How scores become weights. softmax: e^s over the sum of the row. The others depend on nothing else of their
@@ -80,7 +82,8 @@ struct AttentionOptions {
 struct Merge {
   // Softmax-like partial results over the keys at hand: o (N, H, Dv) in q's dtype, lse (N, H) in f32 (f64),
   // -inf where a query saw no key. Query and key meet if they are of one document and the options allow their
-  // positions. bias, if defined, (H, R) in lse's dtype: bias[h, min(distance, R - 1)] is added to a score.
+  // positions. bias, if defined, (H, R) in lse's dtype: bias[h, min(distance, R - 1)] is added to a score;
+  // where attention is not causal (H, 2 R - 1), from the distance -(R - 1), a key behind the query, to R - 1.
   // active, if defined, (N, H), in any float type: 0 takes a head of a query out, which costs nothing then
   // and gives o = 0, lse = -inf and no gradient.
   using Forward = std::vector<Tensor> (*)(const AttentionOptions&, const Tensor& q, const Tensor& k,

@@ -1,5 +1,6 @@
 #include "attention/softmax.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "attention/flash_attention.h"
@@ -57,10 +58,13 @@ AttentionOptions Softmax::options() const {
 
 Block Softmax::prepare(const Block& block) const {
   Block out = block;
-  for (int i = 0; i < 2; ++i) {
-    if (config_.qk_norm) out.x[i] = rms_norm(out.x[i], i == 0 ? q_gain_ : k_gain_, kNormEps);
-    if (config_.position == "rope") out.x[i] = rotary(out.x[i], block.position, config_.rope_theta);
-  }
+  if (config_.qk_norm)
+    for (int i = 0; i < 2; ++i) out.x[i] = rms_norm(out.x[i], i == 0 ? q_gain_ : k_gain_, kNormEps);
+  if (config_.position != "rope") return out;
+  std::vector<Variable> staying;
+  if (!out.x[2].value().dense()) staying.push_back(out.x[2]);
+  const std::vector<Variable> y = rotary({out.x[0], out.x[1]}, staying, block.position, config_.rope_theta);
+  std::copy(y.begin(), y.end(), out.x.begin());
   return out;
 }
 

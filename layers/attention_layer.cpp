@@ -95,7 +95,10 @@ Variable AttentionLayer::operator()(const Variable& x, Crossing& cross) const {
   if (projection_.defined()) {
     Variable packed = linear(x, projection_);
     if (conv_.defined()) packed = convolve(packed, cross);
-    heads = split_columns(packed, projection_->info.parts);
+    std::vector<Shape> shapes;
+    for (const Input& input : inputs_)
+      if (source_of(*mechanism_, input) == Source::heads) shapes.push_back(input_shape(input, dims, n));
+    heads = split_columns(packed, shapes);
   }
   if (gates_.defined()) {
     const Variable all = linear(x, gates_, gate_bias_);
@@ -107,9 +110,7 @@ Variable AttentionLayer::operator()(const Variable& x, Crossing& cross) const {
   for (const Input& input : inputs_) {
     switch (source_of(*mechanism_, input)) {
       case Source::x: block.x.push_back(x); break;
-      case Source::heads:
-        block.x.push_back(in_domain(reshape(heads[head++], input_shape(input, dims, n)), input.domain));
-        break;
+      case Source::heads: block.x.push_back(in_domain(heads[head++], input.domain)); break;
       case Source::gate: block.x.push_back(in_domain(gates[gate++], input.domain)); break;
       case Source::fixed:
         block.x.push_back(fixed_rows(*mechanism_, input, n, wide_of(x.dtype()), x.device()));

@@ -108,7 +108,7 @@ PartStates& StatesCrossing::next_part(const std::vector<std::string>& names, con
 Variable StatesCrossing::operator()(const Scan& part, const Block& block) {
   Scan scan = part;
   if (chunk_ > 0) scan.chunk = chunk_;
-  if (part.total) return inner_(scan, block);
+  if (part.total || part.reverse) return inner_(scan, block);  // of no text that could go on
   const State identity = part.identity();
   PartStates& states = next_part(part.names, identity, 1);
   if (block.position.device() == Device::meta) return inner_(scan, block);

@@ -1,5 +1,6 @@
 #include "autograd/ops/projected_cross_entropy.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "autograd/ops/rows.h"

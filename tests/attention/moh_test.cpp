@@ -2,6 +2,8 @@
 
 #include "attention/moh.h"
 
+#include <algorithm>
+
 #include "attention/flash_attention.h"
 #include "autograd/flops.h"
 #include "autograd/ops/arrange.h"

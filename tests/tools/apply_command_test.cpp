@@ -4,6 +4,8 @@
 #include <nlohmann/json.hpp>
 
 #include "autograd/ops/arrange.h"
+
+#include <algorithm>
 #include "tests/attention/conformance.h"
 #include "tests/tools/apply_files.h"
 #include "tools/apply.h"

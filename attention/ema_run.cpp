@@ -1,0 +1,137 @@
+#include "attention/ema_run.h"
+
+#ifdef WEFT_CUDA
+#include "attention/kernels/ema.h"
+#include "autograd/cuda/runtime.h"
+#include "autograd/flops.h"
+#endif
+
+namespace weft {
+
+#ifdef WEFT_CUDA
+
+bool has_ema_run(Device device, Dtype dtype, int64_t size) {
+  return device == Device::cuda && (dtype == Dtype::bf16 || dtype == Dtype::f32) &&
+         size <= cuda::kMostEmaStates;
+}
+
+namespace {
+
+struct Spans {
+  int documents, spans;
+  bool cut;
+  bool ends, empty;  // the states behind the segments are an output; some segment has no token
+};
+
+const float* floats(const Tensor& x) { return x.defined() ? static_cast<const float*>(x.raw()) : nullptr; }
+float* written(const Tensor& x) { return x.defined() ? static_cast<float*>(x.raw()) : nullptr; }
+cuda::Rows rows_of(const Tensor& x) { return {x.raw(), x.pitch()}; }
+
+cuda::Ema problem(const Spans& s, const Tensor& x, const Tensor& in, const Tensor& out, const Tensor& decay,
+                  const Tensor& plan) {
+  return {.channels = static_cast<int>(in.dim(0)),
+          .size = static_cast<int>(in.dim(1)),
+          .dtype = x.dtype(),
+          .in = floats(in),
+          .out = floats(out),
+          .decay = floats(decay),
+          .documents = s.documents,
+          .spans = s.spans,
+          .cut = s.cut,
+          .plan = static_cast<const int*>(plan.raw())};
+}
+
+Tensor scratch(int64_t size, Device device) {
+  return size > 0 ? empty({size}, Dtype::f32, device) : Tensor();
+}
+
+// For states by segment. One goes through a segment without tokens as it is; the kernels write all other
+// rows.
+Tensor states_of(const Spans& s, const Tensor& through, const Shape& shape, Device device) {
+  const Tensor to = empty(shape, Dtype::f32, device);
+  if (s.empty) to.copy_from(through.defined() ? through : zeros(shape, Dtype::f32, device));
+  return to;
+}
+
+// A multiply and an add for the state and for the output.
+void count(const Tensor& x, const Tensor& in, int per_state) {
+  count_flops(static_cast<double>(2 * per_state * x.numel()) * static_cast<double>(in.dim(1)));
+}
+
+void backward(Backward& b, const Spans& s) {
+  const Tensor &x = b.saved(0), &in = b.saved(1), &out = b.saved(2), &decay = b.saved(3), &start = b.saved(4),
+               &plan = b.saved(5);
+  const Device device = x.device();
+  const cuda::Ema shape = problem(s, x, in, out, decay, plan);
+  const Tensor dy = b.grad(0);
+  const Tensor d_end = s.ends && b.has_grad(1) ? b.grad(1).contiguous() : Tensor();
+  const Tensor dx = empty(x.shape(), x.dtype(), device);
+  const Tensor d_in = empty_like(in), d_out = empty_like(out), d_decay = empty_like(decay);
+  const Tensor d_start = start.defined() ? states_of(s, d_end, start.shape(), device) : Tensor();
+  const Tensor workspace = scratch(cuda::ema_backward_workspace(shape), device);
+  count(x, in, 5);
+  cuda::ema_backward(shape, rows_of(x), rows_of(dy), floats(start), floats(d_end),
+                     {dx.raw(), written(d_in), written(d_out), written(d_decay), written(d_start)},
+                     written(workspace), cuda::stream());
+  b.add(0, dx);
+  b.add(1, d_in);
+  b.add(2, d_out);
+  b.add(3, d_decay);
+  if (start.defined()) b.add(4, d_start);
+}
+
+}  // namespace
+
+EmaRun ema_run(const Variable& x, const Variable& in, const Variable& out, const Variable& decay,
+               const Variable& start, const Layout& layout, bool want_end) {
+  CHECK(x.rank() == 2 && in.rank() == 2 && in.dim(0) == x.dim(1) && out.shape() == in.shape() &&
+            decay.shape() == in.shape() && in.dtype() == Dtype::f32,
+        "ema_run: x ", x.shape(), ", in ", in.shape(), ", out ", out.shape(), ", decay ", decay.shape());
+  const Device device = x.device();
+  std::vector<int64_t> lengths;
+  int64_t tokens = 0;
+  Spans spans{0, 0, false, want_end, false};
+  for (const Segment& s : layout.segments) {
+    lengths.push_back(s.size());
+    tokens += s.size();
+    spans.empty = spans.empty || s.size() == 0;
+  }
+  CHECK(tokens == x.dim(0), "ema_run: ", x.dim(0), " tokens in segments of ", tokens);
+  const cuda::EmaPlan plan = cuda::plan_ema(lengths, x.dim(1), in.dim(1));
+  spans.documents = plan.documents, spans.spans = plan.spans, spans.cut = plan.cut;
+
+  const Tensor on_device = from_ints(plan.values, device);
+  const Tensor dense_in = in.value().contiguous(), dense_out = out.value().contiguous(),
+               dense_decay = decay.value().contiguous();
+  const Tensor before = start.defined() ? start.value().contiguous() : Tensor();
+  const Tensor y = empty(x.shape(), x.dtype(), device);
+  const Shape states{static_cast<int64_t>(lengths.size()), in.dim(0), in.dim(1)};
+  const Tensor end = want_end ? states_of(spans, before, states, device) : Tensor();
+  const cuda::Ema shape = problem(spans, x.value(), dense_in, dense_out, dense_decay, on_device);
+  const Tensor workspace = scratch(cuda::ema_forward_workspace(shape), device);
+  count(x.value(), in.value(), 2);
+  cuda::ema_forward(shape, rows_of(x.value()), floats(before), y.raw(), written(end), written(workspace),
+                    cuda::stream());
+
+  std::vector<Variable> inputs{x, in, out, decay};
+  if (start.defined()) inputs.push_back(start);
+  std::vector<Tensor> outputs{y};
+  if (want_end) outputs.push_back(end);
+  const auto recorded =
+      record_many("ema_run", inputs, outputs, save(x, dense_in, dense_out, dense_decay, before, on_device),
+                  spans, backward);
+  return {recorded[0], want_end ? recorded[1] : Variable()};
+}
+
+#else
+
+bool has_ema_run(Device, Dtype, int64_t) { return false; }
+
+EmaRun ema_run(const Variable&, const Variable&, const Variable&, const Variable&, const Variable&,
+               const Layout&, bool) {
+  throw Error(Exit::internal, "this build has no kernel for moving averages");
+}
+
+#endif
+
+}  // namespace weft

@@ -1,0 +1,190 @@
+// Outputs of the damped moving average, and the states behind the documents (README, "The damped moving
+// average").
+
+#include "attention/kernels/ema.cuh"
+
+namespace weft::cuda {
+
+// kernels
+
+namespace {
+
+struct Forward {
+  Ema shape;
+  const float* start;
+  float *end, *states;  // states (spans, size, channels): behind each span
+};
+
+// A thread is a channel of a span. Unit: without a start, states are kept as s = h / in, so that a token
+// costs two multiply-adds a state. Summary: only the state behind the span, and only where a document goes
+// on.
+template <class T, int N, bool Unit, bool Summary>
+__global__ void __launch_bounds__(kEmaThreads)
+    forward_kernel(const Forward f, const EmaRows<const T> x, const EmaRows<T> y) {
+  __shared__ uint4 shared[kEmaWarps * kEmaStages * kEmaTileBytes / 16];
+  const Ema& e = f.shape;
+  const EmaPlace place(e);
+  if (place.channel >= e.channels) return;
+  const int lane = threadIdx.x % 32, channel = place.channel + lane, end = place.end;
+  int begin = place.begin, document = place.first_document[place.span];
+  if constexpr (Summary) {
+    if (place.span + 1 == e.spans || !place.continues(place.span + 1)) return;
+    document = place.first_document[place.span + 1];
+    begin = max(begin, place.offsets[document]);
+  }
+  int next = place.offsets[document + 1];
+
+  float q[N], u[N], v[N], h[N];
+  load(q, e.decay, channel, e);
+  load(u, e.in, channel, e);
+  load(v, e.out, channel, e);
+  if constexpr (Unit) {
+#pragma unroll
+    for (int n = 0; n < N; ++n) v[n] *= u[n];
+  }
+  const auto enter = [&] {
+    if constexpr (Unit)
+      clear(h);
+    else
+      load(h, f.start + place.rows[document] * ema_row(e), channel, e);
+  };
+  const auto leave = [&] {
+    if constexpr (Summary) return;
+    if (f.end == nullptr || channel >= e.channels) return;
+    float* to = f.end + place.rows[document] * ema_row(e) + int64_t{channel} * e.size;
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+      if (n < e.size) to[n] = Unit ? e.in[int64_t{channel} * e.size + n] * h[n] : h[n];
+  };
+  // Tokens by twos, so that a factor read from a register serves two products: two reads a cycle are all that
+  // a scheduler has.
+  const auto step = [&]<int K>(const float(&in)[K], float(&out)[K]) {
+    float now[K][N], part[K][2];
+#pragma unroll
+    for (int k = 0; k < K; ++k)
+#pragma unroll
+      for (int n = 0; n < N; ++n) h[n] = now[k][n] = fmaf(q[n], h[n], Unit ? in[k] : __fmul_rn(u[n], in[k]));
+    if constexpr (Summary) return;
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+#pragma unroll
+      for (int k = 0; k < K; ++k)
+        part[k][n % 2] = n < 2 ? __fmul_rn(v[n], now[k][n]) : fmaf(v[n], now[k][n], part[k][n % 2]);
+#pragma unroll
+    for (int k = 0; k < K; ++k) out[k] = __fadd_rn(part[k][0], part[k][1]);
+  };
+
+  if (begin == place.offsets[document])
+    enter();
+  else if constexpr (Summary)
+    clear(h);
+  else
+    load_scratch(h, f.states + (place.span - 1) * ema_row(e), channel, e);
+
+  constexpr int size = kEmaTile<T>, row = kEmaRow<T>;
+  const uint32_t tiles = ema_tiles(shared, kEmaStages);
+  EmaMover<const T, 1> source(x, place.channel, begin, begin, end);
+  EmaMover<T, 1> sink(y, place.channel, begin, begin, end);
+  uint32_t now = tiles, free = tiles + (kEmaStages - 1) * kEmaTileBytes;  // in work, and to be fetched into
+  const auto advance = [&](uint32_t& tile) {
+    tile = tile == tiles + (kEmaStages - 1) * kEmaTileBytes ? tiles : tile + kEmaTileBytes;
+  };
+#pragma unroll
+  for (int i = 0; i < kEmaStages - 1; ++i) source.fetch(tiles + i * kEmaTileBytes);
+  for (int low = begin; low < end; low += size) {
+    source.fetch(free);
+    advance(free);
+    arrived<kEmaStages - 1>();
+    uint32_t own = now + lane * static_cast<int>(sizeof(T));  // this thread's channel, token by token
+    const int stop = min(low + size, end);
+    for (int token = low; token < stop;) {
+      if (token == next) next = place.offsets[++document + 1], enter();
+      const int until = min(next, stop);
+      uint32_t ahead[kEmaUnroll];  // bits are taken a round before they are needed
+      const auto look = [&](uint32_t at) {
+#pragma unroll
+        for (int j = 0; j < kEmaUnroll; ++j) ahead[j] = take<T>(at + j * row);
+      };
+      if (token + kEmaUnroll <= until) look(own);
+#pragma unroll 1
+      for (; token + kEmaUnroll <= until; token += kEmaUnroll, own += kEmaUnroll * row) {
+        float in[kEmaUnroll];
+#pragma unroll
+        for (int j = 0; j < kEmaUnroll; ++j) in[j] = number<T>(ahead[j]);
+        look(token + 2 * kEmaUnroll <= until ? own + kEmaUnroll * row : own);
+#pragma unroll
+        for (int j = 0; j < kEmaUnroll; j += 2) {
+          const float two[2] = {in[j], in[j + 1]};
+          float out[2];
+          step(two, out);
+          if constexpr (!Summary) put_pair<T>(own + j * row, row, out[0], out[1]);
+        }
+      }
+#pragma unroll 1
+      for (; token < until; ++token, own += row) {
+        const float one[1] = {number<T>(take<T>(own))};
+        float out[1];
+        step(one, out);
+        if constexpr (!Summary) put<T>(own, out[0]);
+      }
+      if (until == next) leave();
+    }
+    if constexpr (Summary)
+      __syncwarp();
+    else
+      sink.send(now);
+    advance(now);
+  }
+  if constexpr (Summary) store_scratch(f.states + place.span * ema_row(e), h, channel, e);
+}
+
+// States behind spans, of what lies in them alone -> of all before.
+__global__ void __launch_bounds__(256) fold_kernel(const Forward f) {
+  const Ema& e = f.shape;
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;  // (size, channels)
+  if (i >= ema_row(e)) return;
+  const int *spans = e.plan + 2 * e.documents + 1, *first_document = spans + e.spans + 1;
+  const float q = e.decay[i % e.channels * e.size + i / e.channels];
+  float state = 0, factor = 0;
+  int length = -1;
+  for (int p = 0; p + 1 < e.spans; ++p) {
+    const int begin = e.plan[first_document[p + 1]], end = spans[p + 1];
+    if (begin == end) continue;
+    float* at = f.states + p * ema_row(e) + i;
+    float local = *at;
+    if (begin < spans[p]) {  // the document began before this span
+      if (end - spans[p] != length) factor = static_cast<float>(power(q, length = end - spans[p]));
+      local = fmaf(factor, state, local);
+    }
+    state = local;
+    *at = state;
+  }
+}
+
+template <class T, int N, bool Unit>
+void forward_as(const Forward& f, Rows x, void* y, cudaStream_t stream) {
+  const Ema& e = f.shape;
+  const EmaRows<const T> from = ema_rows(e, static_cast<const T*>(x.data), x.pitch);
+  const EmaRows<T> to = ema_rows(e, static_cast<T*>(y), e.channels);
+  if (e.cut) {
+    forward_kernel<T, N, Unit, true><<<ema_blocks(e), kEmaThreads, 0, stream>>>(f, from, to);
+    fold_kernel<<<static_cast<unsigned>((ema_row(e) + 255) / 256), 256, 0, stream>>>(f);
+  }
+  forward_kernel<T, N, Unit, false><<<ema_blocks(e), kEmaThreads, 0, stream>>>(f, from, to);
+  check_cuda(cudaGetLastError(), "moving average");
+}
+
+}  // namespace
+
+// launchers
+
+void ema_forward(const Ema& e, Rows x, const float* start, void* y, float* end, float* workspace,
+                 cudaStream_t stream) {
+  if (e.spans == 0 || e.channels == 0) return;
+  const Forward f{e, start, end, workspace};
+  with_ema_shape(e, [&]<class T, int N>() {
+    start == nullptr ? forward_as<T, N, true>(f, x, y, stream) : forward_as<T, N, false>(f, x, y, stream);
+  });
+}
+
+}  // namespace weft::cuda

@@ -1,0 +1,90 @@
+#pragma once
+// How the tokens of packed documents are dealt out to threads that each walk over some of them (README, "The
+// damped moving average").
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "autograd/check.h"
+
+namespace weft::cuda {
+
+// Spans of tokens, one behind the other. A span holds whole documents, or a piece of one.
+struct EmaPlan {
+  int documents = 0, spans = 0;  // documents that have tokens
+  bool cut = false;              // some span starts inside a document
+  // offsets of the documents (documents + 1), the row of each document's state (documents), offsets of the
+  // spans (spans + 1), and the document of each span's first token (spans)
+  std::vector<int32_t> values;
+};
+
+// Documents of up to `most` tokens are put together as long as no span exceeds `most`; longer ones are cut
+// into equal pieces of whole tiles.
+inline EmaPlan ema_spans(const std::vector<int64_t>& lengths, int64_t most) {
+  constexpr int64_t tile = 32;
+  std::vector<int32_t> offsets{0}, rows, spans{0}, first;
+  EmaPlan plan;
+  int64_t filled = 0;  // of the span that is still open
+  for (size_t i = 0; i < lengths.size(); ++i) {
+    const int64_t length = lengths[i], begin = offsets.back();
+    if (length == 0) continue;
+    const auto document = static_cast<int32_t>(rows.size());
+    rows.push_back(static_cast<int32_t>(i));
+    CHECK(begin + length <= INT32_MAX, "ema: ", begin + length, " tokens at once");
+    offsets.push_back(static_cast<int32_t>(begin + length));
+    const int64_t pieces = (length + most - 1) / most;
+    const int64_t piece = pieces == 1 ? length : ((length + pieces - 1) / pieces + tile - 1) / tile * tile;
+    for (int64_t at = 0; at < length; at += piece) {
+      const int64_t size = std::min(piece, length - at);
+      if (at == 0 && filled > 0 && filled + size <= most) {
+        spans.back() += static_cast<int32_t>(size);
+        filled += size;
+        continue;
+      }
+      first.push_back(document);
+      spans.push_back(static_cast<int32_t>(begin + at + size));
+      filled = pieces == 1 ? size : most;
+      plan.cut = plan.cut || at > 0;
+    }
+  }
+  plan.documents = static_cast<int>(rows.size());
+  plan.spans = static_cast<int>(first.size());
+  for (const auto* part : {&offsets, &rows, &spans, &first})
+    plan.values.insert(plan.values.end(), part->begin(), part->end());
+  return plan;
+}
+
+// Of forward and backward, in what a token costs one warp on each scheduler of an H100 (23 ns). It depends on
+// sizes alone, so the order of all sums does too. A cut costs one more pass of about half the work, and small
+// launches; a span, its part of the coefficients' gradients: three arrays written and read.
+inline double ema_cost(const EmaPlan& plan, int64_t channels, int64_t size) {
+  constexpr int64_t schedulers = 132 * 4;
+  constexpr double second_pass = 0.6, launches = 300, bytes = 70000;  // of memory, in a token's time
+  const int32_t* spans = plan.values.data() + 2 * plan.documents + 1;
+  int64_t longest = 0;
+  for (int i = 0; i < plan.spans; ++i) longest = std::max<int64_t>(longest, spans[i + 1] - spans[i]);
+  const int64_t warps = plan.spans * ((channels + 31) / 32), turns = (warps + schedulers - 1) / schedulers;
+  const auto pass = static_cast<double>(longest * turns);
+  const double parts = static_cast<double>(plan.spans * channels * size * 24) / bytes;
+  return parts + (plan.cut ? pass * (1 + second_pass) + launches : pass);
+}
+
+inline EmaPlan plan_ema(const std::vector<int64_t>& lengths, int64_t channels, int64_t size) {
+  constexpr int64_t least = 64;  // tokens that are worth a thread of their own
+  int64_t tokens = 0, longest = 1;
+  for (const int64_t length : lengths) {
+    tokens += length;
+    longest = std::max(longest, length);
+  }
+  EmaPlan best = ema_spans(lengths, longest);
+  // Nothing is gained beyond a few warps a scheduler.
+  const int64_t useful = std::max<int64_t>(1, 4 * 132 * 4 * 32 / std::max<int64_t>(1, channels));
+  for (int64_t count = 1; count <= useful && tokens / count >= least; count += count / 4 + 1) {
+    EmaPlan other = ema_spans(lengths, (tokens + count - 1) / count);
+    if (ema_cost(other, channels, size) < ema_cost(best, channels, size)) best = std::move(other);
+  }
+  return best;
+}
+
+}  // namespace weft::cuda

@@ -1,0 +1,151 @@
+// How the kernel of the moving average deals tokens out to threads, and the kernel against its definition.
+
+#include "attention/ema_run.h"
+#include "attention/kernels/ema_plan.h"
+#include "autograd/ops/arrange.h"
+#include "autograd/ops/elementwise.h"
+#include "autograd/ops/reduce.h"
+#include "tests/autograd/test_tensors.h"
+
+namespace weft {
+namespace {
+
+using cuda::EmaPlan;
+
+const std::vector<std::vector<int64_t>> texts{{},      {0, 0},   {1},         {300, 0, 1, 129, 64, 77, 0},
+                                              {65536}, {8, 700}, {64, 64, 65}};
+
+TEST(EmaPlan, SpansHoldEveryTokenOnce) {
+  for (const std::vector<int64_t>& lengths : texts)
+    for (const int64_t most : {1, 32, 70, 129, 1000, 100000}) {
+      SCOPED_TRACE(most);
+      const EmaPlan plan = cuda::ema_spans(lengths, most);
+      const int d = plan.documents, s = plan.spans;
+      ASSERT_EQ(plan.values.size(), 2u * d + 2u * s + 2u);
+      const int32_t *offsets = plan.values.data(), *rows = offsets + d + 1, *spans = rows + d,
+                    *first = spans + s + 1;
+      int64_t tokens = 0;
+      for (int i = 0; i < d; ++i) {
+        EXPECT_EQ(offsets[i], tokens);
+        EXPECT_GT(lengths[rows[i]], 0);
+        tokens += lengths[rows[i]];
+      }
+      for (size_t i = 0; i < lengths.size(); ++i)
+        EXPECT_EQ(lengths[i] > 0, std::count(rows, rows + d, static_cast<int32_t>(i)) == 1);
+      EXPECT_EQ(offsets[d], tokens);
+      EXPECT_EQ(spans[0], 0);
+      EXPECT_EQ(spans[s], tokens);
+      bool cut = false;
+      for (int i = 0; i < s; ++i) {
+        EXPECT_LT(spans[i], spans[i + 1]);
+        EXPECT_LE(offsets[first[i]], spans[i]);
+        EXPECT_LT(spans[i], offsets[first[i] + 1]);
+        // Pieces are rounded up to tiles.
+        EXPECT_LE(spans[i + 1] - spans[i], (most + 31) / 32 * 32);
+        cut = cut || offsets[first[i]] < spans[i];
+      }
+      EXPECT_EQ(plan.cut, cut);
+    }
+}
+
+TEST(EmaPlan, AsManySpansAsTheGpuHasSchedulers) {
+  const auto plan = [](const std::vector<int64_t>& lengths, int64_t channels) {
+    return cuda::plan_ema(lengths, channels, 16);
+  };
+  const EmaPlan batch = plan(std::vector<int64_t>(8, 8192), 2048);
+  EXPECT_EQ(batch.spans, 8);
+  EXPECT_FALSE(batch.cut);
+  EXPECT_EQ(plan(std::vector<int64_t>(512, 128), 2048).spans, 8);  // documents put together
+  const EmaPlan long_text = plan({65536}, 2048);
+  EXPECT_EQ(long_text.spans, 8);
+  EXPECT_TRUE(long_text.cut);
+  EXPECT_EQ(plan({64}, 2048).spans, 1);
+}
+
+// y and the states behind the segments, token by token. v: x, in, out, decay, start
+std::vector<Variable> definition(const std::vector<Variable>& v, const Layout& layout) {
+  const int64_t channels = v[1].dim(0), size = v[1].dim(1);
+  std::vector<Variable> y, ends;
+  int64_t at = 0, row = 0;
+  for (const Segment& s : layout.segments) {
+    Variable h = reshape(slice(v[4], 0, row, row + 1), {channels, size});
+    for (int64_t t = 0; t < s.size(); ++t, ++at) {
+      h = add(multiply(v[1], reshape(slice(v[0], 0, at, at + 1), {channels, 1})), multiply(v[3], h));
+      y.push_back(reshape(sum(multiply(v[2], h), 1), {1, channels}));
+    }
+    ends.push_back(reshape(h, {1, channels, size}));
+    ++row;
+  }
+  return {concatenate(y, 0), concatenate(ends, 0)};
+}
+
+template <class F>
+std::vector<Tensor> outputs_and_gradients(F f, const std::vector<Tensor>& inputs,
+                                          const std::vector<Tensor>& seeds) {
+  Tape tape;
+  std::vector<Variable> v;
+  for (const Tensor& x : inputs) v.push_back(tape.input(x));
+  std::vector<Variable> outputs = f(v);
+  tape.backward(outputs, seeds);
+  std::vector<Tensor> all(outputs.begin(), outputs.end());
+  for (const Variable& x : v) all.push_back(tape.gradient(x));
+  return all;
+}
+
+// The lengths are such that documents are put together and such that one is cut.
+TEST(EmaRun, EqualsTheRecurrence) {
+  if (!has_ema_run(default_device(), Dtype::f32, 16)) GTEST_SKIP() << "the kernel needs a GPU";
+  for (const std::vector<int64_t>& lengths : {std::vector<int64_t>{30, 0, 1, 40}, {7, 1500}})
+    for (const Dtype dtype : {Dtype::f32, Dtype::bf16})
+      for (const int64_t size : {int64_t{1}, int64_t{16}, int64_t{17}}) {
+        SCOPED_TRACE(text(lengths.back(), " tokens, ", name_of(dtype), ", ", size));
+        const int64_t channels = 40, documents = static_cast<int64_t>(lengths.size());
+        const Layout layout = whole_documents(lengths);
+        const Shape coefficients{channels, size}, states{documents, channels, size};
+        const Tensor decay = sigmoid(random_tensor(coefficients, 3));
+        std::vector<Tensor> inputs{random_tensor({layout.tokens(), channels}, 0),
+                                   random_tensor(coefficients, 1), random_tensor(coefficients, 2), decay,
+                                   random_tensor(states, 4)};
+        std::vector<Tensor> seeds{random_tensor({layout.tokens(), channels}, 5), random_tensor(states, 6)};
+        const auto round = [&](std::vector<Tensor>& of) {
+          for (size_t i = 0; i < of.size(); ++i) of[i] = of[i].to(i == 0 ? dtype : Dtype::f32);
+        };
+        round(inputs), round(seeds);
+        const auto exact = [](const std::vector<Tensor>& of) {
+          std::vector<Tensor> to;
+          for (const Tensor& x : of) to.push_back(x.to(Dtype::f64));
+          return to;
+        };
+        const auto expected =
+            outputs_and_gradients([&](const std::vector<Variable>& v) { return definition(v, layout); },
+                                  exact(inputs), exact(seeds));
+        const auto got = outputs_and_gradients(
+            [&](const std::vector<Variable>& v) {
+              const EmaRun ran = ema_run(v[0], v[1], v[2], v[3], v[4], layout, true);
+              return std::vector<Variable>{ran.y, ran.end};
+            },
+            inputs, seeds);
+        const char* const names[] = {"y", "end", "dx", "din", "dout", "ddecay", "dstart"};
+        for (size_t i = 0; i < got.size(); ++i)
+          EXPECT_LE(difference(got[i], expected[i]), tolerance::of(got[i].dtype())) << names[i];
+
+        // The form without states.
+        const Tensor none = zeros(states, Dtype::f32);
+        std::vector<Tensor> from_zero = inputs;
+        from_zero.back() = none;
+        const auto plain = outputs_and_gradients(
+            [&](const std::vector<Variable>& v) {
+              return std::vector<Variable>{ema_run(v[0], v[1], v[2], v[3], {}, layout, false).y};
+            },
+            inputs, {seeds[0]});
+        const auto zero_start =
+            outputs_and_gradients([&](const std::vector<Variable>& v) { return definition(v, layout); },
+                                  exact(from_zero), {seeds[0].to(Dtype::f64), none.to(Dtype::f64)});
+        for (size_t i = 0; i < 5; ++i)
+          EXPECT_LE(difference(plain[i], zero_start[i + (i > 0 ? 1 : 0)]), tolerance::of(plain[i].dtype()))
+              << names[i + (i > 0 ? 1 : 0)];
+      }
+}
+
+}  // namespace
+}  // namespace weft

@@ -47,7 +47,7 @@ __device__ void prepare_a(const M& memory, const typename M::Stage& g, int n, in
 #pragma unroll
   for (int c = 0; c < 2; ++c)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) scores.x[c][i] = Scores::row(i) == Scores::column(c, i) ? raw.x[c][i] : 0;
+    for (int i = 0; i < 4; ++i) scores.x[c][i] = Scores::same(c, i) ? raw.x[c][i] : 0;
   __syncwarp();  // gates, a and b have been read: their places are free
 
   // One side's tokens have the rows of a, the other's those of b.
@@ -66,7 +66,7 @@ __device__ void prepare_a(const M& memory, const typename M::Stage& g, int n, in
     for (int c = 0; c < 2; ++c)
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        if (meets<Reverse>(Scores::row(i), Scores::column(c, i), half)) scores.x[c][i] = products.x[c][i];
+        if (Scores::meet<Reverse>(c, i, half)) scores.x[c][i] = products.x[c][i];
   };
   // Level 8, and the ways to the block's own borders.
   float2 up{1, 1}, down{1, 1};

@@ -28,16 +28,18 @@ __device__ void prepare_a(const M& memory, const typename M::Stage& g, int n, in
   const int l = threadIdx.x % 32, row0 = n * block, mine = l / 16 * 8,
             channel = part_columns * part + l % 16 * 2;
   const bool second = mine;
+  // Addresses of eight rows that begin at a multiple of eight differ by constants.
+  const uint32_t first_a = g.a.at(row0 + mine, channel / 8) + channel % 8 * 2,
+                 first_b = first_a + (g.b.address - g.a.address),
+                 first_gate = g.gates.at(row0 + mine, channel);
+  auto place = [](uint32_t first, int i) { return (first ^ (i << 4)) + i * 128; };
   float2 decay[8], total{1, 1};
   uint32_t a[8], b[8];
-  auto place = [&](const auto& tile, int i) {
-    return tile.at(row0 + mine + i, channel / 8) + channel % 8 * 2;
-  };
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    decay[i] = decay_of(load_shared_pair(g.gates.at(row0 + mine + i, channel)));
+    decay[i] = decay_of(load_shared_pair((first_gate ^ (((i ^ (i >> 1)) & 3) << 5)) + i * 128));
     total = multiply(total, decay[i]);
-    a[i] = load_shared_word(place(g.a, i)), b[i] = load_shared_word(place(g.b, i));
+    a[i] = load_shared_word(place(first_a, i)), b[i] = load_shared_word(place(first_b, i));
   }
   const float2 other{__shfl_xor_sync(~0u, total.x, 16), __shfl_xor_sync(~0u, total.y, 16)};
 
@@ -47,15 +49,19 @@ __device__ void prepare_a(const M& memory, const typename M::Stage& g, int n, in
 #pragma unroll
   for (int c = 0; c < 2; ++c)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) scores.x[c][i] = Scores::row(i) == Scores::column(c, i) ? raw.x[c][i] : 0;
+    for (int i = 0; i < 4; ++i) scores.x[c][i] = Scores::same(c, i) ? raw.x[c][i] : 0;
   __syncwarp();  // gates, a and b have been read: their places are free
 
   // One side's tokens have the rows of a, the other's those of b.
   auto sides = [&](int half) {
     return Sides{g.gates.of_block(part, n) + (half == 8 || half == 2 ? 0 : Sides::bytes)};
   };
+  const uint32_t even = sides(8).at(mine, l % 16 / 4) + l % 4 * 4,
+                 odd = sides(8).at(mine + 1, l % 16 / 4) + l % 4 * 4;
   auto write = [&](int half, int i, uint32_t row) {
-    store_shared(sides(half).at(mine + i, l % 16 / 4) + l % 4 * 4, row);
+    store_shared(
+        ((i % 2 ? odd : even) ^ ((i / 2) << 4)) + i / 2 * 128 + (sides(half).address - sides(8).address),
+        row);
   };
   auto add = [&](int half) {
     __syncwarp();
@@ -66,23 +72,24 @@ __device__ void prepare_a(const M& memory, const typename M::Stage& g, int n, in
     for (int c = 0; c < 2; ++c)
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        if (meets<Reverse>(Scores::row(i), Scores::column(c, i), half)) scores.x[c][i] = products.x[c][i];
+        if (Scores::meet<Reverse>(c, i, half)) scores.x[c][i] = products.x[c][i];
   };
   // Level 8, and the ways to the block's own borders.
   float2 up{1, 1}, down{1, 1};
   const float2 before = second ? other : float2{1, 1}, behind = second ? float2{1, 1} : other;
+  const uint32_t first_up = Reverse ? first_b : first_a, first_down = Reverse ? first_a : first_b;
+  uint32_t upwards[8];
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    const uint32_t row = Reverse ? b[i] : a[i];
     up = multiply(up, decay[i]);
-    if (second) write(8, i, weighted(row, up));
-    store_shared(place(Reverse ? g.b : g.a, i), weighted(row, multiply(before, up)));
+    upwards[i] = weighted(Reverse ? b[i] : a[i], up);
+    store_shared(place(first_up, i), weighted(Reverse ? b[i] : a[i], multiply(before, up)));
   }
 #pragma unroll
   for (int i = 7; i >= 0; --i) {
     const uint32_t row = Reverse ? a[i] : b[i];
-    if (!second) write(8, i, weighted(row, down));
-    store_shared(place(Reverse ? g.a : g.b, i), weighted(row, multiply(behind, down)));
+    write(8, i, second ? upwards[i] : weighted(row, down));
+    store_shared(place(first_down, i), weighted(row, multiply(behind, down)));
     down = multiply(down, decay[i]);
   }
   add(8);

@@ -15,11 +15,11 @@ __device__ void prepare_c(const M& memory, const typename M::Stage& g, int n) {
   rest.template add_products<D_a / 32>(g.a, g.b, n * block, D_a / 16);
   scores.add(rest);
   uint32_t p[4];
-  scores.masked(p, [](int row, int column) { return row == column; });
+  scores.masked(p, Scores::same);
   store_shared_words(memory.scores().at(n, 0), p);
 #pragma unroll
   for (int level = 0; level < 4; ++level) {
-    scores.masked(p, [&](int row, int column) { return meets<Reverse>(row, column, 1 << level); });
+    scores.masked(p, [&](int n, int i) { return Scores::meet<Reverse>(n, i, 1 << level); });
     store_shared_words(memory.scores().at(n, level + 1), p);
   }
 }

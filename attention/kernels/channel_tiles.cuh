@@ -79,21 +79,21 @@ struct Sides {
   }
 };
 
-// The place of the two tokens of an accumulator's element among their levels: rows are a's tokens, columns
-// b's.
-template <bool Reverse>
-__device__ inline bool meets(int row, int column, int half) {
-  const int apart = row ^ column;
-  return apart >= half && apart < 2 * half && (Reverse ? column > row : row > column);
-}
 // The last token of the first half of i's stretch.
 __device__ constexpr int border(int i, int half) { return (i & ~(2 * half - 1)) + half - 1; }
 
 // f32 (16, 16) of one warp.
 struct Scores {
   float x[2][4];
-  __device__ static int row(int i) { return threadIdx.x % 32 / 4 + (i / 2) * 8; }
-  __device__ static int column(int n, int i) { return 8 * n + threadIdx.x % 4 * 2 + i % 2; }
+  // Whether the token of a's row and that of b's column, of element x[n][i], are one, or meet at a level.
+  __device__ static bool same(int n, int i) { return n == i / 2 && row() == column(i); }
+  template <bool Reverse>
+  __device__ static bool meet(int n, int i, int half) {
+    if (half == 8) return n != i / 2 && n == (Reverse ? 1 : 0);
+    const int apart = row() ^ column(i);
+    return n == i / 2 && apart >= half && apart < 2 * half &&
+           (Reverse ? column(i) > row() : row() > column(i));
+  }
 
   __device__ void clear() {
     for (auto& half : x)
@@ -115,16 +115,20 @@ struct Scores {
   __device__ void add(const Scores& other) {
     for (int i = 0; i < 8; ++i) x[i / 4][i % 4] += other.x[i / 4][i % 4];
   }
-  // The elements where `keep(row, column)`, as an operand.
+  // The elements where `keep(n, i)`, as an operand.
   template <class Keep>
   __device__ void masked(uint32_t (&operand)[4], Keep keep) const {
 #pragma unroll
     for (int n = 0; n < 2; ++n)
 #pragma unroll
       for (int i = 0; i < 4; i += 2)
-        operand[2 * n + i / 2] = pack(keep(row(i), column(n, i)) ? x[n][i] : 0.f,
-                                      keep(row(i), column(n, i + 1)) ? x[n][i + 1] : 0.f);
+        operand[2 * n + i / 2] = pack(keep(n, i) ? x[n][i] : 0.f, keep(n, i + 1) ? x[n][i + 1] : 0.f);
   }
+
+ private:
+  // Of eight tokens.
+  __device__ static int row() { return threadIdx.x % 32 / 4; }
+  __device__ static int column(int i) { return threadIdx.x % 4 * 2 + i % 2; }
 };
 
 // What lanes hold, 16 bytes each, in shared memory: `slots` for each block of tokens.

@@ -62,6 +62,22 @@ Variable padding_in_front(const Variable& x, const Tensor& document) {
   return reshape(gather_rows(reshape(x, flat), row.reshape({row.numel()})), x.shape());
 }
 
+Tensor turned_rows(const Layout& layout, Device device) {
+  std::vector<int32_t> rows;
+  int64_t first = 0;
+  for (const Segment& s : layout.segments) {
+    for (int64_t i = s.size(); i-- > 0;) rows.push_back(static_cast<int32_t>(first + i));
+    first += s.size();
+  }
+  return from_ints(rows, device);
+}
+
+Block gather_block(const Block& block, const Tensor& rows) {
+  Block out{{}, gather_rows(block.position, rows).value(), gather_rows(block.document, rows).value()};
+  for (const Variable& x : block.x) out.x.push_back(gather_rows(x, rows));
+  return out;
+}
+
 Block slice_block(const Block& block, int64_t begin, int64_t end) {
   Block out{{}, block.position.rows(begin, end), block.document.rows(begin, end)};
   for (const Variable& x : block.x) out.x.push_back(slice(x, 0, begin, end));

@@ -33,6 +33,11 @@ struct Folded {
 };
 Folded fold(const Scan& scan, const State& summaries, const Chunks& chunks);
 
+// The rows of each segment from its last to its first, (N) i32; turned twice they are as before.
+Tensor turned_rows(const Layout& layout, Device device);
+// These rows of everything.
+Block gather_block(const Block& block, const Tensor& rows);
+
 // Tokens [begin, end).
 Block slice_block(const Block& block, int64_t begin, int64_t end);
 

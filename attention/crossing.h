@@ -36,6 +36,10 @@ class Crossing {
   // Sums over the tokens here -> sums over all tokens that are computed together, on whichever rank.
   virtual Variable total(const Variable& sums) { return sums; }
 
+  // Whether tokens may come later that look at these, as while decoding; for parts that leave out what nobody
+  // will look at.
+  virtual bool goes_on() const { return true; }
+
   // An auxiliary loss, a scalar, a mean over all tokens (see `total`), so that it is the same on every rank;
   // added to the objective with this weight.
   void loss(const std::string& name, const Variable& value, double weight = 1) {
@@ -95,6 +99,7 @@ class LocalCrossing : public Crossing {
   Variable operator()(const Carry& part, const Block& block) override;
   // With a stream, over all tokens that it has seen.
   Variable total(const Variable& sums) override;
+  bool goes_on() const override { return stream_ != nullptr; }
 
  private:
   Stream::Slot* next_slot();

@@ -5,6 +5,7 @@
 
 #include "attention/chunks.h"
 #include "attention/ema_run.h"
+#include "attention/scan_kernel.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/causal_convolution.h"
 #include "autograd/ops/elementwise.h"
@@ -120,20 +121,18 @@ Scan DampedEma::scan(Device device, Dtype dtype, int64_t chunk, bool fft) const 
       return causal_convolution(cast(b.x[0], wide_of(b.x[0].dtype())), kernel(longest),
                                 from_ints(first, Device::cpu));
     };
-  if (has_kernel(device, dtype))
-    scan.run = [=, identity = scan.identity](const Block& b, const Layout& layout, const State& start,
-                                             bool want_end) {
-      const EmaRun ran =
-          ema_run(b.x[0], c.in, c.out, c.decay, start.empty() ? Variable() : start[1], layout, want_end);
-      if (!want_end) return Scan::Ran{ran.y, {}};
-      const std::vector<int32_t> same(layout.segments.size(), 0);
-      return Scan::Ran{ran.y, {gather_rows(identity()[0], from_ints(same, device)), ran.end}};
-    };
+  scan.kernel.serves = [=](Device where) { return has_ema_run(where, dtype, size); };
+  scan.kernel.run = [=, identity = scan.identity](const Block& b, const Layout& layout, const State& start,
+                                                  bool want_end) {
+    const EmaRun r =
+        ema_run(b.x[0], c.in, c.out, c.decay, start.empty() ? Variable() : start[1], layout, want_end);
+    return ran(r.y, r.end, identity());
+  };
   return scan;
 }
 
 Variable DampedEma::operator()(const Variable& x, const Block& block, Crossing& cross, int64_t chunk,
-                               int64_t fft_up_to) const {
+                               int64_t fft_up_to, bool reverse) const {
   const Segments& segments = cross.layout().segments;
   const bool fft =
       std::all_of(segments.begin(), segments.end(), [&](const Segment& s) { return s.size() <= fft_up_to; });
@@ -141,7 +140,9 @@ Variable DampedEma::operator()(const Variable& x, const Block& block, Crossing& 
   const Dtype wide = wide_of(x.dtype());
   const Variable input = has_kernel(device, x.dtype()) ? x : cast(x, wide);
   const Tensor one = full({x.dim(0)}, 1, wide, device);
-  return cross(scan(device, x.dtype(), chunk, fft), {{input, one}, block.position, block.document});
+  Scan part = scan(device, x.dtype(), chunk, fft);
+  part.reverse = reverse;
+  return cross(part, {{input, one}, block.position, block.document});
 }
 
 Variable DampedEma::recurrence(const Variable& x) const {

@@ -5,11 +5,11 @@
 //   h_t = p beta x_t + q h_{t-1}      y_t = sum over N of gamma h_t / sqrt(N)
 //   p = sigmoid(alpha)                q = 1 - p sigmoid(delta)
 //
-// with alpha, delta, beta, gamma (C, N). The factor 1 / sqrt(N) is not in the paper; it, and which of alpha
-// and delta is in p, are as in the authors' exponential_moving_average.py. Unrolled it is the convolution
-// y_t = sum_{j <= t} kernel[t - j] x_j with kernel[l] = sum over N of gamma p beta q^l / sqrt(N); attention's
-// README has the form by chunks. States and sums are f32 (f64 of f64). On a GPU that has a kernel for it
-// (ema_run.h) the recurrence itself runs.
+// with alpha, delta, beta, gamma (C, N). The factor 1 / sqrt(N) is not in the paper but in the
+// authors' exponential_moving_average.py, where alpha and delta have each other's names. Unrolled it is the
+// convolution y_t = sum_{j <= t} kernel[t - j] x_j with kernel[l] = sum over N of gamma p beta q^l / sqrt(N);
+// attention's README has the form by chunks. States and sums are f32 (f64 of f64). On a GPU that has a kernel
+// for it (ema_run.h) the recurrence itself runs.
 
 #include "attention/mechanism.h"
 
@@ -22,9 +22,9 @@ class DampedEma {
 
   // x (T, C), the tokens of block -> y (T, C): of x's dtype from the kernel, else f32 (f64). chunk: tokens
   // handled as one product. Documents that lie here whole, none longer than fft_up_to, are convolved by fast
-  // Fourier transforms.
+  // Fourier transforms. reverse: from the end of each document to its start.
   Variable operator()(const Variable& x, const Block& block, Crossing& cross, int64_t chunk,
-                      int64_t fft_up_to) const;
+                      int64_t fft_up_to, bool reverse = false) const;
   // One document from its start, token by token.
   Variable recurrence(const Variable& x) const;
   // kernel[l] for l < length, (C, length).

@@ -11,7 +11,7 @@
 //   favor     e^{w_i . x - |x|^2 / 2} / sqrt(m), x scaled by d^{-1/4}: unbiased for e^{q . k / sqrt(d)} over
 //             random w of orthogonal rows, drawn once and kept with the weights (Choromanski et al. 2021)
 //   lln       e^{a x}, a fixed a head and side so that log weights vary as those of softmax do
-//             (Nahshan et al. 2024)
+//             (Nahshan et al. 2024, arXiv 2311.13541)
 //
 // favor and lln divide the features of a query by their largest: no overflow, and the same for every key, so
 // it has to be divided out again by a normaliser.
@@ -48,6 +48,12 @@ std::vector<double> orthogonal_rows(int64_t rows, int64_t size, uint32_t seed);
 // The exponent a of queries and of keys of unit variance with which log sum_c e^{a (q_c + k_c)} has the
 // variance of q . k / sqrt(d), which is 1: fitted to 2,500 x 2,500 normal samples for each d = 16, 32 .. 256,
 // within 1 %. (Taking the sum of d log-normal terms as log-normal itself gives a third of the variance.)
+//
+// The authors' code (class LLNAttention) says what the paper's moment matching computes: with deviations s_q
+// and s_k, a of queries is s / s_q and of keys s / s_k, where 2 A s^2 + B = s_q^2 s_k^2, the line A, B fitted
+// to such samples once: A = 0.14855, B = -0.35487. At s_q = s_k = 1 that is 2.1355; ours is 2.099 for d = 64,
+// and follows d. They measure s_q and s_k over the whole batch in every step, which a token may not see; here
+// both are 1, as projections of normed tokens start.
 double lln_exponent(int64_t size);
 
 }  // namespace weft

@@ -14,7 +14,7 @@ std::vector<Tensor> flash_attention_forward(const AttentionOptions& options, con
   CHECK(q_position.dim(0) == q.dim(0) && k_position.dim(0) == k.dim(0), "attention: ", q.dim(0), " queries, ",
         q_position.dim(0), " positions; ", k.dim(0), " keys, ", k_position.dim(0), " positions");
   CHECK(!bias.defined() || (bias.rank() == 2 && bias.dim(0) == q.dim(1) && bias.dim(1) > 0 &&
-                            bias.dtype() == wide_of(q.dtype())),
+                            (options.causal || bias.dim(1) % 2 == 1) && bias.dtype() == wide_of(q.dtype())),
         "attention: q ", q.shape(), ", bias ", bias.shape());
   CHECK(!active.defined() || active.numel() == q.dim(0) * q.dim(1), "attention: q ", q.shape(), ", active ",
         active.shape());

@@ -110,7 +110,11 @@ struct Scores {
   const W* bias = nullptr;  // of this head, by distance
   int64_t distances = 0;    // how many
 
-  int64_t bias_of(int32_t apart) const { return std::min<int64_t>(apart, distances - 1); }
+  // Which bias: as the Merge says (part.h).
+  int64_t bias_of(int64_t distance) const {
+    const int64_t most = options.causal ? distances - 1 : distances / 2, least = options.causal ? 0 : -most;
+    return std::clamp(distance, least, most) - least;
+  }
 
   // Turns the product of a tile into scores: bias, and -inf where a query must not see a key.
   void mask(W* s, int64_t q, int64_t k, int64_t nq, int64_t nk, Sight sight) const {
@@ -138,7 +142,7 @@ struct Scores {
         row[j] = seen ? row[j] - slope * static_cast<W>(apart) : never;
       }
       if (bias != nullptr)
-        for (int64_t j = 0; j < nk; ++j) row[j] += bias[bias_of(std::abs(p - positions[j]))];
+        for (int64_t j = 0; j < nk; ++j) row[j] += bias[bias_of(p - positions[j])];
     }
   }
 
@@ -147,7 +151,7 @@ struct Scores {
     const W factor = 1 / static_cast<W>(options.scale);
     for (int64_t i = 0; i < nq; ++i)
       for (int64_t j = 0; j < nk; ++j)
-        to[bias_of(std::abs(q_position[q + i] - k_position[k + j]))] += ds[i * nk + j] * factor;
+        to[bias_of(q_position[q + i] - k_position[k + j])] += ds[i * nk + j] * factor;
   }
 };
 

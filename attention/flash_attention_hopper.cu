@@ -4,6 +4,8 @@
 
 #include "attention/flash_attention_hopper.cuh"
 
+#include <algorithm>
+
 namespace weft::cuda {
 namespace {
 

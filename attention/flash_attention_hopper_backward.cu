@@ -17,24 +17,27 @@ struct RowNumbers {
   int64_t padded;
 };
 
-// A warp a row and head; rows beyond n see nothing.
+// `lanes` threads a row and head, a power of two, each of them 8 features; rows beyond n see nothing.
 __global__ void __launch_bounds__(kThreads)
     row_numbers_kernel(float* log2_sum, float* delta, const bf16* o, const bf16* d_o, const float* lse,
-                       const float* d_lse, int64_t n, int64_t padded, int heads, int width) {
-  const int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / kWarp;
-  if (i >= padded * heads) return;
-  const int64_t row = i / heads, head = i % heads, to = head * padded + row;
-  const int lane = threadIdx.x % kWarp;
+                       const float* d_lse, int64_t n, int64_t padded, int heads, int width, int lanes) {
+  const int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / lanes;
+  const int j = 8 * (static_cast<int>(threadIdx.x) & (lanes - 1));
+  int64_t head = i;
+  const int64_t row = divide(head, heads);
   float sum = 0;
-  if (row < n)
-    for (int j = 4 * lane; j < width; j += 4 * kWarp) {
-      const uint2 a = *reinterpret_cast<const uint2*>(o + i * width + j);
-      const uint2 b = *reinterpret_cast<const uint2*>(d_o + i * width + j);
-      const float2 a0 = unpack(a.x), a1 = unpack(a.y), b0 = unpack(b.x), b1 = unpack(b.y);
-      sum += (a0.x * b0.x + a0.y * b0.y) + (a1.x * b1.x + a1.y * b1.y);
-    }
-  sum = warp_sum(sum);
-  if (lane != 0) return;
+  if (row < n && j < width) {
+    const uint4 a = *reinterpret_cast<const uint4*>(o + i * width + j);
+    const uint4 b = *reinterpret_cast<const uint4*>(d_o + i * width + j);
+    const auto dot = [](uint32_t x, uint32_t y) {
+      const float2 p = unpack(x), q = unpack(y);
+      return p.x * q.x + p.y * q.y;
+    };
+    sum = (dot(a.x, b.x) + dot(a.y, b.y)) + (dot(a.z, b.z) + dot(a.w, b.w));
+  }
+  for (int step = lanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
+  if (j != 0 || row >= padded) return;
+  const int64_t to = head * padded + row;
   const float l = row < n ? lse[i] : -INFINITY;
   log2_sum[to] = l == -INFINITY ? INFINITY : l * kLog2e;
   delta[to] = row < n ? sum - d_lse[i] : 0.f;
@@ -274,10 +277,12 @@ void hopper_attention_backward(const Tensor& dq, const Tensor& dk, const Tensor&
   const HopperAttention by_query = hopper_attention(q, k, v, tiles.queries, tiles.keys, options);
   const int64_t heads = q.dim(1), padded = int64_t{by_query.queries.tiles} * kHopperRows;
   const Tensor log2_sum = empty({heads, padded}, Dtype::f32, Device::cuda), delta = empty_like(log2_sum);
-  const int64_t blocks = (heads * padded * kWarp + kThreads - 1) / kThreads;
+  const int lanes = by_key.e > 64 ? 16 : 8;
+  const int64_t blocks = (heads * padded * lanes + kThreads - 1) / kThreads;
   row_numbers_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream()>>>(
       data<float>(log2_sum), data<float>(delta), data<const bf16>(o), data<const bf16>(d_o),
-      data<const float>(lse), data<const float>(d_lse), q.dim(0), padded, static_cast<int>(heads), by_key.e);
+      data<const float>(lse), data<const float>(d_lse), q.dim(0), padded, static_cast<int>(heads), by_key.e,
+      lanes);
   check_launch("attention row numbers");
   const RowNumbers rows{data<const float>(log2_sum), data<const float>(delta), padded};
   const CUtensorMap of_keys = map_of(k, kHopperRows), of_values = map_of(v, kHopperRows);

@@ -36,7 +36,9 @@ struct PlainAttention {
     return static_cast<W>(std::exp2(-4.0 * i / power));
   }
   __device__ int64_t bin(TokenAt q, TokenAt k) const {
-    return min(int64_t{abs(q.position - k.position)}, distances - 1);
+    const int64_t most = visibility.causal ? distances - 1 : distances / 2;
+    const int64_t least = visibility.causal ? 0 : -most;
+    return min(max(int64_t{q.position - k.position}, least), most) - least;
   }
   // From a product to a score; -infinity where nothing is seen.
   __device__ W score(W product, int head, W slope, TokenAt q, TokenAt k, bool everybody) const {

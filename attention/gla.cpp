@@ -4,6 +4,7 @@
 
 #include "attention/in_chunk.h"
 #include "attention/linear_attention.h"
+#include "attention/linear_run.h"
 #include "autograd/gradcheck.h"
 #include "autograd/ops/matmul.h"
 #include "autograd/ops/reduce.h"
@@ -69,6 +70,7 @@ Scan channel_decay_scan(double scale, int64_t chunk, int64_t heads, int64_t key,
     const Variable past = matmul(multiply(q, exp(cumulative_sum(g, 2))), prefix[1]);
     return by_token(add(reshape(own, past.shape()), past), b.x[2].dtype());
   };
+  use_linear_run(scan, scale, true, key, value, dtype);
   return scan;
 }
 

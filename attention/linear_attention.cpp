@@ -45,18 +45,7 @@ Scan linear_scan(double scale, int64_t chunk, bool gated, int64_t heads, int64_t
     const Variable o = add(matmul(scores, v), matmul(from_state, prefix[1]));
     return by_token(o, b.x[2].dtype());
   };
-  if (has_linear_run(device, dtype))
-    scan.run = [=, identity = scan.identity](const Block& b, const Layout& layout, const State& start,
-                                             bool want_end) {
-      const Dtype narrow = b.x[2].dtype(), common = b.x[0].dtype() == narrow ? narrow : type;  // of features
-      const LinearRun ran = linear_run(cast(b.x[0], common), cast(b.x[1], common), cast(b.x[2], common),
-                                       gated ? b.x[3] : Variable(), start.empty() ? Variable() : start[1],
-                                       scale, layout, want_end);
-      const Variable o = cast(ran.o, narrow);
-      if (!want_end) return Scan::Ran{o, {}};
-      const std::vector<int32_t> same(layout.segments.size(), 0);
-      return Scan::Ran{o, {gather_rows(identity()[0], from_ints(same, device)), ran.end}};
-    };
+  use_linear_run(scan, scale, gated, key, value, dtype);
   return scan;
 }
 
@@ -179,6 +168,11 @@ std::vector<Identity> LinearAttention::identities() const {
              for (const double x : weights)
                variance += (x - mean) * (x - mean) / static_cast<double>(weights.size());
              return std::abs(variance - 1);
+           }},
+          {"for 64 features lln's exponent is that of its authors' line", 0.03,
+           [] {
+             const double slope = 0.14855178144710912, offset = -0.35487039130661086;
+             return std::abs(lln_exponent(64) / std::sqrt((1 - offset) / (2 * slope)) - 1);
            }},
           {"equals the masked quadratic form (Katharopoulos et al. 2020, eq. 9)", 1e-10, [d] {
              const int64_t n = 37;

@@ -1,6 +1,8 @@
 #include "attention/linear_run.h"
 
+#include "attention/scan_kernel.h"
 #include "autograd/flops.h"
+#include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
 #ifdef WEFT_CUDA
 #include "attention/kernels/linear_attention.h"
@@ -10,10 +12,6 @@
 namespace weft {
 
 #ifdef WEFT_CUDA
-
-bool has_linear_run(Device device, Dtype dtype) {
-  return device == Device::cuda && (dtype == Dtype::bf16 || dtype == Dtype::f32);
-}
 
 namespace {
 
@@ -35,7 +33,9 @@ cuda::LinearAttention problem(const Sizes& s, const Tensor& q, const Tensor& v, 
           .dtype = q.dtype(),
           .scale = s.scale,
           .log_decay = g.defined() ? static_cast<const float*>(g.raw()) : nullptr,
-          .gated = g.defined()};
+          .gate = !g.defined()    ? cuda::Gate::fixed
+                  : g.rank() == 2 ? cuda::Gate::head
+                                  : cuda::Gate::channel};
 }
 
 cuda::Rows rows_of(const Tensor& x) { return {x.raw(), x.pitch()}; }
@@ -55,8 +55,7 @@ void backward(Backward& b, const Sizes& s) {
   const cuda::LinearAttention shape = problem(s, q, v, offsets, g);
   const Tensor d_o = b.grad(0).contiguous();
   const Tensor d_end = s.ends && b.has_grad(1) ? b.grad(1).contiguous() : Tensor();
-  const Tensor dq = empty(q.shape(), q.dtype(), device), dk = empty(k.shape(), k.dtype(), device),
-               dv = empty(v.shape(), v.dtype(), device);
+  const Tensor dq = b.room(0, q), dk = b.room(1, k), dv = b.room(2, v);
   Tensor dg, workspace, d_start;
   if (g.defined()) {
     dg = empty(g.shape(), Dtype::f32, device);
@@ -83,6 +82,9 @@ LinearRun linear_run(const Variable& q, const Variable& k, const Variable& v, co
   CHECK(q.rank() == 3 && k.shape() == q.shape() && v.rank() == 3 && v.dim(1) == q.dim(1) &&
             v.dtype() == q.dtype() && k.dtype() == q.dtype(),
         "linear_run: q ", q.shape(), ", k ", k.shape(), ", v ", v.shape());
+  const Shape one_a_head{q.dim(0), q.dim(1)};
+  CHECK(!gate.defined() || gate.shape() == one_a_head || gate.shape() == q.shape(), "linear_run: q ",
+        q.shape(), ", g ", gate.shape());
   const Variable g = gate.defined() ? cast(gate, Dtype::f32) : gate;
   std::vector<int32_t> ends{0};
   for (const Segment& s : layout.segments) ends.push_back(ends.back() + static_cast<int32_t>(s.size()));
@@ -109,14 +111,29 @@ LinearRun linear_run(const Variable& q, const Variable& k, const Variable& v, co
   return {recorded[0], want_end ? recorded[1] : Variable()};
 }
 
-#else
+void use_linear_run(Scan& scan, double scale, bool gated, int64_t key, int64_t value, Dtype dtype) {
+  scan.kernel.serves = [=](Device where) {
+    return where == Device::cuda && dtype != Dtype::f64 && key <= 256 && value <= 256;
+  };
+  scan.kernel.run = [=, identity = scan.identity](const Block& b, const Layout& layout, const State& start,
+                                                  bool want_end) {
+    const Dtype narrow = b.x[2].dtype(),
+                common = b.x[0].dtype() == narrow ? narrow : Dtype::f32;  // of features
+    const LinearRun r = linear_run(cast(b.x[0], common), cast(b.x[1], common), cast(b.x[2], common),
+                                   gated ? b.x[3] : Variable(), start.empty() ? Variable() : start[1], scale,
+                                   layout, want_end);
+    return ran(cast(r.o, narrow), r.end, identity());
+  };
+}
 
-bool has_linear_run(Device, Dtype) { return false; }
+#else
 
 LinearRun linear_run(const Variable&, const Variable&, const Variable&, const Variable&, const Variable&,
                      double, const Layout&, bool) {
   throw Error(Exit::internal, "this build has no kernel for linear attention");
 }
+
+void use_linear_run(Scan&, double, bool, int64_t, int64_t, Dtype) {}
 
 #endif
 

@@ -2,12 +2,9 @@
 // Decayed linear attention over whole segments in one pass of one kernel (attention/kernels), for devices
 // that have it. What a Scan derives from chunks, with nothing stored between them.
 
-#include "autograd/layout.h"
-#include "autograd/tape.h"
+#include "attention/part.h"
 
 namespace weft {
-
-bool has_linear_run(Device device, Dtype dtype);
 
 struct LinearRun {
   Variable o;    // (N, H, Dv), in v's dtype
@@ -15,10 +12,14 @@ struct LinearRun {
 };
 
 // S_t = e^{g_t} S_{t-1} + k_t v_t^T, o_t = scale S_t^T q_t, from S = start before the first token of a
-// segment.
-//   q, k (N, H, Dk), v (N, H, Dv), g (N, H) <= 0 or undefined for none, start like `end` or undefined for
-//   zero
+// segment. A gate for each channel, (N, H, Dk), stands for a diagonal matrix.
+//   q, k (N, H, Dk), v (N, H, Dv), g <= 0: (N, H), (N, H, Dk) or undefined for none, start like `end` or
+//   undefined for zero
 LinearRun linear_run(const Variable& q, const Variable& k, const Variable& v, const Variable& g,
                      const Variable& start, double scale, const Layout& layout, bool want_end);
+
+// Gives a scan over q, k, v and, if gated, g, with the state {transition, S}, its kernel, which serves GPUs
+// in bf16 and f32 and keys and values of up to 256.
+void use_linear_run(Scan& scan, double scale, bool gated, int64_t key, int64_t value, Dtype dtype);
 
 }  // namespace weft

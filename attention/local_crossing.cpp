@@ -97,10 +97,16 @@ void remember(const Scan& part, Stream::Slot& slot, const Layout& layout, const 
 
 Variable LocalCrossing::operator()(const Scan& part, const Block& block) {
   Stream::Slot* slot = next_slot();
-  CHECK(!part.total || slot == nullptr, "a bidirectional scan cannot be streamed");
+  CHECK(!(part.total || part.reverse) || slot == nullptr, "a bidirectional scan cannot be streamed");
+  if (part.reverse) {
+    const Tensor rows = turned_rows(layout(), block.x[0].device());
+    Scan onwards = part;
+    onwards.reverse = false;
+    return gather_rows((*this)(onwards, gather_block(block, rows)), rows);
+  }
   if (part.whole && slot == nullptr) return part.whole(block, layout());
-  if (part.run) {
-    const Scan::Ran ran = part.run(
+  if (part.kernel.on(block.x[0].device())) {
+    const Scan::Ran ran = part.kernel.run(
         block, layout(), slot == nullptr ? State{} : past_of(part, *slot, layout()), slot != nullptr);
     if (slot != nullptr) remember(part, *slot, layout(), ran.end);
     return ran.y;

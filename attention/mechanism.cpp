@@ -40,18 +40,23 @@ Tensor fixed_rows(const Mechanism& mechanism, const Input& input, int64_t n, Dty
   return gather_rows(one, from_ints(std::vector<int32_t>(static_cast<size_t>(n), 0), device));
 }
 
-Block random_block(const Mechanism& mechanism, const Layout& layout) {
-  Block block{{}, layout.position, layout.document};
-  uint32_t seed = 1;
+std::vector<Tensor> random_inputs(const Mechanism& mechanism, int64_t tokens, Dtype dtype, uint32_t seed) {
+  std::vector<Tensor> inputs;
   for (const Input& input : mechanism.inputs()) {
-    Variable x = random_tensor(input_shape(input, mechanism.dims(), layout.tokens()), seed++);
-    if (input.domain == Domain::log_decay) x = negate(square(x));
+    Variable x = random_tensor(input_shape(input, mechanism.dims(), tokens), seed++);
+    // Decays of 0.8 or so: stronger ones would hide what a chunk leaves to the next.
+    if (input.domain == Domain::log_decay) x = negate(square(scale(x, 0.5)));
     if (input.domain == Domain::unit) x = sigmoid(scale(x, 1, input.start));
     if (input.domain == Domain::positive) x = softplus(scale(x, 1, input.start));
     if (input.domain == Domain::direction) x = divide(x, sqrt(sum(square(x), -1, true)));
-    block.x.push_back(x);
+    inputs.push_back(x.value().to(dtype));
   }
-  return block;
+  return inputs;
+}
+
+Block random_block(const Mechanism& mechanism, const Layout& layout) {
+  const std::vector<Tensor> inputs = random_inputs(mechanism, layout.tokens());
+  return {{inputs.begin(), inputs.end()}, layout.position, layout.document};
 }
 
 Variable reference_by_document(const Mechanism& mechanism, const Block& block) {

@@ -101,7 +101,10 @@ class Mechanism {
 // A fixed input for n tokens: (n, heads).
 Tensor fixed_rows(const Mechanism& mechanism, const Input& input, int64_t n, Dtype dtype, Device device);
 
-// Random inputs in their domains, f64, for identities.
+// Random inputs in their domains for so many tokens, drawn in f64 and rounded to dtype.
+std::vector<Tensor> random_inputs(const Mechanism& mechanism, int64_t tokens, Dtype dtype = Dtype::f64,
+                                  uint32_t seed = 1);
+// The same as a block of these documents.
 Block random_block(const Mechanism& mechanism, const Layout& layout);
 
 // Runs reference() document by document and puts the outputs back on the token line.

@@ -1,8 +1,10 @@
 #include "attention/mega.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
+#include "attention/chunks.h"
 #include "attention/flash_attention.h"
 #include "attention/naive.h"
 #include "autograd/gradcheck.h"
@@ -33,9 +35,31 @@ int64_t longest_by_fft(const std::string& ema, bool kernel) {
   return ema == "fft" ? std::numeric_limits<int64_t>::max() : 0;
 }
 
+// Of each token, how many its document has: (M, C, 1) of ones and zeros -> (M, C, 1).
+Scan document_length(int64_t chunk, Dtype dtype, Device device) {
+  Scan scan;
+  scan.names = {"n"};
+  scan.pad = {0};
+  scan.chunk = chunk;
+  scan.total = true;
+  scan.identity = [=] { return State{zeros({1, 1}, dtype, device)}; };
+  scan.summarize = [](const Block& b) { return State{sum(b.x[0], 1)}; };
+  scan.combine = [](const State& before, const State& after) { return State{add(before[0], after[0])}; };
+  scan.apply = [](const Block& b, const State& all) {
+    return multiply(b.x[0], reshape(all[0], {all[0].dim(0), 1, 1}));
+  };
+  return scan;
+}
+
+// From the last row to the first.
+Variable backwards(const Variable& x) {
+  return gather_rows(x, turned_rows(whole_documents({x.dim(0)}), x.device()));
+}
+
 }  // namespace
 
 void MegaConfig::fields(FieldVisitor& f) {
+  f("causal", causal, "tokens see no later tokens; false: averages and attention go both ways");
   f("attention", attention, "how scores become weights", {.choices = {"softmax", "laplace", "relu2"}});
   f("attention_chunk", attention_chunk,
     "a token sees keys of its own chunk of this many positions only (Mega-chunk); part of the function; "
@@ -64,6 +88,7 @@ Mega::Mega(Config config, Dimensions dims, const ParameterScope& scope)
   if (config_.z_size == 0) config_.z_size = std::max<int64_t>(2, width / 8 * 2);
   if (config_.hidden == 0) config_.hidden = 2 * width;
   if (config_.attention_chunk > 0) config_.positions = config_.attention_chunk;
+  if (!config_.causal) back_.emplace(width, config_.ema_size, scope.inner("ema.back"));
   const int64_t z = config_.z_size, hidden = config_.hidden;
   if (config_.bias == "rotary" && z % 2 != 0)
     throw Error(Exit::recipe, text("a rotary bias needs an even size of z, got ", z), "z_size");
@@ -85,7 +110,8 @@ Mega::Mega(Config config, Dimensions dims, const ParameterScope& scope)
   scale_ = vector("gamma", {2, z}, random);
   shift_ = vector("beta", {2, z}, zero);
   if (config_.bias == "simple") {
-    table_ = vector("bias.table", {1, config_.positions}, random);
+    const int64_t distances = config_.causal ? config_.positions : 2 * config_.positions - 1;
+    table_ = vector("bias.table", {1, distances}, random);
   } else {
     query_bias_ = vector("bias.alpha", {1, 1, z}, random);
     key_bias_ = vector("bias.beta", {1, 1, z}, random);
@@ -94,14 +120,23 @@ Mega::Mega(Config config, Dimensions dims, const ParameterScope& scope)
 
 std::vector<Input> Mega::inputs() const { return {{"x", "c"}}; }
 
-Tensor Mega::keys_seen(const Layout& layout, Dtype dtype, Device device) const {
-  if (device == Device::meta) return empty({layout.tokens(), 1}, dtype, device);
-  std::vector<double> counts;
-  for (const Segment& s : layout.segments)
-    for (int64_t t = s.begin; t < s.end; ++t)
-      counts.push_back(
-          static_cast<double>(1 + (config_.attention_chunk > 0 ? t % config_.attention_chunk : t)));
-  return from_values({layout.tokens(), 1}, dtype, counts, device);
+Variable Mega::keys_seen(const Block& block, Crossing& cross, Dtype dtype) const {
+  const Layout& layout = cross.layout();
+  const Device device = block.position.device();
+  const int64_t chunk = config_.attention_chunk, n = layout.tokens();
+  const auto column = [&](const auto& value_at) {
+    if (device == Device::meta) return empty({n, 1}, dtype, device);
+    std::vector<double> values;
+    for (const Segment& s : layout.segments)
+      for (int64_t t = s.begin; t < s.end; ++t) values.push_back(static_cast<double>(value_at(t)));
+    return from_values({n, 1}, dtype, values, device);
+  };
+  if (config_.causal) return column([&](int64_t t) { return 1 + (chunk > 0 ? t % chunk : t); });
+  const Variable length = cross(document_length(config_.chunk, dtype, device),
+                                {{full({n, 1}, 1, dtype, device)}, block.position, block.document});
+  if (chunk == 0) return length;
+  const Variable left = subtract(length, column([&](int64_t t) { return t / chunk * chunk; }));
+  return minimum(left, full({1}, static_cast<double>(chunk), dtype, device));
 }
 
 Variable Mega::projected(const Variable& z, int which) const {
@@ -124,15 +159,20 @@ Variable Mega::forward(const Block& block, Crossing& cross) const {
   const Variable normed = layer_norm(x, norm_gain_, norm_bias_, kNormEps), exact = cast(normed, wide);
   const Variable v = silu(linear(normed, value_, value_bias_));
   const bool kernel = ema_.has_kernel(x.device(), dtype);
-  const Variable average =
-      ema_(kernel ? normed : exact, block, cross, config_.chunk, longest_by_fft(config_.ema, kernel));
-  const Variable mixed = cast(silu(add(cast(average, wide), multiply(exact, omega_))), dtype);
+  const Variable& input = kernel ? normed : exact;
+  const int64_t fft_up_to = longest_by_fft(config_.ema, kernel);
+  const auto averaged = [&](const DampedEma& ema, bool reverse) {
+    return cast(ema(input, block, cross, config_.chunk, fft_up_to, reverse), wide);
+  };
+  Variable average = averaged(ema_, false);
+  if (back_) average = add(average, averaged(*back_, true));
+  const Variable mixed = cast(silu(add(average, multiply(exact, omega_))), dtype);
   const std::vector<Variable> parts =
       split_columns(linear(mixed, mix_, mix_bias_), {width, z, hidden, width});
   const Variable shared = silu(parts[1]), gate = silu(parts[2]);
 
   const bool by_count = config_.attention != "softmax";
-  const Tensor count = keys_seen(cross.layout(), wide, x.device());
+  const Variable count = by_count ? keys_seen(block, cross, wide) : Variable();
   Variable q = projected(shared, 0);
   q = by_count ? divide(q, count) : scale(q, 1 / std::sqrt(static_cast<double>(z)));
   q = reshape(cast(q, dtype), {n, 1, z});
@@ -141,7 +181,9 @@ Variable Mega::forward(const Block& block, Crossing& cross) const {
     q = concatenate({q, rotary_bias(query_bias_, block, dtype)}, 2);
     k = concatenate({k, rotary_bias(key_bias_, block, dtype)}, 2);
   }
-  Merge attend{{.block = config_.attention_chunk, .weighting = weighting_of(config_.attention)},
+  Merge attend{{.causal = config_.causal,
+                .block = config_.attention_chunk,
+                .weighting = weighting_of(config_.attention)},
                flash_attention_forward,
                flash_attention_backward};
   if (table_.defined()) attend.bias = table_;
@@ -158,24 +200,26 @@ Variable Mega::forward(const Block& block, Crossing& cross) const {
 Variable Mega::reference_weights(const Variable& q, const Variable& k) const {
   const int64_t n = q.dim(0), z = config_.z_size, chunk = config_.attention_chunk;
   const bool by_count = config_.attention != "softmax";
+  const int64_t reach = config_.positions - 1, least = config_.causal ? 0 : -reach;
   std::vector<double> factor, visible, hide;
   std::vector<int32_t> distance;
   for (int64_t i = 0; i < n; ++i)
     for (int64_t j = 0; j < n; ++j) {
       const int64_t first = chunk > 0 ? i / chunk * chunk : 0;
-      const bool sees = first <= j && j <= i;
-      factor.push_back(1 /
-                       (by_count ? static_cast<double>(i - first + 1) : std::sqrt(static_cast<double>(z))));
+      const int64_t end = chunk > 0 ? std::min(first + chunk, n) : n, last = config_.causal ? i : end - 1;
+      const bool sees = first <= j && j <= last;
+      factor.push_back(
+          1 / (by_count ? static_cast<double>(last - first + 1) : std::sqrt(static_cast<double>(z))));
       visible.push_back(sees);
       hide.push_back(sees ? 0 : -INFINITY);
-      distance.push_back(static_cast<int32_t>(std::clamp<int64_t>(i - j, 0, config_.positions - 1)));
+      distance.push_back(static_cast<int32_t>(std::clamp<int64_t>(i - j, least, reach) - least));
     }
   const auto matrix = [&](const std::vector<double>& values) {
     return from_values({n, n}, q.dtype(), values);
   };
   Variable bias;
   if (table_.defined()) {
-    bias = reshape(gather_rows(reshape(table_, {config_.positions, 1}), from_ints(distance)), {n, n});
+    bias = reshape(gather_rows(reshape(table_, {reach - least + 1, 1}), from_ints(distance)), {n, n});
   } else {
     const Tensor same = from_ints(std::vector<int32_t>(static_cast<size_t>(n), 0));
     const auto turned = [&](const Parameter& direction) {
@@ -200,7 +244,9 @@ Variable Mega::reference(const Block& block) const {
       add(multiply(divide(centred, sqrt(scale(mean(square(centred), 1, true), 1, kNormEps))), norm_gain_),
           norm_bias_);
   const Variable v = silu(linear(normed, value_, value_bias_));
-  const Variable mixed = silu(add(ema_.recurrence(normed), multiply(normed, omega_)));
+  Variable average = ema_.recurrence(normed);
+  if (back_) average = add(average, backwards(back_->recurrence(backwards(normed))));
+  const Variable mixed = silu(add(average, multiply(normed, omega_)));
   const Variable all = linear(mixed, mix_, mix_bias_);
   const auto part = [&](int64_t begin, int64_t size) { return slice(all, 1, begin, begin + size); };
   const Variable phi = sigmoid(part(0, width)), shared = silu(part(width, z));
@@ -237,19 +283,48 @@ double deviation_of_averages(const Dimensions& dims, int64_t tokens) {
   store.commit();
   const Layout layout = whole_documents({tokens});
   const Tensor x = random_tensor({tokens, dims.width}, 1);
-  const auto by = [&](int64_t fft_up_to) -> Tensor {
+  const auto by = [&](int64_t fft_up_to, bool reverse = false) -> Tensor {
     LocalCrossing cross(layout);
-    return ema(x, {{}, layout.position, layout.document}, cross, 7, fft_up_to);
+    return ema(x, {{}, layout.position, layout.document}, cross, 7, fft_up_to, reverse);
   };
   const std::vector<double> kernel = to_values(ema.kernel(tokens)), in = to_values(x);
-  std::vector<double> sums(in.size());
+  std::vector<double> sums(in.size()), back(in.size());  // over the tokens before, over those behind
   for (int64_t t = 0; t < tokens; ++t)
     for (int64_t s = 0; s <= t; ++s)
-      for (int64_t c = 0; c < dims.width; ++c)
-        sums[t * dims.width + c] += kernel[c * tokens + t - s] * in[s * dims.width + c];
+      for (int64_t c = 0; c < dims.width; ++c) {
+        const double weight = kernel[c * tokens + t - s];
+        sums[t * dims.width + c] += weight * in[s * dims.width + c];
+        back[s * dims.width + c] += weight * in[t * dims.width + c];
+      }
   const Tensor convolved = from_values(x.shape(), Dtype::f64, sums), stepped = ema.recurrence(x);
+  const Tensor mirrored = from_values(x.shape(), Dtype::f64, back);
   return std::max({largest_difference(by(tokens - 1), stepped), largest_difference(by(tokens), stepped),
-                   largest_difference(convolved, stepped)});
+                   largest_difference(convolved, stepped), largest_difference(by(tokens - 1, true), mirrored),
+                   largest_difference(by(tokens, true), mirrored)});
+}
+
+// How far the output of a turned text is from the turned output, once the averages have changed places and
+// with them both directions of the bias.
+double error_of_the_mirror(const MegaConfig& config, const Dimensions& d) {
+  const int64_t tokens = config.attention_chunk > 0 ? 4 * config.attention_chunk : 19;
+  MegaTrial plain(config, d, tokens), mirrored(config, d, tokens);
+  const auto change = [&](const std::string& name, const std::string& from) {
+    mirrored.store.find(name)->master.copy_from(plain.store.find(from)->master);
+  };
+  for (const std::string name : {"alpha", "beta", "gamma", "delta"}) {
+    change("ema." + name, "ema.back." + name);
+    change("ema.back." + name, "ema." + name);
+  }
+  if (config.bias == "simple") {
+    const Tensor table = mirrored.store.find("bias.table")->master;
+    table.copy_from(backwards(table.reshape({table.numel(), 1})).value().reshape(table.shape()));
+  } else {
+    change("bias.alpha", "bias.beta");
+    change("bias.beta", "bias.alpha");
+  }
+  mirrored.store.refresh_working();
+  mirrored.block.x[0] = backwards(plain.block.x[0]);
+  return largest_difference(mirrored.run(), backwards(plain.run()));
 }
 
 }  // namespace
@@ -257,8 +332,8 @@ double deviation_of_averages(const Dimensions& dims, int64_t tokens) {
 std::vector<Identity> Mega::identities() const {
   const Dimensions d = dims();
   const Config config = config_;
-  return {
-      {"the moving average is a recurrence, a scan and a convolution, by Fourier too (section 3.1)", 1e-12,
+  std::vector<Identity> all{
+      {"the moving average is a recurrence, a scan and a convolution, by Fourier and from the end too", 1e-12,
        [d] { return deviation_of_averages(d, 23); }},
       {"a chunk as long as the text is full Mega (section 3.5)", 1e-12,
        [d, config] {
@@ -276,6 +351,10 @@ std::vector<Identity> Mega::identities() const {
          return largest_difference(t.run(), t.block.x[0]);
        }},
   };
+  if (!config_.causal)
+    all.push_back({"a turned text gives the turned output, the averages and the bias turned too", 1e-12,
+                   [d, config] { return error_of_the_mirror(config, d); }});
+  return all;
 }
 
 }  // namespace weft

@@ -1,6 +1,6 @@
 #pragma once
 // Mega (Ma et al. 2022): a gated single-head attention whose queries, keys and gates come from a damped
-// moving average of the tokens. A whole layer, with its norm and its residual, causal:
+// moving average of the tokens. A whole layer, with its norm and its residual:
 //
 //   n = layer_norm(x)                          v = silu(W_v n + b_v)
 //   m = silu(ema(n) + omega n)                 [u z r c] = W_m m + b_m
@@ -14,16 +14,23 @@
 // distances, or alpha and beta turned by their positions and multiplied (Su et al. 2021). Mega-chunk sees
 // keys of the own chunk of positions only, while the moving average runs on.
 //
-// What the paper leaves open is as in the authors' moving_average_gated_attention.py and
-// relative_positional_bias.py (github.com/facebookresearch/mega): omega and the silu behind it, the biases of
-// the projections, the number of keys seen as divisor before the bias is added, base 10000. Where they refuse
-// a distance beyond the table, its last entry goes on.
+// causal=false is the paper's encoder: ema is the sum of two averages with parameters of their own, one from
+// the start and one from the end of the document, the own token in both; the sum over s is that of all tokens
+// of the document (chunk), and the table of biases has distances of both signs.
+//
+// What the paper leaves open is as in the authors' moving_average_gated_attention.py,
+// exponential_moving_average.py and relative_positional_bias.py (github.com/facebookresearch/mega): omega and
+// the silu behind it, the biases of the projections, the number of keys seen as divisor before the bias is
+// added, base 10000, the two averages. Where they refuse a distance beyond the table, its last entry goes on.
+
+#include <optional>
 
 #include "attention/ema.h"
 
 namespace weft {
 
 struct MegaConfig {
+  bool causal = true;
   std::string attention = "softmax";
   int64_t attention_chunk = 0;
   std::string bias = "simple";
@@ -46,11 +53,12 @@ class Mega : public Mechanism {
   Variable reference(const Block& block) const override;
   std::vector<Identity> identities() const override;
   int64_t align() const override { return std::max<int64_t>(1, config_.attention_chunk); }
+  bool causal() const override { return config_.causal; }
   bool whole_layer() const override { return true; }
 
  private:
   // How many keys each token sees, (N, 1): what is divided by in training is the same in decoding.
-  Tensor keys_seen(const Layout& layout, Dtype dtype, Device device) const;
+  Variable keys_seen(const Block& block, Crossing& cross, Dtype dtype) const;
   // z by row 0 (query) or 1 (key) of the scales and shifts, in f32 (f64).
   Variable projected(const Variable& z, int which) const;
   Variable rotary_bias(const Parameter& direction, const Block& block, Dtype dtype) const;
@@ -58,10 +66,11 @@ class Mega : public Mechanism {
 
   Config config_;
   DampedEma ema_;
+  std::optional<DampedEma> back_;  // from the end, unless causal
   Parameter norm_gain_, norm_bias_, omega_;
   Parameter value_, value_bias_, mix_, mix_bias_, out_, out_bias_;
   Parameter scale_, shift_;          // (2, Z)
-  Parameter table_;                  // (1, positions)
+  Parameter table_;                  // (1, positions), or (1, 2 positions - 1) unless causal
   Parameter query_bias_, key_bias_;  // (1, 1, Z)
 };
 

@@ -115,7 +115,7 @@ Variable Moh::weights(const Variable& x, const Variable& share, const Tensor& ch
   return concatenate({multiply(always, slice(mix, 1, 0, 1)), multiply(on, slice(mix, 1, 1, 2))}, 1);
 }
 
-void Moh::balance(const Variable& share, const Tensor& chosen, Crossing& cross) const {
+Tensor Moh::balance(const Variable& share, const Tensor& chosen, Crossing& cross) const {
   const int64_t e = routed();
   const Variable tokens = full({1}, static_cast<double>(share.dim(0)), share.dtype(), share.device());
   const Variable sums = cross.total(concatenate({sum(share, 0), sum(chosen, 0), tokens}, 0));
@@ -123,26 +123,61 @@ void Moh::balance(const Variable& share, const Tensor& chosen, Crossing& cross) 
   const Variable count = slice(sums, 0, 2 * e, 2 * e + 1);
   const Variable loss = scale(divide(both, square(count)), static_cast<double>(e));
   cross.loss("balance", reshape(loss, {}), config_.balance_weight);
+  return slice(sums, 0, e, 2 * e).value();
+}
+
+std::vector<bool> Moh::looked_at(const Tensor& times_chosen, const Crossing& cross) const {
+  const int64_t groups = dims().kv_heads, heads = dims().heads / groups;
+  std::vector<bool> out(static_cast<size_t>(groups), true);
+  if (times_chosen.device() != Device::cpu || cross.goes_on()) return out;
+  const std::vector<double> times = to_values(times_chosen);
+  for (int64_t g = 0; g < groups; ++g) {
+    const auto routed = times.begin() + std::max<int64_t>(0, g * heads - config_.shared);
+    const bool chosen =
+        (g + 1) * heads > config_.shared &&
+        std::any_of(routed, times.begin() + (g + 1) * heads - config_.shared, [](double t) { return t > 0; });
+    out[static_cast<size_t>(g)] = g * heads < config_.shared || chosen;
+  }
+  return out;
 }
 
 Moh::Routing Moh::route(const Variable& x, const Variable& q, Crossing& cross) const {
   const Variable wide = cast(x, wide_of(x.dtype()));
   const Variable logits = routed_logits(wide, q), share = softmax(logits);
-  const Tensor chosen = marks(top_k(logits.value(), config_.top_k).indices, routed(), share.dtype());
-  balance(share, chosen, cross);
+  const Tensor picked = top_k(logits.value(), config_.top_k).indices;
+  const Tensor chosen = marks(picked, routed(), share.dtype());
+  const Tensor times_chosen = balance(share, chosen, cross);
   Variable active = chosen;
   if (config_.shared > 0) active = concatenate({ones(x.dim(0), config_.shared, wide), chosen}, 1);
-  return {weights(wide, share, chosen), active.value().to(q.dtype())};
+  const HeadTokens on = x.device() == Device::cuda ? all_heads(x.dim(0), dims().heads)
+                                                   : heads_of(picked, config_.shared, routed());
+  return {weights(wide, share, chosen), active.value().to(x.dtype()), on, looked_at(times_chosen, cross)};
+}
+
+std::pair<Variable, Variable> Moh::keys_and_values(const Variable& x,
+                                                   const std::vector<bool>& looked_at) const {
+  const Dimensions& d = dims();
+  const int64_t n = x.dim(0), first = d.heads * d.key, keys = d.kv_heads * d.key,
+                values = d.kv_heads * d.value;
+  if (std::all_of(looked_at.begin(), looked_at.end(), [](bool group) { return group; })) {
+    const Variable both = linear_to_heads(x, in_, first, keys + values, all_heads(n, 1));
+    const std::vector<Variable> parts = split_columns(reshape(both, {n, keys + values}), {keys, values});
+    return {reshape(parts[0], {n, d.kv_heads, d.key}), reshape(parts[1], {n, d.kv_heads, d.value})};
+  }
+  const HeadTokens groups = heads_of(looked_at, n, x.device());
+  return {linear_to_heads(x, in_, first, d.key, groups),
+          linear_to_heads(x, in_, first + keys, d.value, groups)};
 }
 
 Variable Moh::forward(const Block& block, Crossing& cross) const {
   const Variable x = block.x[0];
   const Dimensions& d = dims();
   const int64_t n = x.dim(0);
-  const std::vector<Variable> projected = split_columns(linear(x, in_), in_->info.parts);
-  Variable q = reshape(projected[0], {n, d.heads, d.key}), k = reshape(projected[1], {n, d.kv_heads, d.key});
-  const Variable v = reshape(projected[2], {n, d.kv_heads, d.value});
+  const auto queries = [&](const HeadTokens& on) { return linear_to_heads(x, in_, 0, d.key, on); };
+  Variable q = learned() ? Variable() : queries(all_heads(n, d.heads));
   const Routing routing = route(x, q, cross);
+  if (learned()) q = queries(routing.on);
+  auto [k, v] = keys_and_values(x, routing.looked_at);
   if (config_.position == "rope") {
     q = rotary(q, block.position, config_.rope_theta);
     k = rotary(k, block.position, config_.rope_theta);
@@ -150,7 +185,7 @@ Variable Moh::forward(const Block& block, Crossing& cross) const {
   const auto y = cross(softmax_merge({.scale = config_.scale}),
                        {{q, k, v, routing.active}, block.position, block.document});
   const Variable weighted = multiply(y[0], cast(reshape(routing.weights, {n, d.heads, 1}), y[0].dtype()));
-  return linear(reshape(weighted, {n, d.heads * d.value}), out_);
+  return linear_from_heads(weighted, out_, routing.on);
 }
 
 // Every head computed and then masked, head by head.

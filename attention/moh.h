@@ -3,8 +3,10 @@
 // arXiv 2410.11842). The first `shared` heads are always on; of the other E, a router picks `top_k` for each
 // token; the outputs of the heads that are on are weighted before the output projection:
 //   y_t = sum_h g_th W_out^h softmax(scale q_th K_h^T) V_h
-// A head that is off costs no attention, forward or backward; its keys and values are still seen by tokens
-// for which it is on.
+// A head that is off costs no attention and no projection of queries and outputs, forward or backward; its
+// keys and values are still seen by tokens for which it is on, and left out only where it is on for none and
+// no token may follow. (router=norm chooses by the queries, so it projects them all. On a GPU projections are
+// whole: lists of tokens would have to be read back before every product.)
 //
 // router=learned, with the routed share p = softmax(W_routed x) and [a0, a1] = softmax(W_mix x):
 //   form=code   shared s a0 softmax(W_shared x) 2,  routed k a1 p_e / (sum of the chosen p) 2
@@ -19,6 +21,7 @@
 // together: top_k where routing is even, E top_k at most.
 
 #include "attention/mechanism.h"
+#include "autograd/ops/head_linear.h"
 
 namespace weft {
 
@@ -50,13 +53,18 @@ class Moh : public Mechanism {
  private:
   struct Routing {
     Variable weights;  // (N, H), f32 (f64)
-    Tensor active;     // (N, H) in q's dtype, 0 or 1
+    Tensor active;     // (N, H) in x's dtype, 0 or 1
+    HeadTokens on;
+    std::vector<bool> looked_at;  // of each key head, whether any token does
   };
-  // x (N, C), q (N, H, Dk) before rotation.
+  // x (N, C), q (N, H, Dk) before rotation, which only router=norm needs.
   Routing route(const Variable& x, const Variable& q, Crossing& cross) const;
   Variable routed_logits(const Variable& x, const Variable& q) const;  // (N, E)
   Variable weights(const Variable& x, const Variable& share, const Tensor& chosen) const;
-  void balance(const Variable& share, const Tensor& chosen, Crossing& cross) const;
+  // Gives how often each routed head is chosen, over all tokens computed together: (E).
+  Tensor balance(const Variable& share, const Tensor& chosen, Crossing& cross) const;
+  std::vector<bool> looked_at(const Tensor& times_chosen, const Crossing& cross) const;
+  std::pair<Variable, Variable> keys_and_values(const Variable& x, const std::vector<bool>& looked_at) const;
   int64_t routed() const { return dims().heads - config_.shared; }
   bool learned() const { return config_.router == "learned"; }
 

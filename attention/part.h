@@ -44,15 +44,23 @@ struct Scan {
   bool decay = false;
   // Optional: whole documents from their start at once, where nobody asks for a state.
   std::function<Variable(const Block&, const Layout&)> whole = {};
-  // Optional, where the device has a kernel: segments from the states before them, one row a segment; `start`
+  // Optional, where a device has a kernel: segments from the states before them, one row a segment; `start`
   // is empty where those are identities. Gives the outputs and, if wanted, the states behind the segments.
   struct Ran {
     Variable y;
     State end;
   };
-  std::function<Ran(const Block&, const Layout&, const State& start, bool want_end)> run = {};
+  struct Kernel {
+    // Whether this build has it for the inputs of this part on a device; asked without having one.
+    std::function<bool(Device)> serves;
+    std::function<Ran(const Block&, const Layout&, const State& start, bool want_end)> run;
+    bool on(Device device) const { return serves && serves(device); }
+  };
+  Kernel kernel = {};
   // Bidirectional: every chunk sees the state of its whole document.
   bool total = false;
+  // From the end of a document to its start: a token sees those behind it, in that order. Blocks come turned.
+  bool reverse = false;
 };
 
 // How scores become weights. softmax: e^s over the sum of the row. The others depend on nothing else of their
@@ -74,7 +82,8 @@ struct AttentionOptions {
 struct Merge {
   // Softmax-like partial results over the keys at hand: o (N, H, Dv) in q's dtype, lse (N, H) in f32 (f64),
   // -inf where a query saw no key. Query and key meet if they are of one document and the options allow their
-  // positions. bias, if defined, (H, R) in lse's dtype: bias[h, min(distance, R - 1)] is added to a score.
+  // positions. bias, if defined, (H, R) in lse's dtype: bias[h, min(distance, R - 1)] is added to a score;
+  // where attention is not causal (H, 2 R - 1), from the distance -(R - 1), a key behind the query, to R - 1.
   // active, if defined, (N, H), in any float type: 0 takes a head of a query out, which costs nothing then
   // and gives o = 0, lse = -inf and no gradient.
   using Forward = std::vector<Tensor> (*)(const AttentionOptions&, const Tensor& q, const Tensor& k,
@@ -101,6 +110,7 @@ struct Halo {
   // Two segments of one document on one rank are apart here: `document` of both blocks tells segments apart,
   // so that no token meets a key in its own segment and again in another's halo.
   std::function<Variable(const Block&, const Block& before)> apply;
+  bool fused = false;  // `apply` is one kernel, but for putting its rows together
 };
 
 struct Carry {

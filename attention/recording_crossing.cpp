@@ -1,7 +1,12 @@
 #include "attention/recording_crossing.h"
 
+#include <algorithm>
+
 namespace weft {
 namespace {
+
+// Where tensors are computed with.
+const std::vector<Device> kEverywhere{Device::cpu, Device::cuda};
 
 int64_t state_bytes(const State& state) {
   int64_t bytes = 0;
@@ -21,6 +26,13 @@ int64_t row_bytes(const Block& block, size_t first) {
 
 }  // namespace
 
+const char* form_on(Device device, const std::vector<PartCall>& calls) {
+  const bool fused = std::all_of(calls.begin(), calls.end(), [&](const PartCall& call) {
+    return std::find(call.fused.begin(), call.fused.end(), device) != call.fused.end();
+  });
+  return fused ? "fused" : "derived";
+}
+
 const char* name_of(PartKind kind) {
   switch (kind) {
     case PartKind::scan: return "scan";
@@ -32,24 +44,28 @@ const char* name_of(PartKind kind) {
 }
 
 Variable RecordingCrossing::operator()(const Scan& part, const Block& block) {
-  calls_.push_back({PartKind::scan, state_bytes(part.identity()), false});
+  std::vector<Device> fused;
+  for (const Device device : kEverywhere)
+    if (part.kernel.on(device)) fused.push_back(device);
+  calls_.push_back({PartKind::scan, state_bytes(part.identity()), fused});
   return inner_(part, block);
 }
 
 std::vector<Variable> RecordingCrossing::operator()(const Merge& part, const Block& block) {
   const bool alike = !part.options.alibi && !part.bias.defined();
-  calls_.push_back({PartKind::merge, part.options.block > 0 ? 0 : row_bytes(block, 1), true,
+  calls_.push_back({PartKind::merge, part.options.block > 0 ? 0 : row_bytes(block, 1), kEverywhere,
                     alike ? block.x[1].dim(1) : 0});
   return inner_(part, block);
 }
 
 Variable RecordingCrossing::operator()(const Halo& part, const Block& block) {
-  calls_.push_back({PartKind::halo, part.width * row_bytes(block, 0), false});
+  calls_.push_back(
+      {PartKind::halo, part.width * row_bytes(block, 0), part.fused ? kEverywhere : std::vector<Device>{}});
   return inner_(part, block);
 }
 
 Variable RecordingCrossing::operator()(const Carry& part, const Block& block) {
-  calls_.push_back({PartKind::carry, state_bytes(part.start()), false});
+  calls_.push_back({PartKind::carry, state_bytes(part.start()), {}});
   return inner_(part, block);
 }
 

@@ -17,9 +17,12 @@ struct PartCall {
   // What passes a border between ranks: of a Scan or Carry the state, of a Halo its rows; of a Merge the key
   // and value of one token, or nothing where blocks keep to themselves.
   int64_t bytes;
-  bool fused;              // the part comes with a kernel of its own
+  std::vector<Device> fused;  // where it is a kernel of its own; a Scan only on one rank
   int64_t free_heads = 0;  // of a Merge, key heads that ranks may share out: 0 if they differ by their bias
 };
+
+// "fused" where each of these calls is a kernel of its own on this device, in this build, else "derived".
+const char* form_on(Device device, const std::vector<PartCall>& calls);
 
 class RecordingCrossing : public Crossing {
  public:
@@ -30,6 +33,7 @@ class RecordingCrossing : public Crossing {
   Variable operator()(const Halo& part, const Block& block) override;
   Variable operator()(const Carry& part, const Block& block) override;
   Variable total(const Variable& sums) override { return inner_.total(sums); }
+  bool goes_on() const override { return inner_.goes_on(); }
 
   const std::vector<PartCall>& calls() const { return calls_; }
 

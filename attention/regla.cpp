@@ -1,5 +1,6 @@
 #include "attention/regla.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "attention/gla.h"
@@ -12,9 +13,43 @@
 namespace weft {
 namespace {
 
-constexpr double kNormEps = 1e-6;
+constexpr double kNormEps = 1e-12;
 
-Variable features(const Variable& x) { return exp(subtract(x, max(x, -1, true))); }
+// 1 over the deviation of a product of features of `size` normal queries and keys.
+double variance_factor(int64_t size) {
+  const double e = std::exp(1);
+  return 1 / (e * std::sqrt(static_cast<double>(size) * (e * e - 1)));
+}
+
+// The largest of x (M, C, H) up to each of C, in as many steps as C can be halved.
+Variable running_max(const Variable& x) {
+  Variable y = x;
+  for (int64_t back = 1; back < x.dim(1); back *= 2) {
+    const Variable first = slice(y, 1, 0, back), rest = slice(y, 1, back, x.dim(1));
+    y = concatenate({first, maximum(rest, slice(y, 1, 0, x.dim(1) - back))}, 1);
+  }
+  return y;
+}
+
+// The largest of all tokens so far, or 0, before each token and behind it: (M, C, H) -> (M, C, 2 H).
+Scan largest_so_far(int64_t chunk, int64_t heads, Dtype dtype, Device device) {
+  Scan scan;
+  scan.names = {"m"};
+  scan.pad = {0};
+  scan.chunk = chunk;
+  scan.identity = [=] { return State{zeros({1, heads}, dtype, device)}; };
+  scan.summarize = [](const Block& b) {
+    const Variable most = max(b.x[0], 1);
+    return State{maximum(most, zeros(most.shape(), most.dtype(), most.device()))};
+  };
+  scan.combine = [](const State& before, const State& after) { return State{maximum(before[0], after[0])}; };
+  scan.apply = [](const Block& b, const State& prefix) {
+    const Variable past = reshape(prefix[0], {prefix[0].dim(0), 1, prefix[0].dim(1)});
+    const Variable now = maximum(running_max(b.x[0]), past);
+    return concatenate({concatenate({past, slice(now, 1, 0, now.dim(1) - 1)}, 1), now}, 2);
+  };
+  return scan;
+}
 
 }  // namespace
 
@@ -25,13 +60,13 @@ Variable refined_log_gate(const Variable& log_gate, const Variable& refine) {
 }
 
 void ReglaConfig::fields(FieldVisitor& f) {
-  f("scale", scale, "factor of the products of features; 0 = 1 / sqrt(key size)", {.min = 0});
+  f("scale", scale, "factor of the products of features; 0 = 1 / (e sqrt(key size (e^2 - 1)))", {.min = 0});
   f("chunk", chunk, "tokens handled as one matrix product; changes speed, not results",
     {.unit = "tokens", .min = 1});
 }
 
 Regla::Regla(Config config, Dimensions dims, const ParameterScope& scope) : Mechanism(dims), config_(config) {
-  if (config_.scale == 0) config_.scale = 1 / std::sqrt(static_cast<double>(dims.key));
+  if (config_.scale == 0) config_.scale = variance_factor(dims.key);
   require_equal_heads(dims, "ReGLA");
   gain_ = scope.declare({"norm", {dims.value}, ParameterKind::vector, Initializer::constant(1)});
 }
@@ -44,23 +79,90 @@ std::vector<Input> Regla::inputs() const {
 Variable Regla::forward(const Block& block, Crossing& cross) const {
   const Variable& v = block.x[2];
   const Dtype wide = wide_of(v.dtype());  // a gate near 1 is 1 in bf16
-  const Variable gate = refined_log_gate(cast(block.x[3], wide), cast(block.x[4], wide));
-  const Scan scan = channel_decay_scan(config_.scale, config_.chunk, dims().heads, dims().key, dims().value,
+  const int64_t n = v.dim(0), heads = dims().heads;
+  const Variable q = cast(block.x[0], wide), k = cast(block.x[1], wide);
+  const Variable largest = cross(largest_so_far(config_.chunk, heads, wide, v.device()),
+                                 {{max(k.value(), -1)}, block.position, block.document});
+  const auto column = [&](int64_t first) {
+    return reshape(slice(largest, 1, first, first + heads), {n, heads, 1});
+  };
+  const Variable before = column(0), now = column(heads);
+  const Variable gate =
+      add(refined_log_gate(cast(block.x[3], wide), cast(block.x[4], wide)), subtract(before, now));
+  const Scan scan = channel_decay_scan(config_.scale, config_.chunk, heads, dims().key, dims().value,
                                        v.dtype(), v.device());
-  const Variable o =
-      cross(scan, {{features(block.x[0]), features(block.x[1]), v, gate}, block.position, block.document});
+  const Variable queries = exp(subtract(q, max(q, -1, true))), keys = exp(subtract(k, now));
+  const Variable o = cross(
+      scan, {{cast(queries, v.dtype()), cast(keys, v.dtype()), v, gate}, block.position, block.document});
   return rms_norm(o, gain_, kNormEps);
 }
 
+// Keys are mapped by e^k alone, and what each token reads is divided by e^{M_t}, a constant.
 Variable Regla::reference(const Block& block) const {
+  const Variable& q = block.x[0];
+  const Variable& k = block.x[1];
   const Variable g = exp(block.x[3]), r = block.x[4];
   const Variable f =
       add(multiply(scale(r, -1, 1), square(g)), multiply(r, scale(square(scale(g, -1, 1)), -1, 1)));
-  const auto phi = [](const Variable& x) { return divide(exp(x), exp(max(x, -1, true))); };
-  return naive_rms_norm(
-      channel_decay_reference(phi(block.x[0]), phi(block.x[1]), block.x[2], log(f), config_.scale), gain_,
-      kNormEps);
+  const Variable queries = divide(exp(q), exp(max(q, -1, true)));
+  const Variable o = channel_decay_reference(queries, exp(k), block.x[2], log(f), config_.scale);
+  std::vector<Variable> largest{full({1, dims().heads, 1}, 0, k.dtype(), k.device())}, shrunk;
+  for (int64_t t = 0; t < k.dim(0); ++t) {
+    largest.push_back(max(concatenate({largest.back(), slice(k.value(), 0, t, t + 1)}, 2), 2, true));
+    shrunk.push_back(divide(slice(o, 0, t, t + 1), exp(largest.back())));
+  }
+  return naive_rms_norm(concatenate(shrunk, 0), gain_, kNormEps);
 }
+
+namespace {
+
+struct ReglaTrial {
+  ReglaTrial(const Dimensions& dims, int64_t tokens, double scale = 0)
+      : store(Dtype::f64), layer({.scale = scale}, dims, {store, ""}), layout(whole_documents({tokens})) {
+    store.commit();
+    block = random_block(layer, layout);
+  }
+  Variable run() {
+    LocalCrossing cross(layout);
+    return layer.forward(block, cross);
+  }
+  ParameterStore store;
+  Regla layer;
+  Layout layout;
+  Block block;
+};
+
+// Two tokens, nothing forgotten, with values (1, 0, ...) and (0, 1, ...): the second token reads their
+// weights. By how much their ratio misses e^more once every feature of the first key is larger by `more`.
+double error_of_a_larger_key(const Dimensions& d, double more) {
+  ReglaTrial trial(d, 2);
+  std::vector<double> values(static_cast<size_t>(2 * d.heads * d.value));
+  for (int64_t h = 0; h < d.heads; ++h)
+    for (int64_t t = 0; t < 2; ++t) values[(t * d.heads + h) * d.value + t] = 1;
+  trial.block.x[2] = from_values({2, d.heads, d.value}, Dtype::f64, values);
+  trial.block.x[3] = zeros(trial.block.x[3].shape(), Dtype::f64);
+  const auto ratios = [&] {
+    const Variable y = slice(trial.run(), 0, 1, 2);
+    return divide(slice(y, 2, 0, 1), slice(y, 2, 1, 2));
+  };
+  const Variable plain = ratios(), first = slice(trial.block.x[1], 0, 0, 1);
+  trial.block.x[1] = concatenate({scale(first, 1, more), slice(trial.block.x[1], 0, 1, 2)}, 0);
+  return largest_difference(divide(ratios(), plain), full(plain.shape(), std::exp(more), Dtype::f64));
+}
+
+// E[e^{a x}] over normal x, by the midpoint rule.
+double normal_mean_of_exp(double a) {
+  const int steps = 4000;
+  const double reach = 12, width = 2 * reach / steps;
+  double sum = 0;
+  for (int i = 0; i < steps; ++i) {
+    const double x = -reach + (i + 0.5) * width;
+    sum += std::exp(a * x - x * x / 2) * width / std::sqrt(2 * M_PI);
+  }
+  return sum;
+}
+
+}  // namespace
 
 std::vector<Identity> Regla::identities() const {
   return {{"r = 1/2 is the plain gate", 1e-15,
@@ -77,15 +179,18 @@ std::vector<Identity> Regla::identities() const {
                outside = std::max({outside, gate[i] * gate[i] - f[i], f[i] - gate[i] * (2 - gate[i])});
              return outside;
            }},
+          {"a key whose features are all larger by 2 weighs e^2 as much", 1e-9,
+           [d = dims()] { return error_of_a_larger_key(d, 2); }},
+          {"products of features of normal queries and keys have variance 1 (theorem 3.1)", 1e-9,
+           [] {
+             const double size = 64, once = normal_mean_of_exp(1), twice = normal_mean_of_exp(2);
+             const double variance = size * (twice * twice - std::pow(once, 4));
+             return std::abs(variance * std::pow(variance_factor(64), 2) - 1);
+           }},
           {"outputs keep their size however long the text is: the mean square of a head is 1", 1e-6,
            [d = dims()] {
-             ParameterStore store(Dtype::f64);
-             const Regla m({.scale = 1e3}, d, {store, ""});  // so that the eps of the norm does not show
-             store.commit();
-             const Layout layout = whole_documents({300});
-             LocalCrossing cross(layout);
-             const Variable y = m.forward(random_block(m, layout), cross);
-             const Variable size = mean(square(y), -1);
+             ReglaTrial trial(d, 300, 1e3);  // so that the eps of the norm does not show
+             const Variable size = mean(square(trial.run()), -1);
              return largest_difference(size, full(size.shape(), 1, Dtype::f64));
            }}};
 }

@@ -1,5 +1,6 @@
 #include "attention/softmax.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "attention/flash_attention.h"
@@ -57,10 +58,13 @@ AttentionOptions Softmax::options() const {
 
 Block Softmax::prepare(const Block& block) const {
   Block out = block;
-  for (int i = 0; i < 2; ++i) {
-    if (config_.qk_norm) out.x[i] = rms_norm(out.x[i], i == 0 ? q_gain_ : k_gain_, kNormEps);
-    if (config_.position == "rope") out.x[i] = rotary(out.x[i], block.position, config_.rope_theta);
-  }
+  if (config_.qk_norm)
+    for (int i = 0; i < 2; ++i) out.x[i] = rms_norm(out.x[i], i == 0 ? q_gain_ : k_gain_, kNormEps);
+  if (config_.position != "rope") return out;
+  std::vector<Variable> staying;
+  if (!out.x[2].value().dense()) staying.push_back(out.x[2]);
+  const std::vector<Variable> y = rotary({out.x[0], out.x[1]}, staying, block.position, config_.rope_theta);
+  std::copy(y.begin(), y.end(), out.x.begin());
   return out;
 }
 
@@ -166,7 +170,8 @@ SlidingWindow::SlidingWindow(const Config& config, Dimensions dims, const Parame
 
 Halo window_attention(AttentionOptions options, int64_t window) {
   options.window = window;
-  return {window - 1, [options](const Block& block, const Block& before) {
+  return {window - 1,
+          [options](const Block& block, const Block& before) {
             Block keys{{},
                        concatenate({before.position, block.position}, 0).value(),
                        concatenate({before.document, block.document}, 0).value()};
@@ -176,7 +181,8 @@ Halo window_attention(AttentionOptions options, int64_t window) {
             // lse rides along as one more column, since a Halo gives one tensor.
             const Variable lse = cast(reshape(y[1], {y[1].dim(0), y[1].dim(1), 1}), y[0].dtype());
             return concatenate({y[0], lse}, 2);
-          }};
+          },
+          true};
 }
 
 Variable SlidingWindow::forward(const Block& block, Crossing& cross) const {

@@ -5,12 +5,14 @@
 
 #include "attention/initialize.h"
 #include "attention/naive.h"
+#include "attention/short_convolution.h"
 #include "attention/softmax.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
 #include "autograd/ops/matmul.h"
 #include "autograd/ops/reduce.h"
 #include "autograd/ops/rms_norm.h"
+#include "autograd/ops/rotary.h"
 #include "autograd/ops/softmax.h"
 
 namespace weft {
@@ -42,6 +44,10 @@ void TitansLayerConfig::fields(FieldVisitor& f) {
   f("heads", heads, "heads of width / heads features; 0 = as the model has them",
     {.unit = "heads", .min = 0});
   f("persistent", persistent, "learned tokens that every query sees", {.unit = "tokens", .min = 1});
+  f("convolution", convolution, "width of the convolution over the memory's projections, from 2; 0 = none",
+    {.unit = "tokens", .min = 0, .max = 8, .fixed = true});
+  f("position", position, "how positions enter attention", {.choices = {"none", "rope"}, .fixed = true});
+  f("rope_theta", rope_theta, "base of the rotary wavelengths", {.min = 1, .fixed = true});
 }
 
 void TitansWindowConfig::fields(FieldVisitor& f) {
@@ -54,6 +60,10 @@ TitansLayer::TitansLayer(const TitansLayerConfig& config, const Dimensions& size
     : Mechanism(with_heads(sizes, config.heads)),
       config_(config),
       memory_(config, dims(), scope.inner("memory")) {
+  if (config.convolution == 1)
+    throw Error(Exit::recipe, "a convolution of one token mixes none", "convolution", "set 0, or 2 to 8");
+  if (config.position == "rope" && dims().key % 2 != 0)
+    throw Error(Exit::recipe, text("rotary positions need an even key size, got ", dims().key), "position");
   const int64_t h = dims().heads, k = h * dims().key, v = h * dims().value, c = dims().width;
   const int64_t width = attended == Attended::tokens ? c : v;
   const auto projection = [&](const char* name, const std::vector<int64_t>& parts, int64_t from) {
@@ -62,6 +72,12 @@ TitansLayer::TitansLayer(const TitansLayerConfig& config, const Dimensions& size
     return scope.declare({name, {rows, from}, ParameterKind::matrix, projection_init(from), parts});
   };
   memory_in_ = projection("memory.in.weight", {k, k, v}, c);
+  if (config.convolution > 0)
+    convolution_ =
+        scope.declare({"memory.conv.weight",
+                       {2 * k + v, config.convolution},
+                       ParameterKind::vector,
+                       Initializer::uniform(1 / std::sqrt(static_cast<double>(config.convolution)))});
   std::vector<double> starts;
   for (const Input& input : memory_.inputs())
     if (input.domain == Domain::unit) starts.insert(starts.end(), static_cast<size_t>(h), input.start);
@@ -95,17 +111,55 @@ Variable TitansLayer::naive_gated(const Variable& y, const Variable& m) const {
   return linear(multiply(naive_rms_norm(y, attention_gain_, kNormEps), sigmoid(naive_answered(m))), out_);
 }
 
-Block TitansLayer::memory_inputs(const Variable& x, const Tensor& position, const Tensor& document) const {
-  const int64_t n = x.dim(0), h = dims().heads;
-  const std::vector<Variable> heads = split_columns(silu(linear(x, memory_in_)), memory_in_->info.parts);
+Variable TitansLayer::packed(const Variable& x) const { return linear(x, memory_in_); }
+
+Variable TitansLayer::directions(const Variable& columns) const {
+  return unit_length(reshape(silu(columns), {columns.dim(0), dims().heads, dims().key}));
+}
+
+Block TitansLayer::memory_inputs(const Variable& packed, const Variable& x, const Tensor& position,
+                                 const Tensor& document) const {
+  const std::vector<Variable> columns = split_columns(packed, memory_in_->info.parts);
   const Variable logits = linear(x, memory_gate_, memory_bias_);
   const std::vector<Variable> gates =
       split_columns(sigmoid(cast(logits, wide_of(x.dtype()))), memory_gate_->info.parts);
-  return {
-      {unit_length(reshape(heads[0], {n, h, dims().key})), unit_length(reshape(heads[1], {n, h, dims().key})),
-       reshape(heads[2], {n, h, dims().value}), gates[0], gates[1], gates[2]},
-      position,
-      document};
+  const Variable values = reshape(silu(columns[2]), {x.dim(0), dims().heads, dims().value});
+  return {{directions(columns[0]), directions(columns[1]), values, gates[0], gates[1], gates[2]},
+          position,
+          document};
+}
+
+Block TitansLayer::memory_block(const Block& block, Crossing& cross) const {
+  Variable rows = packed(block.x[0]);
+  if (convolves())
+    rows = cross(short_convolution(convolution_, cross.layout()), {{rows}, block.position, block.document});
+  return memory_inputs(rows, block.x[0], block.position, block.document);
+}
+
+Block TitansLayer::naive_memory_block(const Block& block) const {
+  Variable rows = packed(block.x[0]);
+  if (convolves()) rows = naive_short_convolution(rows, convolution_);
+  return memory_inputs(rows, block.x[0], block.position, block.document);
+}
+
+Variable TitansLayer::turned(const Variable& x, const Tensor& position) const {
+  return config_.position == "rope" ? rotary(x, position, config_.rope_theta) : x;
+}
+
+Variable TitansLayer::naive_turned(const Variable& x, int64_t first) const {
+  return config_.position == "rope" ? naive_rotary(x, first, config_.rope_theta) : x;
+}
+
+Variable TitansLayer::naive_query(const Variable& q, int64_t first) const {
+  return concatenate({naive_turned(q, first), q}, 2);
+}
+
+Variable TitansLayer::naive_text_key(const Variable& k, int64_t first) const {
+  return concatenate({naive_turned(k, first), zeros(k.shape(), k.dtype(), k.device())}, 2);
+}
+
+Variable TitansLayer::naive_persistent_key(const Variable& k) const {
+  return concatenate({zeros(k.shape(), k.dtype(), k.device()), k}, 2);
 }
 
 std::vector<Variable> TitansLayer::attention_inputs(const Variable& x) const {
@@ -129,8 +183,10 @@ Variable TitansLayer::windowed(const Variable& x, int64_t window, const Block& b
   const int64_t value = dims().value;
   const AttentionOptions options{.scale = score_scale()};
   // Wide, since lse rides along.
-  const Block wide{
-      {cast(tokens[0], type), cast(tokens[1], type), cast(tokens[2], type)}, block.position, block.document};
+  const Block wide{{cast(turned(tokens[0], block.position), type),
+                    cast(turned(tokens[1], block.position), type), cast(tokens[2], type)},
+                   block.position,
+                   block.document};
   const Variable near = cross(window_attention(options, window), wide);
   const auto by_head = [&](const Variable& y) { return permute(cast(y, type), {1, 0, 2}); };
   const Variable scores =
@@ -153,9 +209,10 @@ Variable TitansLayer::naive_windowed(const Variable& x, int64_t window) const {
       const int64_t distance = row % n - (j - p);
       bias.push_back(j < p || (distance >= 0 && distance < window) ? 0.0 : -INFINITY);
     }
-  const Variable y = naive_attention(tokens[0], concatenate({persistent[0], tokens[1]}, 0),
-                                     concatenate({persistent[1], tokens[2]}, 0),
-                                     from_values({h, n, p + n}, x.dtype(), bias), score_scale());
+  const Variable keys = concatenate({naive_persistent_key(persistent[0]), naive_text_key(tokens[1], 0)}, 0);
+  const Variable y =
+      naive_attention(naive_query(tokens[0], 0), keys, concatenate({persistent[1], tokens[2]}, 0),
+                      from_values({h, n, p + n}, x.dtype(), bias), score_scale());
   return reshape(y, {n, h * dims().value});
 }
 
@@ -165,13 +222,13 @@ MemoryAsGate::MemoryAsGate(const Config& config, const Dimensions& dims, const P
 Variable MemoryAsGate::forward(const Block& block, Crossing& cross) const {
   const Variable& x = block.x[0];
   const Variable y = windowed(x, window_, block, cross);
-  const Variable m = memory_.forward(memory_inputs(x, block.position, block.document), cross);
+  const Variable m = memory_.forward(memory_block(block, cross), cross);
   return gated(y, m);
 }
 
 Variable MemoryAsGate::reference(const Block& block) const {
   const Variable& x = block.x[0];
-  const Variable m = memory_.reference(memory_inputs(x, block.position, block.document));
+  const Variable m = memory_.reference(naive_memory_block(block));
   return naive_gated(naive_windowed(x, window_), m);
 }
 
@@ -179,13 +236,12 @@ MemoryAsLayer::MemoryAsLayer(const Config& config, const Dimensions& dims, const
     : TitansLayer(config, dims, Attended::answers, false, scope), window_(config.window) {}
 
 Variable MemoryAsLayer::forward(const Block& block, Crossing& cross) const {
-  const Variable& x = block.x[0];
-  const Variable m = memory_.forward(memory_inputs(x, block.position, block.document), cross);
+  const Variable m = memory_.forward(memory_block(block, cross), cross);
   return linear(windowed(answered(m), window_, block, cross), out_);
 }
 
 Variable MemoryAsLayer::reference(const Block& block) const {
-  const Variable m = memory_.reference(memory_inputs(block.x[0], block.position, block.document));
+  const Variable m = memory_.reference(naive_memory_block(block));
   return linear(naive_windowed(naive_answered(m), window_), out_);
 }
 

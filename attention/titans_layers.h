@@ -10,11 +10,17 @@
 //   MAL, memory as a layer   sliding window over [P | M(x)]
 //
 // A gate is norm(y) * sigmoid(norm(m)), and other uses of m take norm(m) too: in MAC what the memory answers
-// comes back to it through attention. A memory's queries, keys and values are SiLU of a projection, queries
-// and keys of length 1. Inside a segment of MAC token t sees the h and x of tokens up to t, and the answer
-// that gates it is the memory's after t, so nothing looks ahead.
-// Unlike in the paper persistent tokens are keys of attention only (what a memory knows before the text are
-// its learned first weights), and there is no convolution on the projections.
+// comes back to it through attention. Inside a segment of MAC token t sees the h and x of tokens up to t, and
+// the answer that gates it is the memory's after t, so nothing looks ahead.
+//
+// A memory's queries, keys and values are a projection, a short depthwise convolution along the text, and
+// SiLU, queries and keys then of length 1 (section 4.4 of the paper). In MAC what it learns from is another
+// text than what it is asked, so the one filter runs along both. Attention turns queries and keys by their
+// positions (rotary); h_t stands where x_t does. Persistent tokens have no position: they meet queries that
+// are not turned, so what a token takes from them does not hang on where it is. The paper says
+// neither how positions enter nor whether attention's projections are convolved too; here they are not.
+// Unlike in the paper persistent tokens are keys of attention only: what a memory knows before the text are
+// its learned first weights.
 
 #include "attention/titans.h"
 
@@ -23,6 +29,9 @@ namespace weft {
 struct TitansLayerConfig : TitansConfig {
   int64_t heads = 0;
   int64_t persistent = 4;
+  int64_t convolution = 4;
+  std::string position = "rope";
+  double rope_theta = 10000;
   void fields(FieldVisitor& f);
 };
 
@@ -42,16 +51,33 @@ class TitansLayer : public Mechanism {
   TitansLayer(const TitansLayerConfig& config, const Dimensions& sizes, Attended attended, bool gate,
               const ParameterScope& scope);
 
-  // What the memory takes, from x (n, C).
-  Block memory_inputs(const Variable& x, const Tensor& position, const Tensor& document) const;
+  // The memory's q, k and v side by side, (n, 2 H k + H v), before the convolution; and what it takes, from
+  // them behind it and the gates' x (n, C).
+  Variable packed(const Variable& x) const;
+  Block memory_inputs(const Variable& packed, const Variable& x, const Tensor& position,
+                      const Tensor& document) const;
+  // Queries or keys of length 1, (n, H, k), from columns (n, H k).
+  Variable directions(const Variable& columns) const;
+  // All of it for the tokens of a block, and by the equation for one document from its start.
+  Block memory_block(const Block& block, Crossing& cross) const;
+  Block naive_memory_block(const Block& block) const;
+  bool convolves() const { return convolution_.defined(); }
   // {q, k (n, H, k), v (n, H, v)}, from x, or from answers as (n, H v).
   std::vector<Variable> attention_inputs(const Variable& x) const;
+  // Queries or keys (n, H, k) turned by their positions; and by the equation, the first at `first`.
+  Variable turned(const Variable& x, const Tensor& position) const;
+  Variable naive_turned(const Variable& x, int64_t first) const;
   // {keys, values} of the persistent tokens.
   std::vector<Variable> persistent_inputs() const;
   // Attention of the window and the persistent tokens, (n, H v), and the same by its equation.
   Variable windowed(const Variable& x, int64_t window, const Block& block, Crossing& cross) const;
   Variable naive_windowed(const Variable& x, int64_t window) const;
   double score_scale() const;
+  // Of queries, of keys of the text and of persistent ones, (n, H, k) -> (n, H, 2 k): their products are
+  // those of turned ones for the text, of plain ones for persistent tokens.
+  Variable naive_query(const Variable& q, int64_t first) const;
+  Variable naive_text_key(const Variable& k, int64_t first) const;
+  Variable naive_persistent_key(const Variable& k) const;
   // The memory's answers (n, H, v), normed, as (n, H v); and by the equation.
   Variable answered(const Variable& m) const;
   Variable naive_answered(const Variable& m) const;
@@ -61,7 +87,7 @@ class TitansLayer : public Mechanism {
 
   TitansLayerConfig config_;
   Titans memory_;
-  Parameter memory_in_, memory_gate_, memory_bias_, attention_in_, persistent_, out_;
+  Parameter memory_in_, convolution_, memory_gate_, memory_bias_, attention_in_, persistent_, out_;
   Parameter memory_gain_, attention_gain_;  // the second where there is a gate
 };
 
@@ -87,8 +113,9 @@ class MemoryAsLayer : public TitansLayer {
   int64_t window_;
 };
 
-// One Carry over x. Its state: the memory's, and the keys and values of the open segment, (2, chunk, H, ...),
-// those of h before those of x.
+// One Carry over x. Its state: the memory's; the keys and values of the open segment, (2, chunk, H, ...),
+// those of h before those of x; and what the convolution still reads of the last tokens: of x (W - 1, H k)
+// for queries, of y (W - 1, 2 H k + H v) for what is learned.
 class MemoryAsContext : public TitansLayer {
  public:
   using Config = TitansLayerConfig;
@@ -99,7 +126,13 @@ class MemoryAsContext : public TitansLayer {
  private:
   // Tokens of one segment.
   std::pair<Variable, State> step_in_segment(const Block& block, const State& state) const;
-  Variable attend(const Variable& q, const Variable& keys, const Variable& values, int64_t before) const;
+  Variable attend(const Variable& q, const Variable& turned, const Variable& keys, const Variable& values,
+                  int64_t before) const;
+  // The memory's part of a state.
+  State memory_part(const State& state) const;
+  // Rows behind those kept, (n, C), convolved, and what is kept then.
+  std::pair<Variable, Variable> convolved(const Variable& rows, const Variable& filter,
+                                          const Variable& kept) const;
 
   Parameter recalled_out_, attention_out_;
 };

@@ -1,9 +1,15 @@
 #pragma once
-// The token mixer of TransNormerLLM (TNL; Qin et al. 2023), whole: from x to what is added to it.
+// The token mixer of TransNormerLLM (TNL; Qin et al. 2023, arXiv 2307.14995), whole: from x to what is added
+// to it.
 //
 //   q = SiLU(x W_q),  k = SiLU(x W_k),  v = x W_v,  u = x W_u
 //   o_t = sum_{s <= t} lambda^{t-s} (sum_c q_tc k_sc cos((t - s) theta_c)) v_s        per head
 //   y = (SRMSNorm(o) * u) W_o,  SRMSNorm(o) = o sqrt(C) / |o| over the channels of all heads
+//
+// form=lightning is the layer of "Various Lengths, Constant Speed" (Qin et al. 2024, arXiv 2405.17381), TNL
+// with Lightning Attention, with a gate of low rank:
+//
+//   v = SiLU(x W_v),  y = (LayerNorm(o) * sigmoid((x W_1) W_2)) W_o,  W_1 of value size columns
 //
 // The cosine (LRPE-d) is that of layer 0 only, with theta learned a head and channel; it is linear attention
 // on the features [x cos(t theta), x sin(t theta)]. The state turns with the tokens that made it, so their
@@ -11,10 +17,13 @@
 // linear_scan: no power of an inverse decay appears. The rest of the paper's block are ffn_kind: sglu,
 // norm: srms and scale_embedding: true of a recipe.
 //
-// Where sources differ, the default is the released code, in which lambda = e^{-s_h (1 - l/(L-1) + 1e-5)}
-// with ALiBi's slopes s_h = 2^{-8h/H}, h = 1..H, for layer l of L. decay=paper is the text's e^{-(8h/H) (1 -
-// l/L)}, which runs over the heads the other way. That u has no activation, that the norm spans all heads and
-// theta starts at 10000^{-2i/(H D)}, i over all channels, is the code's, too.
+// Read in the authors' code: modeling_transnormer.py, as released with the weights (u has no activation, the
+// norm spans all heads, theta starts at 10000^{-2i/(H D)}, i over all channels), and of form=lightning
+// examples/module/tnl_attn.py of github.com/OpenNLPLab/lightning-attention, which has no phase: phase=false.
+// Both have lambda = e^{-s_h (1 - l/(L-1) + 1e-5)} with ALiBi's slopes s_h = 2^{-8h/H}, h = 1..H, for layer l
+// = 0..L-1 of L: the default. decay=paper is equation 2 of the text, e^{-(8h/H) (1 - l/L)}, which runs over
+// the heads the other way; h = 0..H-1 and l = 1..L, so that the last layer forgets nothing, are from a
+// transcription: the text itself was looked for and not at hand.
 
 #include "attention/mechanism.h"
 
@@ -23,6 +32,7 @@ namespace weft {
 struct TransNormerLlmConfig {
   int64_t heads = 0, key = 0, value = 0, layer = -1, layers = 0;
   int64_t chunk = 64;
+  std::string form = "llm";
   std::string decay = "code";
   bool phase = true;
   void fields(FieldVisitor& f);
@@ -45,12 +55,14 @@ class TransNormerLlm : public Mechanism {
   std::vector<Variable> project(const Variable& x) const;
   // The norm, the gate and the last projection behind o (N, H, Dv).
   Variable finish(const Variable& o, const Variable& x) const;
+  bool lightning() const { return config_.form == "lightning"; }
 
   Config config_;
   Parameter q_, k_, v_, u_, out_, theta_;
+  Parameter norm_gain_, norm_bias_, gate_down_, gate_up_;  // of form=lightning, in place of u
 };
 
-// Log decays of the heads of layer l of L, by the released code or by the paper's text.
+// Log decays of the heads of a layer, counted from 0, by the released code or by the paper's text.
 std::vector<double> tnl_decay(int64_t heads, int64_t layer, int64_t layers, bool as_in_paper);
 
 // x (N, H, D) at positions t (N, 1) -> [x cos(t theta), x sin(t theta)] (N, H, 2 D), theta (H, D)

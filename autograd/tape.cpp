@@ -28,6 +28,16 @@ const Tensor& Backward::grad(int i) {
   return slot.gradient;
 }
 
+Tensor Backward::joined() {
+  const std::vector<int>& outputs = tape_.entries_[entry_].outputs;
+  for (int i = 0; i < static_cast<int>(outputs.size()); ++i) {
+    const Tensor place = tape_.slots_[outputs[i]].place(), &gradient = grad(i);
+    const bool there = place.buffer() == gradient.buffer() && place.raw() == gradient.raw();
+    if (!there) place.copy_from(gradient);
+  }
+  return tape_.slots_[outputs[0]].joined->whole;
+}
+
 void Backward::add(int i, const Tensor& gradient) {
   const Variable& input = inputs()[i];
   if (!input.differentiable()) return;
@@ -56,6 +66,19 @@ void Backward::add(int i, const Tensor& gradient) {
     slot.gradient = copy;
   }
   add_in_place(slot.gradient, gradient);
+}
+
+Tensor Backward::room(int i, const Tensor& like) {
+  const Variable& input = inputs()[i];
+  if (input.tape_ != nullptr) {
+    Tape::Slot& slot = tape_.slots_[input.slot_];
+    const bool free = slot.joined != nullptr && !slot.taken && !slot.gradient.defined();
+    if (free && slot.dtype == like.dtype()) {
+      slot.taken = true;  // an input may be there twice
+      return slot.place();
+    }
+  }
+  return empty(shape(i), like.dtype(), like.device());
 }
 
 Into Backward::into(int i) {
@@ -92,6 +115,23 @@ Tape* Tape::current() { return current_tape; }
 
 NoTape::NoTape() : previous_(current_tape) { current_tape = nullptr; }
 NoTape::~NoTape() { current_tape = previous_; }
+
+Tensor Tape::Slot::place() const {
+  if (!joined->whole.defined()) joined->whole = empty({shape[0], joined->columns}, dtype, device);
+  return joined->whole.columns(column, column + shape.product(1, shape.rank())).reshape(shape);
+}
+
+void Tape::join(const std::vector<Variable>& parts) {
+  const auto joined = std::make_shared<Joined>();
+  for (const Variable& v : parts) {
+    if (v.tape_ == nullptr) return;  // nobody wants their gradients
+    CHECK(v.tape_ == this, "join: a part belongs to another tape");
+    Slot& slot = slots_[v.slot_];
+    slot.joined = joined;
+    slot.column = joined->columns;
+    joined->columns += slot.shape.product(1, slot.shape.rank());
+  }
+}
 
 int Tape::new_slot(const Tensor& value) {
   slots_.push_back({value.shape(), value.dtype(), value.device(), {}});
@@ -141,7 +181,10 @@ void Tape::run(int index) {
   }
   entry.saved = {};  // its memory is free from here on
   for (int slot : entry.outputs)
-    if (!slots_[slot].keep) slots_[slot].gradient = Tensor();
+    if (!slots_[slot].keep) {
+      slots_[slot].gradient = Tensor();
+      slots_[slot].joined = nullptr;
+    }
 }
 
 void Tape::backward(const Variable& output, const Tensor& seed) { backward(std::vector{output}, {seed}); }

@@ -38,6 +38,7 @@ class Variable {
   Dtype dtype() const { return value_.dtype(); }
   Device device() const { return value_.device(); }
   bool differentiable() const { return tape_ != nullptr || parameter_.defined(); }
+  const Parameter& parameter() const { return parameter_; }  // undefined if it is none, or not trained
 
  private:
   friend class Tape;
@@ -80,10 +81,15 @@ class Backward {
   const Tensor& saved(int i) const;
   // The gradient of input i, whole. The first is kept as it is, later ones are added.
   void add(int i, const Tensor& gradient);
+  // A tensor in which to write what add() is given next, of the dtype and on the device of `like`: where it
+  // stays, if possible. Perhaps a column view.
+  Tensor room(int i, const Tensor& like);
   // The same, for ops that can write or accumulate themselves. Must be followed by the write.
   Into into(int i);
   // The same for ops that touch a part of it: what they add to, zero where nothing was added yet.
   Tensor accumulator(int i);
+  // The gradients of outputs that Tape::join puts side by side, as one tensor; zero where none arrived.
+  Tensor joined();
   const std::vector<Variable>& inputs() const;
   const Saved& saved() const;
 
@@ -112,6 +118,9 @@ class Tape {
   // once.
   void backward(const Variable& output, const Tensor& seed = {});
   void backward(const std::vector<Variable>& outputs, const std::vector<Tensor>& seeds);
+  // The outputs of one op are consecutive columns of a tensor (N, C), and their gradients shall be too: who
+  // writes them into room() has assembled the whole, and nothing is copied.
+  void join(const std::vector<Variable>& parts);
   // Of an input(); zeros if nothing reached it.
   Tensor gradient(const Variable& input) const;
 
@@ -141,12 +150,20 @@ class Tape {
     void (*rule)();
     Invoke invoke;
   };
+  struct Joined {
+    int64_t columns = 0;
+    Tensor whole = {};  // once somebody writes a part
+  };
   struct Slot {
     Shape shape;
     Dtype dtype;
     Device device;
     Tensor gradient;
     bool keep = false;
+    std::shared_ptr<Joined> joined = nullptr;
+    int64_t column = 0;    // where its columns of joined begin
+    bool taken = false;    // those were given away as room
+    Tensor place() const;  // those columns
   };
   int new_slot(const Tensor& value);
   void run(int entry);

@@ -57,10 +57,10 @@ function(weft_library name)
   endforeach()
 endfunction()
 
-# weft_test(NAME SOURCES a_test.cpp ... DEPENDS lib ... [GPU]): one GoogleTest program, one ctest entry; with GPU and
-# WEFT_CUDA another one, NAME_gpu, that runs it on the GPU.
+# weft_test(NAME SOURCES a_test.cpp ... DEPENDS lib ... [GPU N]): one GoogleTest program, one ctest entry; with WEFT_CUDA
+# N more, NAME_gpu_I, that run shares of it on the GPU, where many small kernels keep one process waiting.
 function(weft_test name)
-  cmake_parse_arguments(arg "GPU" "" "SOURCES;DEPENDS;LABELS" ${ARGN})
+  cmake_parse_arguments(arg "" "GPU" "SOURCES;DEPENDS;LABELS" ${ARGN})
   find_package(GTest REQUIRED)
   add_executable(${name} ${arg_SOURCES})
   target_link_libraries(${name} PRIVATE weft_flags ${arg_DEPENDS} GTest::gtest GTest::gtest_main)
@@ -69,7 +69,11 @@ function(weft_test name)
   add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
   set_tests_properties(${name} PROPERTIES LABELS "${arg_LABELS}" ENVIRONMENT "OMP_NUM_THREADS=2;OMP_WAIT_POLICY=passive;POISON=1;WEFT_DEVICE=cpu")
   if(WEFT_CUDA AND arg_GPU)
-    add_test(NAME ${name}_gpu COMMAND ${name} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
-    set_tests_properties(${name}_gpu PROPERTIES LABELS "${arg_LABELS};gpu" ENVIRONMENT "POISON=1;WEFT_DEVICE=cuda")
+    math(EXPR last "${arg_GPU} - 1")
+    foreach(share RANGE ${last})
+      add_test(NAME ${name}_gpu_${share} COMMAND ${name} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+      set_tests_properties(${name}_gpu_${share} PROPERTIES LABELS "${arg_LABELS};gpu"
+        ENVIRONMENT "POISON=1;WEFT_DEVICE=cuda;OMP_NUM_THREADS=1;OMP_WAIT_POLICY=passive;GTEST_TOTAL_SHARDS=${arg_GPU};GTEST_SHARD_INDEX=${share}")
+    endforeach()
   endif()
 endfunction()

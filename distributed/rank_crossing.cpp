@@ -45,24 +45,27 @@ Variable RankCrossing::operator()(const Scan& part, const Block& block) {
     const Block whole = gather_whole(block);
     return own_of_whole(LocalCrossing(plan_.whole().layout)(part, whole));
   }
+  const Tensor turned = part.reverse ? turned_rows(layout(), block.x[0].device()) : Tensor();
   const Chunks chunks = cut_chunks(layout(), part.chunk, block.x[0].device());
-  const Block cut = into_chunks(block, chunks, part.pad);
+  const Block cut = into_chunks(part.reverse ? gather_block(block, turned) : block, chunks, part.pad);
   const Folded local = fold(part, part.summarize(cut), chunks);
   const RankPlan::States& states = plan_.states();
   State prefix = local.prefix, total = local.total;
   if (states.total > 0) {
     State pieces;  // of all ranks, then those of the documents here, in order
     for (const Variable& s : gather_state(local.total, states.own))
-      pieces.push_back(gather_rows(all_gather_rows(ranks_, s, states.counts, Recompute::kept), states.order));
+      pieces.push_back(gather_rows(all_gather_rows(ranks_, s, states.counts, Recompute::kept),
+                                   part.reverse ? states.order_back : states.order));
     expect(scan_bytes(plan_, row_bytes(pieces)), true);
     const Folded across = fold(part, pieces, states.documents);
-    const State before =
-        gather_state(concatenate_states({part.identity(), across.prefix}), states.before);  // by segment
+    const State before = gather_state(concatenate_states({part.identity(), across.prefix}),
+                                      part.reverse ? states.before_back : states.before);  // by segment
     prefix = part.combine(gather_state(before, chunks.segment), local.prefix);
     total = gather_state(concatenate_states({local.total, across.total}), states.document);
   }
   if (part.total) prefix = gather_state(total, chunks.segment);
-  return out_of_chunks(part.apply(cut, prefix), chunks);
+  const Variable y = out_of_chunks(part.apply(cut, prefix), chunks);
+  return part.reverse ? gather_rows(y, turned) : y;
 }
 
 Variable RankCrossing::operator()(const Halo& part, const Block& block) {

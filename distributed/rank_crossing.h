@@ -40,6 +40,7 @@ class RankCrossing : public Crossing {
   Variable operator()(const Carry& part, const Block& block) override;
   // Gathered, and summed in rank order: the same bits everywhere.
   Variable total(const Variable& sums) override;
+  bool goes_on() const override { return false; }
 
  private:
   // Merge among the tokens of cut documents.

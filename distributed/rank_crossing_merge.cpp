@@ -1,5 +1,6 @@
 #include "distributed/rank_crossing_merge.h"
 
+#include "attention/chunks.h"
 #include "attention/merge.h"
 #include "autograd/ops/arrange.h"
 #include "distributed/collectives.h"
@@ -7,12 +8,6 @@
 
 namespace weft {
 namespace {
-
-Block gather_block(const Block& block, const Tensor& index) {
-  Block out{{}, gather_rows(block.position, index), gather_rows(block.document, index)};
-  for (const Variable& x : block.x) out.x.push_back(gather_rows(x, index));
-  return out;
-}
 
 // Tokens of this rank with all heads -> tokens of all ranks with this rank's heads, and back. (n, H, D) is
 // cut into (n, P, H/P, D); in between, rows are (P n, H/P, D).

@@ -91,7 +91,8 @@ void RankPlan::plan_states() {
   States& s = states_;
   s.counts.resize(static_cast<size_t>(ranks()));
   const auto here = static_cast<int32_t>(segments().size());
-  Indices own, order, document_of_piece, before(segments().size()), document;
+  Indices own, order, order_back, document_of_piece, before(segments().size()), document;
+  Indices before_back(segments().size());
   append_range(document, 0, here);
   std::map<std::pair<int, int>, int32_t> gathered_row;  // of (rank, index)
   for (const Piece& p : by_rank(pieces_)) {
@@ -105,7 +106,8 @@ void RankPlan::plan_states() {
     for (end = i; end < pieces_.size() && pieces_[end].segment.document == pieces_[i].segment.document; ++end)
       held |= pieces_[end].rank == rank_;
     if (!pieces_[i].cut || !held) continue;
-    const auto number = static_cast<int32_t>(s.documents.first.size());
+    const auto number = static_cast<int32_t>(s.documents.first.size()),
+               first = static_cast<int32_t>(order.size());
     s.documents.first.push_back(static_cast<int>(order.size()));
     for (size_t j = i; j < end; ++j) {
       const Piece& p = pieces_[j];
@@ -113,8 +115,10 @@ void RankPlan::plan_states() {
       document_of_piece.push_back(number);
       if (p.rank != rank_) continue;
       before[static_cast<size_t>(p.index)] = static_cast<int32_t>(order.size());
+      before_back[static_cast<size_t>(p.index)] = first + static_cast<int32_t>(end - j);
       document[static_cast<size_t>(p.index)] = here + number;
     }
+    order_back.insert(order_back.end(), order.rbegin(), order.rend() - first);
   }
   s.documents.first.push_back(static_cast<int>(order.size()));
   s.documents.count = std::ssize(order);
@@ -123,6 +127,8 @@ void RankPlan::plan_states() {
   s.own = from_ints(own, device_);
   s.order = from_ints(order, device_);
   s.before = from_ints(before, device_);
+  s.order_back = from_ints(order_back, device_);
+  s.before_back = from_ints(before_back, device_);
   s.document = from_ints(document, device_);
 }
 

@@ -62,11 +62,12 @@ class RankPlan {
   struct States {
     std::vector<int64_t> counts;  // of rank r
     int64_t total = 0;
-    Tensor own;        // segments here that are such pieces
-    Tensor order;      // gathered rows of the cut documents that have a piece here, in order
-    Chunks documents;  // these documents, as segments of which each piece is a chunk
-    Tensor before;     // of each segment here, 1 + its row in `order`; 0 where it is not cut
-    Tensor document;   // of each segment here, (segments here) + its document; itself where it is not cut
+    Tensor own;                      // segments here that are such pieces
+    Tensor order;                    // gathered rows of the cut documents that have a piece here, in order
+    Chunks documents;                // these documents, as segments of which each piece is a chunk
+    Tensor before;                   // of each segment here, 1 + its row in `order`; 0 where it is not cut
+    Tensor order_back, before_back;  // the same with the pieces of each document from its end
+    Tensor document;  // of each segment here, (segments here) + its document; itself where it is not cut
   };
   const States& states() const { return states_; }
 

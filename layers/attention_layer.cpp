@@ -4,12 +4,12 @@
 #include <string_view>
 
 #include "attention/initialize.h"
+#include "attention/short_convolution.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
 #include "autograd/ops/matmul.h"
 #include "autograd/ops/reduce.h"
 #include "autograd/ops/rms_norm.h"
-#include "autograd/ops/short_conv.h"
 
 namespace weft {
 namespace {
@@ -84,24 +84,8 @@ AttentionLayer::AttentionLayer(const AttentionLayerConfig& config, const Paramet
 }
 
 Variable AttentionLayer::convolve(const Variable& packed, Crossing& cross) const {
-  const int64_t reach = config_.short_conv - 1;
   const Layout& layout = cross.layout();
-  const Halo halo{reach, [&](const Block& block, const Block& before) {
-                    const bool from_starts = std::all_of(layout.segments.begin(), layout.segments.end(),
-                                                         [](const Segment& s) { return s.begin == 0; });
-                    if (from_starts) return short_conv(block.x[0], conv_, {}, block.position);
-                    std::vector<Variable> parts;
-                    int64_t at = 0, row = 0;
-                    for (const Segment& s : layout.segments) {
-                      parts.push_back(short_conv(slice(block.x[0], 0, at, at + s.size()), conv_, {},
-                                                 block.position.rows(at, at + s.size()),
-                                                 slice(before.x[0], 0, row, row + reach)));
-                      at += s.size();
-                      row += reach;
-                    }
-                    return parts.empty() ? block.x[0] : concatenate(parts, 0);
-                  }};
-  return silu(cross(halo, {{packed}, layout.position, layout.document}));
+  return silu(cross(short_convolution(conv_, layout), {{packed}, layout.position, layout.document}));
 }
 
 Variable AttentionLayer::operator()(const Variable& x, Crossing& cross) const {
@@ -111,7 +95,10 @@ Variable AttentionLayer::operator()(const Variable& x, Crossing& cross) const {
   if (projection_.defined()) {
     Variable packed = linear(x, projection_);
     if (conv_.defined()) packed = convolve(packed, cross);
-    heads = split_columns(packed, projection_->info.parts);
+    std::vector<Shape> shapes;
+    for (const Input& input : inputs_)
+      if (source_of(*mechanism_, input) == Source::heads) shapes.push_back(input_shape(input, dims, n));
+    heads = split_columns(packed, shapes);
   }
   if (gates_.defined()) {
     const Variable all = linear(x, gates_, gate_bias_);
@@ -123,9 +110,7 @@ Variable AttentionLayer::operator()(const Variable& x, Crossing& cross) const {
   for (const Input& input : inputs_) {
     switch (source_of(*mechanism_, input)) {
       case Source::x: block.x.push_back(x); break;
-      case Source::heads:
-        block.x.push_back(in_domain(reshape(heads[head++], input_shape(input, dims, n)), input.domain));
-        break;
+      case Source::heads: block.x.push_back(in_domain(heads[head++], input.domain)); break;
       case Source::gate: block.x.push_back(in_domain(gates[gate++], input.domain)); break;
       case Source::fixed:
         block.x.push_back(fixed_rows(*mechanism_, input, n, wide_of(x.dtype()), x.device()));

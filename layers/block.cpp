@@ -1,5 +1,7 @@
 #include "layers/block.h"
 
+#include <algorithm>
+
 #include "autograd/checkpoint.h"
 #include "autograd/ops/elementwise.h"
 
@@ -16,33 +18,67 @@ TransformerBlock::TransformerBlock(const BlockConfig& config, const ParameterSco
                             scope.inner("attention_norm"));
 }
 
-std::vector<Variable> TransformerBlock::operator()(const Variable& x, const Layout& layout,
-                                                   CrossingFactory& crossings, int layer) const {
-  const Function attend = [this, layout, &crossings, layer](const std::vector<Variable>& v) {
+namespace {
+
+using Variables = std::vector<Variable>;
+
+Variable total(const Variable& x, const Variable& branch) { return branch.defined() ? add(x, branch) : x; }
+
+// What is run again keeps one tensor, not two: {x, branch, losses...} of {x, branch}, summed before and
+// after.
+Variables summed_and_checkpointed(const Function& f, const Variables& in) {
+  Variables out = checkpoint({total(in[0], in[1])}, [f](const Variables& v) {
+    Variables inner = f({v[0], Variable()});
+    inner[0] = total(inner[0], inner[1]);
+    inner.erase(inner.begin() + 1);
+    return inner;
+  });
+  out.insert(out.begin() + 1, Variable());
+  return out;
+}
+
+}  // namespace
+
+TransformerBlock::Output TransformerBlock::operator()(const Variable& x, const Variable& branch,
+                                                      const Layout& layout, CrossingFactory& crossings,
+                                                      int layer) const {
+  // Each {x, branch} -> {x, branch, losses...}.
+  const Function attend = [this, layout, &crossings, layer](const Variables& v) {
     const MemoryScope scope("attention");
     const std::unique_ptr<Crossing> cross = crossings.make(layout, layer);
-    std::vector<Variable> out{attention_norm_ ? add(v[0], attention_((*attention_norm_)(v[0]), *cross))
-                                              : attention_(v[0], *cross)};
+    Variables out;
+    if (attention_norm_) {
+      const SumAndNorm in = (*attention_norm_)(v[0], v[1]);
+      out = {in.sum, attention_(in.norm, *cross)};
+    } else {
+      out = {attention_(total(v[0], v[1]), *cross), Variable()};
+    }
     for (const AuxiliaryLoss& loss : cross->losses()) out.push_back(scale(loss.value, loss.weight));
     return out;
   };
-  const Function feed = [this](const std::vector<Variable>& v) {
+  const Function feed = [this](const Variables& v) {
     const MemoryScope scope("ffn");
-    return std::vector{add(v[0], ffn_(ffn_norm_(v[0])))};
+    const SumAndNorm in = ffn_norm_(v[0], v[1]);
+    return Variables{in.sum, ffn_(in.norm)};
   };
-  const auto run = [](bool again, const Function& f, const std::vector<Variable>& in) {
-    return again ? checkpoint(in, f) : f(in);
+  const Function both = [attend, feed](const Variables& v) {
+    Variables out = attend(v);
+    const Variables fed = feed({out[0], out[1]});
+    std::copy(fed.begin(), fed.end(), out.begin());
+    return out;
   };
+  const auto run = [](bool again, const Function& f, const Variables& in) {
+    return again ? summed_and_checkpointed(f, in) : f(in);
+  };
+  Variables out;
   if (checkpointing_ == "block") {
-    return checkpoint({x}, [attend, feed](const std::vector<Variable>& v) {
-      std::vector<Variable> out = attend(v);
-      out[0] = feed({out[0]})[0];
-      return out;
-    });
+    out = summed_and_checkpointed(both, {x, branch});
+  } else {
+    out = run(checkpointing_ == "attention", attend, {x, branch});
+    const Variables fed = run(checkpointing_ == "ffn", feed, {out[0], out[1]});
+    std::copy(fed.begin(), fed.end(), out.begin());
   }
-  std::vector<Variable> out = run(checkpointing_ == "attention", attend, {x});
-  out[0] = run(checkpointing_ == "ffn", feed, {out[0]})[0];
-  return out;
+  return {out[0], out[1], {out.begin() + 2, out.end()}};
 }
 
 }  // namespace weft

@@ -1,6 +1,7 @@
 #pragma once
 // One pre-norm residual block: x + attention(norm(x)), or a mechanism that is a whole layer, attention(x);
-// then x + feed_forward(norm(x)).
+// then x + feed_forward(norm(x)). A sum waits for the norm behind it, perhaps that of the next block, and is
+// one kernel with it; so a block is given, and gives, a stream x and a branch yet to be added.
 
 #include <optional>
 
@@ -55,9 +56,12 @@ class TransformerBlock {
  public:
   TransformerBlock(const BlockConfig& config, const ParameterScope& scope);
 
-  // Output (N, C), then the auxiliary losses of the mechanism, scalars.
-  std::vector<Variable> operator()(const Variable& x, const Layout& layout, CrossingFactory& crossings,
-                                   int layer) const;
+  struct Output {
+    Variable x, branch;            // (N, C) each; the branch may be undefined
+    std::vector<Variable> losses;  // the auxiliary losses of the mechanism, scalars
+  };
+  Output operator()(const Variable& x, const Variable& branch, const Layout& layout,
+                    CrossingFactory& crossings, int layer) const;
   const AttentionLayer& attention() const { return attention_; }
 
  private:

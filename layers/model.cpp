@@ -57,15 +57,21 @@ Variable Model::hidden(const Tensor& tokens, const Layout& layout, CrossingFacto
     if (config_.scale_embedding) x = scale(x, std::sqrt(static_cast<double>(config_.width)));
   }
   if (states != nullptr) states->push_back(x);
+  Variable branch;
   for (size_t i = 0; i < blocks_.size(); ++i) {
     const MemoryScope scope(text("layer ", i));
-    const std::vector<Variable> out = blocks_[i](x, layout, crossings, static_cast<int>(i));
-    x = out[0];
-    if (states != nullptr) states->push_back(x);
-    if (losses != nullptr) losses->insert(losses->end(), out.begin() + 1, out.end());
+    const TransformerBlock::Output out = blocks_[i](x, branch, layout, crossings, static_cast<int>(i));
+    x = out.x;
+    branch = out.branch;
+    if (states != nullptr) {
+      if (branch.defined()) x = add(x, branch);
+      branch = {};
+      states->push_back(x);
+    }
+    if (losses != nullptr) losses->insert(losses->end(), out.losses.begin(), out.losses.end());
   }
   const MemoryScope scope("output");
-  return (*norm_)(x);
+  return (*norm_)(x, branch).norm;
 }
 
 Tensor Model::logits(const Tensor& hidden) const {

@@ -1,5 +1,6 @@
 #include "layers/norm.h"
 
+#include "autograd/ops/elementwise.h"
 #include "autograd/ops/layer_norm.h"
 #include "autograd/ops/rms_norm.h"
 
@@ -15,6 +16,13 @@ Norm::Norm(const std::string& kind, int64_t width, double eps, const ParameterSc
 Variable Norm::operator()(const Variable& x) const {
   if (!gain_.defined()) return rms_norm(x, {}, eps_);
   return bias_.defined() ? layer_norm(x, gain_, bias_, eps_) : rms_norm(x, gain_, eps_);
+}
+
+SumAndNorm Norm::operator()(const Variable& x, const Variable& branch) const {
+  if (!branch.defined()) return {x, (*this)(x)};
+  if (!bias_.defined()) return add_rms_norm(x, branch, gain_.defined() ? Variable(gain_) : Variable(), eps_);
+  const Variable sum = add(x, branch);
+  return {sum, (*this)(sum)};
 }
 
 }  // namespace weft

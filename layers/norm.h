@@ -3,6 +3,7 @@
 // (TransNormerLLM, Qin et al. 2023).
 
 #include "attention/mechanism.h"
+#include "autograd/ops/add_rms_norm.h"
 
 namespace weft {
 
@@ -11,6 +12,8 @@ class Norm {
   // kind: rms, layer or srms
   Norm(const std::string& kind, int64_t width, double eps, const ParameterScope& scope);
   Variable operator()(const Variable& x) const;  // over the last dimension
+  // x + branch and its norm; of x alone where branch is undefined.
+  SumAndNorm operator()(const Variable& x, const Variable& branch) const;
 
  private:
   Parameter gain_, bias_;

@@ -1,5 +1,7 @@
 #include "optim/gradient_norm.h"
 
+#include <algorithm>
+
 #include "autograd/cuda/rows.cuh"
 
 namespace weft::cuda {

@@ -12,4 +12,7 @@ inline constexpr double kGradcheck = 1e-7;
 // |value|.
 constexpr double of(Dtype dtype) { return dtype == Dtype::f64 ? 1e-10 : dtype == Dtype::f32 ? 2e-5 : 4e-2; }
 
+// Computed in bf16 against f64: the norm of the difference over the norm.
+inline constexpr double kBf16Norm = 3e-2;
+
 }  // namespace weft::tolerance

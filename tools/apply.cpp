@@ -1,5 +1,7 @@
 #include "tools/apply.h"
 
+#include <algorithm>
+
 #include "tools/apply_run.h"
 #include "tools/command.h"
 #include "tools/device_flag.h"
@@ -35,6 +37,17 @@ class Output {
   std::vector<NamedArray> arrays_;
 };
 
+// How y was computed. Over ranks a scan is derived from chunks, unless whole documents are gathered.
+const char* path_of(const ApplyTask& task, const ApplyOptions& o) {
+  if (o.reference) return "reference";
+  const std::vector<PartCall>& calls = task.signature.calls;
+  const bool cut = o.segments.ranks > 1 && o.segments.strategy != CrossingStrategy::gather;
+  if (cut &&
+      std::any_of(calls.begin(), calls.end(), [](const PartCall& c) { return c.kind == PartKind::scan; }))
+    return "derived";
+  return form_on(default_device(), calls);
+}
+
 void write_outcome(const ApplyTask& task, const ApplyOptions& o, const ApplyOutcome& outcome) {
   const std::vector<int64_t> batch{task.rows, task.tokens};
   Output out;
@@ -56,9 +69,7 @@ void write_outcome(const ApplyTask& task, const ApplyOptions& o, const ApplyOutc
                     {"weft", "apply/1"},
                     {"mechanism", task.mechanism->id},
                     {"attributes", attributes_json(*task.mechanism, task.attributes)},
-                    {"path", o.reference            ? "reference"
-                             : task.signature.fused ? "fused"
-                                                    : "derived"}});
+                    {"path", path_of(task, o)}});
 }
 
 void describe(const ApplyOptions& o) {

@@ -1,9 +1,7 @@
 #include "tools/apply_signature.h"
 
-#include <algorithm>
 #include <map>
 
-#include "attention/recording_crossing.h"
 #include "tools/apply_states.h"
 
 namespace weft {
@@ -41,8 +39,9 @@ std::vector<InputInfo> inputs_of(const MechanismEntry& entry, const FieldValue& 
   return inputs_of(*entry.make(attributes, placeholder_dimensions(false), {store, ""}));
 }
 
-Signature signature_of(const MechanismEntry& entry, const FieldValue& attributes, const Dimensions& dims) {
-  ParameterStore store(Dtype::f32, Device::meta);
+Signature signature_of(const MechanismEntry& entry, const FieldValue& attributes, const Dimensions& dims,
+                       Dtype dtype) {
+  ParameterStore store(dtype, Device::meta);
   const auto mechanism = entry.make(attributes, dims, {store, ""});
   store.commit();
   const Layout layout = whole_documents({1}, Device::meta);
@@ -50,7 +49,7 @@ Signature signature_of(const MechanismEntry& entry, const FieldValue& attributes
   s.inputs = inputs_of(*mechanism);
   Block block{{}, layout.position, layout.document};
   for (const InputInfo& info : s.inputs)
-    block.x.push_back(empty(input_shape(info.input, dims, 1), Dtype::f32, Device::meta));
+    block.x.push_back(empty(input_shape(info.input, dims, 1), dtype, Device::meta));
   std::vector<PartStates> parts;
   LocalCrossing local(layout);
   RecordingCrossing recording(local);
@@ -58,8 +57,7 @@ Signature signature_of(const MechanismEntry& entry, const FieldValue& attributes
   const Shape output = mechanism->forward(block, cross).shape();
   s.output = Shape(output.begin() + 1, output.end());
   s.states = named_states(parts);
-  s.fused = std::all_of(recording.calls().begin(), recording.calls().end(),
-                        [](const PartCall& c) { return c.fused; });
+  s.calls = recording.calls();
   s.losses = !cross.losses().empty();
   for (const auto& p : store.entries()) s.parameters.emplace_back(p->info.name, p->info.shape);
   return s;

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "attention/recording_crossing.h"
 #include "attention/registry.h"
 
 namespace weft {
@@ -27,15 +28,16 @@ struct Signature {
   Shape output;  // of one token
   std::vector<StateInfo> states;
   std::vector<std::pair<std::string, Shape>> parameters;
-  bool losses = false;  // it gives auxiliary ones
-  bool fused = false;   // every part has a kernel of its own
+  bool losses = false;          // it gives auxiliary ones
+  std::vector<PartCall> calls;  // of one forward, in order
 };
 
 // Sizes with which any mechanism can be built.
 Dimensions placeholder_dimensions(bool grouped);
 // The inputs alone, which depend on the attributes but on no size.
 std::vector<InputInfo> inputs_of(const MechanismEntry& entry, const FieldValue& attributes);
-Signature signature_of(const MechanismEntry& entry, const FieldValue& attributes, const Dimensions& dims);
+Signature signature_of(const MechanismEntry& entry, const FieldValue& attributes, const Dimensions& dims,
+                       Dtype dtype = Dtype::f32);
 
 // "h k" behind batch and time: "B T H Dk".
 std::string dims_text(const Input& input);

@@ -108,7 +108,7 @@ PartStates& StatesCrossing::next_part(const std::vector<std::string>& names, con
 Variable StatesCrossing::operator()(const Scan& part, const Block& block) {
   Scan scan = part;
   if (chunk_ > 0) scan.chunk = chunk_;
-  if (part.total) return inner_(scan, block);
+  if (part.total || part.reverse) return inner_(scan, block);  // of no text that could go on
   const State identity = part.identity();
   PartStates& states = next_part(part.names, identity, 1);
   if (block.position.device() == Device::meta) return inner_(scan, block);
@@ -133,8 +133,8 @@ Variable StatesCrossing::operator()(const Scan& part, const Block& block) {
     if (!any_given(states)) return part.apply(chunks, prefix);
     return part.apply(chunks, part.combine(starts_of(states, identity, places.start), prefix));
   };
-  if (part.run)
-    scan.run = [&](const Block& tokens, const Layout& layout, const State& start, bool) {
+  if (part.kernel.on(block.x[0].device()))
+    scan.kernel.run = [&](const Block& tokens, const Layout& layout, const State& start, bool) {
       State before = start;
       if (any_given(states)) {
         std::vector<int32_t> rows;  // as in ChunkPlaces
@@ -143,7 +143,7 @@ Variable StatesCrossing::operator()(const Scan& part, const Block& block) {
         const State given = starts_of(states, identity, from_ints(rows, tokens.position.device()));
         before = start.empty() ? given : part.combine(given, start);
       }
-      Scan::Ran ran = part.run(tokens, layout, before, true);
+      Scan::Ran ran = part.kernel.run(tokens, layout, before, true);
       int32_t row = 0;
       for (const Segment& s : layout.segments) {
         if (s.end == documents_[s.document].length)

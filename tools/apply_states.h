@@ -37,6 +37,7 @@ class StatesCrossing : public Crossing {
   Variable operator()(const Halo& part, const Block& block) override { return inner_(part, block); }
   Variable operator()(const Carry& part, const Block& block) override;
   Variable total(const Variable& sums) override { return inner_.total(sums); }
+  bool goes_on() const override { return inner_.goes_on(); }
 
  private:
   PartStates& next_part(const std::vector<std::string>& names, const State& start, int leading_axes);

@@ -28,7 +28,7 @@ class Reader {
 
   void read() {
     bind_sizes();
-    task_.signature = signature_of(*task_.mechanism, task_.attributes, task_.dims);
+    task_.signature = signature_of(*task_.mechanism, task_.attributes, task_.dims, task_.dtype);
     read_inputs();
     read_documents();
     read_parameters();

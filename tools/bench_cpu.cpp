@@ -7,6 +7,8 @@
 #include <memory>
 
 #include "attention/flash_attention.h"
+#include "attention/moh.h"
+#include "autograd/flops.h"
 #include "autograd/ops/matmul.h"
 #include "autograd/ops/projected_cross_entropy.h"
 #include "autograd/ops/top_k.h"
@@ -111,6 +113,72 @@ BenchRow decode_row(const AttentionShape& s, double seconds) {
   return row;
 }
 
+// A layer of mixture-of-head attention whole, projections and router included, each token with `on` routed
+// heads.
+class MohLayer {
+ public:
+  explicit MohLayer(const AttentionShape& s)
+      : shape_(s),
+        layer_({.top_k = s.on},
+               {.heads = s.heads,
+                .kv_heads = s.heads,
+                .key = s.size,
+                .value = s.size,
+                .width = s.heads * s.size},
+               {store_, ""}) {
+    store_.commit();
+  }
+
+  BenchRow train(double seconds) {
+    const Layout layout = whole_documents({shape_.length});
+    const Tensor x = noise({shape_.length, layer_.dims().width}, 1);
+    BenchRow row = row_of("moh forward+backward", text("T", shape_.length));
+    row.tokens = shape_.length;
+    timed(row, seconds, [&] {
+      store_.begin_step();
+      Tape tape;
+      LocalCrossing cross(layout);
+      const Variable y = layer_.forward({{tape.input(x)}, layout.position, layout.document}, cross);
+      tape.backward(y, x);
+      store_.finish_step();
+    });
+    return row;
+  }
+
+  BenchRow decode(double seconds) {
+    const Layout past = whole_documents({shape_.length});
+    const Layout next = make_layout({{0, shape_.length, shape_.length + 1}});
+    Stream stream;
+    LocalCrossing prefill(past, &stream);
+    layer_.forward({{noise({shape_.length, layer_.dims().width}, 1)}, past.position, past.document}, prefill);
+    const Tensor x = noise({1, layer_.dims().width}, 2);
+    BenchRow row = row_of("moh decode", text("B1 T", shape_.length));
+    row.tokens = 1;
+    timed(row, seconds, [&] {
+      Stream same = stream;  // its rows are shared, and the new one is written where it was the last time
+      LocalCrossing cross(next, &same);
+      layer_.forward({{x}, next.position, next.document}, cross);
+    });
+    return row;
+  }
+
+ private:
+  BenchRow row_of(const std::string& name, const std::string& tokens) const {
+    return {.name = name + heads_on(shape_), .shape = text(tokens, " H", shape_.heads, " D", shape_.size)};
+  }
+  // With the operations of its products; attention counts none.
+  static void timed(BenchRow& row, double seconds, const std::function<void()>& once) {
+    const double before = counted_flops();
+    once();
+    row.flops = counted_flops() - before;
+    measure(row, seconds, once);
+  }
+
+  AttentionShape shape_;
+  ParameterStore store_;
+  Moh layer_;
+};
+
 // One training step as a run of the quickstart recipe makes it: forward, loss, backward, clipped Muon and
 // AdamW.
 BenchRow step_row(const std::string& name, const std::vector<std::string>& layers, double seconds) {
@@ -172,6 +240,8 @@ void bench_heads(double seconds, const std::function<void(const BenchRow&)>& don
   for (const int64_t on : {2, 4, 6, 8}) {
     for (const bool backward : {false, true}) done(attention_row({1, 2048, 8, 64, on}, backward, seconds));
     done(decode_row({1, 16384, 8, 64, on}, seconds));
+    done(MohLayer({1, 2048, 8, 64, on}).train(seconds));
+    done(MohLayer({1, 256, 8, 64, on}).decode(seconds));
   }
 }
 

@@ -23,7 +23,8 @@ struct BenchRow {
 // All rows in f32 on the cores that OpenMP has, each handed to `done` once measured: warmed up twice, then
 // repeated for `seconds`, at least five times. seconds 0: once, cold; to see that it works.
 void bench_cpu(double seconds, const std::function<void(const BenchRow&)>& done);
-// The same for attention with 2, 4, 6 and 8 of 8 heads on, as MoH leaves them: prefill, training, decoding.
+// The same for attention with 2, 4, 6 and 8 of 8 heads on, as MoH leaves them: prefill, training, decoding;
+// and for a layer of MoH whole.
 void bench_heads(double seconds, const std::function<void(const BenchRow&)>& done);
 
 }  // namespace weft

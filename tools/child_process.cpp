@@ -1,16 +1,20 @@
 #include "tools/child_process.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <optional>
+#include <thread>
 
 #include "autograd/check.h"
 
@@ -27,15 +31,59 @@ void send_to(const std::string& path, int stream) {
   close(file);
 }
 
+// Reads a child's stderr until the child has ended and what it left is read. Processes that outlive it may
+// hold the pipe open, so its end is not waited for.
+class ErrReader {
+ public:
+  explicit ErrReader(std::function<void(std::string_view)> take) : take_(std::move(take)) {
+    if (pipe2(ends_, O_CLOEXEC) != 0) throw Error(Exit::internal, text("no pipe: ", std::strerror(errno)));
+  }
+  int writer() const { return ends_[1]; }
+  void start() {
+    close(ends_[1]);
+    thread_ = std::thread([this] { read_all(); });
+  }
+  void finish() {
+    ended_ = true;
+    thread_.join();
+    close(ends_[0]);
+  }
+
+ private:
+  void read_all() {
+    char bytes[4096];
+    pollfd readable{ends_[0], POLLIN, 0};
+    for (;;) {
+      const bool last = ended_;
+      if (poll(&readable, 1, 100) > 0) {
+        const ssize_t n = read(ends_[0], bytes, sizeof bytes);
+        if (n == 0 || (n < 0 && errno != EINTR)) break;
+        if (n > 0) take_({bytes, static_cast<size_t>(n)});
+      } else if (last) {
+        break;
+      }
+    }
+    take_({});
+  }
+
+  std::function<void(std::string_view)> take_;
+  int ends_[2];
+  std::atomic<bool> ended_ = false;
+  std::thread thread_;
+};
+
 // In a process group of its own, so that Ctrl-C reaches the job once, through us; without the terminal, which
 // only the foreground group may read; ended when we are.
-[[noreturn]] void become(const ChildProcess& child, const sigset_t& signals) {
+[[noreturn]] void become(const ChildProcess& child, const sigset_t& signals, int err) {
   setpgid(0, 0);
   prctl(PR_SET_PDEATHSIG, SIGTERM);
   const int nothing = open("/dev/null", O_RDONLY);
   if (nothing >= 0) dup2(nothing, STDIN_FILENO), close(nothing);
   send_to(child.out, STDOUT_FILENO);
-  send_to(child.err, STDERR_FILENO);
+  if (err >= 0)
+    dup2(err, STDERR_FILENO);
+  else
+    send_to(child.err, STDERR_FILENO);
   sigprocmask(SIG_UNBLOCK, &signals, nullptr);
   for (const std::string& setting : child.environment) {
     const size_t equals = setting.find('=');
@@ -57,10 +105,17 @@ ChildEnd run_child(const ChildProcess& child) {
   sigemptyset(&signals);
   for (int s : {SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGCHLD}) sigaddset(&signals, s);
   sigprocmask(SIG_BLOCK, &signals, &before);
+  if (child.cancelled && child.cancelled()) {
+    sigprocmask(SIG_SETMASK, &before, nullptr);
+    return {.stop = true, .started = false};
+  }
   std::fflush(nullptr);
+  std::optional<ErrReader> reader;
+  if (child.on_err) reader.emplace(child.on_err);
   const pid_t process = fork();
   if (process < 0) throw Error(Exit::internal, text("cannot start a process: ", std::strerror(errno)));
-  if (process == 0) become(child, signals);
+  if (process == 0) become(child, signals, reader ? reader->writer() : -1);
+  if (reader) reader->start();
 
   ChildEnd ended;
   int stops = 0;
@@ -84,6 +139,7 @@ ChildEnd run_child(const ChildProcess& child) {
         kill(-process, SIGKILL);
     }
   }
+  if (reader) reader->finish();
   sigprocmask(SIG_SETMASK, &before, nullptr);
   return ended;
 }

@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace weft {
@@ -13,11 +14,16 @@ struct ChildProcess {
   std::string out = {}, err = {};             // files that its streams are appended to; empty: ours
   std::string on_stop = {};                   // for stderr, when it is asked to stop
   std::function<void()> tick = {};            // called twice a second
+  // Takes what it writes to stderr, piece by piece on another thread, and at the end nothing; in place of
+  // `err`.
+  std::function<void(std::string_view)> on_err = {};
+  std::function<bool()> cancelled = {};  // asked last: whether a signal has made it superfluous
 };
 
 struct ChildEnd {
   int wait_status = 0;  // as of waitpid; 127 where the program could not be started
   bool stop = false;    // a signal to stop was passed on
+  bool started = true;
 };
 
 // The first SIGINT, SIGTERM or SIGHUP reaches the child as SIGUSR1, which asks a weft command to save and

@@ -109,11 +109,6 @@ std::vector<std::string> MechanismFacts::kinds() const {
   return kinds;
 }
 
-const char* MechanismFacts::form() const {
-  const bool fused = std::all_of(calls.begin(), calls.end(), [](const PartCall& call) { return call.fused; });
-  return fused ? "fused" : "derived";
-}
-
 int64_t state_bytes(const MechanismEntry& entry, const MechanismSize& size) {
   const NoTape pause;
   const Trial trial(entry, size.attributes, size.dims, size.dtype, Device::meta);

@@ -21,8 +21,6 @@ struct MechanismFacts {
 
   // scan, merge, halo, carry: each once, in order of the first call.
   std::vector<std::string> kinds() const;
-  // "fused" where every part has a kernel of its own, else "derived".
-  const char* form() const;
 };
 
 struct MechanismSize {

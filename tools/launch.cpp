@@ -13,6 +13,7 @@
 
 #include "distributed/exit_code.h"
 #include "tools/child_process.h"
+#include "tools/launcher_notes.h"
 
 namespace weft {
 namespace {
@@ -116,13 +117,12 @@ LaunchCommand launch_command(const LaunchOptions& options, const LaunchHost& hos
     words = {"srun", "-n", n, "--kill-on-bad-exit=1", "--cpu-bind=none"};
     words.push_back(host.mpi == LaunchHost::Mpi::mpich ? "--mpi=pmi2" : "--mpi=pmix");
   } else if (host.mpi == LaunchHost::Mpi::open_mpi) {
-    // Quiet: the ranks report failures themselves. Any number of ranks on any number of cores, bound to none
-    // of them.
-    words = {"mpirun", "-n", n, "--quiet", "--bind-to", "none"};
+    // Any number of ranks on any number of cores, bound to none of them. Quiet, where it can be asked for:
+    // the ranks report failures themselves.
     if (host.mpi_major >= 5)
-      words.insert(words.end(), {"--map-by", ":OVERSUBSCRIBE"});
+      words = {"mpirun", "-n", n, "--bind-to", "none", "--map-by", ":OVERSUBSCRIBE"};
     else
-      words.push_back("--oversubscribe");
+      words = {"mpirun", "-n", n, "--quiet", "--bind-to", "none", "--oversubscribe"};
     if (host.root) words.push_back("--allow-run-as-root");
     words.insert(words.end(), {"-x", "OMP_NUM_THREADS", "-x", launch_variable});
   } else {
@@ -160,15 +160,22 @@ LaunchResult launch(const LaunchOptions& options, const std::vector<std::string>
   std::error_code unresolved;
   const fs::path resolved = fs::canonical(program, unresolved);
   if (unresolved) throw Error(Exit::usage, text("no such program: ", unresolved.message()), program);
-  LaunchCommand command = launch_command(options, look_around(), resolved, arguments);
+  const LaunchHost host = look_around();
+  LaunchCommand command = launch_command(options, host, resolved, arguments);
   std::fprintf(stderr, "%s\n", command.shown().c_str());
   const CodesFolder codes;
   command.environment.push_back(text(launch_variable, "=", codes.path()));
 
-  const ChildEnd ended =
-      run_child({.words = command.words,
-                 .environment = command.environment,
-                 .on_stop = "weft: asking all ranks to save and leave; again to end them at once\n"});
+  ChildProcess child{.words = command.words,
+                     .environment = command.environment,
+                     .on_stop = "weft: asking all ranks to save and leave; again to end them at once\n"};
+  LauncherNotes notes;
+  if (command.words[0] == "mpirun" && host.mpi == LaunchHost::Mpi::open_mpi && host.mpi_major >= 5)
+    child.on_err = [&](std::string_view bytes) {
+      const std::string shown = bytes.empty() ? notes.rest() : notes.pass(bytes);
+      std::fwrite(shown.data(), 1, shown.size(), stderr);
+    };
+  const ChildEnd ended = run_child(child);
   std::vector<ExitRecord> records = read_exit_codes(codes.path());
   if (!options.run_folder.empty()) {
     const auto more = read_exit_codes(fs::path(options.run_folder) / "log", codes.path());

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
@@ -17,6 +18,7 @@
 #include "training/log/clock.h"
 #include "training/log/console_text.h"
 #include "training/log/failure.h"
+#include "training/log/stop_request.h"
 #include "training/recipe/diff.h"
 #include "training/recipe/load.h"
 #include "training/report/compare.h"
@@ -112,12 +114,17 @@ class Display {
   double started_ = 0, said_ = 0;
 };
 
-SweepResult result_of(const SweepRun& run, int wait_status, const std::string& out,
+SweepResult result_of(const SweepRun& run, const ChildEnd& end, const std::string& out,
                       const std::string& console) {
+  const int wait_status = end.wait_status;
+  // Asked before it could listen, or when it had just left.
+  const bool unheard = end.stop && WIFSIGNALED(wait_status) &&
+                       (WTERMSIG(wait_status) == SIGUSR1 || WTERMSIG(wait_status) == SIGTERM);
   SweepResult result;
   const Json said = Json::parse(last_line_of(out, "{"), nullptr, false);
-  const auto exit = static_cast<double>(WIFEXITED(wait_status) ? WEXITSTATUS(wait_status) : 70);
-  result.code = static_cast<int>(exit);
+  result.code = unheard                  ? static_cast<int>(Exit::stopped)
+                : WIFEXITED(wait_status) ? WEXITSTATUS(wait_status)
+                                         : static_cast<int>(Exit::internal);
   result.status = result.code == 0                                 ? "done"
                   : result.code == static_cast<int>(Exit::stopped) ? "stopped"
                                                                    : "failed";
@@ -179,6 +186,7 @@ bool is_finished(const SweepRun& run) {
 }
 
 std::vector<SweepResult> train_all(const std::vector<SweepRun>& runs, const SweepProgram& program) {
+  const StopRequest stop(false);
   std::vector<SweepResult> results(runs.size(), SweepResult{.status = "not started"});
   std::vector<size_t> open;
   for (size_t i = 0; i < runs.size(); ++i) {
@@ -189,7 +197,7 @@ std::vector<SweepResult> train_all(const std::vector<SweepRun>& runs, const Swee
   }
   Display display(runs.size());
   double seconds = 0, done = 0;
-  for (size_t k = 0; k < open.size(); ++k) {
+  for (size_t k = 0; k < open.size() && !stop.requested(); ++k) {
     const SweepRun& run = runs[open[k]];
     const std::string log = run.recipe.run + "/log";
     make_folder(log);
@@ -204,9 +212,11 @@ std::vector<SweepResult> train_all(const std::vector<SweepRun>& runs, const Swee
                    .out = out,
                    .err = console,
                    .on_stop = "\nweft: asking the run to save and leave; again to end it at once\n",
-                   .tick = [&] { display.tick(open.size() - k - 1, seconds / done); }});
+                   .tick = [&] { display.tick(open.size() - k - 1, seconds / done); },
+                   .cancelled = [&] { return stop.requested(); }});
+    if (!end.started) break;
     SweepResult& result = results[open[k]];
-    result = result_of(run, end.wait_status, out, console);
+    result = result_of(run, end, out, console);
     if (result.status == "done") seconds += monotonic_seconds() - start, ++done;
     const auto left = static_cast<double>(open.size() - k - 1);
     display.end(result.status == "failed"

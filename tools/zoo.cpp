@@ -15,6 +15,7 @@
 #include "training/checkpoint/hash.h"
 #include "training/eval.h"
 #include "training/log/environment_file.h"
+#include "training/log/stop_request.h"
 #include "training/recipe/diff.h"
 #include "training/recipe/find.h"
 #include "training/recipe/load.h"
@@ -196,6 +197,10 @@ void score(ZooResult& result, const std::string& run) {
   result.chance /= cells;
 }
 
+Error stopped_at(const ZooCell& cell) {
+  return Error(Exit::stopped, "stopped by a signal", cell.name(), "call it again: it goes on from there");
+}
+
 ZooResult Zoo::run(const ZooCell& cell, const Recipe& recipe, const std::string& hash) const {
   const auto start = std::chrono::steady_clock::now();
   const std::string saved = recipe.run + "/recipe.yaml";
@@ -208,8 +213,7 @@ ZooResult Zoo::run(const ZooCell& cell, const Recipe& recipe, const std::string&
   try {
     const TrainSummary summary =
         train(recipe, {.resume_auto = true, .command_line = {"weft", "eval", "zoo"}, .quiet = true}, nullptr);
-    if (summary.exit == Exit::stopped)
-      throw Error(Exit::stopped, "stopped by a signal", cell.name(), "call it again: it goes on from there");
+    if (summary.exit == Exit::stopped) throw stopped_at(cell);
     r.loss = summary.loss;
     score(r, recipe.run);
   } catch (const Error& e) {
@@ -234,6 +238,8 @@ std::string ZooCell::name() const { return text(task, "-", mechanism, "-w", widt
 
 std::vector<ZooResult> run_zoo(const ZooOptions& given, const std::string& root,
                                const std::function<void(const std::string&)>& say) {
+  // A run takes a signal as `weft train` does; one that comes while a result is made, behind that result.
+  const StopRequest stop(false);
   const Zoo zoo(given, root);
   const std::vector<ZooCell> cells = zoo.cells();
   make_folder(zoo.options.folder + "/cells");
@@ -251,6 +257,7 @@ std::vector<ZooResult> run_zoo(const ZooOptions& given, const std::string& root,
       }
     }
     if (zoo.options.table_only) continue;
+    if (stop.requested()) throw stopped_at(cells[i]);
     ZooResult r = zoo.run(cells[i], recipe, hash);
     r.state_bytes = state_of(recipe);
     write_file_atomically(file, to_json(r).dump() + "\n");

@@ -1,5 +1,6 @@
 #include "training/trainer.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 
@@ -161,7 +162,7 @@ StepResult Trainer::step(int64_t step, const Batch& batch) {
   const double share = 1 / static_cast<double>(std::max<int64_t>(1, result.labels));
 
   store_.begin_step();
-  double loss = 0;
+  std::vector<Tensor> losses;  // read when all is asked for: a read waits for the device
   for (const Batch& part : split_batch(batch, recipe_.context, micro_samples_)) {
     const MicroBatch micro = cut(part);
     const std::unique_ptr<CrossingFactory> cross = crossings(micro);
@@ -172,9 +173,10 @@ StepResult Trainer::step(int64_t step, const Batch& batch) {
     std::vector<Variable> outputs;
     {
       const MemoryScope scope("loss");
-      outputs.push_back(projected_cross_entropy(h, model_.output_weight(), micro.targets).loss);
+      outputs.push_back(
+          projected_cross_entropy(h, model_.output_weight(), micro.targets, {.seed = share}).loss);
     }
-    loss += value_of(outputs[0]);
+    losses.push_back(outputs[0]);
     std::vector<Tensor> seeds{full(outputs[0].shape(), share, outputs[0].dtype(), device_)};
     for (const Variable& aux : extra) {  // weighted like the tokens they come from
       outputs.push_back(aux);
@@ -184,6 +186,8 @@ StepResult Trainer::step(int64_t step, const Batch& batch) {
     tape.backward(outputs, seeds);
   }
   store_.finish_step();
+  double loss = 0;
+  for (const Tensor& part : losses) loss += value_of(part);
   check_wire();
   if (fault::wants(fault::Kind::nan, fault::Phase::backward))
     store_.groups()[0].gradient.rows(0, 1).copy_from(

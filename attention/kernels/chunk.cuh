@@ -64,6 +64,21 @@ struct Place {
   int document, head, column0;
 };
 
+// Sixteen bytes to shared memory, or zeros, without waiting for them.
+__device__ inline void copy_async(uint32_t to, const void* from, bool inside) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(inside ? 16 : 0)
+               : "memory");
+}
+// Rows at and after `valid` become zero.
+template <int R, int C>
+__device__ void copy_in(Tile<R, C> tile, const Rows& rows, int64_t first, int valid, int64_t column) {
+  for (int i = threadIdx.x; i < R * C / 8; i += blockDim.x) {
+    const int row = i / (C / 8), unit = i % (C / 8);
+    const int64_t at = (first + (row < valid ? row : 0)) * rows.pitch + column + unit * 8;
+    copy_async(tile.at(row, unit), static_cast<const __nv_bfloat16*>(rows.data) + at, row < valid);
+  }
+}
+
 // bf16 S^T in shared memory; `rest` only if Exact.
 template <int D_a, int W>
 struct Shadow {

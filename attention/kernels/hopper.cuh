@@ -61,13 +61,6 @@ __device__ inline void wgmma(Accumulator<128>& d, uint64_t a, uint64_t b, bool a
       : "l"(a), "l"(b), "r"(int(accumulate)));
 }
 
-// Rows 64 n .. 64 n + 63 of a tile, as the left side of a product.
-template <int R, int C>
-struct TileRows {
-  uint32_t address;
-  __device__ TileRows(Tile<R, C> tile, int n) : address(tile.address + n * (64 * 128)) {}
-};
-
 // Products by wgmma. They run on after they return: start before the first, commit after the last of a batch,
 // wait for all but the last `Pending` batches, then settle what was accumulated.
 struct WarpgroupProducts {

@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "attention/kernels/sweep.h"
+#include "attention/kernels/channel_sweep.h"
 
 namespace weft::cuda {
 
@@ -14,17 +14,13 @@ void require(bool condition, const std::string& what, const std::string& advice)
   if (!condition) throw Error(Exit::internal, "linear attention: " + what, {}, advice);
 }
 
-bool has_tiles(int width) { return width == 64 || width == 128 || width == 256; }
+bool has_tiles(const LinearAttention& p, int width) {
+  return width == 64 || width == 128 || (width == 256 && p.gate != Gate::channel);
+}
 
 bool aligned(const Rows& r) { return reinterpret_cast<uintptr_t>(r.data) % 16 == 0 && r.pitch % 8 == 0; }
 
-bool hopper() {
-  int device = 0, major = 0;
-  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
-  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
-             "cudaDeviceGetAttribute");
-  return major == 9;
-}
+bool hopper() { return device_attribute(cudaDevAttrComputeCapabilityMajor) == 9; }
 
 void check(const LinearAttention& p) {
   require(p.dtype == Dtype::bf16 || p.dtype == Dtype::f32,
@@ -38,7 +34,7 @@ void check(const LinearAttention& p) {
           text(p.tokens, " tokens in ", p.documents, " documents without offsets"),
           "give offsets, or equal documents");
   require(p.scale > 0, text("scale ", p.scale), "it has to be positive");
-  require(!p.gated || p.log_decay, "gated without log_decay", "give (tokens, heads) log decays");
+  require(p.gate == Gate::fixed || p.log_decay, "gated without log_decay", "give log decays");
 }
 
 void check(const char* name, const Rows& r, int heads, int width) {
@@ -50,13 +46,18 @@ void check(const char* name, const Rows& r, int heads, int width) {
 Rows read_only(const MutableRows& r) { return {r.data, r.pitch}; }
 
 Path choose(const LinearAttention& p, std::initializer_list<Rows> all) {
-  bool tiles = p.dtype == Dtype::bf16 && has_tiles(p.d_k) && has_tiles(p.d_v);
+  const bool channels = p.gate == Gate::channel;
+  bool tiles = p.dtype == Dtype::bf16 && has_tiles(p, p.d_k) && has_tiles(p, p.d_v);
   for (const Rows& r : all) tiles = tiles && aligned(r);
+  if (channels)
+    tiles = tiles && aligned({p.log_decay, 0}) &&
+            channel_sweep_bytes(p.d_k, p.d_v) <= device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   require(p.path == Path::automatic || p.path == Path::plain || tiles,
           "this path needs bf16, widths of 64, 128 or 256, and 16-byte alignment", "use Path::automatic");
+  require(p.path != Path::wgmma || !channels, "a gate of channels has no wgmma", "use Path::automatic");
   if (p.tokens == 0) return Path::plain;  // states only
   if (p.path != Path::automatic) return p.path;
-  return !tiles ? Path::plain : hopper() ? Path::wgmma : Path::mma;
+  return !tiles ? Path::plain : hopper() && !channels ? Path::wgmma : Path::mma;
 }
 
 Sweeps sweeps_of(const LinearAttention& p, int d_a, int d_c) {
@@ -64,7 +65,7 @@ Sweeps sweeps_of(const LinearAttention& p, int d_a, int d_c) {
   s.d_a = d_a, s.d_c = d_c;
   s.tokens = p.tokens, s.documents = p.documents, s.offsets = p.offsets;
   s.heads = p.heads, s.scale = p.scale, s.log2_scale = std::log2(p.scale), s.log_decay = p.log_decay,
-  s.gated = p.gated;
+  s.gated = p.gate == Gate::head;
   return s;
 }
 
@@ -75,6 +76,13 @@ void run(const Sweeps& s, Path path, Dtype dtype, cudaStream_t stream) {
     sweep_mma(s, stream);
   else
     sweep_wgmma(s, stream);
+}
+
+void run(const Sweeps& s, GateOf gate, Path path, Dtype dtype, cudaStream_t stream) {
+  if (path == Path::plain)
+    channel_sweep_plain(s, gate, dtype, stream);
+  else
+    channel_sweep_mma(s, gate, stream);
 }
 
 int end_parts(Path path, int d_a, int d_c) {
@@ -97,7 +105,11 @@ void linear_attention_forward(const LinearAttention& p, Rows q, Rows k, Rows v, 
   Sweep& o_sweep = s.sweep[0];
   o_sweep.a = q, o_sweep.b = k, o_sweep.c = v, o_sweep.out = o;
   o_sweep.state_in = initial_state, o_sweep.state_out = final_state;
-  run(s, choose(p, {q, k, v, read_only(o)}), p.dtype, stream);
+  const Path path = choose(p, {q, k, v, read_only(o)});
+  if (p.gate == Gate::channel)
+    run(s, GateOf::a, path, p.dtype, stream);
+  else
+    run(s, path, p.dtype, stream);
 }
 
 void linear_attention_backward(const LinearAttention& p, Rows q, Rows k, Rows v, const float* initial_state,
@@ -109,7 +121,7 @@ void linear_attention_backward(const LinearAttention& p, Rows q, Rows k, Rows v,
   const Rows dq_rows = read_only(d.q), dk_rows = read_only(d.k), dv_rows = read_only(d.v);
   check("dq", dq_rows, p.heads, p.d_k), check("dk", dk_rows, p.heads, p.d_k),
       check("dv", dv_rows, p.heads, p.d_v);
-  require(!d.log_decay || p.gated, "a gradient of log_decay without a gate", "set gated");
+  require(!d.log_decay || p.gate != Gate::fixed, "a gradient of log_decay without a gate", "set gate");
   require(!d.log_decay || d.workspace, "the gradient of a gate needs workspace",
           "give linear_attention_workspace() bytes");
   const Path path = choose(p, {q, k, v, d_o, dq_rows, dk_rows, dv_rows});
@@ -125,6 +137,24 @@ void linear_attention_backward(const LinearAttention& p, Rows q, Rows k, Rows v,
   // The reverse sweeps carry dS / scale, so that `scale` applies to every output alike.
   dk.state_in_scale = dv.state_in_scale = 1 / p.scale;
   dv.state_out_scale = p.scale;
+
+  if (p.gate == Gate::channel) {  // one after another: dk sums up what dq left of the gate's gradient
+    if (d.log_decay) {
+      dq.dot = q, dk.dot = k;
+      dq.gate_gradient = dk.gate_gradient = d.log_decay;
+      dq.end_dot = d_final_state;
+      if (d_final_state) dq.end_sums = dk.end_sums = d.workspace;
+    }
+    auto run_one = [&](const Sweep& sweep, GateOf gate, int d_a, int d_c) {
+      Sweeps one = sweeps_of(p, d_a, d_c);
+      one.sweep[0] = sweep, one.count = 1;
+      run(one, gate, path, p.dtype, stream);
+    };
+    run_one(dq, GateOf::c, p.d_v, p.d_k);
+    run_one(dk, GateOf::c, p.d_v, p.d_k);
+    run_one(dv, GateOf::a, p.d_k, p.d_v);
+    return;
+  }
 
   GateGradient gate;
   gate.tokens = p.tokens, gate.documents = p.documents, gate.offsets = p.offsets, gate.heads = p.heads;
@@ -153,6 +183,7 @@ void linear_attention_backward(const LinearAttention& p, Rows q, Rows k, Rows v,
 }
 
 int64_t linear_attention_workspace(const LinearAttention& p) {
+  if (p.gate == Gate::channel) return int64_t(p.documents) * p.heads * p.d_k * int64_t(sizeof(float));
   const int64_t splits = (p.d_k + plain_columns - 1) / plain_columns;  // as many as the plain path needs
   return (2 * splits * p.tokens + most_end_parts * p.documents) * p.heads * int64_t(sizeof(float));
 }

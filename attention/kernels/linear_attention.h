@@ -1,12 +1,13 @@
 #pragma once
-// Causal linear attention with a decay per head, over packed documents, on the GPU.
+// Causal linear attention with decay, over packed documents, on the GPU.
 //
 //   S_t = exp(g_t) S_{t-1} + k_t v_t^T          S (d_k, d_v) in f32, one per document and head
 //   o_t = scale * S_t^T q_t
 //
-// g is absent (plain linear attention), constant per head (retention, TransNormer, Lightning Attention) or
-// given per token and head (scalar gate, the Mamba-2 form). The README beside this file derives the chunked
-// forms. Nothing of size (tokens, d, d) is ever stored. Results have the same bits from run to run.
+// g is absent (plain linear attention), constant per head (retention, TransNormer, Lightning Attention),
+// given per token and head (scalar gate, the Mamba-2 form) or per token, head and channel of the keys (GLA:
+// exp(g_t) is a diagonal matrix). The README beside this file derives the chunked forms. Nothing of size
+// (tokens, d, d) is ever stored. Results have the same bits from run to run.
 
 #include <cuda_runtime_api.h>
 
@@ -17,8 +18,11 @@
 namespace weft::cuda {
 
 // Which kernel computes. automatic: wgmma on compute capability 9.0, else mma, else (f32, or a width without
-// tiles) plain.
+// tiles) plain. A gate of channels has no wgmma, and tiles for widths of 64 and 128.
 enum class Path { automatic, plain, mma, wgmma };
+
+// What log_decay is: (heads), (tokens, heads), (tokens, heads, d_k).
+enum class Gate { fixed, head, channel };
 
 // Element (token n, head h, channel c) is at data[n * pitch + h * d + c]; a column range of a packed
 // projection is such a view.
@@ -37,10 +41,11 @@ struct LinearAttention {
   const int* offsets =
       nullptr;  // (documents + 1) on the device, or null: all documents have tokens / documents tokens
   int heads = 0, d_k = 0, d_v = 0;
-  Dtype dtype = Dtype::bf16;         // of q, k, v, o and their gradients: bf16 or f32
-  float scale = 1;                   // > 0
-  const float* log_decay = nullptr;  // g <= 0: null, (heads) or (tokens, heads)
-  bool gated = false;                // log_decay is (tokens, heads)
+  Dtype dtype = Dtype::bf16;  // of q, k, v, o and their gradients: bf16 or f32
+  float scale = 1;            // > 0
+  // g <= 0: null, or as `gate` says. That of channels is aligned to 16 bytes for tiles.
+  const float* log_decay = nullptr;
+  Gate gate = Gate::fixed;
   Path path = Path::automatic;
 };
 
@@ -53,7 +58,7 @@ void linear_attention_forward(const LinearAttention& shape, Rows q, Rows k, Rows
 struct LinearAttentionGradients {
   MutableRows q, k, v;
   float* initial_state = nullptr;  // null: not wanted
-  float* log_decay = nullptr;      // (tokens, heads), only when gated; null: not wanted
+  float* log_decay = nullptr;      // as the gate, unless that is fixed; null: not wanted
   float* workspace = nullptr;      // linear_attention_workspace() bytes, only with log_decay
 };
 
@@ -62,7 +67,8 @@ void linear_attention_backward(const LinearAttention& shape, Rows q, Rows k, Row
                                const float* initial_state, Rows d_o, const float* d_final_state,
                                const LinearAttentionGradients& d, cudaStream_t stream);
 
-// Bytes of scratch that the gradient of a gate needs: a few f32 per token and head.
+// Bytes of scratch that the gradient of a gate needs: a few f32 per token and head, or per document and
+// channel.
 int64_t linear_attention_workspace(const LinearAttention& shape);
 
 }  // namespace weft::cuda

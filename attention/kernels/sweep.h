@@ -31,6 +31,9 @@ struct Sweep {
   // (end_parts, documents, heads).
   const float* end_dot = nullptr;
   float* end_sums = nullptr;
+  // With a gate for each channel of c (channel_sweep.h) dot_sums are not wanted, but this: (tokens, heads,
+  // d_c) f32; end_sums is (documents, heads, d_c).
+  float* gate_gradient = nullptr;
 };
 
 constexpr int most_sweeps = 3;
@@ -83,6 +86,13 @@ inline void check_cuda(cudaError_t status, const char* what) {
   if (status != cudaSuccess) throw Error(Exit::internal, text(what, ": ", cudaGetErrorString(status)));
 }
 
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
+  return value;
+}
+
 #ifdef __CUDACC__
 // The document's first token and its length.
 __device__ inline int2 document_range(const Sweeps& s, int document) {
@@ -91,9 +101,9 @@ __device__ inline int2 document_range(const Sweeps& s, int document) {
   return {document * length, length};
 }
 // exp(-104) is 0 in f32; the floor keeps a gate of -inf out of differences.
+__device__ inline float to_log2(float log_decay) { return fmaxf(1.44269504f * log_decay, -150.f); }
 __device__ inline float log2_decay(const Sweeps& s, int64_t token, int head) {
-  if (!s.log_decay) return 0;
-  return fmaxf(1.44269504f * s.log_decay[s.gated ? token * s.heads + head : head], -150.f);
+  return s.log_decay ? to_log2(s.log_decay[s.gated ? token * s.heads + head : head]) : 0;
 }
 #endif
 

@@ -20,18 +20,6 @@ struct Memory {
       2 * TileA::bytes + (Exact ? 2 : 1) * (TileC::bytes + TileS::bytes) + sizeof(Decays);
 };
 
-// Rows at and after `valid` become zero.
-template <int R, int C>
-__device__ void copy_in(Tile<R, C> tile, const Rows& rows, int64_t first, int valid, int64_t column) {
-  for (int i = threadIdx.x; i < R * C / 8; i += blockDim.x) {
-    const int row = i / (C / 8), unit = i % (C / 8);
-    const int64_t at = (first + (row < valid ? row : 0)) * rows.pitch + column + unit * 8;
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(tile.at(row, unit)),
-                 "l"(static_cast<const __nv_bfloat16*>(rows.data) + at), "r"(row < valid ? 16 : 0)
-                 : "memory");
-  }
-}
-
 struct NoSync {  // the tiles are all there
   __device__ void wait_shadow() const {}
   __device__ void wait_decays() const {}

@@ -109,6 +109,13 @@ __device__ inline void load_matrices_transposed(uint32_t (&x)[4], uint32_t addre
                : "memory");
 }
 
+__device__ inline void load_matrices_transposed(uint32_t (&x)[2], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
+               : "=r"(x[0]), "=r"(x[1])
+               : "r"(address)
+               : "memory");
+}
+
 // A pair cut to bf16, and what the cut lost.
 struct Split {
   uint32_t high, rest;
@@ -209,6 +216,13 @@ __device__ float2 row_dots(Tile<64, N> tile, const Accumulator<N>& a, int block)
   return sum;
 }
 
+// Rows 64 n .. 64 n + 63 of a tile, as the left side of a product.
+template <int R, int C>
+struct TileRows {
+  uint32_t address;
+  __device__ TileRows(Tile<R, C> tile, int n) : address(tile.address + n * (64 * 128)) {}
+};
+
 // Products by mma.sync (sm_80 and later). They are done when they return, so start, commit and wait do
 // nothing.
 struct WarpProducts {
@@ -235,6 +249,23 @@ struct WarpProducts {
         mma(d.x[2 * n + 1], a.x[k], y[2], y[3]);
       }
   }
+  template <int N, int K, int R>
+  __device__ static void a_bt(Accumulator<N>& d, TileRows<R, K> a, Tile<N, K> b, bool add) {
+    const int l = threadIdx.x % 32;
+    if (!add) d.fill(0);
+#pragma unroll
+    for (int k = 0; k < K / 16; ++k) {
+      uint32_t x[4];
+      load_matrices(x, Tile<R, K>{a.address}.at(Lane().warp * 16 + l % 16, 2 * k + l / 16));
+#pragma unroll
+      for (int n = 0; n < N / 16; ++n) {
+        uint32_t y[4];
+        load_matrices(y, b.at(16 * n + (l / 16) * 8 + l % 8, 2 * k + (l / 8) % 2));
+        mma(d.x[2 * n], x, y[0], y[1]);
+        mma(d.x[2 * n + 1], x, y[2], y[3]);
+      }
+    }
+  }
   // d += a b
   template <int N, int K>
   __device__ static void add_a_b(Accumulator<N>& d, const Operand<K>& a, Tile<K, N> b) {
@@ -249,8 +280,8 @@ struct WarpProducts {
         mma(d.x[2 * n + 1], a.x[k], y[2], y[3]);
       }
   }
-
- private:
+  // Of one warp: d (16, 8) += a (16, 16) b (16, 8). Thread (g, t) holds rows 2t, 2t + 1 of b's column g in
+  // b0, 2t + 8 and 2t + 9 in b1: the layout that a has of rows of b^T.
   __device__ static void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "

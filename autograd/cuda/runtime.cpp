@@ -1,5 +1,8 @@
 #include "autograd/cuda/runtime.h"
 
+#include <cstring>
+#include <mutex>
+
 namespace weft::cuda {
 
 void check(cudaError_t code, const char* call) {
@@ -25,20 +28,67 @@ cudaStream_t stream() {
 
 void synchronize() { CUDA_CHECK(cudaStreamSynchronize(stream())); }
 
+namespace {
+
+// The way to the GPU for what the host keeps in pageable memory, from which the driver copies only after all
+// earlier work is done: a ring of pinned bytes, so that the host goes on at once. A piece is used again when
+// its half of the ring has been copied.
+class Upload {
+ public:
+  static constexpr int64_t kHalf = int64_t{4} << 20, kAlignment = 256;
+
+  // false: too large for it.
+  bool operator()(void* to, const void* from, int64_t bytes) {
+    if (bytes > kHalf) return false;
+    const std::lock_guard lock(mutex_);
+    if (memory_ == nullptr) {
+      CUDA_CHECK(cudaHostAlloc(reinterpret_cast<void**>(&memory_), 2 * kHalf, cudaHostAllocDefault));
+      for (cudaEvent_t& e : copied_) CUDA_CHECK(cudaEventCreateWithFlags(&e, cudaEventDisableTiming));
+    }
+    if (used_ + bytes > kHalf) {
+      CUDA_CHECK(cudaEventRecord(copied_[half_], stream()));
+      half_ = 1 - half_;
+      used_ = 0;
+      CUDA_CHECK(cudaEventSynchronize(copied_[half_]));  // at once the first time: nothing was recorded
+    }
+    char* const piece = memory_ + half_ * kHalf + used_;
+    used_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    std::memcpy(piece, from, static_cast<size_t>(bytes));
+    CUDA_CHECK(cudaMemcpyAsync(to, piece, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream()));
+    return true;
+  }
+
+ private:
+  std::mutex mutex_;
+  char* memory_ = nullptr;
+  cudaEvent_t copied_[2] = {};
+  int half_ = 0;
+  int64_t used_ = 0;
+};
+
+Upload& upload() {
+  static auto* const one = new Upload;  // never destroyed, like the arena
+  return *one;
+}
+
+}  // namespace
+
 void copy(const Tensor& to, const Tensor& from) {
   CHECK(to.shape() == from.shape() && to.dtype() == from.dtype(), "copy between devices: ", from.shape(), " ",
         name_of(from.dtype()), " into ", to.shape(), " ", name_of(to.dtype()));
   if (to.numel() == 0) return;
   const auto item = static_cast<size_t>(size_of(to.dtype()));
   const auto pitch = [&](const Tensor& x) { return static_cast<size_t>(x.pitch()) * item; };
-  if (to.dense() && from.dense())
+  const bool dense = to.dense() && from.dense();
+  if (dense && from.device() == Device::cpu && upload()(to.raw(), from.raw(), to.bytes())) return;
+  if (dense)
     CUDA_CHECK(
         cudaMemcpyAsync(to.raw(), from.raw(), static_cast<size_t>(to.bytes()), cudaMemcpyDefault, stream()));
   else
     CUDA_CHECK(cudaMemcpy2DAsync(to.raw(), pitch(to), from.raw(), pitch(from),
                                  static_cast<size_t>(to.row_size()) * item, static_cast<size_t>(to.dim(0)),
                                  cudaMemcpyDefault, stream()));
-  // On the way to the GPU the driver has taken pageable memory aside before it returns.
+  // On the way to the GPU the driver has taken what is large aside before it returns.
   if (to.device() != Device::cuda) synchronize();
 }
 

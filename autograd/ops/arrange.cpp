@@ -98,31 +98,27 @@ Variable concatenate(const std::vector<Variable>& parts, int axis) {
   });
 }
 
-std::vector<Variable> split_columns(const Variable& x, const std::vector<int64_t>& widths) {
+std::vector<Variable> split_columns(const Variable& x, const std::vector<Shape>& shapes) {
   CHECK(x.rank() == 2, "split_columns: ", x.shape());
   std::vector<Tensor> parts;
   int64_t at = 0;
-  for (int64_t w : widths) {
-    parts.push_back(x.value().columns(at, at + w));
-    at += w;
+  for (const Shape& shape : shapes) {
+    CHECK(shape.rank() >= 2 && shape[0] == x.dim(0), "split_columns: x ", x.shape(), ", a part ", shape);
+    const int64_t width = shape.product(1, shape.rank());
+    parts.push_back(x.value().columns(at, at + width).reshape(shape));
+    at += width;
   }
   CHECK(at == x.dim(1), "split_columns: widths add up to ", at, ", x is ", x.shape());
-  struct Parts {
-    int count;
-    int64_t rows, columns;
-  };
-  return record_many("split_columns", {x}, parts, save(),
-                     Parts{static_cast<int>(widths.size()), x.dim(0), x.dim(1)},
-                     [](Backward& b, const Parts& p) {
-                       const Tensor dx = empty({p.rows, p.columns}, b.grad(0).dtype(), b.grad(0).device());
-                       int64_t at = 0;
-                       for (int i = 0; i < p.count; ++i) {
-                         const int64_t w = b.grad(i).dim(1);
-                         dx.columns(at, at + w).copy_from(b.grad(i));
-                         at += w;
-                       }
-                       b.add(0, dx);
-                     });
+  std::vector<Variable> out = record_many("split_columns", {x}, parts, save(), NoAttributes{},
+                                          [](Backward& b, const NoAttributes&) { b.add(0, b.joined()); });
+  if (Tape::current() != nullptr) Tape::current()->join(out);
+  return out;
+}
+
+std::vector<Variable> split_columns(const Variable& x, const std::vector<int64_t>& widths) {
+  std::vector<Shape> shapes;
+  for (const int64_t width : widths) shapes.push_back({x.dim(0), width});
+  return split_columns(x, shapes);
 }
 
 Variable gather_rows(const Variable& x, const Tensor& index, double fill) {

@@ -12,8 +12,9 @@ Variable permute(const Variable& x, const std::vector<int>& order);
 Variable slice(const Variable& x, int axis, int64_t begin, int64_t end);
 // Parts one after another along an axis.
 Variable concatenate(const std::vector<Variable>& parts, int axis);
-// The columns of x (N, C) in consecutive parts of these widths, as views; one gradient is assembled from
-// theirs.
+// The columns of x (N, C) in consecutive parts of these shapes, (N, ...) each, as views; or of these widths.
+// Their gradients lie side by side too, in that of x.
+std::vector<Variable> split_columns(const Variable& x, const std::vector<Shape>& shapes);
 std::vector<Variable> split_columns(const Variable& x, const std::vector<int64_t>& widths);
 
 // Rows of x by index; index -1 gives a row of `fill`.  x (N, ...), index (M) i32 -> (M, ...)

@@ -4,6 +4,7 @@
 
 #include <cufft.h>
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <map>

@@ -1,6 +1,7 @@
 #include "autograd/ops/projected_cross_entropy.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "autograd/ops/matmul.h"
 #include "autograd/ops/reduce.h"
@@ -10,12 +11,15 @@ namespace weft {
 
 namespace {
 
-// 16 Mi logits keep a CPU's cores busy; a GPU wants more, in whole tiles of its products, and each chunk
-// reads and writes the weight's gradient. Of a plan on meta, what the default device would take.
-int64_t tokens_at_a_time(int64_t vocabulary) {
+// 64 MiB of logits keep a CPU's cores busy; a GPU wants more, in whole tiles of its products, and each chunk
+// reads and writes the weight's gradient. Chunks of a GPU are of one size, as nearly as tiles allow.
+int64_t tokens_at_a_time(int64_t tokens, int64_t row_bytes, bool gpu) {
   constexpr int64_t kTile = 128;
-  if (default_device() != Device::cuda) return std::max<int64_t>(64, (int64_t{16} << 20) / vocabulary);
-  return std::max(kTile, (int64_t{40} << 20) / vocabulary / kTile * kTile);
+  if (!gpu) return std::max<int64_t>(64, (int64_t{64} << 20) / row_bytes);
+  const int64_t most = std::max(kTile, (int64_t{256} << 20) / row_bytes / kTile * kTile);
+  const int64_t chunks = std::max<int64_t>(1, (tokens + most - 1) / most),
+                even = (tokens + chunks - 1) / chunks;
+  return std::max(kTile, (even + kTile - 1) / kTile * kTile);
 }
 
 }  // namespace
@@ -34,39 +38,58 @@ CrossEntropy projected_cross_entropy(const Variable& hidden, const Variable& wei
   const Device device = hidden.device();
   const Dtype wide = wide_of(hidden.dtype());
   const Tensor token_weights = options.weights.defined() ? options.weights.to(wide) : Tensor();
-  const int64_t chunk = options.chunk > 0 ? options.chunk : tokens_at_a_time(vocabulary);
 
   const Tensor& x = hidden;
   const Tensor w = device == Device::cpu ? weight.value().to(wide) : weight.value();
   const Tensor loss = empty({tokens}, wide, device), nll = empty({tokens}, wide, device);
   const bool taped = Tape::current() != nullptr;
+  const bool of_hidden = taped && hidden.differentiable(), of_weight = taped && weight.differentiable();
+  const bool gradient = of_hidden || of_weight;
+  // Of a plan on meta, what the default device would take.
+  const bool gpu = (device == Device::meta ? default_device() : device) == Device::cuda;
+  const Dtype precision = gpu && gradient ? hidden.dtype() : wide;
+  const int64_t chunk =
+      options.chunk > 0 ? options.chunk : tokens_at_a_time(tokens, vocabulary * size_of(precision), gpu);
+  const bool seeded = options.seed != 0, lands = seeded && of_weight && weight.parameter().defined();
   Tensor dhidden, dweight;
-  if (taped && hidden.differentiable()) dhidden = empty_like(hidden);
-  if (taped && weight.differentiable()) dweight = zeros(weight.shape(), wide, device);
-  const bool gradient = dhidden.defined() || dweight.defined();
-  const Tensor buffer = empty({std::min(chunk, tokens), vocabulary}, wide, device);
-  // The CPU multiplies wide numbers anyway; a GPU's products of bf16 want both factors in it.
-  const bool low = gradient && device != Device::cpu && hidden.dtype() != wide;
-  const Tensor slopes = low ? empty(buffer.shape(), hidden.dtype(), device) : gradient ? buffer : Tensor();
+  bool first = true;  // to write d weight
+  if (of_hidden) dhidden = empty_like(hidden);
+  if (lands) {
+    ParameterEntry& p = *weight.parameter();
+    dweight = p.gradient;
+    first = !std::exchange(p.written, true);
+  } else if (of_weight) {
+    dweight = empty(weight.shape(), wide, device);
+  }
+  if (dweight.defined() && first && tokens == 0) dweight.zero();
+  const Tensor buffer = empty({std::min(chunk, tokens), vocabulary}, precision, device);
   for (int64_t begin = 0; begin < tokens; begin += chunk) {
     const int64_t end = std::min(tokens, begin + chunk);
     const auto part = [&](const Tensor& t) { return t.defined() ? t.rows(begin, end) : t; };
-    const Tensor logits = buffer.rows(0, end - begin);
-    const Tensor dlogits = gradient ? slopes.rows(0, end - begin) : Tensor();
+    const Tensor logits = buffer.rows(0, end - begin), dlogits = gradient ? logits : Tensor();
     gemm(logits, part(x), w, {false, true}, 1, 0);
-    ON_DEVICE(device, cross_entropy(part(loss), part(nll), dlogits, logits, part(targets),
-                                    part(token_weights), options.softcap, options.z_loss));
+    ON_DEVICE(device,
+              cross_entropy(part(loss), part(nll), dlogits, logits, part(targets), part(token_weights),
+                            options.softcap, options.z_loss, seeded ? options.seed : 1));
     if (dhidden.defined()) gemm(part(dhidden), dlogits, w, {}, 1, 0);
-    if (dweight.defined()) gemm(dweight, dlogits, part(x), {true, false}, 1, 1);
+    if (dweight.defined()) gemm(dweight, dlogits, part(x), {true, false}, 1, first && begin == 0 ? 0 : 1);
   }
+  if (lands) dweight = {};
+  struct Seeded {
+    bool seeded;
+  };
   return {record("projected_cross_entropy", {hidden, weight}, sum(loss, 0).value(), save(dhidden, dweight),
-                 NoAttributes{},
-                 [](Backward& grads, const NoAttributes&) {
+                 Seeded{seeded},
+                 [](Backward& grads, const Seeded& made) {
                    for (int i = 0; i < 2; ++i) {
-                     if (!grads.wants(i)) continue;
+                     const Tensor& d = grads.saved(i);
+                     if (!d.defined()) continue;  // nobody wants it, or it landed already
+                     if (made.seeded) {
+                       grads.add(i, d);
+                       continue;
+                     }
                      const Into into = grads.into(i);
-                     ON_DEVICE(into.target.device(),
-                               add_scaled(into.target, grads.saved(i), grads.grad(), into.beta));
+                     ON_DEVICE(into.target.device(), add_scaled(into.target, d, grads.grad(), into.beta));
                    }
                  }),
           nll};

@@ -1,5 +1,6 @@
 #include "autograd/ops/projected_cross_entropy.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "autograd/ops/rows.h"
@@ -21,7 +22,7 @@ void check_targets(const Tensor& targets, int64_t vocabulary) {
 }  // namespace
 
 void cross_entropy(const Tensor& loss, const Tensor& nll, const Tensor& gradient, const Tensor& logits,
-                   const Tensor& targets, const Tensor& weights, double softcap, double z_loss) {
+                   const Tensor& targets, const Tensor& weights, double softcap, double z_loss, double seed) {
   const int64_t vocabulary = logits.dim(1);
   check_targets(targets, vocabulary);
   const int32_t* target = targets.data<int32_t>();
@@ -53,7 +54,7 @@ void cross_entropy(const Tensor& loss, const Tensor& nll, const Tensor& gradient
         nll_of[i] = std::log(sum) - (x[target[i]] - m);
         loss_of[i] = weight * (nll_of[i] + z * lse * lse);
         if (d == nullptr) continue;
-        const A k = weight * (A(1) + 2 * z * lse) / sum;
+        const A factor = weight * static_cast<A>(seed), k = factor * (A(1) + 2 * z * lse) / sum;
         // The slope of the cap, 1 - (x / softcap)^2, is taken at the target before it is overwritten.
         const A slope = A(1) - x[target[i]] * inverse_cap * (x[target[i]] * inverse_cap);
 #pragma omp simd
@@ -61,7 +62,7 @@ void cross_entropy(const Tensor& loss, const Tensor& nll, const Tensor& gradient
           const A t = x[j] * inverse_cap;
           d[j] = k * p[j] * (A(1) - t * t);
         }
-        d[target[i]] -= weight * slope;
+        d[target[i]] -= factor * slope;
       }
     });
   };

@@ -2,41 +2,52 @@
 
 #include <limits>
 
-#include "autograd/cuda/rows.cuh"
-#include "autograd/ops/vector_math.h"
+#include "autograd/cuda/rounded_math.cuh"
 
 namespace weft::cuda {
 namespace {
 
-// One block a multiprocessor, so that the rows in work fit in the L2 cache between their two passes.
-constexpr int kMostThreads = 1024, kAtOnce = 4;
+// Two blocks a multiprocessor, one that reads beside one that writes.
+constexpr int kMostThreads = 768, kAtOnce = 3;
+constexpr int64_t kHeldBytes = 110 << 10;  // of a row in shared memory, so that two blocks fit
 
-template <class A>
+// `may`: false where no cap is known when compiling.
+template <class A, bool may>
 struct RowLoss {
-  A cap, inverse_cap, z_loss;
-  __device__ A capped(A x) const { return inverse_cap > 0 ? cap * vector_math::tanh(x * inverse_cap) : x; }
-};
-
-// A running maximum, and the sum of e^(x - maximum).
-template <class A>
-struct Running {
-  A largest = -std::numeric_limits<A>::infinity(), sum = 0;
-  // Nothing above -infinity yet: differences to 0 stay -infinity.
-  __device__ static A shift(A m) { return m == -std::numeric_limits<A>::infinity() ? A(0) : m; }
-  __device__ void raise_to(A candidate) {
-    if (!(candidate > largest)) return;
-    sum *= vector_math::exp(largest - candidate);
-    largest = candidate;
+  A cap, inverse_cap, z_loss, seed;
+  __device__ A capped(A x) const {
+    if constexpr (!may) return x;
+    return inverse_cap > 0 ? cap * vector_math::tanh(x * inverse_cap) : x;
+  }
+  // Of capped(x) by x, at the value y = capped(x).
+  __device__ A slope(A y) const {
+    if constexpr (!may) return A(1);
+    const A t = y * inverse_cap;
+    return A(1) - t * t;
   }
 };
 
-// One block a row: one pass for the maximum and the sum, and one from the end, where the row is still in the
-// cache, that writes d loss / d logits. d may be x.
-template <class A, class D, bool whole>
-__global__ void __launch_bounds__(kMostThreads)
-    cross_entropy_kernel(A* loss, A* nll, D* d, const A* x, const int32_t* targets, const A* weights, int n,
-                         RowLoss<A> f) {
-  constexpr int V = Pack<A>::kSize;
+template <class A>
+__device__ A nothing() {
+  return -std::numeric_limits<A>::infinity();
+}
+// Where nothing is above -infinity yet, differences to 0 stay -infinity.
+template <class A>
+__device__ A shift_of(A m) {
+  return m == nothing<A>() ? A(0) : m;
+}
+
+// One block a row: one pass for the maximum and the sum of powers, and one that writes d loss / d logits,
+// from shared memory where the row is held there, else from its end, where it is still in the cache. d may be
+// x.
+template <class X, bool whole, bool held, bool may_cap>
+__global__ void __launch_bounds__(kMostThreads, 2)
+    cross_entropy_kernel(Acc<X>* loss, Acc<X>* nll, X* d, const X* x, const int32_t* targets,
+                         const Acc<X>* weights, int n, RowLoss<Acc<X>, may_cap> f) {
+  using A = Acc<X>;
+  constexpr int V = Pack<X>::kSize;
+  extern __shared__ __align__(16) unsigned char shared[];
+  X* own_row = reinterpret_cast<X*>(shared);  // each thread reads back what it wrote itself
   const int64_t row = blockIdx.x;
   const int target = targets[row];
   REQUIRE_ON_DEVICE(target >= -1 && target < n);  // use the tokenizer the model was made for
@@ -47,40 +58,49 @@ __global__ void __launch_bounds__(kMostThreads)
   if (target < 0) {
     if (threadIdx.x == 0) loss[row] = nll[row] = 0;
     if (d != nullptr)
-      for (int j = first; j < n; j += step) store<whole, V>(d + j, Vector<D, V>{}, n - j);
+      for (int j = first; j < n; j += step) store<whole, V>(d + j, Vector<X, V>{}, n - j);
     return;
   }
-  const A at_target = f.capped(x[target]);  // read before anything is overwritten
-  Running<A> mine;
+  const A at_target = f.capped(A(x[target]));  // read before anything is overwritten
+  A largest = nothing<A>(), sum = 0;
   for (int i = 0; i < spans; ++i) {
     const int begin = i * span + first;
-    Vector<A, V> v[kAtOnce];
+    Vector<X, V> v[kAtOnce];
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k)
       if (begin + k * step < n) v[k] = load<whole, V>(x + begin + k * step, n - begin - k * step);
-    A largest = -std::numeric_limits<A>::infinity();
+    const auto values = [&](int k) {
+      auto y = widen<X, V>(v[k]);
 #pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) {
-      const int j = begin + k * step;
-      if (j >= n) continue;
-#pragma unroll
-      for (int e = 0; e < V; ++e) {
-        A& value = v[k].v[e];
-        value = whole || j + e < n ? f.capped(value) : -std::numeric_limits<A>::infinity();
-        largest = value > largest ? value : largest;
-      }
-    }
-    mine.raise_to(largest);
-    const A shift = Running<A>::shift(mine.largest);
+      for (int e = 0; e < V; ++e)
+        y.v[e] = whole || begin + k * step + e < n ? f.capped(y.v[e]) : nothing<A>();
+      return y;
+    };
+    A candidate = nothing<A>();
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
       if (begin + k * step >= n) continue;
+      if constexpr (held) *reinterpret_cast<Vector<X, V>*>(own_row + begin + k * step) = v[k];
+      const auto y = values(k);
 #pragma unroll
-      for (int e = 0; e < V; ++e) mine.sum += vector_math::exp(v[k].v[e] - shift);
+      for (int e = 0; e < V; ++e) candidate = y.v[e] > candidate ? y.v[e] : candidate;
+    }
+    if (candidate > largest) {
+      sum *= Exponential<X>{candidate}(largest);
+      largest = candidate;
+    }
+    const Exponential<X> power{shift_of(largest)};
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      if (begin + k * step >= n) continue;
+      const auto y = values(k);
+#pragma unroll
+      for (int e = 0; e < V; ++e) sum += power(y.v[e]);
     }
   }
-  const A m = block_max(mine.largest);
-  const A sum = block_sum(mine.sum * vector_math::exp(mine.largest - m));
+  const A m = block_max(largest);
+  const Exponential<X> power{m};
+  sum = block_sum(sum * power(largest));
   const A lse = m + std::log(sum), weight = weights == nullptr ? A(1) : weights[row];
   if (threadIdx.x == 0) {
     // Not lse - x: near certainty that difference has no digits left.
@@ -89,28 +109,69 @@ __global__ void __launch_bounds__(kMostThreads)
     loss[row] = weight * (own + f.z_loss * lse * lse);
   }
   if (d == nullptr) return;
-  const A scale = weight * (A(1) + 2 * f.z_loss * lse) / sum;
-  const A tip = at_target * f.inverse_cap, at_tip = weight * (A(1) - tip * tip);
+  const A factor = weight * f.seed, scale = factor * (A(1) + 2 * f.z_loss * lse) / sum;
   for (int i = spans - 1; i >= 0; --i) {
     const int begin = i * span + first;
-    Vector<A, V> v[kAtOnce];
+    const X* from = held ? own_row : x;
+    Vector<X, V> v[kAtOnce];
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k)
-      if (begin + k * step < n) v[k] = load<whole, V>(x + begin + k * step, n - begin - k * step);
+      if (begin + k * step < n) v[k] = load<whole, V>(from + begin + k * step, n - begin - k * step);
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
       const int j = begin + k * step;
       if (j >= n) continue;
-      Vector<D, V> out;
+      auto y = widen<X, V>(v[k]);
 #pragma unroll
       for (int e = 0; e < V; ++e) {
-        const A value = f.capped(v[k].v[e]), t = value * f.inverse_cap;
-        const A slope = scale * vector_math::exp(value - m) * (A(1) - t * t);
-        out.v[e] = static_cast<D>(j + e == target ? slope - at_tip : slope);
+        const A value = f.capped(y.v[e]);
+        y.v[e] = scale * power(value) * f.slope(value);
       }
-      store<whole, V>(d + j, out, n - j);
+      if (target >= j && target < j + V) {
+        const A at_tip = factor * f.slope(at_target);
+#pragma unroll
+        for (int e = 0; e < V; ++e)
+          if (j + e == target) y.v[e] -= at_tip;
+      }
+      store<whole, V>(d + j, narrow<X, V>(y), n - j);
     }
   }
+}
+
+template <class X>
+void cross_entropy_as(const Tensor& loss, const Tensor& nll, const Tensor& gradient, const Tensor& logits,
+                      const Tensor& targets, const Tensor& weights, double softcap, double z_loss,
+                      double seed) {
+  using A = Acc<X>;
+  const int64_t n = logits.dim(1), row_bytes = n * static_cast<int64_t>(sizeof(X));
+  X* d = gradient.defined() ? data<X>(gradient) : nullptr;
+  const bool whole = n % Pack<X>::kSize == 0 && aligned(logits.raw()) && aligned(d);
+  const bool holds = whole && d != nullptr && row_bytes <= kHeldBytes;
+  const auto launch = [&]<bool kWhole, bool kHeld, bool kMayCap>() {
+    const auto kernel = cross_entropy_kernel<X, kWhole, kHeld, kMayCap>;
+    static const bool ready = [=] {
+      if (kHeld)
+        CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kHeldBytes));
+      return true;
+    }();
+    static_cast<void>(ready);
+    kernel<<<static_cast<unsigned>(logits.dim(0)), std::min(row_threads(n), kMostThreads),
+             static_cast<size_t>(kHeld ? row_bytes : 0), stream()>>>(
+        data<A>(loss), data<A>(nll), d, data<const X>(logits), data<const int32_t>(targets),
+        weights.defined() ? data<const A>(weights) : nullptr, static_cast<int>(n),
+        {static_cast<A>(softcap), softcap > 0 ? static_cast<A>(1 / softcap) : A(0), static_cast<A>(z_loss),
+         static_cast<A>(seed)});
+  };
+  if constexpr (std::is_same_v<X, bf16>) {
+    if (softcap == 0 && holds) return launch.template operator()<true, true, false>();
+    if (softcap == 0 && whole) return launch.template operator()<true, false, false>();
+  }
+  if (holds)
+    launch.template operator()<true, true, true>();
+  else if (whole)
+    launch.template operator()<true, false, true>();
+  else
+    launch.template operator()<false, false, true>();
 }
 
 template <class To, class From>
@@ -142,32 +203,13 @@ void add_scaled_as(const Tensor& to, const Tensor& from, const Tensor& scale, bo
 }  // namespace
 
 void cross_entropy(const Tensor& loss, const Tensor& nll, const Tensor& gradient, const Tensor& logits,
-                   const Tensor& targets, const Tensor& weights, double softcap, double z_loss) {
+                   const Tensor& targets, const Tensor& weights, double softcap, double z_loss, double seed) {
   const int64_t n = logits.dim(1);
   if (logits.dim(0) == 0) return;
   CHECK(n < (int64_t{1} << 30), "cross-entropy: a vocabulary of ", n);
-  const auto run = [&]<class A, class D>(A*, D* d) {
-    const RowLoss<A> f{static_cast<A>(softcap), softcap > 0 ? static_cast<A>(1 / softcap) : A(0),
-                       static_cast<A>(z_loss)};
-    const bool whole = n % Pack<A>::kSize == 0 && aligned(logits.raw()) && aligned(d);
-    const auto launch = [&](auto kernel) {
-      kernel<<<static_cast<unsigned>(logits.dim(0)), row_threads(n), 0, stream()>>>(
-          data<A>(loss), data<A>(nll), d, data<const A>(logits), data<const int32_t>(targets),
-          weights.defined() ? data<const A>(weights) : nullptr, static_cast<int>(n), f);
-    };
-    if (whole)
-      launch(cross_entropy_kernel<A, D, true>);
-    else
-      launch(cross_entropy_kernel<A, D, false>);
-  };
-  const auto into = [&]<class A>(A* one) {
-    if (!gradient.defined()) return run(one, static_cast<A*>(nullptr));
-    with_float(gradient.dtype(), [&]<class D>() { run(one, data<D>(gradient)); });
-  };
-  if (logits.dtype() == Dtype::f64)
-    into(static_cast<double*>(nullptr));
-  else
-    into(static_cast<float*>(nullptr));
+  with_float(logits.dtype(), [&]<class X>() {
+    cross_entropy_as<X>(loss, nll, gradient, logits, targets, weights, softcap, z_loss, seed);
+  });
   check_launch("cross_entropy");
 }
 

@@ -52,10 +52,8 @@ class Angles {
   std::vector<A> cos, sin;
 };
 
-}  // namespace
-
-void rotary(const Tensor& y, const Tensor& x, const Tensor& position, double theta, int64_t rotated,
-            double turn) {
+void turn_heads(const Tensor& y, const Tensor& x, const Tensor& position, double theta, int64_t rotated,
+                double turn) {
   const int64_t heads = x.dim(1), width = x.dim(2), pairs = rotated / 2;
   const int32_t* p = position.data<int32_t>();
   with_float(x.dtype(), [&]<class T>() {
@@ -82,6 +80,18 @@ void rotary(const Tensor& y, const Tensor& x, const Tensor& position, double the
       }
     });
   });
+}
+
+}  // namespace
+
+void rotary(const std::vector<RotaryPart>& parts, const Tensor& position, double theta, int64_t rotated,
+            double turn) {
+  for (const RotaryPart& part : parts) {
+    if (part.turns)
+      turn_heads(part.y, part.x, position, theta, rotated, turn);
+    else
+      part.y.copy_from(part.x);
+  }
 }
 
 }  // namespace weft::cpu

@@ -1,4 +1,6 @@
 #include "autograd/ops/scan.h"
+
+#include <algorithm>
 #include "autograd/parallel.h"
 
 namespace weft::cpu {

@@ -1,5 +1,7 @@
 #include "autograd/ops/short_conv.h"
 
+#include <algorithm>
+
 #include "autograd/ops/rows.h"
 #include "autograd/parallel.h"
 

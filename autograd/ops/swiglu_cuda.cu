@@ -1,7 +1,6 @@
 #include "autograd/ops/swiglu.h"
 
-#include "autograd/cuda/rows.cuh"
-#include "autograd/ops/vector_math.h"
+#include "autograd/cuda/rounded_math.cuh"
 
 namespace weft::cuda {
 namespace {
@@ -26,8 +25,7 @@ void swiglu_as(const PitchedRows<T>& y, const PitchedRows<T>& gate, const Pitche
     const auto u = load<true, V>(up.data + row * up.pitch + j, V);
     Vector<T, V> out;
 #pragma unroll
-    for (int e = 0; e < V; ++e)
-      out.v[e] = static_cast<T>(A(g.v[e]) * vector_math::sigmoid(A(g.v[e])) * A(u.v[e]));
+    for (int e = 0; e < V; ++e) out.v[e] = static_cast<T>(A(g.v[e]) * sigmoid_for<T>(A(g.v[e])) * A(u.v[e]));
     store<true, V>(y.data + row * y.pitch + j, out, V);
   });
 }
@@ -44,7 +42,7 @@ void swiglu_backward_as(const PitchedRows<T>& dgate, const PitchedRows<T>& dup, 
     Vector<T, V> to_gate, to_up;
 #pragma unroll
     for (int e = 0; e < V; ++e) {
-      const A x = A(g.v[e]), s = vector_math::sigmoid(x), h = A(d.v[e]);
+      const A x = A(g.v[e]), s = sigmoid_for<T>(x), h = A(d.v[e]);
       to_gate.v[e] = static_cast<T>(h * A(u.v[e]) * s * (A(1) + x * (A(1) - s)));
       to_up.v[e] = static_cast<T>(h * x * s);
     }

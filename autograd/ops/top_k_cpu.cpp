@@ -1,5 +1,6 @@
 #include "autograd/ops/top_k.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 

@@ -1,7 +1,5 @@
 #include "tests/attention/conformance.h"
 
-#include "autograd/ops/reduce.h"
-
 namespace weft {
 
 std::vector<ConformanceCase> conformance_cases() {
@@ -74,19 +72,6 @@ void Subject::take_parameters(const Subject& other) {
   for (size_t i = 0; i < store.entries().size(); ++i)
     store.entries()[i]->master.copy_from(other.store.entries()[i]->working);
   store.refresh_working();
-}
-
-std::vector<Tensor> random_inputs(const Mechanism& mechanism, int64_t tokens, Dtype dtype, uint32_t seed) {
-  std::vector<Tensor> inputs;
-  for (const Input& input : mechanism.inputs()) {
-    Variable x = random_tensor(input_shape(input, mechanism.dims(), tokens), seed++);
-    if (input.domain == Domain::log_decay) x = negate(square(scale(x, 0.5)));
-    if (input.domain == Domain::unit) x = sigmoid(scale(x, 1, input.start));
-    if (input.domain == Domain::positive) x = softplus(scale(x, 1, input.start));
-    if (input.domain == Domain::direction) x = divide(x, sqrt(sum(square(x), -1, true)));
-    inputs.push_back(x.value().to(dtype));
-  }
-  return inputs;
 }
 
 Block block_of(const std::vector<Variable>& inputs, const Layout& layout) {

@@ -32,8 +32,6 @@ struct Subject {
 
 Dimensions small_dimensions(const MechanismEntry& entry);
 
-// Random inputs in their domains for these documents, f64 rounded to dtype.
-std::vector<Tensor> random_inputs(const Mechanism& mechanism, int64_t tokens, Dtype dtype, uint32_t seed = 1);
 Block block_of(const std::vector<Variable>& inputs, const Layout& layout);
 
 // Outputs of a whole forward over a layout on one rank.

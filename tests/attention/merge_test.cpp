@@ -22,6 +22,10 @@ const std::vector<Setting> settings{
     {"softmax, block", {.scale = 0.7, .block = 10}},
     {"softmax, block, not causal", {.scale = 0.7, .causal = false, .block = 70}},
     {"softmax, bias", {.scale = 0.7}, true},
+    {"softmax, bias, not causal", {.scale = 0.7, .causal = false}, true},
+    {"laplace, block, bias, not causal",
+     {.scale = 0.7, .causal = false, .block = 10, .weighting = Weighting::laplace},
+     true},
     {"laplace", {.scale = 0.7, .weighting = Weighting::laplace}},
     {"laplace, alibi, bias", {.scale = 0.7, .alibi = true, .weighting = Weighting::laplace}, true},
     {"laplace, block, bias", {.scale = 0.7, .block = 64, .weighting = Weighting::laplace}, true},
@@ -84,7 +88,8 @@ TEST(MergeOptions, AgainstTheDefinition) {
           for (int64_t d = 0; d < kKey; ++d)
             score += option.scale * q[(i * kHeads + h) * kKey + d] * k[(j * kGroups + group) * kKey + d];
           if (option.alibi) score -= slopes[h] * static_cast<double>(apart);
-          if (s.bias) score += bias[h * kReach + std::min(apart, kReach - 1)];
+          const int64_t behind = option.causal ? 0 : kReach / 2;  // columns for keys behind the query
+          if (s.bias) score += bias[h * kReach + std::clamp(distance + behind, int64_t{0}, kReach - 1)];
           const double w = weight(option.weighting, score);
           total += option.weighting == Weighting::softmax ? w : 1;
           for (int64_t e = 0; e < kValue; ++e) sum[e] += w * v[(j * kGroups + group) * kValue + e];

@@ -2,7 +2,10 @@
 
 #include "attention/moh.h"
 
+#include <algorithm>
+
 #include "attention/flash_attention.h"
+#include "autograd/flops.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/matmul.h"
 #include "autograd/ops/reduce.h"
@@ -175,6 +178,67 @@ TEST(Moh, BalanceLossEvensTheLoad) {
   EXPECT_LT(last.second, 0.4 * first_variation);
   EXPECT_LT(last.first, first_loss);
   EXPECT_NEAR(last.first, 1, 0.1);  // one routed head
+}
+
+// A layer of 8 heads, and what its passes cost. Documents of one token: attention costs the same for each
+// head that is on.
+struct Costs {
+  static constexpr int64_t kTokens = 200, kWidth = 16;
+  explicit Costs(int64_t on, bool one_head = false)
+      : subject({.heads = 8, .kv_heads = 8, .key = 6, .value = 4, .width = kWidth}, Dtype::f64,
+                [&](const Dimensions& d, const ParameterScope& scope) {
+                  return std::make_unique<Moh>(MohConfig{.top_k = on}, d, scope);
+                }) {
+    if (!one_head) return;
+    edit<double>(subject.store.find("router.routed")->working, [](double* w) { w[3 * kWidth] += 100; });
+  }
+  static Tensor inputs() {
+    const Tensor x = random_tensor({kTokens, kWidth}, 1);
+    edit<double>(x, [](double* values) {
+      for (int64_t i = 0; i < kTokens; ++i) values[i * kWidth] = 1;
+    });
+    return x;
+  }
+  double train() {
+    const double before = counted_flops();
+    run_with_gradients(subject, whole_documents(std::vector<int64_t>(kTokens, 1)), {inputs()});
+    return counted_flops() - before;
+  }
+  // One more token of a document.
+  double decode() const {
+    Stream stream;
+    const Layout past = whole_documents({4}), next = make_layout({{0, 4, 5}});
+    LocalCrossing prefill(past, &stream);
+    subject.mechanism->forward({{inputs().rows(0, 4)}, past.position, past.document}, prefill);
+    LocalCrossing step(next, &stream);
+    const double before = counted_flops();
+    subject.mechanism->forward({{inputs().rows(4, 5)}, next.position, next.document}, step);
+    return counted_flops() - before;
+  }
+  Subject subject;
+};
+
+TEST(Moh, ComputeFallsWithTheActiveShare) {
+  constexpr double kHead = 2.0 * Costs::kWidth * (6 + 4);  // query and output of one token
+  for (const bool decoding : {false, true}) {
+    const auto cost = [&](int64_t on) { return decoding ? Costs(on).decode() : Costs(on).train(); };
+    const double head = cost(2) - cost(1), rest = cost(1) - head;
+    for (const int64_t on : {3, 4, 8}) EXPECT_EQ(cost(on), rest + static_cast<double>(on) * head) << on;
+    EXPECT_GE(head, decoding ? kHead : 3 * Costs::kTokens * kHead);
+    // Keys and values of all heads, and the router.
+    EXPECT_EQ(rest, (decoding ? 1 : 3 * Costs::kTokens) * (8 * kHead + 2.0 * Costs::kWidth * 8));
+  }
+}
+
+TEST(Moh, KeysThatNobodyLooksAtAreLeftOut) {
+  constexpr double kHead = 2.0 * Costs::kWidth * (6 + 4);  // key and value of one token
+  Costs one(1, true);
+  EXPECT_EQ(Costs(1).train() - one.train(), 3 * Costs::kTokens * 7 * kHead);
+  EXPECT_EQ(Costs(1).decode(), one.decode()) << "a later token may look at them";
+  const Layout layout = whole_documents({Costs::kTokens});
+  const Tensor y = run_whole(*one.subject.mechanism, layout, {Costs::inputs()});
+  EXPECT_LE(difference(y, reference_by_document(*one.subject.mechanism, block_of({Costs::inputs()}, layout))),
+            tolerance::of(Dtype::f64));
 }
 
 TEST(Moh, RefusesMoreHeadsThanThereAre) {

@@ -2,6 +2,7 @@
 
 #include "attention/sparsek.h"
 
+#include <algorithm>
 #include <set>
 
 #include "tests/attention/conformance.h"

@@ -15,6 +15,7 @@
 #include "distributed/environment.h"
 #include "distributed/exit_code.h"
 #include "distributed/mpi_comm.h"
+#include "tools/launcher_notes.h"
 
 namespace weft {
 namespace {
@@ -55,6 +56,27 @@ class Folder {
   std::string path_;
 };
 
+TEST(LauncherNotes, OnlyThoseOfAProcessThatEndedAreLeftOut) {
+  const std::string rule(74, '-');
+  const std::string note =
+      rule + "\nprterun noticed that process rank 0 with PID 7 on node n exited on\nsignal 9.\n" + rule +
+      "\n";
+  const std::string other = rule + "\nThere are not enough slots available in the system.\n" + rule + "\n";
+  const std::string said = "step: 1\n--help\n\nweft: the loss is nan\n";
+  for (const size_t piece : {1, 7, 1000}) {
+    LauncherNotes notes;
+    const std::string all = said + note + other + "no newline\r50%\n" + note + "-----";
+    std::string shown;
+    for (size_t i = 0; i < all.size(); i += piece)
+      shown += notes.pass(std::string_view(all).substr(i, piece));
+    EXPECT_EQ(shown + notes.rest(), said + other + "no newline\r50%\n-----") << piece;
+  }
+  LauncherNotes notes;
+  EXPECT_EQ(notes.pass("50%"), "50%") << "a line that is no note does not wait for its end";
+  EXPECT_EQ(notes.pass("\n" + rule + "\nleft open"), "\n");
+  EXPECT_EQ(notes.rest(), rule + "\nleft open");
+}
+
 TEST(LaunchCommand, OpenMpi4And5) {
   LaunchHost host = open_mpi(4);
   EXPECT_EQ(shown({4, "auto", {}, ""}, host),
@@ -63,10 +85,9 @@ TEST(LaunchCommand, OpenMpi4And5) {
             "weft train r.yaml 'run=a b'");
   host = open_mpi(5);
   host.root = true;
-  EXPECT_EQ(
-      shown({3, "mpirun", {"--hostfile", "h"}, ""}, host),
-      "OMP_NUM_THREADS=2 mpirun -n 3 --quiet --bind-to none --map-by :OVERSUBSCRIBE --allow-run-as-root "
-      "-x OMP_NUM_THREADS -x WEFT_LAUNCH --hostfile h weft train r.yaml 'run=a b'");
+  EXPECT_EQ(shown({3, "mpirun", {"--hostfile", "h"}, ""}, host),
+            "OMP_NUM_THREADS=2 mpirun -n 3 --bind-to none --map-by :OVERSUBSCRIBE --allow-run-as-root "
+            "-x OMP_NUM_THREADS -x WEFT_LAUNCH --hostfile h weft train r.yaml 'run=a b'");
 }
 
 TEST(LaunchCommand, MpichAndSlurm) {

@@ -4,6 +4,8 @@
 #include <nlohmann/json.hpp>
 
 #include "autograd/ops/arrange.h"
+
+#include <algorithm>
 #include "tests/attention/conformance.h"
 #include "tests/tools/apply_files.h"
 #include "tools/apply.h"
@@ -154,7 +156,9 @@ TEST(ApplyCommand, Metadata) {
   EXPECT_EQ(m.at("format"), "pt");
   EXPECT_EQ(m.at("weft"), "apply/1");
   EXPECT_EQ(m.at("mechanism"), "lightning");
-  EXPECT_EQ(m.at("path"), "derived");
+  EXPECT_EQ(m.at("path"), best_device() == Device::cuda ? "fused" : "derived");
+  EXPECT_EQ(metadata({"lightning", "--dtype", "f64"}).at("path"), "derived") << "no kernel computes in f64";
+  EXPECT_EQ(metadata({"lightning", "--segments", "2"}).at("path"), "derived") << "a scan over ranks";
   EXPECT_EQ(Json::parse(m.at("attributes")),
             Json({{"scale", 0.5}, {"chunk", 64}, {"feature_map", "identity"}, {"normalize", false}}));
   EXPECT_EQ(metadata({"lightning", "--reference"}).at("path"), "reference");

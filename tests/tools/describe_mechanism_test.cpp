@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "attention/linear_attention.h"
 #include "tools/command.h"
 
 namespace weft {
@@ -32,7 +33,8 @@ bool has(const std::vector<std::string>& list, const char* word) {
 TEST(DescribeMechanism, Softmax) {
   const MechanismFacts f = facts_of("softmax");
   EXPECT_EQ(f.kinds(), Words{"merge"});
-  EXPECT_STREQ(f.form(), "fused");
+  EXPECT_STREQ(form_on(Device::cpu, f.calls), "fused");
+  EXPECT_STREQ(form_on(Device::cuda, f.calls), "fused");
   EXPECT_TRUE(f.causal && f.bidirectional && f.streaming);
   EXPECT_EQ(f.calls[0].bytes, 4 * (6 + 10) * 2) << "key and value of a token, in bf16";
   EXPECT_EQ(f.state_bytes, 100 * (4 * (6 + 10) * 2 + 4 + 4)) << "and its position and document";
@@ -58,7 +60,7 @@ TEST(DescribeMechanism, TheOtherForm) {
 TEST(DescribeMechanism, Linear) {
   const MechanismFacts f = facts_of("linear");
   EXPECT_EQ(f.kinds(), Words{"scan"});
-  EXPECT_STREQ(f.form(), "derived");
+  EXPECT_STREQ(form_on(Device::cpu, f.calls), "derived");
   EXPECT_EQ(f.state_bytes, 4 * 6 * 10 * 4 + 4 * 4) << "S and the decay of each head, in f32";
   EXPECT_EQ(f.calls[0].bytes, f.state_bytes);
   EXPECT_FALSE(f.bidirectional);
@@ -71,6 +73,39 @@ TEST(DescribeMechanism, SlidingWindow) {
   EXPECT_GT(f.calls[0].bytes, 0);
   EXPECT_LT(f.state_bytes, facts_of("sliding_window", 100, {"window=50"}).state_bytes);
   EXPECT_EQ(f.state_bytes, facts_of("sliding_window", 200, {"window=5"}).state_bytes);
+}
+
+// Nothing is run there to learn it: this passes on a machine without a GPU.
+TEST(DescribeMechanism, WhatIsAKernelOnAGpu) {
+#ifdef WEFT_CUDA
+  const char* linear = "fused";
+#else
+  const char* linear = "derived";
+#endif
+  for (const char* id : {"linear", "lightning", "simple_gla"}) {
+    EXPECT_STREQ(form_on(Device::cuda, facts_of(id).calls), linear) << id;
+    EXPECT_STREQ(form_on(Device::cuda, learn(find_mechanism(id), {.dims = kDims, .dtype = Dtype::f64}).calls),
+                 "derived")
+        << id << ": there is no kernel for f64";
+  }
+  EXPECT_STREQ(form_on(Device::cuda, facts_of("sliding_window").calls), "fused");
+  for (const Device device : {Device::cpu, Device::cuda})
+    EXPECT_STREQ(form_on(device, facts_of("titans").calls), "derived");
+}
+
+TEST(DescribeMechanism, AKernelOfOneDevice) {
+  const Layout layout = whole_documents({3});
+  LocalCrossing local(layout);
+  RecordingCrossing recording(local);
+  Scan scan = linear_scan(1, 4, false, 1, 2, 2, Dtype::f32, Device::cpu);
+  scan.kernel = {[](Device device) { return device == Device::cuda; },
+                 [](const Block&, const Layout&, const State&, bool) -> Scan::Ran {
+                   throw Error(Exit::internal, "the kernel of another device was called");
+                 }};
+  const Variable x = full({3, 1, 2}, 1, Dtype::f32);
+  recording(scan, {{x, x, x}, layout.position, layout.document});
+  EXPECT_STREQ(form_on(Device::cpu, recording.calls()), "derived");
+  EXPECT_STREQ(form_on(Device::cuda, recording.calls()), "fused");
 }
 
 TEST(DescribeMechanism, Based) {

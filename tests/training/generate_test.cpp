@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include "tests/training/tiny_run.h"
+
+#include <algorithm>
 #include "training/checkpoint/safetensors.h"
 
 namespace weft {

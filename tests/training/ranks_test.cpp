@@ -277,5 +277,24 @@ TEST(Ranks, RoutersLearnTheSame) {
               1e-3 * one.json()["grad_norm"].get<double>());
 }
 
+// The balance loss is one of a micro-batch, so the ranks that share micro-batches out change nothing.
+TEST(Ranks, RoutersOfDataRanksLearnTheSame) {
+  const TinyRun tiny;
+  const Words words{"model.layers=[moh*2]",
+                    "model.heads=4",
+                    "model.mechanisms.moh.balance_weight=1",
+                    "steps=2",
+                    "context=64",
+                    "batch_tokens=256",
+                    "micro_tokens=64"};
+  const Ran one = tiny.train(words + Words{"run=runs/one"});
+  const Ran two = tiny.launch(2, words + Words{"run=runs/two", "mesh.dp=2", "mesh.cp=1"});
+  ASSERT_EQ(one.code, 0) << one.err;
+  ASSERT_EQ(two.code, 0) << two.err;
+  EXPECT_NEAR(two.json()["loss"].get<double>(), one.json()["loss"].get<double>(), 1e-5);
+  EXPECT_NEAR(two.json()["grad_norm"].get<double>(), one.json()["grad_norm"].get<double>(),
+              1e-4 * one.json()["grad_norm"].get<double>());
+}
+
 }  // namespace
 }  // namespace weft

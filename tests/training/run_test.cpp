@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <set>
@@ -78,7 +79,7 @@ TEST(Run, FinishedOneKeepsItsContract) {
   EXPECT_EQ(steps.back()["val_bpb"], json["val_bpb"]);
   EXPECT_EQ(tiny.events("checkpoint").size(), 4u);
   EXPECT_EQ(tiny.events("sample").size(), 1u);
-  EXPECT_EQ(tiny.weights_hash_at(20), json["weights_hash"]);
+  EXPECT_EQ(json["weights_hash"], tiny.weights_hash_at(20));
 
   // The resolved recipe is a recipe, and the same one.
   const Recipe resolved = load_recipe(tiny.run() + "/recipe.yaml");

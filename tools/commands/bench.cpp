@@ -163,7 +163,7 @@ int run_bench(const Words& words) {
       "bench", "WHAT [MECHANISM...]",
       "Times in f32 on the CPU. WHAT is\n"
       "  cpu      matrix products, attention and whole training steps\n"
-      "  heads    attention with some heads of each token off\n"
+      "  heads    attention and layers of MoH with some heads of each token off\n"
       "  length   mechanisms, forward and backward, on 32768 tokens as short documents and as long ones;\n"
       "           by default those that should cost the same");
   flags.add("--ms", milliseconds, "N", "measure each row for so many milliseconds; 0: once, cold",

@@ -51,9 +51,9 @@ Json describe(const MechanismEntry& entry, const std::string& root) {
     wrong = error.what();
   }
   const MechanismFacts facts = learn(entry, size);
-  Json devices = {{"cpu", facts.form()}, {"cuda", nullptr}};
+  Json devices = {{"cpu", form_on(Device::cpu, facts.calls)}, {"cuda", nullptr}};
 #ifdef WEFT_CUDA
-  devices["cuda"] = facts.form();
+  devices["cuda"] = form_on(Device::cuda, facts.calls);
 #endif
   Json row = {{"id", entry.id},
               {"aliases", entry.aliases},

@@ -1,5 +1,6 @@
 // `weft report`: runs laid side by side, on one page.
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 

@@ -3,6 +3,7 @@
 
 #include "attention/flash_attention.cuh"
 
+#include <algorithm>
 #include <cstdio>
 #include <vector>
 

@@ -9,7 +9,7 @@ using namespace weft::cuda;
 
 // As in linear_attention.py.
 struct Arguments {
-  int64_t tokens, documents, heads, d_k, d_v, is_f32, gated, path;
+  int64_t tokens, documents, heads, d_k, d_v, is_f32, gate, path;
   double scale;
   const int* offsets;
   const float* log_decay;
@@ -26,7 +26,7 @@ LinearAttention shape_of(const Arguments& a) {
   p.tokens = a.tokens, p.documents = int(a.documents), p.offsets = a.offsets, p.heads = int(a.heads);
   p.d_k = int(a.d_k), p.d_v = int(a.d_v), p.dtype = a.is_f32 ? Dtype::f32 : Dtype::bf16,
   p.scale = float(a.scale);
-  p.log_decay = a.log_decay, p.gated = a.gated != 0, p.path = Path(a.path);
+  p.log_decay = a.log_decay, p.gate = Gate(a.gate), p.path = Path(a.path);
   return p;
 }
 

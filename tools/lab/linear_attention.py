@@ -28,6 +28,13 @@ GATES = {
     "gated tens": lambda x: torch.nn.functional.logsigmoid(x) / 16,
     "gated hundreds": lambda x: torch.nn.functional.logsigmoid(x + 6),
 }
+# The same for each channel of the keys; the last forgets some channels at once and the rest hardly.
+CHANNEL_GATES = {
+    "channels": GATES["gated"],
+    "channels tens": GATES["gated tens"],
+    "channels hundreds": GATES["gated hundreds"],
+    "channels reset": lambda x: torch.where(x > 1.5, -1000.0, torch.where(x < -2, -torch.inf, -0.01)),
+}
 
 
 class Rows(ctypes.Structure):
@@ -36,7 +43,7 @@ class Rows(ctypes.Structure):
 
 class Arguments(ctypes.Structure):
     _fields_ = (
-        [(n, ctypes.c_int64) for n in "tokens documents heads d_k d_v is_f32 gated path".split()]
+        [(n, ctypes.c_int64) for n in "tokens documents heads d_k d_v is_f32 gate path".split()]
         + [("scale", ctypes.c_double), ("offsets", ctypes.c_void_p), ("log_decay", ctypes.c_void_p)]
         + [(n, Rows) for n in "q k v d_o o d_q d_k_rows d_v_rows".split()]
         + [
@@ -80,7 +87,7 @@ class Problem:
         seed=0,
     ):
         torch.manual_seed(seed)
-        self.gated = decay in GATES
+        self.gate = 1 if decay in GATES else 2 if decay in CHANNEL_GATES else 0
         self.lengths, self.heads, self.d_k, self.d_v, self.decay = lengths, heads, d_k, d_v, decay
         n, self.tokens = sum(lengths), sum(lengths)
         self.scale = d_k**-0.5 if scale is None else scale
@@ -106,8 +113,10 @@ class Problem:
         self.g = None
         if decay == "fixed":
             self.g = -torch.exp2(-8.0 * torch.arange(1, heads + 1, device="cuda") / heads).float()
-        elif self.gated:
+        elif self.gate == 1:
             self.g = GATES[decay](torch.randn(n, heads, device="cuda")).contiguous()
+        elif self.gate == 2:
+            self.g = CHANNEL_GATES[decay](torch.randn(n, heads, d_k, device="cuda")).contiguous()
         shape = (len(lengths), heads, d_k, d_v)
         self.s0 = torch.randn(shape, device="cuda") if states else None
         self.d_s1 = torch.randn(shape, device="cuda") if states else None
@@ -134,9 +143,9 @@ class Problem:
         out["dv"], out["ds0"] = poison(self.tokens, self.heads, self.d_v, dtype=dtype), poison(
             *shape, dtype=torch.float32
         )
-        if self.gated:
-            out["dg"] = poison(self.tokens, self.heads, dtype=torch.float32)
-            out["workspace"] = torch.empty(library.workspace(ctypes.byref(a)) // 4, device="cuda")
+        if self.gate:
+            out["dg"] = poison(*self.g.shape, dtype=torch.float32)
+            out["workspace"] = poison(library.workspace(ctypes.byref(a)) // 4, dtype=torch.float32)
         a.o, a.d_q, a.d_k_rows, a.d_v_rows = (rows(out[n]) for n in ("o", "dq", "dk", "dv"))
         a.final_state, a.d_initial_state = pointer(out["s1"]), pointer(out["ds0"])
         a.d_log_decay, a.workspace = pointer(out.get("dg")), pointer(out.get("workspace"))
@@ -152,7 +161,7 @@ class Problem:
             self.d_k,
             self.d_v,
             self.q.dtype == torch.float32,
-            self.gated,
+            self.gate,
             PATHS[path],
             self.scale,
         )
@@ -177,19 +186,19 @@ class Problem:
         s0 = (zero if self.s0 is None else self.s0.double()).clone().requires_grad_()
         g = torch.zeros(self.tokens, self.heads, device="cuda", dtype=torch.float64)
         if self.g is not None:
-            g = (self.g.double() if self.gated else self.g.double().expand(self.tokens, -1)).clone()
-        g.requires_grad_()
+            g = (self.g.double() if self.gate else self.g.double().expand(self.tokens, -1)).clone()
+        g = g.clamp_min(-1e4).requires_grad_()  # finite, so that differences are
         at, outs, ends = 0, [], []
         for doc, t in enumerate(self.lengths):
             q, k, v = (leaves[n][at : at + t].transpose(0, 1) for n in ("q", "k", "v"))
-            c = g[at : at + t].cumsum(0).T  # (heads, t)
-            mask = torch.ones(t, t, device="cuda", dtype=torch.bool).tril()
-            decay = (c[:, :, None] - c[:, None, :]).masked_fill(~mask, -math.inf).exp()
-            outs.append(
-                (((q @ k.mT) * decay) @ v + c.exp()[..., None] * (q @ s0[doc])).transpose(0, 1) * self.scale
-            )
-            last = c[:, -1:] if t else torch.zeros(self.heads, 1, device="cuda", dtype=torch.float64)
-            ends.append(last.exp()[..., None] * s0[doc] + ((last - c).exp()[..., None] * k).mT @ v)
+            own = g[at : at + t] if self.gate == 2 else g[at : at + t, :, None]
+            c = own.cumsum(0).transpose(0, 1)  # (heads, t, d_k or 1)
+            mask = torch.ones(t, t, device="cuda", dtype=torch.bool).tril()[:, :, None]
+            decay = (c[:, :, None] - c[:, None]).masked_fill(~mask, -math.inf).exp()
+            scores = torch.einsum("hid,hjd,hijd->hij", q, k, decay) if self.gate == 2 else (q @ k.mT) * decay[..., 0]
+            outs.append((scores @ v + (c.exp() * q) @ s0[doc]).transpose(0, 1) * self.scale)
+            last = c[:, -1:] if t else torch.zeros_like(s0[doc, :, :1, :1])
+            ends.append(last.exp().mT * s0[doc] + ((last - c).exp() * k).mT @ v)
             at += t
         o, s1 = torch.cat(outs), torch.stack(ends)
         loss = (o * self.d_o.double()).sum()
@@ -260,6 +269,29 @@ def lengths():
     print("lengths:", "PASS" if good else "FAIL")
 
 
+def channels():
+    """A gate for each channel: the definition, every length, a long text, equal bits."""
+    good = True
+    for dtype, path, limit in ((torch.float32, "plain", 2e-5), (BF16, "plain", 4e-3), (BF16, "mma", 8e-3)):
+        for d_k, d_v in [(64, 64), (128, 128), (64, 128), (128, 64)] if path == "mma" else [(64, 64), (48, 80)]:
+            for decay in CHANNEL_GATES:
+                p = Problem([300, 0, 1, 129, 64, 77], 2, d_k, d_v, decay, dtype, packed=True)
+                out = p.call(path)
+                torch.cuda.synchronize()
+                label = f"{path} {str(dtype)[6:]} {d_k}x{d_v} {decay}"
+                good &= show(label, errors(out, p.definition()), limit)
+    for d in (64, 128):
+        p = Problem(list(range(1, 257)), 1, d, d, "channels")
+        good &= show(f"mma T 1..256 {d}x{d}", errors(p.call("mma"), p.f32().call("plain")), 8e-3)
+    for decay in CHANNEL_GATES:
+        p = Problem([8192], 4, 128, 128, decay, states=False, equal=True)
+        good &= show(f"mma T 8192 {decay}", errors(p.call("automatic"), p.f32().call("plain")), 8e-3)
+    first = {n: x.clone() for n, x in p.call("mma").items()}
+    same = all(torch.equal(first[n].nan_to_num(7), x.nan_to_num(7)) for n, x in p.call("mma").items())
+    print("same bits twice:", same)
+    print("channels:", "PASS" if good and same else "FAIL")
+
+
 def median_ms(run, repeat=50, warm=5):
     for _ in range(warm):
         run()
@@ -278,14 +310,14 @@ SHAPES = [(8, 8192, 16, 128, 128), (2, 16384, 16, 128, 128)]
 MORE = [(4, 4096, 64, 128, 128), (8, 8192, 16, 64, 64), (8, 2048, 32, 256, 256), (1, 256, 16, 64, 64)]
 
 
-def timings(shapes=SHAPES, paths=("wgmma",)):
+def timings(shapes=SHAPES, paths=("wgmma",), decays=("none", "fixed", "gated")):
     print(torch.cuda.get_device_name(), "copy TB/s:", end=" ")
     x = torch.empty(1 << 30, dtype=torch.int8, device="cuda")
     y = torch.empty_like(x)
     print(f"{2 * x.numel() / median_ms(lambda: y.copy_(x), 20) / 1e9:.2f}", flush=True)
     del x, y
     for b, t, h, d_k, d_v in shapes:
-        for decay in ("none", "fixed", "gated"):
+        for decay in decays:
             for path in paths:
                 sets = [
                     Problem([t] * b, h, d_k, d_v, decay, states=False, equal=True, seed=i) for i in range(2)
@@ -325,9 +357,9 @@ def simple_gla(p):
     q, k, v, g_o = (
         x.view(b, t, p.heads, -1).clone().requires_grad_(i < 3) for i, x in enumerate((p.q, p.k, p.v, p.d_o))
     )
-    gate = p.g.view(b, t, p.heads).clone().requires_grad_() if p.gated else None
-    how = dict(g=gate) if p.gated else dict(g_gamma=p.g)
-    inputs = [q, k, v] + ([gate] if p.gated else [])
+    gate = p.g.view(b, t, p.heads).clone().requires_grad_() if p.gate else None
+    how = dict(g=gate) if p.gate else dict(g_gamma=p.g)
+    inputs = [q, k, v] + ([gate] if p.gate else [])
 
     def forward():
         return chunk_simple_gla(q, k, v, scale=p.scale, **how)[0]
@@ -391,6 +423,10 @@ if __name__ == "__main__":
         {
             "check": check,
             "lengths": lengths,
+            "channels": channels,
+            "time_channels": lambda: timings(
+                [*SHAPES, (8, 8192, 16, 64, 64), (4, 4096, 32, 64, 128)], ("automatic",), ("channels",)
+            ),
             "time": timings,
             "peer": peer,
             "peer_gated": lambda: peer(("gated",)),

@@ -18,7 +18,7 @@ class Block(nn.Module):
     def __init__(self, width, heads, ffn):
         super().__init__()
         self.heads = heads
-        self.norm1, self.norm2 = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.norm1, self.norm2 = nn.RMSNorm(width, eps=1e-6), nn.RMSNorm(width, eps=1e-6)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         self.up = nn.Linear(width, 2 * ffn, bias=False)
@@ -43,7 +43,7 @@ class Model(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(vocab, width)
         self.blocks = nn.ModuleList(Block(width, heads, ffn) for _ in range(layers))
-        self.norm = nn.RMSNorm(width)
+        self.norm = nn.RMSNorm(width, eps=1e-6)
         half = width // heads // 2
         angle = torch.outer(torch.arange(context), 10000.0 ** (-torch.arange(half) / half))
         self.register_buffer("cos", angle.cos())

@@ -23,7 +23,8 @@ inline std::string reason() {
   return message.empty() ? "HDF5 gives no reason" : message;
 }
 
-// Hold the result while calling HDF5: not every build of the library is safe with threads. No error printing,
+// Hold the result while calling HDF5, closing handles included: not every build of the library is safe with
+// threads, and files of data are read while checkpoints are written. No error printing,
 // and no clean-up at exit, which would try again to flush files whose writing has failed.
 [[nodiscard]] inline std::unique_lock<std::mutex> enter() {
   static std::mutex mutex;

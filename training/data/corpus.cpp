@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "autograd/check.h"
+#include "training/data/token_folder.h"
 
 namespace weft {
 
@@ -29,6 +30,7 @@ std::vector<std::string> matches(const std::string& pattern) {
   std::error_code unreadable;
   std::vector<std::string> found;
   if (fs::is_directory(pattern, unreadable)) {
+    if (const auto shards = training_shards(pattern)) return *shards;
     for (const auto& entry : fs::directory_iterator(pattern))
       if (entry.is_regular_file() && !entry.path().filename().string().starts_with('.'))
         found.push_back(entry.path());
@@ -97,6 +99,8 @@ void Corpus::append(int64_t begin, int64_t end, std::vector<int32_t>& tokens, st
 Corpus open_corpus(const std::vector<std::string>& patterns, const SourceOptions& options) {
   std::vector<Span> spans;
   for (const std::string& path : expand_paths(patterns)) {
+    if (options.tokenizer != nullptr && path.ends_with(".bin"))
+      require_same_tokenizer(path, *options.tokenizer);
     const std::shared_ptr<const TokenSource> source = open_source(path, options);
     for (int64_t d = 0; d < source->documents(); ++d) spans.push_back({source, d, 0, source->length(d)});
   }

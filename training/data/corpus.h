@@ -11,8 +11,8 @@
 namespace weft {
 
 // The files that paths and patterns (glob) name: patterns in the order given, each sorted by bytes, a folder
-// stands for the files in it, and a file named twice counts once. A Megatron pair is named by its prefix.
-// Errors: Exit::data when a pattern matches no file.
+// stands for the files in it (of `weft tokenize`: the shards to train on), and a file named twice counts
+// once. A Megatron pair is named by its prefix. Errors: Exit::data when a pattern matches no file.
 std::vector<std::string> expand_paths(const std::vector<std::string>& patterns);
 
 // A run of one document. Context, states and masks never reach over its ends.

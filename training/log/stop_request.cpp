@@ -20,7 +20,8 @@ constexpr int64_t same_request_ns = 250'000'000;
 
 constexpr std::array stop_signals{SIGTERM, SIGINT, SIGUSR1, SIGHUP};
 
-std::atomic<bool> installed{false}, announced{false};
+std::atomic<bool> announced{false};
+std::atomic<int> depth{0};
 std::atomic<int> first_signal{0};
 std::atomic<int64_t> first_time{0};
 static_assert(std::atomic<int>::is_always_lock_free && std::atomic<int64_t>::is_always_lock_free &&
@@ -56,11 +57,10 @@ void on_signal(int signal) {
 
 }  // namespace
 
-StopRequest::StopRequest(bool announce) {
-  CHECK(!installed.exchange(true), "StopRequest: there is one already");
+StopRequest::StopRequest(bool announce) : announced_before_(announced.exchange(announce)) {
+  if (depth++ > 0) return;
   first_signal = 0;
   first_time = 0;
-  announced = announce;
   struct sigaction action {};
   action.sa_handler = on_signal;
   action.sa_flags = SA_RESTART;  // reads and writes go on
@@ -77,9 +77,10 @@ StopRequest::StopRequest(bool announce) {
 }
 
 StopRequest::~StopRequest() {
+  announced = announced_before_;
+  if (--depth > 0) return;
   for (size_t i = 0; i < stop_signals.size(); ++i) ::sigaction(stop_signals[i], &before[i], nullptr);
   ::sigaction(SIGXFSZ, &before_size_limit, nullptr);
-  installed = false;
 }
 
 int StopRequest::signal() const { return first_signal; }

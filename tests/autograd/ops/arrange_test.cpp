@@ -1,8 +1,11 @@
 #include "autograd/ops/arrange.h"
 
+#include <algorithm>
 #include <numeric>
 
 #include "autograd/layout.h"
+#include "autograd/ops/elementwise.h"
+#include "autograd/ops/rotary.h"
 #include "autograd/ops/triangle.h"
 #include "tests/autograd/ops/op_checks.h"
 
@@ -65,6 +68,33 @@ TEST(Arrange, SplitColumnsGathersOneGradient) {
   };
   expect_gradients(f, {random_tensor({3, 7}, 1)});
   EXPECT_FALSE(split_columns(random_tensor({3, 7}, 1), {3, 4})[0].value().dense());
+}
+
+// Parts as heads; one used twice, one through an op that writes where its gradient lies (rotary), one not.
+TEST(Arrange, SplitColumnsIntoHeads) {
+  const Tensor position = from_ints({4, 0, 9});
+  const auto f = [&](const std::vector<Variable>& u) {
+    const auto parts = split_columns(u[0], {Shape{3, 2, 4}, Shape{3, 1, 4}, Shape{3, 5}});
+    EXPECT_EQ(parts[1].shape(), (Shape{3, 1, 4}));
+    const auto turned = rotary({parts[0]}, {parts[1]}, position);
+    return std::vector{turned[0], turned[1], scale(parts[0], 3), square(parts[2])};
+  };
+  expect_op(f, {random_tensor({3, 17}, 1)});
+  EXPECT_THROW(split_columns(random_tensor({3, 7}, 1), {Shape{3, 3}, Shape{4, 4}}), Error);
+}
+
+// What is written where its gradient lies is passed on without a copy, and alone.
+TEST(Arrange, JoinedGradientsAreNotCopied) {
+  Tape tape;
+  const Variable x = tape.input(random_tensor({6, 8}, 1));
+  const auto parts = split_columns(x, {Shape{6, 1, 4}, Shape{6, 1, 4}});
+  const auto y = rotary(parts, {}, from_ints({0, 1, 2, 3, 4, 5}));
+  const Tensor seed = random_tensor({6, 1, 4}, 2);
+  const int64_t before = memory_report(default_device()).bytes;
+  reset_peak(default_device());
+  tape.backward(y, {seed, seed});
+  EXPECT_LE(memory_report(default_device()).peak_bytes - before, 6 * 8 * 8 + 1024);
+  EXPECT_TRUE(tape.gradient(x).dense());
 }
 
 TEST(Arrange, GatherRowsWithRepeatsAndBlanks) {

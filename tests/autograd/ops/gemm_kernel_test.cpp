@@ -2,6 +2,8 @@
 
 #include "autograd/ops/gemm_kernel.h"
 
+#include <algorithm>
+
 #include "autograd/philox.h"
 #include "tests/autograd/test_tensors.h"
 

@@ -1,3 +1,5 @@
+#include "autograd/ops/add_rms_norm.h"
+#include "autograd/ops/elementwise.h"
 #include "autograd/ops/layer_norm.h"
 #include "autograd/ops/rms_norm.h"
 #include "tests/autograd/ops/op_checks.h"
@@ -51,6 +53,45 @@ TEST(Norms, GradientsAtRandomGains) {
   }
   expect_op([](const std::vector<Variable>& v) { return std::vector{layer_norm(v[0], {}, v[1])}; },
             {random_tensor({4, 7}, 1), random_tensor({7}, 2)});
+}
+
+std::vector<Variable> sum_and_norm(const std::vector<Variable>& v) {
+  const SumAndNorm y = add_rms_norm(v[0], v[1], v.size() > 2 ? v[2] : Variable(), 1e-3);
+  return {y.sum, y.norm};
+}
+std::vector<Variable> sum_then_norm(const std::vector<Variable>& v) {
+  const Variable sum = add(v[0], v[1]);
+  return {sum, rms_norm(sum, v.size() > 2 ? v[2] : Variable(), 1e-3)};
+}
+
+// Widths of one vector a thread, of three and of four, and of more than registers hold; odd ones.
+TEST(AddRmsNorm, SameBitsAsTheTwoOps) {
+  for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16})
+    for (const Shape& shape : {Shape{4, 7}, Shape{37, 64}, Shape{70, 768}, Shape{33, 1000}, Shape{35, 2048},
+                               Shape{3, 2, 33}, Shape{2, 20000}, Shape{0, 4}}) {
+      const std::vector<Tensor> inputs{random_tensor(shape, 1, dtype), random_tensor(shape, 2, dtype),
+                                       random_tensor({shape[-1]}, 3, dtype)};
+      for (const size_t count : {2, 3}) {
+        const std::vector<Tensor> some(inputs.begin(), inputs.begin() + static_cast<std::ptrdiff_t>(count));
+        const std::vector<Tensor> one = outputs_and_gradients(sum_and_norm, some),
+                                  two = outputs_and_gradients(sum_then_norm, some);
+        for (size_t i = 0; i < two.size(); ++i)
+          EXPECT_TRUE(same_bits(one[i], two[i])) << shape << name_of(dtype) << " result " << i;
+      }
+    }
+}
+
+TEST(AddRmsNorm, Gradients) {
+  for (const Shape& shape : {Shape{4, 7}, Shape{3, 2, 33}, Shape{1, 1}, Shape{0, 4}}) {
+    expect_op(sum_and_norm, {random_tensor(shape, 1), random_tensor(shape, 2)});
+    expect_op(sum_and_norm,
+              {random_tensor(shape, 1), random_tensor(shape, 2), random_tensor({shape[-1]}, 3)});
+  }
+  // The norm alone is used, as at the end of a model; or the sum alone.
+  for (const size_t which : {0, 1})
+    expect_op([&](const std::vector<Variable>& v) { return std::vector{sum_and_norm(v)[which]}; },
+              {random_tensor({4, 7}, 1), random_tensor({4, 7}, 2), random_tensor({7}, 3)});
+  EXPECT_THROW(add_rms_norm(random_tensor({2, 3}, 1), random_tensor({3, 2}, 1)), Error);
 }
 
 TEST(Norms, SameBitsOnThreads) {

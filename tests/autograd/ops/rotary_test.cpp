@@ -1,5 +1,7 @@
 #include "autograd/ops/rotary.h"
 
+#include "autograd/ops/arrange.h"
+
 #include "tests/autograd/ops/op_checks.h"
 
 namespace weft {
@@ -49,6 +51,33 @@ TEST(Rotary, Gradients) {
   expect_op(turned(100, 0), {random_tensor({1, 1, 2}, 1), from_ints({5})});
   expect_op(turned(100, 0), {random_tensor({0, 2, 4}, 1), from_ints({})});
   expect_same_bits_on_threads(turned(1e4, 0), {random_tensor({500, 3, 34}, 2), random_ints(500, 100000, 3)});
+}
+
+// Queries, fewer keys and values of another width, of one projection: as each by itself.
+TEST(Rotary, SeveralAtOnce) {
+  const Tensor position = random_ints(37, 5000, 1);
+  const auto parts = [](const std::vector<Variable>& u) {
+    return split_columns(u[0], {Shape{37, 3, 16}, Shape{37, 1, 16}, Shape{37, 1, 24}});
+  };
+  const Function together = [&](const std::vector<Variable>& u) {
+    const auto p = parts(u);
+    return rotary({p[0], p[1]}, {p[2]}, position, 100, 8);
+  };
+  const Function apart = [&](const std::vector<Variable>& u) {
+    const auto p = parts(u);
+    return std::vector{rotary(p[0], position, 100, 8), rotary(p[1], position, 100, 8), p[2]};
+  };
+  for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16}) {
+    const Tensor packed = random_tensor({37, 88}, 2, dtype);
+    const auto a = outputs_and_gradients(together, {packed}), b = outputs_and_gradients(apart, {packed});
+    for (size_t i = 0; i < a.size(); ++i) EXPECT_TRUE(same_bits(a[i], b[i])) << name_of(dtype) << i;
+    EXPECT_TRUE(a[2].dense());
+  }
+  expect_op(together, {random_tensor({37, 88}, 2)});
+  const Tensor x = random_tensor({37, 2, 6}, 3);  // more than one launch takes
+  const auto many = rotary({x, x}, {x, x, x, x, x}, position);
+  EXPECT_TRUE(same_bits(many[1], rotary(x, position)));
+  EXPECT_TRUE(same_bits(many[6], x));
 }
 
 TEST(Rotary, ScoresDependOnTheDistanceAlone) {

@@ -1,5 +1,7 @@
 #include "autograd/ops/top_k.h"
 
+#include <algorithm>
+
 #include "tests/autograd/ops/op_checks.h"
 
 namespace weft {

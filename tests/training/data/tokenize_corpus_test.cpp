@@ -12,6 +12,7 @@
 #include "autograd/check.h"
 #include "tests/training/data/fixtures.h"
 #include "training/checkpoint/hash.h"
+#include "training/data/corpus.h"
 #include "training/data/token_source.h"
 #include "training/data/tokenize_corpus_input.h"
 
@@ -72,7 +73,7 @@ Ids all_tokens(const std::string& folder) {
     const std::string path = folder + "/" + shard["file"].get<std::string>();
     read_shard<uint16_t>(path, 20240520, 1, out);
     EXPECT_EQ(out.size() - before, shard["tokens"]);
-    EXPECT_EQ(hash_file(path), shard["hash"]);
+    EXPECT_EQ(shard["hash"], hash_file(path));
   }
   return out;
 }
@@ -167,6 +168,37 @@ TEST_F(TokenizeCorpus, OurReadersFindTheSameDocumentsInShardAndText) {
       EXPECT_EQ(shard->hash(at, 0, length), text->hash(i, 0, length)) << input << " " << i;
     }
   }
+}
+
+TEST_F(TokenizeCorpus, ItsFolderIsTrainingData) {
+  options.shard_tokens = 6000;
+  options.validation_tokens = 300;
+  tokenize_corpus(*tokenizer, options);
+  SourceOptions source;
+  source.tokenizer = tokenizer.get();
+  source.vocab_size = tokenizer->vocab_size();
+  source.eos = static_cast<int32_t>(tokenizer->eos_id());
+  const std::vector<std::string> files = expand_paths({options.output});
+  EXPECT_EQ(files.size() + 1, manifest_of(options.output)["shards"].size());
+  EXPECT_TRUE(files.front().ends_with("corpus_train_000000.bin"));
+  EXPECT_GT(open_corpus({options.output}, source).tokens(), 6000);
+
+  const auto code_with = [&](const Tokenizer& other) {
+    source.tokenizer = &other;
+    try {
+      open_corpus({options.output}, source);
+    } catch (const Error& e) {
+      return e.code;
+    }
+    return Exit::ok;
+  };
+  EXPECT_EQ(code_with(*tokenizer), Exit::ok);
+  EXPECT_EQ(code_with(*load_tokenizer("byte")), Exit::data);
+
+  json manifest = manifest_of(options.output);
+  manifest["complete"] = false;
+  write_file(folder / "out/manifest.json", manifest.dump());
+  EXPECT_EQ(code_with(*tokenizer), Exit::data);
 }
 
 TEST_F(TokenizeCorpus, SpecialTokensAreParsedOnRequest) {

@@ -73,7 +73,6 @@ TEST(StopRequest, PutsBackWhatWasThere) {
     const StopRequest stop(false);
     ::sigaction(SIGTERM, nullptr, &after);
     EXPECT_NE(before.sa_handler, after.sa_handler);
-    expect_error(Exit::internal, {"already"}, [] { StopRequest second(false); });
   }
   ::sigaction(SIGTERM, nullptr, &after);
   EXPECT_EQ(before.sa_handler, after.sa_handler);
@@ -82,6 +81,21 @@ TEST(StopRequest, PutsBackWhatWasThere) {
     ::raise(SIGTERM);
   }));
   EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGTERM);
+}
+
+// As of a command with several runs, and one of them.
+TEST(StopRequest, OneInsideAnotherSharesItsFlag) {
+  const StopRequest outer(false);
+  {
+    const StopRequest inner(false);
+    EXPECT_FALSE(inner.requested());
+    ::raise(SIGTERM);
+    EXPECT_TRUE(inner.requested());
+  }
+  EXPECT_EQ(outer.signal(), SIGTERM) << "and its handlers are still there:";
+  ::raise(SIGTERM);  // at once, so the same request
+  const StopRequest next(false);
+  EXPECT_TRUE(next.requested()) << "the next run is not to begin";
 }
 
 TEST(StopRequest, NohupStaysNohup) {
@@ -113,6 +127,13 @@ TEST(StopRequest, SaysWhatHappens) {
     ::raise(SIGTERM);
   }
   EXPECT_NE(testing::internal::GetCapturedStderr().find("saving after this step"), std::string::npos);
+  testing::internal::CaptureStderr();
+  {
+    const StopRequest all(false);
+    { const StopRequest run; }
+    ::raise(SIGTERM);
+  }
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "") << "between runs nothing is saved";
 }
 
 }  // namespace

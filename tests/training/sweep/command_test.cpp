@@ -77,6 +77,17 @@ TEST(Sweep, ASignalStopsItAndItGoesOn) {
   EXPECT_EQ(tiny.steps("tiny-sweep/seed-1").size(), 150u);
 }
 
+// At the end of a run, when it has said its result and is leaving, or has left.
+TEST(Sweep, ASignalBetweenTwoRunsStopsIt) {
+  const TinyRun tiny;
+  const Words words{"seed=1,2", "steps=4", "--json"};
+  const Ran stopped = sweep(tiny, words, {.stop_at_file = "runs/tiny-sweep/seed-1/log/summary.json"});
+  EXPECT_EQ(stopped.code, 75) << stopped.err;
+  EXPECT_EQ(statuses(stopped.json()).back(), "not started");
+  EXPECT_FALSE(fs::exists(tiny.folder() / "runs/tiny-sweep/seed-2"));
+  EXPECT_EQ(statuses(sweep(tiny, words).json()), (Words{"finished before", "done"}));
+}
+
 TEST(Sweep, AFailedRunDoesNotEndIt) {
   const TinyRun tiny;
   const Words words{"optim.lr=1e30,1e-3", "steps=30", "numerics.max_skips=1", "numerics.rewind=0"};

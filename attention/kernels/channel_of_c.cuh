@@ -1,0 +1,303 @@
+#pragma once
+// A chunk of a sweep whose gate is of the channels of c and the output: dq and dk, and with them dg. Every
+// warp decays its own half of a pair's columns.
+
+#include "attention/kernels/channel_tiles.cuh"
+
+namespace weft::cuda {
+
+// One warp, for block n: the scores as operands, of each token with itself and of the pairs of each level.
+template <bool Reverse, int D_a, class M>
+__device__ void prepare_c(const M& memory, const typename M::Stage& g, int n) {
+  Scores scores, rest;
+  scores.clear(), rest.clear();
+  scores.template add_products<D_a / 32>(g.a, g.b, n * block, 0);
+  rest.template add_products<D_a / 32>(g.a, g.b, n * block, D_a / 16);
+  scores.add(rest);
+  uint32_t p[4];
+  scores.masked(p, Scores::same);
+  store_shared_words(memory.scores().at(n, 0), p);
+#pragma unroll
+  for (int level = 0; level < 4; ++level) {
+    scores.masked(p, [&](int n, int i) { return Scores::meet<Reverse>(n, i, 1 << level); });
+    store_shared_words(memory.scores().at(n, level + 1), p);
+  }
+}
+
+// The ways of a block's tokens to the border of their stretch: the decay on it, for stretches of `half`
+// tokens and, from step to step, of twice as many. Upwards the border is where the stretch begins, and a way
+// holds the token's own gate; downwards it is the end. `all` is the way with the own gate.
+//
+// Those of a lane's elements of 8 columns of an accumulator: channels 2t + j, tokens g + 8 r.
+template <bool Up>
+struct RowWays {
+  float all[2][2], way[2][2];
+
+  __device__ void start(const float2 (&decay)[2]) {
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      const float own = n % 2 ? decay[n / 2].y : decay[n / 2].x;
+      all[n / 2][n % 2] = own, way[n / 2][n % 2] = Up ? own : 1;
+    }
+  }
+  __device__ void step(int half) {
+    const Lane lane;
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      const int r = n / 2, j = n % 2;
+      if (half == 8) {
+        if (r == (Up ? 1 : 0)) extend(r, j, __shfl_sync(~0u, all[1 - r][j], (Up ? 7 : 0) * 4 + lane.t));
+      } else {
+        const float other = __shfl_sync(~0u, all[r][j], (border(lane.g, half) + (Up ? 0 : 1)) * 4 + lane.t);
+        extend(r, j, bool(lane.g & half) == Up ? other : 1);
+      }
+    }
+  }
+
+ private:
+  __device__ void extend(int r, int j, float by) { all[r][j] *= by, way[r][j] *= by; }
+};
+
+// Those of a lane's elements of eight rows of c^T as an operand: tokens 2t + j + 8 i, channel g.
+template <bool Up>
+struct TokenWays {
+  float all[2][2], way[2][2];
+
+  __device__ void start(const float (&decay)[2][2]) {
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      const float own = decay[n / 2][n % 2];
+      all[n / 2][n % 2] = own, way[n / 2][n % 2] = Up ? own : 1;
+    }
+  }
+  __device__ void step(int half) {
+    const Lane lane;
+    const int last = Up ? 1 : 0;  // of two tokens side by side, the one at the border
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (half == 1) {
+        extend(i, last, all[i][1 - last]);
+      } else if (half == 8) {
+        if (i == last) {
+          const float other = __shfl_sync(~0u, all[1 - i][last], lane.g * 4 + (Up ? 3 : 0));
+          extend(i, 0, other), extend(i, 1, other);
+        }
+      } else {
+        const int from = (border(2 * lane.t, half) + (Up ? 0 : 1)) / 2;
+        float other = __shfl_sync(~0u, all[i][last], lane.g * 4 + from);
+        if (bool(2 * lane.t & half) != Up) other = 1;
+        extend(i, 0, other), extend(i, 1, other);
+      }
+    }
+  }
+  // Over the block, after the last step.
+  __device__ float total() const {
+    return __shfl_sync(~0u, Up ? all[1][1] : all[0][0], Lane().g * 4 + (Up ? 3 : 0));
+  }
+
+ private:
+  __device__ void extend(int i, int j, float by) { all[i][j] *= by, way[i][j] *= by; }
+};
+
+// Two words of a bf16 operand, and of what was cut from it (README, "The gradient of the gate").
+struct Pair {
+  uint32_t high[2], rest[2];
+  template <bool Up>
+  __device__ Pair(const uint32_t (&c)[2], const TokenWays<Up>& ways) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float2 v = unpack(c[i]);
+      const Split split(v.x * ways.way[i][0], v.y * ways.way[i][1]);
+      high[i] = split.high, rest[i] = split.rest;
+    }
+  }
+};
+
+// One half of a pair's columns of c in block n: rows as TokenWays has them, and all ways.
+template <bool Reverse>
+struct Columns {
+  uint32_t c[2];
+  RowWays<!Reverse> of_out;
+  TokenWays<Reverse> of_c;
+
+  template <class G>
+  __device__ Columns(const G& g, int n, int pair, int share) {
+    const Lane lane;
+    const int row0 = n * block, channel0 = 16 * pair + 8 * share;
+    load_half(c, g.c, row0, channel0);
+    float2 rows[2];
+    float tokens[2][2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      rows[i] = decay_of(load_shared_pair(g.gates.at(row0 + lane.g + 8 * i, channel0 + 2 * lane.t)));
+#pragma unroll
+      for (int j = 0; j < 2; ++j)
+        tokens[i][j] =
+            decay_of(load_shared_float(g.gates.at(row0 + 2 * lane.t + j + 8 * i, channel0 + lane.g)));
+    }
+    of_out.start(rows), of_c.start(tokens);
+  }
+
+  // The part of the output that comes from the block itself. Leaves the ways to the block's borders.
+  template <class L>
+  __device__ void own(float (&out)[4], const L& scores, int n) {
+    for (float& x : out) x = 0;
+    multiply_scores(out, scores.at(n, 0), c);
+#pragma unroll
+    for (int level = 0; level < 4; ++level) {
+      const int half = 1 << level;
+      const Pair sources(c, of_c);
+      float y[4] = {};
+      multiply_scores(y, scores.at(n, level + 1), sources.high);
+      // Downwards the first ways are 1 and leave no rest.
+      if (Reverse || level > 0) multiply_scores(y, scores.at(n, level + 1), sources.rest);
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (half < 8 || i / 2 == (Reverse ? 0 : 1)) out[i] += y[i] * of_out.way[i / 2][i % 2];
+      of_out.step(half), of_c.step(half);
+    }
+  }
+
+ private:
+  __device__ static void multiply_scores(float (&y)[4], uint32_t scores, const uint32_t (&right)[2]) {
+    const uint4 p = load_shared(scores);
+    WarpProducts::mma(y, {p.x, p.y, p.z, p.w}, right[0], right[1]);
+  }
+};
+
+// What a block's output means for the gate, in a lane's two channels: the products dot * out; in reverse,
+// their differences from those that dq left, summed over later tokens.
+template <bool Reverse>
+struct GateGradientLane {
+  double later[2] = {};
+  const __nv_bfloat16* rows;     // of dot, token g of the chunk
+  float* sums;                   // the same of the gradient
+  int64_t rows_step, sums_step;  // eight tokens
+  uint32_t dot[2];
+  float2 before[2];
+
+  __device__ void start(const Place& at, int share) {
+    const float* ends = at.sweep.end_sums + (int64_t(at.document) * at.s.heads + at.head) * at.s.d_c +
+                        at.column0 + 8 * share + 2 * Lane().t;
+    later[0] = ends[0], later[1] = ends[1];
+  }
+  __device__ void start_chunk(const Place& at, int share, int64_t token0) {
+    const Lane lane;
+    const int64_t column = int64_t(at.head) * at.s.d_c + at.column0 + 8 * share + 2 * lane.t;
+    const int64_t pitch = int64_t(at.s.heads) * at.s.d_c;
+    rows = static_cast<const __nv_bfloat16*>(at.sweep.dot.data) + (token0 + lane.g) * at.sweep.dot.pitch +
+           column;
+    sums = at.sweep.gate_gradient + (token0 + lane.g) * pitch + column;
+    rows_step = 8 * at.sweep.dot.pitch, sums_step = 8 * pitch;
+  }
+  // Of block n, with `valid` tokens.
+  __device__ void fetch(int n, int valid) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      dot[r] = 0, before[r] = {0, 0};
+      if (Lane().g + 8 * r >= valid) continue;
+      dot[r] = *reinterpret_cast<const uint32_t*>(rows + (2 * n + r) * rows_step);
+      if (Reverse) before[r] = *reinterpret_cast<const float2*>(sums + (2 * n + r) * sums_step);
+    }
+  }
+  __device__ void store(int n, int valid, const float (&out)[4]) {
+    const int l = threadIdx.x % 32;
+    float x[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 of = unpack(dot[i / 2]);
+      const float product = out[i] * (i % 2 ? of.y : of.x);
+      x[i] = Reverse ? (i % 2 ? before[i / 2].y : before[i / 2].x) - product : product;
+    }
+    if (Reverse) {
+#pragma unroll
+      for (int step = 4; step < 32; step *= 2)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float other = __shfl_down_sync(~0u, x[i], step);
+          if (l + step < 32) x[i] += other;
+        }
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const float first = __shfl_sync(~0u, x[j], l % 4), second = __shfl_sync(~0u, x[j + 2], l % 4);
+        x[j] = static_cast<float>(later[j] + (second + x[j]));
+        x[j + 2] = static_cast<float>(later[j] + x[j + 2]);
+        later[j] += first + second;
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+      if (Lane().g + 8 * r < valid)
+        *reinterpret_cast<float2*>(sums + (2 * n + r) * sums_step) = {x[2 * r], x[2 * r + 1]};
+  }
+};
+
+// One of a pair of warps: block n of its columns, of a chunk that has `valid` tokens. State, and the rows of
+// c that meet a's, are read as pairs of bf16.
+template <bool Reverse, int D_a, class M>
+__device__ void step_c(WarpState<D_a>& state, GateGradientLane<Reverse>& gradient, const Place& at,
+                       const M& memory, const typename M::Stage& g, int valid, int n, int pair, int share) {
+  const int l = threadIdx.x % 32, row0 = n * block, unit0 = share * (D_a / 16);
+  if (at.sweep.gate_gradient) gradient.fetch(n, valid - row0);
+  Columns<Reverse> columns(g, n, pair, share);
+
+  Scores past, rest;
+  past.clear(), rest.clear();
+#pragma unroll
+  for (int k = 0; k < D_a / 32; ++k) {
+    uint32_t a[4];
+    load_matrices(a, g.a.at(row0 + l % 16, unit0 + 2 * k + l / 16));
+    const auto &s0 = state.x[2 * k], &s1 = state.x[2 * k + 1];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const Split low(s0[2 * i], s0[2 * i + 1]), high(s1[2 * i], s1[2 * i + 1]);
+      WarpProducts::mma(past.x[i], a, low.high, high.high);
+      WarpProducts::mma(rest.x[i], a, low.rest, high.rest);
+    }
+  }
+  float out[4], kept[4], give[4];
+  columns.own(out, memory.scores(), n);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float first = past.x[0][i] + rest.x[0][i], second = past.x[1][i] + rest.x[1][i];
+    kept[i] = share ? second : first, give[i] = share ? first : second;
+  }
+
+  // Each warp carries its own columns of c to the block's far border, and finishes its own of the output.
+  const Exchange pasts = memory.exchange(pair, 0), carries = memory.exchange(pair, 1),
+                 totals = memory.exchange(pair, 2);
+  const Pair mine(columns.c, columns.of_c);
+  store_shared_floats(pasts.at(n, share), give);
+  store_shared_words(carries.at(n, share), {mine.high[0], mine.high[1], mine.rest[0], mine.rest[1]});
+  const float my_total = columns.of_c.total();
+  store_shared(totals.at(n, share), __float_as_uint(my_total));
+  sync_pair(pair);
+  const float4 other = load_shared_floats(pasts.at(n, 1 - share));
+  const uint4 c0 = load_shared(carries.at(n, 0)), c1 = load_shared(carries.at(n, 1));
+  const float total[2] = {load_shared_float(totals.at(n, 0)), load_shared_float(totals.at(n, 1))};
+  const uint32_t high[4] = {c0.x, c1.x, c0.y, c1.y}, low[4] = {c0.z, c1.z, c0.w, c1.w};
+#pragma unroll
+  for (int k = 0; k < D_a / 32; ++k) {
+    uint32_t b[4];
+    load_matrices_transposed(b, g.b.at(row0 + l % 16, unit0 + 2 * k + l / 16));
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      auto& s = state.x[2 * k + half];
+      s[0] *= total[0], s[1] *= total[0], s[2] *= total[1], s[3] *= total[1];
+      WarpProducts::mma(s, high, b[2 * half], b[2 * half + 1]);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      WarpProducts::mma(state.x[2 * k + half], low, b[2 * half], b[2 * half + 1]);
+  }
+
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float from_other = i == 0 ? other.x : i == 1 ? other.y : i == 2 ? other.z : other.w;
+    out[i] = at.s.scale * (out[i] + columns.of_out.way[i / 2][i % 2] * (kept[i] + from_other));
+  }
+  store_half(g.c, out, row0, pair, share);
+  if (at.sweep.gate_gradient) gradient.store(n, valid - row0, out);
+}
+
+}  // namespace weft::cuda

@@ -1,0 +1,26 @@
+#pragma once
+// Sweeps (sweep.h) whose decay is a vector, one log decay for each token, head and channel of the keys
+// (README, "A gate for each channel"). The keys' channels are those that a and b are summed over, or those of
+// c and of the output:
+//
+//   of_a   out_i = scale * sum_j (sum_x decay_x(i, j) a_ix b_jx) c_j          o, dv
+//   of_c   out_i = scale * sum_j (a_i . b_j) (decay(i, j) * c_j)              dq, dk
+//
+// log_decay of Sweeps is (tokens, heads, d_a) or (tokens, heads, d_c). The gradient of the gate comes with
+// the sweeps of_c: forward, gate_gradient = dot * out and end_sums = the rows' sums of end_dot * state; then,
+// in reverse, gate_gradient becomes the sum over later tokens of gate_gradient - dot * out, from end_sums on.
+
+#include "attention/kernels/sweep.h"
+
+namespace weft::cuda {
+
+enum class GateOf { a, c };
+
+// All sweeps are of the same kind and direction.
+void channel_sweep_plain(const Sweeps& sweeps, GateOf gate, Dtype dtype,
+                         cudaStream_t stream);                                   // widths to 256
+void channel_sweep_mma(const Sweeps& sweeps, GateOf gate, cudaStream_t stream);  // bf16; widths 64 and 128
+// Shared memory that a block of threads of channel_sweep_mma needs for sweeps between these widths.
+int channel_sweep_bytes(int d_k, int d_v);
+
+}  // namespace weft::cuda

@@ -1,0 +1,160 @@
+#pragma once
+// What the stages of the chunked delta rule share: where chunks are, copies, decays between tokens.
+
+#include <type_traits>
+
+#include "attention/kernels/delta_stages.h"
+#include "attention/kernels/hopper.cuh"
+
+namespace weft::cuda {
+
+constexpr int delta_tokens = 64;  // of a chunk
+using SquareTile = Tile<64, 64>;
+
+__device__ inline int2 document_range(const DeltaStages& s, int document) {
+  if (s.offsets) return {s.offsets[document], s.offsets[document + 1] - s.offsets[document]};
+  const int length = static_cast<int>(s.tokens / s.documents);
+  return {document * length, length};
+}
+
+// A chunk of a document that starts at token `first`. Slots of different documents never meet, and grow with
+// the document.
+__device__ inline int64_t slot_of(int first, int document, int chunk) {
+  return first / delta_tokens + document + chunk;
+}
+
+struct DeltaChunk {
+  int document = 0, valid = 0;  // tokens; 0: an empty slot
+  int64_t token0 = 0;
+};
+__device__ inline DeltaChunk chunk_of(const DeltaStages& s, int slot) {
+  int low = 0, high = s.documents - 1;  // the last document whose first slot is not behind this one
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (slot_of(document_range(s, middle).x, middle, 0) <= slot)
+      low = middle;
+    else
+      high = middle - 1;
+  }
+  const int2 range = document_range(s, low);
+  const int start = (slot - static_cast<int>(slot_of(range.x, low, 0))) * delta_tokens;
+  return {low, max(0, min(delta_tokens, range.y - start)), range.x + start};
+}
+
+// copies
+
+// Those that share a copy: all threads of a block, or `count` of them.
+struct Crew {
+  int index = threadIdx.x, count = blockDim.x;
+};
+
+__device__ inline void fetch_16(uint32_t shared, const void* from, bool inside) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(inside ? 16 : 0)
+               : "memory");
+}
+// Rows at and after `valid` become zero.
+template <int C>
+__device__ void fetch_rows(Tile<delta_tokens, C> tile, const Rows& rows, int64_t token0, int valid,
+                           int64_t column, Crew crew = {}) {
+  for (int i = crew.index; i < delta_tokens * C / 8; i += crew.count) {
+    const int row = i / (C / 8), unit = i % (C / 8);
+    const int64_t at = (token0 + (row < valid ? row : 0)) * rows.pitch + column + unit * 8;
+    fetch_16(tile.at(row, unit), static_cast<const __nv_bfloat16*>(rows.data) + at, row < valid);
+  }
+}
+template <int C>
+__device__ void store_rows(const MutableRows& rows, int64_t token0, int valid, int64_t column,
+                           Tile<delta_tokens, C> tile, Crew crew = {}) {
+  for (int i = crew.index; i < valid * (C / 8); i += crew.count) {
+    const int row = i / (C / 8), unit = i % (C / 8);
+    const int64_t at = (token0 + row) * rows.pitch + column + unit * 8;
+    *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(rows.data) + at) = load_shared(tile.at(row, unit));
+  }
+}
+// A tile as it lies, `unit` tiles of its size behind `from`.
+template <int R, int C>
+__device__ void fetch_tile(Tile<R, C> tile, const char* from, int64_t unit, Crew crew = {}) {
+  from += unit * tile.bytes;
+  for (int i = crew.index * 16; i < tile.bytes; i += crew.count * 16)
+    fetch_16(tile.address + i, from + i, true);
+}
+template <int R, int C>
+__device__ void store_tile(char* to, int64_t unit, Tile<R, C> tile, Crew crew = {}) {
+  to += unit * tile.bytes;
+  for (int i = crew.index * 16; i < tile.bytes; i += crew.count * 16)
+    *reinterpret_cast<uint4*>(to + i) = load_shared(tile.address + i);
+}
+__device__ inline void fetch_gates(const DeltaStages& s, float* gates, int64_t unit) {
+  if (threadIdx.x < 32)
+    fetch_16(shared_address(gates) + threadIdx.x * 16, s.gates + unit * 128 + threadIdx.x * 4, true);
+}
+__device__ inline void wait_fetched() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// A barrier of the block, or of this warpgroup, behind which products may read what was written to tiles.
+template <class Products>
+__device__ void publish_tiles(bool block = true) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  if constexpr (std::is_same_v<Products, WarpgroupProducts>) publish_shared();
+#endif
+  if (block)
+    __syncthreads();
+  else
+    sync_threads(1 + threadIdx.x / 128, 128);
+}
+
+// All batches done, and `d` final.
+template <class Products, class... D>
+__device__ void finish(D&... d) {
+  Products::commit();
+  Products::template wait<0>();
+  (Products::settle(d), ...);
+}
+
+// scores (row, column) times factor and the decay between the two tokens, as an operand. Rows are the later
+// tokens, or with Reverse the earlier ones; pairs in the wrong order become zero, and with Strict so does the
+// diagonal. `of_column`, if not null, is a factor of the column.
+template <bool Reverse, bool Strict>
+__device__ Operand<64> weigh(const Accumulator<64>& scores, const float* level, float factor,
+                             const float* of_column = nullptr) {
+  const Lane lane;
+  constexpr int sign = Reverse ? -1 : 1;
+  const float from[2] = {level[lane.row()], level[lane.row() + 8]};
+  Operand<64> p;
+#pragma unroll
+  for (int n = 0; n < 8; ++n) {
+    const int column = 8 * n + 2 * lane.t;
+    const float2 to = *reinterpret_cast<const float2*>(level + column);
+    float2 f{factor, factor};
+    if (of_column) f.x *= of_column[column], f.y *= of_column[column + 1];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int distance = sign * (lane.row() + 8 * half - column);
+      const float x = f.x * scores.x[n][2 * half] * exp2_fast(sign * (from[half] - to.x));
+      const float y = f.y * scores.x[n][2 * half + 1] * exp2_fast(sign * (from[half] - to.y));
+      p.x[n / 2][(n % 2) * 2 + half] =
+          pack(distance >= (Strict ? 1 : 0) ? x : 0.f, distance - sign >= (Strict ? 1 : 0) ? y : 0.f);
+    }
+  }
+  return p;
+}
+
+// tile = p
+__device__ inline void store(SquareTile tile, const Operand<64>& p) {
+  const Lane lane;
+#pragma unroll
+  for (int k = 0; k < 4; ++k)
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      store_shared(tile.at(lane.row() + (i % 2) * 8, 2 * k + i / 2) + 4 * lane.t, p.x[k][i]);
+}
+
+// The operand tile^T.
+__device__ inline Operand<64> load_transposed(SquareTile tile) {
+  const int l = threadIdx.x % 32, row = (l / 16) * 8 + l % 8, unit = Lane().warp * 2 + (l / 8) % 2;
+  Operand<64> a;
+#pragma unroll
+  for (int k = 0; k < 4; ++k) load_matrices_transposed(a.x[k], tile.at(16 * k + row, unit));
+  return a;
+}
+
+}  // namespace weft::cuda

@@ -1,0 +1,297 @@
+// The two stages of the chunked delta rule that go chunk by chunk (README, "The delta rule"). A block has one
+// document, one head and 64 W columns of v; each of its W warpgroups holds the state of 64 of them transposed
+// in registers, in f32, and products read a bf16 shadow of it in shared memory. Tiles of the next chunk are
+// fetched as soon as this chunk is done with their place; two blocks of an SM overlap each other.
+
+#include <utility>
+
+#include "attention/kernels/delta_chunk.cuh"
+
+namespace weft::cuda {
+
+// kernels
+
+namespace {
+
+// Whose document, head and columns of v a warpgroup has.
+struct Part {
+  int document, head, column0;
+  int64_t column;  // of v's rows
+  int first, length, chunks;
+  int64_t slot0;
+
+  __device__ Part(const DeltaStages& s, int W) {
+    const int splits = s.d_v / (64 * W), of = blockIdx.x / splits;
+    document = of / s.heads, head = of % s.heads;
+    column0 = (blockIdx.x % splits * W + threadIdx.x / 128) * 64, column = int64_t(head) * s.d_v + column0;
+    const int2 range = document_range(s, document);
+    first = range.x, length = range.y, chunks = (length + delta_tokens - 1) / delta_tokens;
+    slot0 = slot_of(first, document, 0);
+  }
+  __device__ int64_t token0(int chunk) const { return first + int64_t(chunk) * delta_tokens; }
+  __device__ int valid(int chunk) const { return min(delta_tokens, length - chunk * delta_tokens); }
+  // Of what stages keep of a chunk: of the chunk's part, and of that part's 64 columns of v.
+  __device__ int64_t unit(const DeltaStages& s, int chunk) const { return (slot0 + chunk) * s.heads + head; }
+  __device__ int64_t split_unit(const DeltaStages& s, int chunk) const {
+    return unit(s, chunk) * (s.d_v / 64) + column0 / 64;
+  }
+  __device__ Crew crew() const { return {int(threadIdx.x % 128), 128}; }  // the warpgroup
+};
+
+template <int D_k, int W>
+struct Memory {
+  Tile<64, D_k> q, k, shadow;              // the shadow, v and between are the warpgroup's own
+  SquareTile v, between, inverse, scores;  // v or do; what lies between two products
+  float *level, *beta, *weight, *second_weight;
+
+  static constexpr int bytes = (2 + W) * Tile<64, D_k>::bytes + (2 + 2 * W) * SquareTile::bytes + 4 * 64 * 4;
+
+  __device__ explicit Memory(char* raw) {
+    uint32_t next = shared_address(raw);
+    auto take = [&](int size) { return std::exchange(next, next + size); };
+    const int own = threadIdx.x / 128;
+    q.address = take(q.bytes), k.address = take(k.bytes);
+    shadow.address = take(W * k.bytes) + own * k.bytes;
+    v.address = take(W * v.bytes) + own * v.bytes, between.address = take(W * v.bytes) + own * v.bytes;
+    inverse.address = take(v.bytes), scores.address = take(v.bytes);
+    level = reinterpret_cast<float*>(raw + (next - shared_address(raw)));
+    beta = level + 64, weight = level + 128, second_weight = level + 192;
+  }
+  __device__ float total() const { return level[63]; }
+};
+
+// f(value, offset in the states of memory) over this thread's part of a transposed state.
+template <int D_k, class F>
+__device__ void each(Accumulator<D_k>& state, const DeltaStages& s, const Part& at, F f) {
+  const Lane lane;
+  const int64_t base = (int64_t(at.document) * s.heads + at.head) * D_k * s.d_v + at.column0;
+#pragma unroll
+  for (int n = 0; n < D_k / 8; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      f(state.x[n][i], base + int64_t(8 * n + 2 * lane.t + i % 2) * s.d_v + lane.row() + (i / 2) * 8);
+}
+
+// beta_i (v_i - exp(c_i) answer_i): what a chunk would write if its keys never met.
+__device__ inline void correct(Accumulator<64>& answer, SquareTile v, const float* level, const float* beta) {
+  const Lane lane;
+  const int row = lane.row();
+  const float decay[2] = {exp2_fast(level[row]), exp2_fast(level[row + 8])};
+  const float b[2] = {beta[row], beta[row + 8]};
+#pragma unroll
+  for (int n = 0; n < 8; ++n)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float2 value = unpack(load_shared_word(v.at(row, n) + 4 * lane.t + half * 1024));
+      float* x = answer.x[n] + 2 * half;
+      x[0] = b[half] * (value.x - decay[half] * x[0]);
+      x[1] = b[half] * (value.y - decay[half] * x[1]);
+    }
+}
+
+template <class Products, int D_k, int W>
+__device__ void forward(const DeltaStages& s, const Rows& q, const Rows& k, const Rows& v,
+                        const float* state_in, const MutableRows& o, float* state_out) {
+  extern __shared__ __align__(1024) char raw[];
+  const Memory<D_k, W> m(raw);
+  const Part at(s, W);
+  const int row = Lane().row();
+  const int64_t column_k = int64_t(at.head) * D_k;
+  auto fetch_first = [&](int n) {  // what is needed last is free last
+    fetch_rows(m.q, q, at.token0(n), at.valid(n), column_k);
+    fetch_tile(m.inverse, s.inverse, at.unit(s, n));
+    fetch_tile(m.scores, s.scores, at.unit(s, n));
+  };
+  auto fetch_last = [&](int n) {
+    fetch_rows(m.k, k, at.token0(n), at.valid(n), column_k);
+    fetch_rows(m.v, v, at.token0(n), at.valid(n), at.column, at.crew());
+    fetch_gates(s, m.level, at.unit(s, n));
+  };
+  Accumulator<D_k> state;
+  state.fill(0);
+  if (state_in) each(state, s, at, [&](float& x, int64_t i) { x = state_in[i]; });
+  if (at.chunks > 0) fetch_first(0), fetch_last(0);
+  for (int n = 0; n < at.chunks; ++n) {
+    store(m.shadow, 0, state);
+    wait_fetched();
+    publish_tiles<Products>();
+    if (threadIdx.x < 64) m.weight[threadIdx.x] = exp2_fast(m.total() - m.level[threadIdx.x]);
+
+    Accumulator<64> x;
+    Products::start(x);
+    Products::a_bt(x, TileRows<64, D_k>(m.k, 0), m.shadow, false);
+    finish<Products>(x);
+    correct(x, m.v, m.level, m.beta);
+    store(m.between, 0, x);
+    if (s.states) store_tile(s.states, at.split_unit(s, n), m.shadow, at.crew());
+    publish_tiles<Products>(false);
+
+    x.fill(0);  // U
+    Products::start(x);
+    Products::add_a_b(x, load(m.inverse), m.between);
+    finish<Products>(x);
+    store(m.v, 0, x);  // in v's place
+    publish_tiles<Products>(false);
+
+    Products::start(x);  // o
+    Products::a_bt(x, TileRows<64, D_k>(m.q, 0), m.shadow, false);
+    finish<Products>(x);
+    x.scale(s.scale * exp2_fast(m.level[row]), s.scale * exp2_fast(m.level[row + 8]));
+    Products::start(x);
+    Products::add_a_b(x, load(m.scores), m.v);
+    finish<Products>(x);
+    store(m.between, 0, x);
+    __syncthreads();
+    if (n + 1 < at.chunks) fetch_first(n + 1);
+
+    const Operand<64> weighted = cuda::load_transposed<false>(m.v, m.weight).high;
+    const float total = exp2_fast(m.total());
+    state.scale(total, total);
+    Products::start(state);
+    Products::add_a_b(state, weighted, m.k);
+    Products::commit();
+    store_rows(o, at.token0(n), at.valid(n), at.column, m.between, at.crew());
+    if (s.writes) store_tile(s.writes, at.split_unit(s, n), m.v, at.crew());
+    finish<Products>(state);
+    __syncthreads();
+    if (n + 1 < at.chunks) fetch_last(n + 1);
+  }
+  if (state_out) each(state, s, at, [&](float& x, int64_t i) { state_out[i] = x; });
+}
+
+// The state is dS^T / scale.
+template <class Products, int D_k, int W>
+__device__ void reverse(const DeltaStages& s, const Rows& q, const Rows& k, const Rows& d_o,
+                        const float* state_in, float* state_out) {
+  extern __shared__ __align__(1024) char raw[];
+  const Memory<D_k, W> m(raw);
+  const Part at(s, W);
+  const int row = Lane().row();
+  const int64_t column_k = int64_t(at.head) * D_k;
+  const float inverse_scale = 1 / s.scale;
+  auto fetch_first = [&](int n) {
+    fetch_rows(m.q, q, at.token0(n), at.valid(n), column_k);
+    fetch_rows(m.v, d_o, at.token0(n), at.valid(n), at.column, at.crew());
+    fetch_tile(m.scores, s.scores, at.unit(s, n));
+  };
+  auto fetch_last = [&](int n) {
+    fetch_rows(m.k, k, at.token0(n), at.valid(n), column_k);
+    fetch_tile(m.inverse, s.inverse, at.unit(s, n));
+    fetch_gates(s, m.level, at.unit(s, n));
+  };
+  Accumulator<D_k> state;
+  state.fill(0);
+  if (state_in) each(state, s, at, [&](float& x, int64_t i) { x = inverse_scale * state_in[i]; });
+  if (at.chunks > 0) fetch_first(at.chunks - 1), fetch_last(at.chunks - 1);
+  for (int n = at.chunks - 1; n >= 0; --n) {
+    store(m.shadow, 0, state);
+    wait_fetched();
+    publish_tiles<Products>();
+    if (threadIdx.x < 64) {
+      const float decay = exp2_fast(m.level[threadIdx.x]);
+      m.weight[threadIdx.x] = decay;
+      m.second_weight[threadIdx.x] = -inverse_scale * decay * m.beta[threadIdx.x];
+    }
+    Accumulator<64> x;  // dU
+    Products::start(x);
+    Products::a_bt(x, TileRows<64, D_k>(m.k, 0), m.shadow, false);
+    finish<Products>(x);
+    x.scale(s.scale * exp2_fast(m.total() - m.level[row]), s.scale * exp2_fast(m.total() - m.level[row + 8]));
+    Products::start(x);
+    Products::add_a_b(x, load_transposed(m.scores), m.v);
+    Products::commit();
+    store_tile(s.d_states, at.split_unit(s, n), m.shadow, at.crew());
+    finish<Products>(x);
+    store(m.between, 0, x);
+    publish_tiles<Products>();  // of the weights, too
+
+    const float total = exp2_fast(m.total());
+    state.scale(total, total);
+    const Operand<64> weighted = cuda::load_transposed<false>(m.v, m.weight).high;
+    x.fill(0);  // R
+    Products::start(state), Products::start(x);
+    Products::add_a_b(x, load_transposed(m.inverse), m.between);
+    Products::add_a_b(state, weighted, m.q);
+    finish<Products>(state, x);
+    __syncthreads();
+    if (n > 0) fetch_first(n - 1);
+    store(m.between, 0, x);
+    publish_tiles<Products>(false);
+
+    const Operand<64> second = cuda::load_transposed<false>(m.between, m.second_weight).high;
+    Products::start(state);
+    Products::add_a_b(state, second, m.k);
+    Products::commit();
+    store_tile(s.d_rhs, at.split_unit(s, n), m.between, at.crew());
+    finish<Products>(state);
+    __syncthreads();
+    if (n > 0) fetch_last(n - 1);
+  }
+  if (state_out) each(state, s, at, [&](float& x, int64_t i) { state_out[i] = s.scale * x; });
+}
+
+template <bool Wgmma, int D_k, int W>
+__global__ void __launch_bounds__(128 * W, 2)
+    delta_forward_kernel(const __grid_constant__ DeltaStages s, Rows q, Rows k, Rows v, const float* state_in,
+                         MutableRows o, float* state_out) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  using Products = std::conditional_t<Wgmma, WarpgroupProducts, WarpProducts>;
+#else
+  using Products = WarpProducts;
+#endif
+  forward<Products, D_k, W>(s, q, k, v, state_in, o, state_out);
+}
+template <bool Wgmma, int D_k, int W>
+__global__ void __launch_bounds__(128 * W, 2)
+    delta_reverse_kernel(const __grid_constant__ DeltaStages s, Rows q, Rows k, Rows d_o,
+                         const float* state_in, float* state_out) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  using Products = std::conditional_t<Wgmma, WarpgroupProducts, WarpProducts>;
+#else
+  using Products = WarpProducts;
+#endif
+  reverse<Products, D_k, W>(s, q, k, d_o, state_in, state_out);
+}
+
+// launchers
+
+template <int D_k, int W, class Kernel, class... Arguments>
+void launch(Kernel kernel, const DeltaStages& s, cudaStream_t stream, Arguments... arguments) {
+  constexpr int bytes = Memory<D_k, W>::bytes;
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+             "delta rule (sweep)");
+  kernel<<<s.documents * s.heads*(s.d_v / (64 * W)), 128 * W, bytes, stream>>>(s, arguments...);
+  check_cuda(cudaGetLastError(), "delta rule (sweep)");
+}
+
+// f<wgmma, d_k, W>(): with few heads, blocks are narrow, so that there are enough of them.
+template <class F>
+void with_shape(const DeltaStages& s, bool wgmma, F f) {
+  constexpr int few = 100;  // blocks
+  const bool wide = s.d_v == 128 && s.documents * s.heads > few;
+  auto with_w = [&]<bool Wgmma, int D_k>() {
+    wide ? f.template operator()<Wgmma, D_k, 2>() : f.template operator()<Wgmma, D_k, 1>();
+  };
+  auto with_d_k = [&]<bool Wgmma>() {
+    s.d_k == 64 ? with_w.template operator()<Wgmma, 64>() : with_w.template operator()<Wgmma, 128>();
+  };
+  wgmma ? with_d_k.template operator()<true>() : with_d_k.template operator()<false>();
+}
+
+}  // namespace
+
+void delta_forward(const DeltaStages& s, bool wgmma, Rows q, Rows k, Rows v, const float* state_in,
+                   MutableRows o, float* state_out, cudaStream_t stream) {
+  with_shape(s, wgmma, [&]<bool Wgmma, int D_k, int W>() {
+    launch<D_k, W>(delta_forward_kernel<Wgmma, D_k, W>, s, stream, q, k, v, state_in, o, state_out);
+  });
+}
+
+void delta_reverse(const DeltaStages& s, bool wgmma, Rows q, Rows k, Rows d_o, const float* d_state_in,
+                   float* d_state_out, cudaStream_t stream) {
+  with_shape(s, wgmma, [&]<bool Wgmma, int D_k, int W>() {
+    launch<D_k, W>(delta_reverse_kernel<Wgmma, D_k, W>, s, stream, q, k, d_o, d_state_in, d_state_out);
+  });
+}
+
+}  // namespace weft::cuda

@@ -1,0 +1,68 @@
+// Heads as wide as the tiles of a GPU's kernels are, which the small heads of the conformance suite are not:
+// bf16 against f64, with gradients, over packed documents and piece by piece.
+
+#include <cmath>
+
+#include "attention/crossing.h"
+#include "tests/attention/conformance.h"
+#include "tests/tolerances.h"
+
+namespace weft {
+namespace {
+
+class WideHeads : public testing::TestWithParam<const char*> {
+ protected:
+  static Subject::Make make() {
+    return [](const Dimensions& dims, const ParameterScope& scope) {
+      return find_mechanism(GetParam()).make({}, dims, scope);
+    };
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Registry, WideHeads, testing::Values("lightning", "simple_gla", "gla", "regla"));
+
+// The norm of a - b over that of b.
+double error(const Tensor& a, const Tensor& b) {
+  const std::vector<double> x = to_values(a), y = to_values(b);
+  double apart = 0, all = 0;
+  for (size_t i = 0; i < x.size(); ++i) apart += (x[i] - y[i]) * (x[i] - y[i]), all += y[i] * y[i];
+  return std::sqrt(apart / all);
+}
+
+TEST_P(WideHeads, EqualTheDefinition) {
+  for (const auto& [key, value] : {std::pair{64, 64}, {64, 128}, {128, 64}, {128, 128}}) {
+    const Dimensions dims{2, 2, key, value, 32};
+    Subject exact(dims, Dtype::f64, make()), narrow(dims, Dtype::bf16, make());
+    exact.take_parameters(narrow);
+    const Layout layout = whole_documents({70, 1, 0, 130});
+    const std::vector<Tensor> inputs = random_inputs(*narrow.mechanism, 201, Dtype::bf16);
+    std::vector<Tensor> wide;
+    for (const Tensor& x : inputs) wide.push_back(x.to(Dtype::f64));
+    const Outcome got = run_with_gradients(narrow, layout, inputs);
+    const Outcome expected = run_with_gradients(
+        exact, layout, wide, nullptr, random_adjoint(got.output.shape(), Dtype::bf16).to(Dtype::f64));
+    EXPECT_LE(error(got.output, expected.output), tolerance::kBf16Norm);
+    for (size_t i = 0; i < got.gradients.size(); ++i)
+      EXPECT_LE(error(got.gradients[i], expected.gradients[i]), tolerance::kBf16Norm) << "gradient " << i;
+  }
+}
+
+TEST_P(WideHeads, PiecesEqualTheWhole) {
+  const Dimensions dims{2, 2, 64, 64, 32};
+  Subject s(dims, Dtype::bf16, make());
+  const std::vector<Tensor> inputs = random_inputs(*s.mechanism, 200, Dtype::bf16);
+  const Tensor whole = run_whole(*s.mechanism, whole_documents({200}), {inputs.begin(), inputs.end()});
+  Stream stream;
+  int64_t at = 0;
+  for (const int64_t count : {100, 1, 64, 35}) {
+    const Layout piece = make_layout({{0, at, at + count}});
+    LocalCrossing cross(piece, &stream);
+    std::vector<Variable> part;
+    for (const Tensor& x : inputs) part.push_back(x.rows(at, at + count));
+    const Tensor y = s.mechanism->forward(block_of(part, piece), cross);
+    EXPECT_LE(error(y, whole.rows(at, at + count)), tolerance::kBf16Norm) << "at " << at;
+    at += count;
+  }
+}
+
+}  // namespace
+}  // namespace weft

@@ -22,7 +22,7 @@ struct Widths {
   int64_t key, value;
   bool gated;
 };
-class WideHeads : public testing::TestWithParam<Widths> {
+class WideHeadsOfDeltaRule : public testing::TestWithParam<Widths> {
  protected:
   static Subject subject(Dtype dtype) {
     const auto [key, value, gated] = GetParam();
@@ -35,7 +35,7 @@ class WideHeads : public testing::TestWithParam<Widths> {
         });
   }
 };
-INSTANTIATE_TEST_SUITE_P(DeltaRule, WideHeads,
+INSTANTIATE_TEST_SUITE_P(DeltaRule, WideHeadsOfDeltaRule,
                          testing::Values(Widths{64, 64, true}, Widths{64, 64, false}, Widths{128, 64, true},
                                          Widths{64, 128, true}, Widths{128, 128, false}),
                          [](const auto& info) {
@@ -43,7 +43,7 @@ INSTANTIATE_TEST_SUITE_P(DeltaRule, WideHeads,
                                        info.param.gated ? "Gated" : "");
                          });
 
-TEST_P(WideHeads, OutputsAndGradientsInBf16EqualThoseInF64) {
+TEST_P(WideHeadsOfDeltaRule, OutputsAndGradientsInBf16EqualThoseInF64) {
   Subject narrow = subject(Dtype::bf16), wide = subject(Dtype::f64);
   const Layout layout = whole_documents({130, 1, 64, 37});
   const std::vector<Tensor> inputs = random_inputs(*narrow.mechanism, layout.tokens(), Dtype::bf16);
@@ -59,7 +59,7 @@ TEST_P(WideHeads, OutputsAndGradientsInBf16EqualThoseInF64) {
         << "of " << narrow.mechanism->inputs()[i].name;
 }
 
-TEST_P(WideHeads, PiecesOfADocumentEqualTheWhole) {
+TEST_P(WideHeadsOfDeltaRule, PiecesOfADocumentEqualTheWhole) {
   Subject s = subject(Dtype::bf16);
   const int64_t n = 200;
   const std::vector<Tensor> inputs = random_inputs(*s.mechanism, n, Dtype::bf16);

@@ -13,7 +13,7 @@
 namespace weft {
 namespace {
 
-constexpr double kNormEps = 1e-9;
+constexpr double kNormEps = 1e-12;
 
 // 1 over the deviation of a product of features of `size` normal queries and keys.
 double variance_factor(int64_t size) {
@@ -82,7 +82,7 @@ Variable Regla::forward(const Block& block, Crossing& cross) const {
   const int64_t n = v.dim(0), heads = dims().heads;
   const Variable q = cast(block.x[0], wide), k = cast(block.x[1], wide);
   const Variable largest = cross(largest_so_far(config_.chunk, heads, wide, v.device()),
-                                 {{max(k, -1)}, block.position, block.document});
+                                 {{max(k.value(), -1)}, block.position, block.document});
   const auto column = [&](int64_t first) {
     return reshape(slice(largest, 1, first, first + heads), {n, heads, 1});
   };
@@ -97,7 +97,7 @@ Variable Regla::forward(const Block& block, Crossing& cross) const {
   return rms_norm(o, gain_, kNormEps);
 }
 
-// Keys are mapped by e^k alone, and what each token reads is divided by e^{M_t}.
+// Keys are mapped by e^k alone, and what each token reads is divided by e^{M_t}, a constant.
 Variable Regla::reference(const Block& block) const {
   const Variable& q = block.x[0];
   const Variable& k = block.x[1];
@@ -108,7 +108,7 @@ Variable Regla::reference(const Block& block) const {
   const Variable o = channel_decay_reference(queries, exp(k), block.x[2], log(f), config_.scale);
   std::vector<Variable> largest{full({1, dims().heads, 1}, 0, k.dtype(), k.device())}, shrunk;
   for (int64_t t = 0; t < k.dim(0); ++t) {
-    largest.push_back(max(concatenate({largest.back(), slice(k, 0, t, t + 1)}, 2), 2, true));
+    largest.push_back(max(concatenate({largest.back(), slice(k.value(), 0, t, t + 1)}, 2), 2, true));
     shrunk.push_back(divide(slice(o, 0, t, t + 1), exp(largest.back())));
   }
   return naive_rms_norm(concatenate(shrunk, 0), gain_, kNormEps);

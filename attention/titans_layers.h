@@ -17,9 +17,10 @@
 // SiLU, queries and keys then of length 1 (section 4.4 of the paper). In MAC what it learns from is another
 // text than what it is asked, so the one filter runs along both. Attention turns queries and keys by their
 // positions (rotary); h_t stands where x_t does. Persistent tokens have no position: they meet queries that
-// are not turned, so what a token takes from them does not hang on where it is. The paper leaves open how
-// positions enter. Unlike in the paper persistent tokens are keys of attention only: what a memory knows
-// before the text are its learned first weights.
+// are not turned, so what a token takes from them does not hang on where it is. The paper says
+// neither how positions enter nor whether attention's projections are convolved too; here they are not.
+// Unlike in the paper persistent tokens are keys of attention only: what a memory knows before the text are
+// its learned first weights.
 
 #include "attention/titans.h"
 

@@ -38,6 +38,7 @@ class Variable {
   Dtype dtype() const { return value_.dtype(); }
   Device device() const { return value_.device(); }
   bool differentiable() const { return tape_ != nullptr || parameter_.defined(); }
+  const Parameter& parameter() const { return parameter_; }  // undefined if it is none, or not trained
 
  private:
   friend class Tape;

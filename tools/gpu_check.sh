@@ -45,7 +45,7 @@ fi
 
 # Many small kernels keep one process waiting, so the long programs run in shards.
 export WEFT_DEVICE=cuda POISON=1 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
-declare -A shards=([test_attention]=8 [test_apply]=6 [test_layers]=3)
+declare -A shards=([test_attention]=10 [test_apply]=6 [test_layers]=3)
 pids=()
 run_shard() {
   local name=$1 path=$2 shard=$3 start=$SECONDS code=0

@@ -173,7 +173,8 @@ StepResult Trainer::step(int64_t step, const Batch& batch) {
     std::vector<Variable> outputs;
     {
       const MemoryScope scope("loss");
-      outputs.push_back(projected_cross_entropy(h, model_.output_weight(), micro.targets).loss);
+      outputs.push_back(
+          projected_cross_entropy(h, model_.output_weight(), micro.targets, {.seed = share}).loss);
     }
     losses.push_back(outputs[0]);
     std::vector<Tensor> seeds{full(outputs[0].shape(), share, outputs[0].dtype(), device_)};

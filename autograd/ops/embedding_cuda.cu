@@ -21,10 +21,11 @@ void look_up(const Tensor& y, const Tensor& table, const Tensor& ids, int64_t wi
   });
 }
 
-constexpr int kSlices = 8;
+constexpr int kSlices = 16;
 
-// One block a token, in the order of their ids; that of the first token of a bucket sums the bucket. Each
-// slice of threads takes every kSlices-th of its tokens, then the slices are added in order.
+// One block a token, in the order of their ids, and a tile of columns; that of the first token of a bucket
+// sums the bucket. Each slice of threads takes every kSlices-th of its tokens, then the slices are added in
+// order.
 template <class To, class T, bool whole>
 __global__ void __launch_bounds__(kWarp* kSlices)
     scatter_kernel(To* to, const T* dy, const int32_t* ids, const int32_t* start, const int32_t* order,
@@ -38,7 +39,8 @@ __global__ void __launch_bounds__(kWarp* kSlices)
   if (begin != own) return;
   __shared__ A parts[kSlices][V][kWarp];
   const int lane = static_cast<int>(threadIdx.x), slice = static_cast<int>(threadIdx.y);
-  for (int64_t tile = 0; tile < columns; tile += kWarp * V) {
+  for (int64_t tile = int64_t{blockIdx.y} * kWarp * V; tile < columns;
+       tile += int64_t{gridDim.y} * kWarp * V) {
     const int64_t j = tile + lane * V;
     A sum[V] = {};
     if (j < columns) {
@@ -88,7 +90,10 @@ void embedding_backward(const Tensor& to, const Tensor& dy, const Tensor& ids, d
   with_float(to.dtype(), [&]<class To>() {
     with_float(dy.dtype(), [&]<class T>() {
       const auto launch = [&](auto kernel) {
-        kernel<<<static_cast<unsigned>(ids.dim(0)), dim3(kWarp, kSlices), 0, stream()>>>(
+        const int64_t tile = kWarp * Pack<T>::kSize,
+                      tiles = std::min<int64_t>((columns + tile - 1) / tile, 64);
+        const dim3 blocks(static_cast<unsigned>(ids.dim(0)), static_cast<unsigned>(tiles));
+        kernel<<<blocks, dim3(kWarp, kSlices), 0, stream()>>>(
             data<To>(to), data<const T>(dy), data<const int32_t>(ids), data<const int32_t>(b.start),
             data<const int32_t>(b.order), columns);
       };

@@ -1,6 +1,7 @@
 #include "autograd/ops/projected_cross_entropy.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "autograd/ops/matmul.h"
 #include "autograd/ops/reduce.h"
@@ -49,29 +50,46 @@ CrossEntropy projected_cross_entropy(const Variable& hidden, const Variable& wei
   const Dtype precision = gpu && gradient ? hidden.dtype() : wide;
   const int64_t chunk =
       options.chunk > 0 ? options.chunk : tokens_at_a_time(tokens, vocabulary * size_of(precision), gpu);
+  const bool seeded = options.seed != 0, lands = seeded && of_weight && weight.parameter().defined();
   Tensor dhidden, dweight;
+  bool first = true;  // to write d weight
   if (of_hidden) dhidden = empty_like(hidden);
-  if (of_weight)
-    dweight = tokens > 0 ? empty(weight.shape(), wide, device) : zeros(weight.shape(), wide, device);
+  if (lands) {
+    ParameterEntry& p = *weight.parameter();
+    dweight = p.gradient;
+    first = !std::exchange(p.written, true);
+  } else if (of_weight) {
+    dweight = empty(weight.shape(), wide, device);
+  }
+  if (dweight.defined() && first && tokens == 0) dweight.zero();
   const Tensor buffer = empty({std::min(chunk, tokens), vocabulary}, precision, device);
   for (int64_t begin = 0; begin < tokens; begin += chunk) {
     const int64_t end = std::min(tokens, begin + chunk);
     const auto part = [&](const Tensor& t) { return t.defined() ? t.rows(begin, end) : t; };
     const Tensor logits = buffer.rows(0, end - begin), dlogits = gradient ? logits : Tensor();
     gemm(logits, part(x), w, {false, true}, 1, 0);
-    ON_DEVICE(device, cross_entropy(part(loss), part(nll), dlogits, logits, part(targets),
-                                    part(token_weights), options.softcap, options.z_loss));
+    ON_DEVICE(device,
+              cross_entropy(part(loss), part(nll), dlogits, logits, part(targets), part(token_weights),
+                            options.softcap, options.z_loss, seeded ? options.seed : 1));
     if (dhidden.defined()) gemm(part(dhidden), dlogits, w, {}, 1, 0);
-    if (dweight.defined()) gemm(dweight, dlogits, part(x), {true, false}, 1, begin == 0 ? 0 : 1);
+    if (dweight.defined()) gemm(dweight, dlogits, part(x), {true, false}, 1, first && begin == 0 ? 0 : 1);
   }
+  if (lands) dweight = {};
+  struct Seeded {
+    bool seeded;
+  };
   return {record("projected_cross_entropy", {hidden, weight}, sum(loss, 0).value(), save(dhidden, dweight),
-                 NoAttributes{},
-                 [](Backward& grads, const NoAttributes&) {
+                 Seeded{seeded},
+                 [](Backward& grads, const Seeded& made) {
                    for (int i = 0; i < 2; ++i) {
-                     if (!grads.wants(i)) continue;
+                     const Tensor& d = grads.saved(i);
+                     if (!d.defined()) continue;  // nobody wants it, or it landed already
+                     if (made.seeded) {
+                       grads.add(i, d);
+                       continue;
+                     }
                      const Into into = grads.into(i);
-                     ON_DEVICE(into.target.device(),
-                               add_scaled(into.target, grads.saved(i), grads.grad(), into.beta));
+                     ON_DEVICE(into.target.device(), add_scaled(into.target, d, grads.grad(), into.beta));
                    }
                  }),
           nll};

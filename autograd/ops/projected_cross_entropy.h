@@ -11,6 +11,7 @@ struct CrossEntropyOptions {
   double softcap = 0;   // > 0: a logit z becomes softcap tanh(z / softcap)
   double z_loss = 0;    // adds z_loss * (log of the sum of e^logit)^2 for each token
   Tensor weights = {};  // (N) f32 or f64, of each token's loss; undefined: ones
+  double seed = 0;      // the gradient that the loss will get, where that is known; 0: it is not
 };
 
 struct CrossEntropy {
@@ -22,6 +23,8 @@ struct CrossEntropy {
 // Where a tape is in scope, the gradients are made here, while a chunk's logits are at hand, and the way back
 // only scales them. Kept for it: d hidden (N, C), and d weight (V, C) in f32 (f64). Besides those, one chunk
 // of logits (chunk, V), which their gradient overwrites, and on the CPU of bf16 a weight widened once.
+// With a seed the gradients are right at once: that of hidden is passed on as it is, and that of a weight
+// which is a parameter is added to the parameter's here, on the way forward, and needs no memory of its own.
 // Logits are f32 (f64), with one exception: those of bf16 whose gradient is wanted are rounded to bf16 on a
 // GPU, since products take their gradient so anyway, as autocast in PyTorch does. All sums over them stay
 // f32. A logit z is then off by up to |z| / 512, and its probability by that factor, where rounding the
@@ -33,15 +36,15 @@ CrossEntropy projected_cross_entropy(const Variable& hidden, const Variable& wei
 
 namespace cpu {
 // Of one chunk: loss and nll (n) of logits (n, V), which may be overwritten. gradient: d loss / d logits, in
-// the logits' dtype (f32 or f64, on a GPU also bf16); may be the logits themselves, or undefined.
+// the logits' dtype (f32 or f64, on a GPU also bf16), times seed; may be the logits themselves, or undefined.
 void cross_entropy(const Tensor& loss, const Tensor& nll, const Tensor& gradient, const Tensor& logits,
-                   const Tensor& targets, const Tensor& weights, double softcap, double z_loss);
+                   const Tensor& targets, const Tensor& weights, double softcap, double z_loss, double seed);
 // to = beta to + scale[0] from, beta 0 or 1
 void add_scaled(const Tensor& to, const Tensor& from, const Tensor& scale, double beta);
 }  // namespace cpu
 namespace cuda {
 void cross_entropy(const Tensor& loss, const Tensor& nll, const Tensor& gradient, const Tensor& logits,
-                   const Tensor& targets, const Tensor& weights, double softcap, double z_loss);
+                   const Tensor& targets, const Tensor& weights, double softcap, double z_loss, double seed);
 void add_scaled(const Tensor& to, const Tensor& from, const Tensor& scale, double beta);
 }  // namespace cuda
 

@@ -22,7 +22,7 @@ void check_targets(const Tensor& targets, int64_t vocabulary) {
 }  // namespace
 
 void cross_entropy(const Tensor& loss, const Tensor& nll, const Tensor& gradient, const Tensor& logits,
-                   const Tensor& targets, const Tensor& weights, double softcap, double z_loss) {
+                   const Tensor& targets, const Tensor& weights, double softcap, double z_loss, double seed) {
   const int64_t vocabulary = logits.dim(1);
   check_targets(targets, vocabulary);
   const int32_t* target = targets.data<int32_t>();
@@ -54,7 +54,7 @@ void cross_entropy(const Tensor& loss, const Tensor& nll, const Tensor& gradient
         nll_of[i] = std::log(sum) - (x[target[i]] - m);
         loss_of[i] = weight * (nll_of[i] + z * lse * lse);
         if (d == nullptr) continue;
-        const A k = weight * (A(1) + 2 * z * lse) / sum;
+        const A factor = weight * static_cast<A>(seed), k = factor * (A(1) + 2 * z * lse) / sum;
         // The slope of the cap, 1 - (x / softcap)^2, is taken at the target before it is overwritten.
         const A slope = A(1) - x[target[i]] * inverse_cap * (x[target[i]] * inverse_cap);
 #pragma omp simd
@@ -62,7 +62,7 @@ void cross_entropy(const Tensor& loss, const Tensor& nll, const Tensor& gradient
           const A t = x[j] * inverse_cap;
           d[j] = k * p[j] * (A(1) - t * t);
         }
-        d[target[i]] -= weight * slope;
+        d[target[i]] -= factor * slope;
       }
     });
   };

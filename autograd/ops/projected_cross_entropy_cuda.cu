@@ -14,7 +14,7 @@ constexpr int64_t kHeldBytes = 110 << 10;  // of a row in shared memory, so that
 // `may`: false where no cap is known when compiling.
 template <class A, bool may>
 struct RowLoss {
-  A cap, inverse_cap, z_loss;
+  A cap, inverse_cap, z_loss, seed;
   __device__ A capped(A x) const {
     if constexpr (!may) return x;
     return inverse_cap > 0 ? cap * vector_math::tanh(x * inverse_cap) : x;
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kMostThreads, 2)
     loss[row] = weight * (own + f.z_loss * lse * lse);
   }
   if (d == nullptr) return;
-  const A scale = weight * (A(1) + 2 * f.z_loss * lse) / sum;
+  const A factor = weight * f.seed, scale = factor * (A(1) + 2 * f.z_loss * lse) / sum;
   for (int i = spans - 1; i >= 0; --i) {
     const int begin = i * span + first;
     const X* from = held ? own_row : x;
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(kMostThreads, 2)
         y.v[e] = scale * power(value) * f.slope(value);
       }
       if (target >= j && target < j + V) {
-        const A at_tip = weight * f.slope(at_target);
+        const A at_tip = factor * f.slope(at_target);
 #pragma unroll
         for (int e = 0; e < V; ++e)
           if (j + e == target) y.v[e] -= at_tip;
@@ -140,7 +140,8 @@ __global__ void __launch_bounds__(kMostThreads, 2)
 
 template <class X>
 void cross_entropy_as(const Tensor& loss, const Tensor& nll, const Tensor& gradient, const Tensor& logits,
-                      const Tensor& targets, const Tensor& weights, double softcap, double z_loss) {
+                      const Tensor& targets, const Tensor& weights, double softcap, double z_loss,
+                      double seed) {
   using A = Acc<X>;
   const int64_t n = logits.dim(1), row_bytes = n * static_cast<int64_t>(sizeof(X));
   X* d = gradient.defined() ? data<X>(gradient) : nullptr;
@@ -158,7 +159,8 @@ void cross_entropy_as(const Tensor& loss, const Tensor& nll, const Tensor& gradi
              static_cast<size_t>(kHeld ? row_bytes : 0), stream()>>>(
         data<A>(loss), data<A>(nll), d, data<const X>(logits), data<const int32_t>(targets),
         weights.defined() ? data<const A>(weights) : nullptr, static_cast<int>(n),
-        {static_cast<A>(softcap), softcap > 0 ? static_cast<A>(1 / softcap) : A(0), static_cast<A>(z_loss)});
+        {static_cast<A>(softcap), softcap > 0 ? static_cast<A>(1 / softcap) : A(0), static_cast<A>(z_loss),
+         static_cast<A>(seed)});
   };
   if constexpr (std::is_same_v<X, bf16>) {
     if (softcap == 0 && holds) return launch.template operator()<true, true, false>();
@@ -201,12 +203,12 @@ void add_scaled_as(const Tensor& to, const Tensor& from, const Tensor& scale, bo
 }  // namespace
 
 void cross_entropy(const Tensor& loss, const Tensor& nll, const Tensor& gradient, const Tensor& logits,
-                   const Tensor& targets, const Tensor& weights, double softcap, double z_loss) {
+                   const Tensor& targets, const Tensor& weights, double softcap, double z_loss, double seed) {
   const int64_t n = logits.dim(1);
   if (logits.dim(0) == 0) return;
   CHECK(n < (int64_t{1} << 30), "cross-entropy: a vocabulary of ", n);
   with_float(logits.dtype(), [&]<class X>() {
-    cross_entropy_as<X>(loss, nll, gradient, logits, targets, weights, softcap, z_loss);
+    cross_entropy_as<X>(loss, nll, gradient, logits, targets, weights, softcap, z_loss, seed);
   });
   check_launch("cross_entropy");
 }

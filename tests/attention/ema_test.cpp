@@ -41,7 +41,7 @@ TEST(EmaPlan, SpansHoldEveryTokenOnce) {
         EXPECT_LE(offsets[first[i]], spans[i]);
         EXPECT_LT(spans[i], offsets[first[i] + 1]);
         // Pieces are rounded up to tiles.
-        EXPECT_LE(spans[i + 1] - spans[i], (most + 31) / 32 * 32);
+        EXPECT_LE(spans[i + 1] - spans[i], (most + 63) / 64 * 64);
         cut = cut || offsets[first[i]] < spans[i];
       }
       EXPECT_EQ(plan.cut, cut);

@@ -145,6 +145,44 @@ TEST(ProjectedCrossEntropy, ParameterGradientsAreScaledAndAdded) {
   EXPECT_FALSE(projected_cross_entropy(x, w, targets).loss.differentiable());
 }
 
+// A seed that is known beforehand: the same gradients, and none of the weight's size kept.
+TEST(ProjectedCrossEntropy, ASeedMakesGradientsAtOnce) {
+  for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16}) {
+    std::vector<std::vector<Tensor>> results;
+    for (const double seed : {0.0, 0.375}) {
+      ParameterStore store(dtype);
+      const Parameter w = store.declare({"w", {19, 6}, ParameterKind::embedding, Initializer::normal(1)});
+      store.commit();
+      store.begin_step();
+      for (int pass = 0; pass < 2; ++pass) {
+        Tape tape;
+        const Variable x = tape.input(random_tensor({8, 6}, 1, dtype));
+        const CrossEntropy c =
+            projected_cross_entropy(x, w, random_ints(8, 19, 2), {.chunk = 3, .z_loss = 0.1, .seed = seed});
+        EXPECT_EQ(tape.saved_bytes(),
+                  8 * 6 * size_of(dtype) + (seed != 0 ? 0 : 19 * 6 * size_of(c.loss.dtype())));
+        tape.backward(c.loss, from_values({}, c.loss.dtype(), {0.375}));
+        results.push_back({c.loss, tape.gradient(x)});
+      }
+      EXPECT_TRUE(store.finish_step().empty());
+      results.back().push_back(w->gradient);
+    }
+    for (size_t i = 0; i < 3; ++i)
+      EXPECT_LE(difference(results[3][i], results[1][i]), tolerance::of(dtype)) << name_of(dtype) << i;
+    EXPECT_TRUE(same_bits(results[0][0], results[2][0]));
+  }
+  Tape tape;  // a weight that is no parameter
+  const Variable w = tape.input(random_tensor({5, 4}, 2));
+  const CrossEntropy c =
+      projected_cross_entropy(random_tensor({3, 4}, 1), w, from_ints({0, 1, -1}), {.seed = 2});
+  tape.backward(c.loss, from_values({}, Dtype::f64, {2}));
+  Tape plain;
+  const Variable v = plain.input(w.value());
+  plain.backward(projected_cross_entropy(random_tensor({3, 4}, 1), v, from_ints({0, 1, -1})).loss,
+                 from_values({}, Dtype::f64, {2}));
+  EXPECT_LE(difference(tape.gradient(w), plain.gradient(v)), 1e-12);
+}
+
 // The peak beside what is kept is one chunk of logits, not all of them.
 TEST(ProjectedCrossEntropy, LogitsExistByTheChunk) {
   const int64_t tokens = 96, vocabulary = 2048, chunk = 8;

@@ -10,7 +10,7 @@
 namespace weft {
 namespace {
 
-class WideHeadsOfScans : public testing::TestWithParam<const char*> {
+class LinearRunHeads : public testing::TestWithParam<const char*> {
  protected:
   static Subject::Make make() {
     return [](const Dimensions& dims, const ParameterScope& scope) {
@@ -18,7 +18,8 @@ class WideHeadsOfScans : public testing::TestWithParam<const char*> {
     };
   }
 };
-INSTANTIATE_TEST_SUITE_P(Registry, WideHeadsOfScans, testing::Values("lightning", "simple_gla", "gla", "regla"));
+INSTANTIATE_TEST_SUITE_P(Registry, LinearRunHeads,
+                         testing::Values("lightning", "simple_gla", "gla", "regla"));
 
 // The norm of a - b over that of b.
 double error(const Tensor& a, const Tensor& b) {
@@ -28,7 +29,7 @@ double error(const Tensor& a, const Tensor& b) {
   return std::sqrt(apart / all);
 }
 
-TEST_P(WideHeadsOfScans, EqualTheDefinition) {
+TEST_P(LinearRunHeads, EqualTheDefinition) {
   for (const auto& [key, value] : {std::pair{64, 64}, {64, 128}, {128, 64}, {128, 128}}) {
     const Dimensions dims{2, 2, key, value, 32};
     Subject exact(dims, Dtype::f64, make()), narrow(dims, Dtype::bf16, make());
@@ -46,7 +47,7 @@ TEST_P(WideHeadsOfScans, EqualTheDefinition) {
   }
 }
 
-TEST_P(WideHeadsOfScans, PiecesEqualTheWhole) {
+TEST_P(LinearRunHeads, PiecesEqualTheWhole) {
   const Dimensions dims{2, 2, 64, 64, 32};
   Subject s(dims, Dtype::bf16, make());
   const std::vector<Tensor> inputs = random_inputs(*s.mechanism, 200, Dtype::bf16);

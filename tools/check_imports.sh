@@ -51,6 +51,11 @@ FNR == 601 { say("more than 600 lines") }
   if (part[2] ~ heavy && FILENAME ~ /\.h$/) brings[FILENAME] = part[2]
 }
 
+# libstdc++ 14 no longer brings <algorithm> along with other headers.
+/^#include <algorithm>/ { has_algorithms[FILENAME] = 1 }
+/std::(clamp|copy_n|count_if|fill_n|find_if|(max|min)_element|next_permutation|partial_sort|sort|stable_sort|transform)[(<]|std::(any|all|none)_of[(]|std::(copy|count|fill|find|lower_bound|max|min|reverse|rotate|shuffle|upper_bound)[(][{]/ &&
+  FILENAME ~ /[.](h|cpp|cu|cuh)$/ && !has_algorithms[FILENAME] { say("needs #include <algorithm>") }
+
 # Two types of one name in namespace weft are one to the linker, whichever header a file includes.
 /^(class|struct) [A-Za-z0-9_]+.*[{]/ && FILENAME ~ /\.h$/ && FILENAME !~ /^(tests|attention\/kernels)\// {
   if ($2 in defined) say($2 " is defined in " defined[$2] " too")

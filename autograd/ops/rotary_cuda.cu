@@ -1,5 +1,6 @@
 #include "autograd/ops/rotary.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "autograd/cuda/rows.cuh"

@@ -1,6 +1,8 @@
 // How the kernel of the moving average deals tokens out to threads, and the kernel against its definition.
 
 #include "attention/ema_run.h"
+
+#include <algorithm>
 #include "attention/kernels/ema_plan.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"

@@ -2,6 +2,8 @@
 
 #include "attention/merge.h"
 
+#include <algorithm>
+
 #include "attention/crossing.h"
 #include "attention/flash_attention.h"
 #include "tests/autograd/test_tensors.h"

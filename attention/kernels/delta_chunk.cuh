@@ -13,7 +13,7 @@ using SquareTile = Tile<64, 64>;
 
 __device__ inline int2 document_range(const DeltaStages& s, int document) {
   if (s.offsets) return {s.offsets[document], s.offsets[document + 1] - s.offsets[document]};
-  const int length = static_cast<int>(s.tokens / s.documents);
+  const int length = static_cast<int>(s.tokens) / s.documents;
   return {document * length, length};
 }
 
@@ -136,16 +136,6 @@ __device__ Operand<64> weigh(const Accumulator<64>& scores, const float* level, 
     }
   }
   return p;
-}
-
-// tile = p
-__device__ inline void store(SquareTile tile, const Operand<64>& p) {
-  const Lane lane;
-#pragma unroll
-  for (int k = 0; k < 4; ++k)
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      store_shared(tile.at(lane.row() + (i % 2) * 8, 2 * k + i / 2) + 4 * lane.t, p.x[k][i]);
 }
 
 // The operand tile^T.

@@ -38,7 +38,7 @@ fi
 folder=$(mktemp -d)
 root=$folder/debian13
 finish() {
-  umount -R "$root/proc" "$root/dev/shm" "$root/dev/pts" 2>/dev/null || true
+  umount -R "$root/proc" "$root/sys" "$root/dev/shm" "$root/dev/pts" 2>/dev/null || true
   if [ -n "$keep" ]; then
     echo "kept: $root" >&2
   else
@@ -52,6 +52,7 @@ debootstrap --variant=minbase --include=git trixie "$root" "$mirror" >"$folder/d
 # Proxies and the like, as on this machine.
 apt-config dump | grep -E '^Acquire::(http|https|Check)' >"$root/etc/apt/apt.conf.d/99-as-outside" || true
 mount -t proc proc "$root/proc"
+mount -t sysfs -o ro sysfs "$root/sys" # where Open MPI looks for cores
 mkdir -p "$root/dev/shm" "$root/dev/pts"
 mount -t tmpfs tmpfs "$root/dev/shm"
 mount -t devpts -o newinstance,ptmxmode=0666 devpts "$root/dev/pts" # for tests of what a terminal shows

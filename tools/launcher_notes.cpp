@@ -13,7 +13,8 @@ bool is_rule(const std::string& line) {
 
 bool tells_which_process_ended(const std::string& note) {
   return note.find("prterun detected that one or more processes exited") != note.npos ||
-         note.find("prterun noticed that process rank") != note.npos;
+         note.find("prterun noticed that process rank") != note.npos ||
+         note.find("prterun has exited due to process rank") != note.npos;
 }
 
 }  // namespace

@@ -61,11 +61,14 @@ TEST(LauncherNotes, OnlyThoseOfAProcessThatEndedAreLeftOut) {
   const std::string note =
       rule + "\nprterun noticed that process rank 0 with PID 7 on node n exited on\nsignal 9.\n" + rule +
       "\n";
+  const std::string improper =
+      rule + "\nprterun has exited due to process rank 1 with PID 7 on node n exiting\n\n1. this\n" + rule +
+      "\n";
   const std::string other = rule + "\nThere are not enough slots available in the system.\n" + rule + "\n";
   const std::string said = "step: 1\n--help\n\nweft: the loss is nan\n";
   for (const size_t piece : {1, 7, 1000}) {
     LauncherNotes notes;
-    const std::string all = said + note + other + "no newline\r50%\n" + note + "-----";
+    const std::string all = said + note + improper + other + "no newline\r50%\n" + note + "-----";
     std::string shown;
     for (size_t i = 0; i < all.size(); i += piece)
       shown += notes.pass(std::string_view(all).substr(i, piece));

@@ -3,6 +3,7 @@
 #include "autograd/flops.h"
 #include "autograd/ops/elementwise.h"
 #ifdef WEFT_CUDA
+#include "attention/kernel_arguments.h"
 #include "attention/kernels/delta_rule.h"
 #include "autograd/cuda/runtime.h"
 #endif
@@ -24,8 +25,6 @@ struct Sizes {
   bool gated, ends;  // ends: the states behind the segments are an output
 };
 
-float* floats(const Tensor& x) { return x.defined() ? static_cast<float*>(x.raw()) : nullptr; }
-
 // beta and g f32, offsets (documents + 1) i32
 cuda::DeltaRule problem(const Sizes& s, const Tensor& q, const Tensor& v, const Tensor& beta, const Tensor& g,
                         const Tensor& offsets) {
@@ -40,9 +39,6 @@ cuda::DeltaRule problem(const Sizes& s, const Tensor& q, const Tensor& v, const 
           .beta = floats(beta),
           .log_decay = floats(g)};
 }
-
-cuda::Rows rows_of(const Tensor& x) { return {x.raw(), x.pitch()}; }
-cuda::MutableRows written(const Tensor& x) { return {x.raw(), x.pitch()}; }
 
 Tensor bytes_on(Device device, int64_t bytes) { return empty({bytes / 4}, Dtype::f32, device); }
 
@@ -89,14 +85,12 @@ DeltaRun delta_run(const Variable& q_in, const Variable& k_in, const Variable& v
             v_in.dtype() == q_in.dtype() && k_in.dtype() == q_in.dtype(),
         "delta_run: q ", q_in.shape(), ", k ", k_in.shape(), ", v ", v_in.shape());
   const Variable beta = cast(beta_in, Dtype::f32), g = g_in.defined() ? cast(g_in, Dtype::f32) : g_in;
-  std::vector<int32_t> ends{0};
-  for (const Segment& s : layout.segments) ends.push_back(ends.back() + static_cast<int32_t>(s.size()));
-  CHECK(ends.back() == q_in.dim(0), "delta_run: ", q_in.dim(0), " tokens in segments of ", ends.back());
   const Sizes sizes{static_cast<float>(scale), static_cast<int>(layout.segments.size()), g.defined(),
                     want_end};
   // Dense: tiles are read 16 bytes at a time.
   const Tensor q = q_in.value().contiguous(), k = k_in.value().contiguous(), v = v_in.value().contiguous();
-  const Tensor offsets = from_ints(ends, q.device()), dense_beta = beta.value().contiguous(),
+  const Tensor offsets = segment_offsets(layout, q.dim(0), q.device()),
+               dense_beta = beta.value().contiguous(),
                dense_g = g.defined() ? g.value().contiguous() : Tensor(),
                before = start.defined() ? start.value().contiguous() : Tensor();
 

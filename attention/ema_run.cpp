@@ -1,6 +1,7 @@
 #include "attention/ema_run.h"
 
 #ifdef WEFT_CUDA
+#include "attention/kernel_arguments.h"
 #include "attention/kernels/ema.h"
 #include "autograd/cuda/runtime.h"
 #include "autograd/flops.h"
@@ -20,12 +21,8 @@ namespace {
 struct Spans {
   int documents, spans;
   bool cut;
-  bool ends, empty;  // the states behind the segments are an output; some segment has no token
+  bool ends;  // the states behind the segments are an output
 };
-
-const float* floats(const Tensor& x) { return x.defined() ? static_cast<const float*>(x.raw()) : nullptr; }
-float* written(const Tensor& x) { return x.defined() ? static_cast<float*>(x.raw()) : nullptr; }
-cuda::Rows rows_of(const Tensor& x) { return {x.raw(), x.pitch()}; }
 
 cuda::Ema problem(const Spans& s, const Tensor& x, const Tensor& in, const Tensor& out, const Tensor& decay,
                   const Tensor& plan) {
@@ -45,14 +42,6 @@ Tensor scratch(int64_t size, Device device) {
   return size > 0 ? empty({size}, Dtype::f32, device) : Tensor();
 }
 
-// For states by segment. One goes through a segment without tokens as it is; the kernels write all other
-// rows.
-Tensor states_of(const Spans& s, const Tensor& through, const Shape& shape, Device device) {
-  const Tensor to = empty(shape, Dtype::f32, device);
-  if (s.empty) to.copy_from(through.defined() ? through : zeros(shape, Dtype::f32, device));
-  return to;
-}
-
 // A multiply and an add for the state and for the output.
 void count(const Tensor& x, const Tensor& in, int per_state) {
   count_flops(static_cast<double>(2 * per_state * x.numel()) * static_cast<double>(in.dim(1)));
@@ -67,12 +56,12 @@ void backward(Backward& b, const Spans& s) {
   const Tensor d_end = s.ends && b.has_grad(1) ? b.grad(1).contiguous() : Tensor();
   const Tensor dx = empty(x.shape(), x.dtype(), device);
   const Tensor d_in = empty_like(in), d_out = empty_like(out), d_decay = empty_like(decay);
-  const Tensor d_start = start.defined() ? states_of(s, d_end, start.shape(), device) : Tensor();
+  const Tensor d_start = start.defined() ? empty_like(start) : Tensor();
   const Tensor workspace = scratch(cuda::ema_backward_workspace(shape), device);
   count(x, in, 5);
   cuda::ema_backward(shape, rows_of(x), rows_of(dy), floats(start), floats(d_end),
-                     {dx.raw(), written(d_in), written(d_out), written(d_decay), written(d_start)},
-                     written(workspace), cuda::stream());
+                     {dx.raw(), floats(d_in), floats(d_out), floats(d_decay), floats(d_start)},
+                     floats(workspace), cuda::stream());
   b.add(0, dx);
   b.add(1, d_in);
   b.add(2, d_out);
@@ -90,11 +79,10 @@ EmaRun ema_run(const Variable& x, const Variable& in, const Variable& out, const
   const Device device = x.device();
   std::vector<int64_t> lengths;
   int64_t tokens = 0;
-  Spans spans{0, 0, false, want_end, false};
+  Spans spans{0, 0, false, want_end};
   for (const Segment& s : layout.segments) {
     lengths.push_back(s.size());
     tokens += s.size();
-    spans.empty = spans.empty || s.size() == 0;
   }
   CHECK(tokens == x.dim(0), "ema_run: ", x.dim(0), " tokens in segments of ", tokens);
   const cuda::EmaPlan plan = cuda::plan_ema(lengths, x.dim(1), in.dim(1));
@@ -106,11 +94,11 @@ EmaRun ema_run(const Variable& x, const Variable& in, const Variable& out, const
   const Tensor before = start.defined() ? start.value().contiguous() : Tensor();
   const Tensor y = empty(x.shape(), x.dtype(), device);
   const Shape states{static_cast<int64_t>(lengths.size()), in.dim(0), in.dim(1)};
-  const Tensor end = want_end ? states_of(spans, before, states, device) : Tensor();
+  const Tensor end = want_end ? empty(states, Dtype::f32, device) : Tensor();
   const cuda::Ema shape = problem(spans, x.value(), dense_in, dense_out, dense_decay, on_device);
   const Tensor workspace = scratch(cuda::ema_forward_workspace(shape), device);
   count(x.value(), in.value(), 2);
-  cuda::ema_forward(shape, rows_of(x.value()), floats(before), y.raw(), written(end), written(workspace),
+  cuda::ema_forward(shape, rows_of(x.value()), floats(before), y.raw(), floats(end), floats(workspace),
                     cuda::stream());
 
   std::vector<Variable> inputs{x, in, out, decay};

@@ -5,7 +5,7 @@
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
 #ifdef WEFT_CUDA
-#include "attention/kernels/linear_attention.h"
+#include "attention/kernel_arguments.h"
 #include "autograd/cuda/runtime.h"
 #endif
 
@@ -32,15 +32,11 @@ cuda::LinearAttention problem(const Sizes& s, const Tensor& q, const Tensor& v, 
           .d_v = static_cast<int>(v.dim(2)),
           .dtype = q.dtype(),
           .scale = s.scale,
-          .log_decay = g.defined() ? static_cast<const float*>(g.raw()) : nullptr,
+          .log_decay = floats(g),
           .gate = !g.defined()    ? cuda::Gate::fixed
                   : g.rank() == 2 ? cuda::Gate::head
                                   : cuda::Gate::channel};
 }
-
-cuda::Rows rows_of(const Tensor& x) { return {x.raw(), x.pitch()}; }
-cuda::MutableRows written(const Tensor& x) { return {x.raw(), x.pitch()}; }
-float* floats(const Tensor& x) { return x.defined() ? static_cast<float*>(x.raw()) : nullptr; }
 
 // Of both matrix products of a state, and of those inside chunks of 64 tokens.
 void count_forwards(const Tensor& q, const Tensor& v, double forwards) {
@@ -86,11 +82,8 @@ LinearRun linear_run(const Variable& q, const Variable& k, const Variable& v, co
   CHECK(!gate.defined() || gate.shape() == one_a_head || gate.shape() == q.shape(), "linear_run: q ",
         q.shape(), ", g ", gate.shape());
   const Variable g = gate.defined() ? cast(gate, Dtype::f32) : gate;
-  std::vector<int32_t> ends{0};
-  for (const Segment& s : layout.segments) ends.push_back(ends.back() + static_cast<int32_t>(s.size()));
-  CHECK(ends.back() == q.dim(0), "linear_run: ", q.dim(0), " tokens in segments of ", ends.back());
   const Sizes sizes{static_cast<float>(scale), static_cast<int>(layout.segments.size()), want_end};
-  const Tensor offsets = from_ints(ends, q.device());
+  const Tensor offsets = segment_offsets(layout, q.dim(0), q.device());
   const Tensor dense_g = g.defined() ? g.value().contiguous() : Tensor();
   const Tensor before = start.defined() ? start.value().contiguous() : Tensor();
   const Tensor o = empty(v.shape(), v.dtype(), v.device());

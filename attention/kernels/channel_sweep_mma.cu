@@ -122,9 +122,9 @@ void channel_sweep_mma(const Sweeps& s, GateOf gate, cudaStream_t stream) {
 
 int channel_sweep_bytes(int d_k, int d_v) {
   const int of_a =
-      with_widths(d_k, d_v, []<int D_a, int D_c>() { return ChannelMemory<GateOf::a, D_a, D_c>::bytes; });
+      with_widths(d_k, d_v, [&]<int D_a, int D_c>() { return ChannelMemory<GateOf::a, D_a, D_c>::bytes; });
   const int of_c =
-      with_widths(d_v, d_k, []<int D_a, int D_c>() { return ChannelMemory<GateOf::c, D_a, D_c>::bytes; });
+      with_widths(d_v, d_k, [&]<int D_a, int D_c>() { return ChannelMemory<GateOf::c, D_a, D_c>::bytes; });
   return std::max(of_a, of_c);
 }
 

@@ -1,23 +1,14 @@
 // The sweep with a gate for each channel, token by token in f32, as the recurrence is written: for f32, and
 // for widths that have no tiles.
 
-#include <cuda_bf16.h>
-
 #include "attention/kernels/channel_sweep.h"
+#include "attention/kernels/plain.cuh"
 
 namespace weft::cuda {
 
 // kernels
 
 namespace {
-
-constexpr int lanes = 8;  // threads that share a column of the state, each with rows lane, lane + 8, ...
-constexpr int most_rows = 256 / lanes;
-
-template <class T>
-__device__ float value(const Rows& rows, int64_t token, int64_t column) {
-  return static_cast<float>(static_cast<const T*>(rows.data)[token * rows.pitch + column]);
-}
 
 // One block: one document, head, sweep and 32 columns of the state. On its way from token to token the state
 // decays by the gate of the later one.

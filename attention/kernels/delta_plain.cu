@@ -2,9 +2,8 @@
 // what every token writes, u_t = beta_t (v_t - S^T k_t), known from the forward pass, S is plain linear
 // attention with values u, so that the backward pass holds no states (README, "The delta rule").
 
-#include <cuda_bf16.h>
-
 #include "attention/kernels/delta_stages.h"
+#include "attention/kernels/plain.cuh"
 
 namespace weft::cuda {
 
@@ -12,13 +11,7 @@ namespace weft::cuda {
 
 namespace {
 
-constexpr int lanes = 8;  // threads that share a column of the state, each with rows lane, lane + 8, ...
-constexpr int most_rows = 256 / lanes, columns = plain_columns;
-
-template <class T>
-__device__ float value(const Rows& rows, int64_t token, int64_t column) {
-  return static_cast<float>(static_cast<const T*>(rows.data)[token * rows.pitch + column]);
-}
+constexpr int columns = plain_columns;
 template <class T>
 __device__ void write(const MutableRows& rows, int64_t token, int64_t column, float x) {
   static_cast<T*>(rows.data)[token * rows.pitch + column] = T(x);

@@ -4,39 +4,23 @@
 
 #include <utility>
 
+#include "attention/kernels/check.h"
 #include "attention/kernels/delta_stages.h"
 
 namespace weft::cuda {
 
 namespace {
 
+constexpr const char* name = "delta rule";
+
 void require(bool condition, const std::string& what, const std::string& advice) {
-  if (!condition) throw Error(Exit::internal, "delta rule: " + what, {}, advice);
+  cuda::require(name, condition, what, advice);
 }
 
 bool has_tiles(int width) { return width == 64 || width == 128; }
 
-bool aligned(const Rows& r) { return reinterpret_cast<uintptr_t>(r.data) % 16 == 0 && r.pitch % 8 == 0; }
-
-int device_attribute(cudaDeviceAttr attribute) {
-  int device = 0, value = 0;
-  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
-  check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
-  return value;
-}
-
 void check(const DeltaRule& p) {
-  require(p.dtype == Dtype::bf16 || p.dtype == Dtype::f32,
-          text("dtype ", int(p.dtype), " is neither bf16 nor f32"), "convert first");
-  require(p.d_k > 0 && p.d_k <= 256 && p.d_v > 0 && p.d_v <= 256, text("widths ", p.d_k, " and ", p.d_v),
-          "use 1 to 256");
-  require(p.heads > 0 && p.documents > 0 && p.tokens >= 0 && p.tokens < (int64_t(1) << 31),
-          text(p.tokens, " tokens, ", p.documents, " documents, ", p.heads, " heads"),
-          "use fewer than 2^31 tokens");
-  require(p.offsets || p.tokens % p.documents == 0,
-          text(p.tokens, " tokens in ", p.documents, " documents without offsets"),
-          "give offsets, or equal documents");
-  require(p.scale > 0, text("scale ", p.scale), "it has to be positive");
+  check_sizes(name, p);
   require(p.beta || p.tokens == 0, "beta is null", "give (tokens, heads) f32");
 }
 
@@ -50,14 +34,10 @@ Path choose(const DeltaRule& p) {
   return device_attribute(cudaDevAttrComputeCapabilityMajor) == 9 ? Path::wgmma : Path::mma;
 }
 
-void check(const char* name, const Rows& r, int heads, int width, Path path) {
-  require(r.data, text(name, " is null"), "give a device pointer");
-  require(r.pitch >= int64_t(heads) * width,
-          text(name, " has pitch ", r.pitch, " for ", heads, " heads of ", width), "pitch counts elements");
-  require(path == Path::plain || aligned(r), text(name, " is not aligned to 16 bytes"), "make it contiguous");
+void check(const char* of, const Rows& r, int heads, int width, Path path) {
+  check_rows(name, of, r, heads, width);
+  require(path == Path::plain || aligned(r), text(of, " is not aligned to 16 bytes"), "make it contiguous");
 }
-
-Rows read_only(const MutableRows& r) { return {r.data, r.pitch}; }
 
 // Parts of an area of memory, each aligned to 256 bytes.
 struct Area {

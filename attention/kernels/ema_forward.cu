@@ -59,12 +59,13 @@ __global__ void __launch_bounds__(kEmaThreads)
   // Tokens by twos, so that a factor read from a register serves two products: two reads a cycle are all that
   // a scheduler has.
   const auto step = [&]<int K>(const float(&in)[K], float(&out)[K]) {
-    float now[K][N], part[K][2];
+    float now[K][N];
 #pragma unroll
     for (int k = 0; k < K; ++k)
 #pragma unroll
       for (int n = 0; n < N; ++n) h[n] = now[k][n] = fmaf(q[n], h[n], Unit ? in[k] : __fmul_rn(u[n], in[k]));
     if constexpr (!Summary) {
+      float part[K][2];
 #pragma unroll
       for (int n = 0; n < N; ++n)
 #pragma unroll

@@ -5,45 +5,30 @@
 #include <cmath>
 
 #include "attention/kernels/channel_sweep.h"
+#include "attention/kernels/check.h"
 
 namespace weft::cuda {
 
 namespace {
 
+constexpr const char* name = "linear attention";
+
 void require(bool condition, const std::string& what, const std::string& advice) {
-  if (!condition) throw Error(Exit::internal, "linear attention: " + what, {}, advice);
+  cuda::require(name, condition, what, advice);
 }
 
 bool has_tiles(const LinearAttention& p, int width) {
   return width == 64 || width == 128 || (width == 256 && p.gate != Gate::channel);
 }
 
-bool aligned(const Rows& r) { return reinterpret_cast<uintptr_t>(r.data) % 16 == 0 && r.pitch % 8 == 0; }
-
 bool hopper() { return device_attribute(cudaDevAttrComputeCapabilityMajor) == 9; }
 
 void check(const LinearAttention& p) {
-  require(p.dtype == Dtype::bf16 || p.dtype == Dtype::f32,
-          text("dtype ", int(p.dtype), " is neither bf16 nor f32"), "convert first");
-  require(p.d_k > 0 && p.d_k <= 256 && p.d_v > 0 && p.d_v <= 256, text("widths ", p.d_k, " and ", p.d_v),
-          "use 1 to 256");
-  require(p.heads > 0 && p.documents > 0 && p.tokens >= 0 && p.tokens < (int64_t(1) << 31),
-          text(p.tokens, " tokens, ", p.documents, " documents, ", p.heads, " heads"),
-          "use fewer than 2^31 tokens");
-  require(p.offsets || p.tokens % p.documents == 0,
-          text(p.tokens, " tokens in ", p.documents, " documents without offsets"),
-          "give offsets, or equal documents");
-  require(p.scale > 0, text("scale ", p.scale), "it has to be positive");
+  check_sizes(name, p);
   require(p.gate == Gate::fixed || p.log_decay, "gated without log_decay", "give log decays");
 }
 
-void check(const char* name, const Rows& r, int heads, int width) {
-  require(r.data, text(name, " is null"), "give a device pointer");
-  require(r.pitch >= int64_t(heads) * width,
-          text(name, " has pitch ", r.pitch, " for ", heads, " heads of ", width), "pitch counts elements");
-}
-
-Rows read_only(const MutableRows& r) { return {r.data, r.pitch}; }
+void check(const char* of, const Rows& r, int heads, int width) { check_rows(name, of, r, heads, width); }
 
 Path choose(const LinearAttention& p, std::initializer_list<Rows> all) {
   const bool channels = p.gate == Gate::channel;

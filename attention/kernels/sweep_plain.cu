@@ -1,8 +1,7 @@
 // The sweep token by token in f32, as the recurrence is written. It is the reference of the tiled kernels,
 // takes f32 and bf16, and any width up to 256.
 
-#include <cuda_bf16.h>
-
+#include "attention/kernels/plain.cuh"
 #include "attention/kernels/sweep.h"
 
 namespace weft::cuda {
@@ -10,14 +9,6 @@ namespace weft::cuda {
 // kernels
 
 namespace {
-
-constexpr int lanes = 8;  // threads that share a column of the state, each with rows lane, lane + 8, ...
-constexpr int most_rows = 256 / lanes;
-
-template <class T>
-__device__ float value(const Rows& rows, int64_t token, int64_t column) {
-  return static_cast<float>(static_cast<const T*>(rows.data)[token * rows.pitch + column]);
-}
 
 // One block: one document, head, sweep and 32 columns of the state. Forward, the state takes in token i
 // before it is read and decays by g_i on the way from i - 1; backward, it decays by g_{i+1} on the way from i

@@ -2,7 +2,7 @@
 
 #include "attention/kernels/delta_rule.h"
 
-#include <cstdio>
+#include "tools/lab/guarded.h"
 
 using namespace weft;
 using namespace weft::cuda;
@@ -28,17 +28,6 @@ DeltaRule shape_of(const DeltaArguments& a) {
   p.d_k = int(a.d_k), p.d_v = int(a.d_v), p.dtype = a.is_f32 ? Dtype::f32 : Dtype::bf16;
   p.scale = float(a.scale), p.beta = a.beta, p.log_decay = a.log_decay, p.path = Path(a.path);
   return p;
-}
-
-template <class F>
-int guarded(F f) {
-  try {
-    f();
-    return 0;
-  } catch (const Error& e) {
-    std::fprintf(stderr, "%s (%s)\n", e.what(), e.advice.c_str());
-    return static_cast<int>(e.code);
-  }
 }
 
 }  // namespace

@@ -7,17 +7,12 @@ Needs torch and a GPU; `peer` also flash-linear-attention on PYTHONPATH.
 
 import ctypes
 import math
-import os
-import statistics
 import sys
 
 import torch
+from lab import BF16, PATHS, Rows, error, library, median_ms, pointer, poison, print_copy_rate, rows, show
 
-LIBRARY = os.environ.get(
-    "LAB_LIBRARY", os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../.lab/liblab.so")
-)
-PATHS = {"automatic": 0, "plain": 1, "mma": 2, "wgmma": 3}
-BF16, F64 = torch.bfloat16, torch.float64
+F64 = torch.float64
 CHUNK = 64
 GATES = {
     "none": None,
@@ -26,10 +21,6 @@ GATES = {
     "resets": lambda x: torch.where(x > 1.5, -1000.0, -0.05),
 }
 GRADIENTS = "dq dk dv dbeta dg ds0".split()
-
-
-class Rows(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("pitch", ctypes.c_int64)]
 
 
 class Arguments(ctypes.Structure):
@@ -48,20 +39,7 @@ class Arguments(ctypes.Structure):
     )
 
 
-library = ctypes.CDLL(LIBRARY)
 library.delta_kept.restype = library.delta_workspace.restype = ctypes.c_int64
-
-
-def rows(x):
-    return Rows(x.data_ptr(), x.stride(0))
-
-
-def pointer(x):
-    return None if x is None else x.data_ptr()
-
-
-def poison(*shape, dtype=torch.float32):
-    return torch.full(shape, float("nan"), dtype=dtype, device="cuda")
 
 
 class Problem:
@@ -171,24 +149,8 @@ class Problem:
         return ref
 
 
-def error(x, ref):
-    ref = ref.double()
-    return ((x.double() - ref).norm() / ref.norm().clamp_min(1e-300)).item()
-
-
 def errors(out, ref):
     return {n: error(out[n], ref[n]) for n in ("o", "s1", *GRADIENTS) if out.get(n) is not None}
-
-
-def show(label, e, limit):
-    worst = max(e.values()) if not any(math.isnan(x) for x in e.values()) else math.nan
-    print(
-        f"{label:44s}",
-        " ".join(f"{n} {x:.1e}" for n, x in e.items()),
-        "" if worst <= limit else "  <-- BAD",
-        flush=True,
-    )
-    return worst <= limit
 
 
 def untiled(image, count, r, c):
@@ -308,29 +270,11 @@ def long():
         show(f"T 4096 128x128 {gate}", errors(p.call("automatic"), p.definition()), 1e-2)
 
 
-def median_ms(run, repeat=50, warm=5):
-    for _ in range(warm):
-        run()
-    marks = [
-        (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeat)
-    ]
-    for a, b in marks:
-        a.record()
-        run()
-        b.record()
-    torch.cuda.synchronize()
-    return statistics.median(a.elapsed_time(b) for a, b in marks)
-
-
 SHAPES = [(4, 4096, 64, 128, 128), (2, 16384, 16, 128, 128), (8, 8192, 16, 64, 64)]
 
 
 def timings(paths=("wgmma", "mma"), repeat=50):
-    print(torch.cuda.get_device_name(), "copy TB/s:", end=" ")
-    x = torch.empty(1 << 30, dtype=torch.int8, device="cuda")
-    y = torch.empty_like(x)
-    print(f"{2 * x.numel() / median_ms(lambda: y.copy_(x), 20) / 1e9:.2f}", flush=True)
-    del x, y
+    print_copy_rate()
     for b, t, h, d_k, d_v in SHAPES:
         for path in paths:
             sets = [Problem([t] * b, h, d_k, d_v, "days", states=False, equal=True, seed=i) for i in range(2)]

@@ -2,8 +2,9 @@
 
 #include "attention/kernels/ema.h"
 
-#include <cstdio>
 #include <cstring>
+
+#include "tools/lab/guarded.h"
 
 using namespace weft;
 using namespace weft::cuda;
@@ -31,17 +32,6 @@ Ema shape_of(const EmaArguments& a) {
           .spans = int(a.spans),
           .cut = a.cut != 0,
           .plan = a.plan};
-}
-
-template <class F>
-int guarded(F f) {
-  try {
-    f();
-    return 0;
-  } catch (const Error& e) {
-    std::fprintf(stderr, "%s\n", e.what());
-    return 1;
-  }
 }
 
 }  // namespace

@@ -6,21 +6,13 @@ Needs torch and a GPU.
 """
 
 import ctypes
-import os
-import statistics
 import sys
 
 import torch
+from lab import BF16, Rows, error, library, median_ms, pointer, poison, print_copy_rate
 
-LIBRARY = os.environ.get(
-    "LAB_LIBRARY", os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../.lab/liblab.so")
-)
-BF16, F32 = torch.bfloat16, torch.float32
+F32 = torch.float32
 NAMES = "y end dx d_in d_out d_decay d_start".split()
-
-
-class Rows(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("pitch", ctypes.c_int64)]
 
 
 class Arguments(ctypes.Structure):
@@ -32,16 +24,7 @@ class Arguments(ctypes.Structure):
     )
 
 
-library = ctypes.CDLL(LIBRARY)
 library.ema_workspace.restype = library.ema_plan.restype = ctypes.c_int64
-
-
-def pointer(x):
-    return None if x is None else x.data_ptr()
-
-
-def poison(*shape, dtype=F32):
-    return torch.full(shape, float("nan"), dtype=dtype, device="cuda")
 
 
 class Problem:
@@ -134,10 +117,6 @@ class Problem:
         return dict(zip(NAMES, (y.detach(), h.detach(), *grads)))
 
 
-def error(x, ref):
-    return ((x.double() - ref).norm() / ref.norm().clamp_min(1e-300)).item()
-
-
 def show(label, out, ref, limits):
     """limits: of y and dx, and of all others, which are f32."""
     e = {n: error(out[n], ref[n]) for n in NAMES if n in out}
@@ -186,24 +165,6 @@ def stages():
             print(f"state behind token {t}: error {error(got[spans.index(t + 1) - 1], h.T):.0e}")
 
 
-def median_ms(run, repeat=50, warm=3):
-    for _ in range(warm):
-        run()
-    marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeat)]
-    for a, b in marks:
-        a.record()
-        run()
-        b.record()
-    torch.cuda.synchronize()
-    return statistics.median(a.elapsed_time(b) for a, b in marks)
-
-
-def copy_rate():
-    x = torch.empty(1 << 30, dtype=torch.int8, device="cuda")
-    y = torch.empty_like(x)
-    return 2 * x.numel() / median_ms(lambda: y.copy_(x), 20) / 1e9
-
-
 def times(problems):
     """Two sets of tensors take turns, so that none is found in L2."""
     turn = [0]
@@ -216,7 +177,7 @@ def times(problems):
 
 
 def timings():
-    print(torch.cuda.get_device_name(), f"copy {copy_rate():.2f} TB/s", flush=True)
+    print_copy_rate()
     for b, t, c, n, dtype, most in (
         (8, 8192, 2048, 16, BF16, 0),
         (8, 8192, 2048, 16, BF16, 4096),

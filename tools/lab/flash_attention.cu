@@ -4,8 +4,9 @@
 #include "attention/flash_attention.cuh"
 
 #include <algorithm>
-#include <cstdio>
 #include <vector>
+
+#include "tools/lab/guarded.h"
 
 using namespace weft;
 
@@ -63,17 +64,6 @@ struct Run {
       cuda::flash_backward(dq, dk, dv, {}, q, k, v, tokens, {}, o, lse, d_o, d_lse, options);
   }
 };
-
-template <class F>
-int guarded(F f) {
-  try {
-    f();
-    return 0;
-  } catch (const Error& e) {
-    std::fprintf(stderr, "%s (%s)\n", e.what(), e.advice.c_str());
-    return static_cast<int>(e.code);
-  }
-}
 
 }  // namespace
 

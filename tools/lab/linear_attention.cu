@@ -2,7 +2,7 @@
 
 #include "attention/kernels/linear_attention.h"
 
-#include <cstdio>
+#include "tools/lab/guarded.h"
 
 using namespace weft;
 using namespace weft::cuda;
@@ -28,17 +28,6 @@ LinearAttention shape_of(const Arguments& a) {
   p.scale = float(a.scale);
   p.log_decay = a.log_decay, p.gate = Gate(a.gate), p.path = Path(a.path);
   return p;
-}
-
-template <class F>
-int guarded(F f) {
-  try {
-    f();
-    return 0;
-  } catch (const Error& e) {
-    std::fprintf(stderr, "%s (%s)\n", e.what(), e.advice.c_str());
-    return static_cast<int>(e.code);
-  }
 }
 
 }  // namespace

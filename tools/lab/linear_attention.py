@@ -9,17 +9,11 @@ import ctypes
 import gc
 import math
 import os
-import statistics
 import sys
 import time
 
 import torch
-
-LIBRARY = os.environ.get(
-    "LAB_LIBRARY", os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../.lab/liblab.so")
-)
-PATHS = {"automatic": 0, "plain": 1, "mma": 2, "wgmma": 3}
-BF16 = torch.bfloat16
+from lab import BF16, PATHS, Rows, error, library, median_ms, pointer, poison, print_copy_rate, rows, show
 
 
 # Gates whose memory is a few, tens and hundreds of tokens, from standard normal noise.
@@ -37,10 +31,6 @@ CHANNEL_GATES = {
 }
 
 
-class Rows(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("pitch", ctypes.c_int64)]
-
-
 class Arguments(ctypes.Structure):
     _fields_ = (
         [(n, ctypes.c_int64) for n in "tokens documents heads d_k d_v is_f32 gate path".split()]
@@ -53,20 +43,7 @@ class Arguments(ctypes.Structure):
     )
 
 
-library = ctypes.CDLL(LIBRARY)
 library.workspace.restype = ctypes.c_int64
-
-
-def rows(x):
-    return Rows(x.data_ptr(), x.stride(0))
-
-
-def pointer(x):
-    return None if x is None else x.data_ptr()
-
-
-def poison(*shape, dtype):
-    return torch.full(shape, float("nan"), dtype=dtype, device="cuda")
 
 
 class Problem:
@@ -208,24 +185,8 @@ class Problem:
         return dict(zip(("o", "s1", "dq", "dk", "dv", "ds0", "dg"), (o, s1, *grads)))
 
 
-def error(x, ref):
-    ref = ref.double()
-    return ((x.double() - ref).norm() / ref.norm().clamp_min(1e-300)).item()
-
-
 def errors(out, ref):
     return {n: error(out[n], ref[n]) for n in ("o", "s1", "dq", "dk", "dv", "ds0", "dg") if n in out}
-
-
-def show(label, e, limit):
-    worst = max(e.values()) if not any(math.isnan(x) for x in e.values()) else math.nan
-    print(
-        f"{label:58s}",
-        " ".join(f"{n} {x:.1e}" for n, x in e.items()),
-        "" if worst <= limit else "  <-- BAD",
-        flush=True,
-    )
-    return worst <= limit
 
 
 def check():
@@ -292,30 +253,12 @@ def channels():
     print("channels:", "PASS" if good and same else "FAIL")
 
 
-def median_ms(run, repeat=50, warm=5):
-    for _ in range(warm):
-        run()
-    marks = [
-        (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeat)
-    ]
-    for a, b in marks:
-        a.record()
-        run()
-        b.record()
-    torch.cuda.synchronize()
-    return statistics.median(a.elapsed_time(b) for a, b in marks)
-
-
 SHAPES = [(8, 8192, 16, 128, 128), (2, 16384, 16, 128, 128)]
 MORE = [(4, 4096, 64, 128, 128), (8, 8192, 16, 64, 64), (8, 2048, 32, 256, 256), (1, 256, 16, 64, 64)]
 
 
 def timings(shapes=SHAPES, paths=("wgmma",), decays=("none", "fixed", "gated")):
-    print(torch.cuda.get_device_name(), "copy TB/s:", end=" ")
-    x = torch.empty(1 << 30, dtype=torch.int8, device="cuda")
-    y = torch.empty_like(x)
-    print(f"{2 * x.numel() / median_ms(lambda: y.copy_(x), 20) / 1e9:.2f}", flush=True)
-    del x, y
+    print_copy_rate()
     for b, t, h, d_k, d_v in shapes:
         for decay in decays:
             for path in paths:

@@ -1,0 +1,23 @@
+#pragma once
+// How tensors reach the launchers of attention/kernels. Included only if WEFT_CUDA.
+
+#include <vector>
+
+#include "attention/kernels/linear_attention.h"
+#include "autograd/layout.h"
+
+namespace weft {
+
+inline cuda::Rows rows_of(const Tensor& x) { return {x.raw(), x.pitch()}; }
+inline cuda::MutableRows written(const Tensor& x) { return {x.raw(), x.pitch()}; }
+inline float* floats(const Tensor& x) { return x.defined() ? static_cast<float*>(x.raw()) : nullptr; }
+
+// (segments + 1) i32: where the segments begin among `tokens` tokens, and the end of the last.
+inline Tensor segment_offsets(const Layout& layout, int64_t tokens, Device device) {
+  std::vector<int32_t> ends{0};
+  for (const Segment& s : layout.segments) ends.push_back(ends.back() + static_cast<int32_t>(s.size()));
+  CHECK(ends.back() == tokens, "attention: ", tokens, " tokens in segments of ", ends.back());
+  return from_ints(ends, device);
+}
+
+}  // namespace weft

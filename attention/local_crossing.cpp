@@ -3,6 +3,7 @@
 #include "attention/chunks.h"
 #include "attention/crossing.h"
 #include "attention/merge.h"
+#include "attention/seen_pairs.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
 
@@ -125,7 +126,10 @@ Variable LocalCrossing::operator()(const Scan& part, const Block& block) {
 
 std::vector<Variable> LocalCrossing::operator()(const Merge& part, const Block& block) {
   Stream::Slot* slot = next_slot();
-  if (slot == nullptr) return merge(part, block, block);
+  if (slot == nullptr) {
+    const Segments& all = layout().segments;
+    return merge(part, block, block, seen_pairs(part.options, all, all));
+  }
   std::vector<Variable> outputs, lses;
   int64_t at = 0;
   for (const Segment& s : layout().segments) {
@@ -134,7 +138,7 @@ std::vector<Variable> LocalCrossing::operator()(const Merge& part, const Block& 
     RowCache& cache = slot->rows[s.document];
     cache.append({query.x[1], query.x[2], query.position, query.document});
     const Block past{{query.x[0], cache.rows(0), cache.rows(1)}, cache.rows(2), cache.rows(3)};
-    const auto result = merge(part, query, past);
+    const auto result = merge(part, query, past, seen_pairs(part.options, {s}));
     outputs.push_back(result[0]);
     lses.push_back(result[1]);
     if (part.options.block > 0) cache.keep_last(s.end % part.options.block);  // what later tokens can see

@@ -100,7 +100,8 @@ struct Merge {
   AttentionOptions options;
   Forward forward;
   Backward backward;
-  Variable bias = {};  // learned, whole on every rank
+  Variable bias = {};       // learned, whole on every rank
+  double active_share = 1;  // of all heads of all queries, those that are on; for counting the work
 };
 
 struct Halo {

@@ -1,6 +1,7 @@
 #include "autograd/parameter.h"
 
 #include "autograd/parallel.h"
+#include "autograd/start_span.h"
 
 namespace weft {
 namespace {
@@ -44,6 +45,7 @@ Parameter ParameterStore::declare(ParameterInfo info) {
 void ParameterStore::commit() {
   CHECK(groups_.empty(), "parameters committed twice");
   const MemoryScope scope("parameters");
+  const StartSpan span("weights");
   const Dtype wide = wide_of(precision_);
   for (const bool trainable : {true, false})
     for (const ParameterKind kind :

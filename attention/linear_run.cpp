@@ -53,7 +53,8 @@ void backward(Backward& b, const Sizes& s) {
   const Tensor d_end = s.ends && b.has_grad(1) ? b.grad(1).contiguous() : Tensor();
   const Tensor dq = b.room(0, q), dk = b.room(1, k), dv = b.room(2, v);
   Tensor dg, workspace, d_start;
-  if (g.defined()) {
+  const bool of_gate = g.defined() && b.wants(3);  // a fixed decay has none
+  if (of_gate) {
     dg = empty(g.shape(), Dtype::f32, device);
     workspace = empty({cuda::linear_attention_workspace(shape) / 4 + 1}, Dtype::f32, device);
   }
@@ -67,7 +68,8 @@ void backward(Backward& b, const Sizes& s) {
   b.add(1, dk);
   b.add(2, dv);
   int next = 3;
-  if (g.defined()) b.add(next++, dg);
+  if (of_gate) b.add(next, dg);
+  if (g.defined()) ++next;
   if (start.defined()) b.add(next, d_start);
 }
 

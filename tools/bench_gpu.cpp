@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "autograd/device_times.h"
+#include "autograd/draw.h"
 #include "autograd/ops/matmul.h"
 #include "optim/gradient_norm.h"
 #include "tools/bench_gpu_run.h"
@@ -39,27 +40,9 @@ int64_t GpuRun::sized(int64_t n, int64_t unit) const {
   return small() ? std::max(unit, n / smaller_ / unit * unit) : n;
 }
 
-// Drawn once and laid side by side: random to a kernel, and made at the speed of a copy.
 Tensor GpuRun::noise(const Shape& shape, Dtype dtype, uint32_t stream) {
-  constexpr int64_t kDrawn = 1 << 18;
-  static std::vector<std::pair<Dtype, Tensor>> drawn;
-  auto it = std::find_if(drawn.begin(), drawn.end(), [&](const auto& d) { return d.first == dtype; });
-  if (it == drawn.end()) {
-    std::vector<double> values(kDrawn);
-    const RandomKey random{42, 1};
-    for (int64_t i = 0; i < kDrawn; ++i)
-      values[static_cast<size_t>(i)] = random.normal(static_cast<uint64_t>(i));
-    it = drawn.insert(drawn.end(), {dtype, from_values({kDrawn}, dtype, values)});
-  }
   const Tensor x = empty(shape, dtype);
-  const Tensor line = flat(x);
-  int64_t from = int64_t{stream} * 40961 % kDrawn;
-  for (int64_t at = 0; at < x.numel();) {
-    const int64_t count = std::min(x.numel() - at, kDrawn - from);
-    line.rows(at, at + count).copy_from(it->second.rows(from, from + count));
-    at += count;
-    from = 0;
-  }
+  draw(x, Spread::normal, 1, {42, stream});
   return x;
 }
 

@@ -85,12 +85,22 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int64_t begin = int64_t{blockIdx.x} * block_rows, end = min(rows, begin + block_rows);
   A* total = dgain + int64_t{blockIdx.x} * n;
   A sum[kHeld > 0 ? kHeld : 1][V] = {};
+  // x and dy of the next row are on their way while the group adds this one up, where registers allow it.
+  constexpr bool kAhead = kHeld == 1 || kHeld == 2;
+  const auto place = [&](int64_t first) { return min(first + group.index, end - 1); };
+  const auto width_of = [&](int64_t first) { return first + group.index < end ? n : 0; };
+  using Row = HeldRow<T, kHeld, whole>;
+  Row a(x[place(begin)], width_of(begin), group), d(dy[place(begin)], width_of(begin), group);
   for (int64_t first = begin; first < end; first += groups) {
-    const int64_t row = first + group.index, at = min(row, end - 1);
-    const int width = row < end ? n : 0;
-    const HeldRow<T, kHeld, whole> a(x[at], width, group), d(dy[at], width, group),
-        more(dsum[at], dsum.there() ? width : 0, group);
+    const int64_t at = place(first), following = first + groups;
+    const int width = width_of(first);
+    const Row more(dsum[at], dsum.there() ? width : 0, group);
     const A s = rstd[at];
+    Row next_a = a, next_d = d;
+    if (kAhead && following < end) {
+      next_a = Row(x[place(following)], width_of(following), group);
+      next_d = Row(dy[place(following)], width_of(following), group);
+    }
     const auto factors = [&](int j) {
       Vector<A, V> g;
       if (gain != nullptr) return load<whole, V>(gain + j, width - j);
@@ -128,6 +138,12 @@ __global__ void __launch_bounds__(kThreads, 2)
       }
       store<whole, V>(to + j, narrow<T, V>(out), width - j);
     });
+    if (kAhead) {
+      a = next_a, d = next_d;
+    } else if (following < end) {
+      a = Row(x[place(following)], width_of(following), group);
+      d = Row(dy[place(following)], width_of(following), group);
+    }
   }
   if constexpr (kHeld > 0) fold_groups<kHeld, V>(total, sum, n, group, reinterpret_cast<A*>(shared));
 }

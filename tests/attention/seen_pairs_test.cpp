@@ -25,7 +25,8 @@ double by_counting(const AttentionOptions& options, const Segments& queries, con
 }
 
 TEST(SeenPairs, AreThoseThatOneCounts) {
-  const Segments whole{{0, 0, 40}, {1, 0, 1}, {2, 0, 23}}, pieces{{2, 7, 19}, {0, 5, 11}, {0, 11, 30}, {3, 0, 4}};
+  const Segments whole{{0, 0, 40}, {1, 0, 1}, {2, 0, 23}},
+      pieces{{2, 7, 19}, {0, 5, 11}, {0, 11, 30}, {3, 0, 4}};
   for (const bool causal : {true, false})
     for (const int64_t window : {0, 1, 6, 100})
       for (const int64_t block : {0, 1, 8, 64}) {
@@ -47,7 +48,8 @@ std::pair<double, double> operations(const std::string& mechanism, const std::st
                                      const std::vector<int64_t>& lengths, Device device) {
   const Dimensions dims{.heads = 4, .kv_heads = 2, .key = 8, .value = 6, .width = 16};
   ParameterStore store(Dtype::f32, device);
-  const auto m = find_mechanism(mechanism).make(parse_attributes(split_settings(settings)), dims, {store, ""});
+  const auto m =
+      find_mechanism(mechanism).make(parse_attributes(split_settings(settings)), dims, {store, ""});
   store.commit();
   const Layout layout = whole_documents(lengths, device);
   Tape tape;

@@ -117,7 +117,7 @@ void use_linear_run(Scan& scan, double scale, bool gated, int64_t key, int64_t v
     const LinearRun r = linear_run(cast(b.x[0], common), cast(b.x[1], common), cast(b.x[2], common),
                                    gated ? b.x[3] : Variable(), start.empty() ? Variable() : start[1], scale,
                                    layout, want_end);
-    return ran(cast(r.o, narrow), r.end, identity());
+    return ran(cast(r.o, narrow), r.end, identity);
   };
 }
 

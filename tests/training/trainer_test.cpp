@@ -86,7 +86,9 @@ TEST_P(TrainerTest, APlanCountsTheOperationsOfTheStep) {
     EXPECT_EQ(plan.step_flops(), trainer_.step_flops()) << document;
     if (document == 16) lengthy = plan.step_flops();
   }
-  if (std::string(GetParam()) == "softmax") EXPECT_LT(plan.step_flops(), lengthy);
+  if (std::string(GetParam()) == "softmax") {
+    EXPECT_LT(plan.step_flops(), lengthy);
+  }
 }
 
 // One micro-batch has no label, the others carry on.

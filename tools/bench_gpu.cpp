@@ -1,5 +1,6 @@
 #include "tools/bench_gpu.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 

@@ -1,6 +1,6 @@
 // Rows of attention, of a small op and block whose launches decide, and of whole training steps.
 
-#include <array>
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 

@@ -8,6 +8,8 @@ namespace weft::cuda {
 namespace {
 
 constexpr int kHold = 3, kMostThreads = 512;
+// A row alone, without a branch, is one load a vector: more of them have to be on their way.
+constexpr int kHoldAlone = 4;
 
 // Rows of what may be absent: data null.
 template <class T>
@@ -22,8 +24,8 @@ struct MaybeRows {
   bool whole() const { return aligned(data); }  // beside x, whose rows are as wide
 };
 
-// y and rstd of x, or of x + branch, which is left in sum.
-template <class T, int kHeld, bool whole>
+// y and rstd of x, or, if kSum, of x + branch, which is left in sum.
+template <class T, int kHeld, bool whole, bool kSum>
 __global__ void __launch_bounds__(kMostThreads)
     rms_norm_kernel(PitchedRows<T> y, Acc<T>* rstd, MaybeRows<T> sum, PitchedRows<T> x, MaybeRows<T> branch,
                     const Acc<T>* gain, int64_t rows, int n, int lanes, Acc<T> eps) {
@@ -32,10 +34,10 @@ __global__ void __launch_bounds__(kMostThreads)
   const Group group(lanes);
   const int64_t row = int64_t{blockIdx.x} * (blockDim.x / lanes) + group.index;
   const int width = row < rows ? n : 0;  // the last block's spare groups only keep step
-  const HeldRow<T, kHeld, whole> a(x[row], width, group), b(branch[row], branch.there() ? width : 0, group);
+  const HeldRow<T, kHeld, whole> a(x[row], width, group), b(branch[row], kSum ? width : 0, group);
   const auto value = [&](int k, int j) {
     auto v = widen<T, V>(a.at(k, j));
-    if (branch.there()) {
+    if constexpr (kSum) {
       const auto u = widen<T, V>(b.at(k, j));
 #pragma unroll
       for (int e = 0; e < V; ++e) v.v[e] = A(static_cast<T>(v.v[e] + u.v[e]));
@@ -45,7 +47,7 @@ __global__ void __launch_bounds__(kMostThreads)
   A squares = 0;
   each_vector<kHeld, V>(width, group, [&](int k, int j) {
     const auto v = value(k, j);
-    if (branch.there()) store<whole, V>(sum[row] + j, narrow<T, V>(v), width - j);
+    if constexpr (kSum) store<whole, V>(sum[row] + j, narrow<T, V>(v), width - j);
 #pragma unroll
     for (int e = 0; e < V; ++e) squares += v.v[e] * v.v[e];
   });
@@ -70,14 +72,16 @@ __global__ void __launch_bounds__(kMostThreads)
 __device__ inline float plus(float a, float b) { return __fadd_rn(a, b); }
 __device__ inline double plus(double a, double b) { return __dadd_rn(a, b); }
 
-// A block takes `block_rows` rows, its groups one each at a time, and leaves its own row of dgain. dsum, if
-// there, is added to dx.
-template <class T, int kHeld, bool whole>
-__global__ void __launch_bounds__(kThreads, 2)
+// A block takes `block_rows` rows, its groups one each at a time, and leaves its own row of dgain. If kSum,
+// dsum is added to dx. What costs is waiting: where a thread holds one vector of a row there are four blocks
+// on a multiprocessor, and the next row is read while this one is added up.
+template <class T, int kHeld, bool whole, bool kSum>
+__global__ void __launch_bounds__(kThreads, kHeld == 1 ? 4 : 2)
     rms_norm_backward_kernel(PitchedRows<T> dx, Acc<T>* dgain, PitchedRows<T> x, const Acc<T>* rstd,
                              const Acc<T>* gain, PitchedRows<T> dy, MaybeRows<T> dsum, int64_t rows, int n,
                              int lanes, int64_t block_rows) {
   using A = Acc<T>;
+  using Row = HeldRow<T, kHeld, whole>;
   constexpr int V = Pack<T>::kSize;
   extern __shared__ __align__(16) unsigned char shared[];
   const Group group(lanes);
@@ -85,29 +89,35 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int64_t begin = int64_t{blockIdx.x} * block_rows, end = min(rows, begin + block_rows);
   A* total = dgain + int64_t{blockIdx.x} * n;
   A sum[kHeld > 0 ? kHeld : 1][V] = {};
-  // x and dy of the next row are on their way while the group adds this one up, where registers allow it.
-  constexpr bool kAhead = kHeld == 1 || kHeld == 2;
+  // Groups without a row of their own read the last one again, so that no load waits for a branch.
   const auto place = [&](int64_t first) { return min(first + group.index, end - 1); };
-  const auto width_of = [&](int64_t first) { return first + group.index < end ? n : 0; };
-  using Row = HeldRow<T, kHeld, whole>;
-  Row a(x[place(begin)], width_of(begin), group), d(dy[place(begin)], width_of(begin), group);
+  const auto read = [&](const auto& of, int64_t first) { return Row(of[place(first)], n, group); };
+  const auto gain_at = [&](int j) {
+    Vector<A, V> g;
+    if (gain != nullptr) return load<whole, V>(gain + j, n - j);
+#pragma unroll
+    for (int e = 0; e < V; ++e) g.v[e] = A(1);
+    return g;
+  };
+  Vector<A, V> held_gain;
+  if constexpr (kHeld == 1) each_vector<kHeld, V>(n, group, [&](int, int j) { held_gain = gain_at(j); });
+  const auto factors = [&](int j) {
+    if constexpr (kHeld == 1)
+      return held_gain;
+    else
+      return gain_at(j);
+  };
+  Row a = read(x, begin), d = read(dy, begin);
   for (int64_t first = begin; first < end; first += groups) {
-    const int64_t at = place(first), following = first + groups;
-    const int width = width_of(first);
-    const Row more(dsum[at], dsum.there() ? width : 0, group);
+    const int64_t at = place(first);
+    const int width = first + group.index < end ? n : 0;
+    const Row more(dsum[at], kSum ? n : 0, group);
     const A s = rstd[at];
     Row next_a = a, next_d = d;
-    if (kAhead && following < end) {
-      next_a = Row(x[place(following)], width_of(following), group);
-      next_d = Row(dy[place(following)], width_of(following), group);
+    if constexpr (kHeld == 1) {
+      next_a = read(x, first + groups);
+      next_d = read(dy, first + groups);
     }
-    const auto factors = [&](int j) {
-      Vector<A, V> g;
-      if (gain != nullptr) return load<whole, V>(gain + j, width - j);
-#pragma unroll
-      for (int e = 0; e < V; ++e) g.v[e] = A(1);
-      return g;
-    };
     // With h = x s and e = dy gain:  dx = s (e - h mean(e h)),  dgain = sum of dy h.
     A dot = 0;
     each_vector<kHeld, V>(width, group, [&](int k, int j) {
@@ -131,18 +141,19 @@ __global__ void __launch_bounds__(kThreads, 2)
           total[j + e] += part;
         out.v[e] = s * (q.v[e] * g.v[e] - p.v[e] * mean);
       }
-      if (dsum.there()) {
+      if constexpr (kSum) {
         const auto u = widen<T, V>(more.at(k, j));
 #pragma unroll
         for (int e = 0; e < V; ++e) out.v[e] = plus(A(static_cast<T>(out.v[e])), u.v[e]);
       }
       store<whole, V>(to + j, narrow<T, V>(out), width - j);
     });
-    if (kAhead) {
-      a = next_a, d = next_d;
-    } else if (following < end) {
-      a = Row(x[place(following)], width_of(following), group);
-      d = Row(dy[place(following)], width_of(following), group);
+    if constexpr (kHeld == 1) {
+      a = next_a;
+      d = next_d;
+    } else {
+      a = read(x, first + groups);
+      d = read(dy, first + groups);
     }
   }
   if constexpr (kHeld > 0) fold_groups<kHeld, V>(total, sum, n, group, reinterpret_cast<A*>(shared));
@@ -154,51 +165,72 @@ const Acc<T>* data_or_null(const Tensor& x) {
 }
 
 // As with_plan, with one more size for bf16.
-template <class T, class F>
+template <class T, int kMost, class F>
 void with_norm_plan(const RowPlan& plan, int64_t n, bool whole, F f) {
   if constexpr (std::is_same_v<T, bf16>)
-    if (whole && plan.held == kHold && n <= int64_t{2} * plan.lanes * Pack<T>::kSize)
+    if (whole && plan.held == kMost && n <= int64_t{2} * plan.lanes * Pack<T>::kSize)
       return f.template operator()<2, true>();
-  with_plan<kHold>(plan, whole, f);
+  with_plan<kMost>(plan, whole, f);
+}
+
+template <class T, bool kSum>
+void forward_as(const Tensor& y, const Tensor& rstd, const Tensor& sum, const Tensor& x, const Tensor& branch,
+                const Tensor& gain, double eps) {
+  constexpr int kMost = kSum ? kHold : kHoldAlone;
+  const int64_t n = x.dim(-1), rows = row_count(x);
+  const PitchedRows<T> to(y), from(x);
+  const MaybeRows<T> of_sum(sum), of_branch(branch);
+  const Acc<T>* g = data_or_null<T>(gain);
+  const RowPlan plan = plan_rows<T>(n, kMost, kMostThreads);
+  const bool whole_rows = to.whole() && from.whole() && of_sum.whole() && of_branch.whole() && aligned(g);
+  with_norm_plan<T, kMost>(plan, n, whole_rows, [&]<int kHeld, bool whole>() {
+    rms_norm_kernel<T, kHeld, whole, kSum><<<plan.blocks(rows), plan.threads, 0, stream()>>>(
+        to, data<Acc<T>>(rstd), of_sum, from, of_branch, g, rows, static_cast<int>(n), plan.lanes,
+        static_cast<Acc<T>>(eps));
+  });
+}
+
+template <class T, bool kSum>
+void backward_as(const Tensor& dx, const Tensor& dgain, const Tensor& x, const Tensor& rstd,
+                 const Tensor& gain, const Tensor& dy, const Tensor& dsum) {
+  const int64_t n = x.dim(-1), rows = row_count(x);
+  const RowBlocks blocks = row_blocks(rows);
+  const PitchedRows<T> to(dx), from(x), gradient(dy);
+  const MaybeRows<T> of_sum(dsum);
+  const Acc<T>* g = data_or_null<T>(gain);
+  // One vector of a row a thread, as long as a block has enough of them.
+  const int most = n <= int64_t{kThreads} * Pack<T>::kSize ? 1 : kHold;
+  const RowPlan plan = plan_rows<T>(n, most, kThreads, kThreads);
+  if (plan.held == 0) dgain.zero();  // such sums live in memory
+  const bool whole_rows = to.whole() && from.whole() && gradient.whole() && of_sum.whole() && aligned(g);
+  with_norm_plan<T, kHold>(plan, n, whole_rows, [&]<int kHeld, bool whole>() {
+    rms_norm_backward_kernel<T, kHeld, whole, kSum>
+        <<<static_cast<unsigned>(blocks.count), kThreads, fold_bytes<Acc<T>>(plan, n), stream()>>>(
+            to, data<Acc<T>>(dgain), from, data<const Acc<T>>(rstd), g, gradient, of_sum, rows,
+            static_cast<int>(n), plan.lanes, blocks.size);
+  });
 }
 
 void forward(const Tensor& y, const Tensor& rstd, const Tensor& sum, const Tensor& x, const Tensor& branch,
              const Tensor& gain, double eps) {
-  const int64_t n = x.dim(-1), rows = row_count(x);
-  if (rows == 0) return;
+  if (row_count(x) == 0) return;
   with_float(x.dtype(), [&]<class T>() {
-    const PitchedRows<T> to(y), from(x);
-    const MaybeRows<T> of_sum(sum), of_branch(branch);
-    const Acc<T>* g = data_or_null<T>(gain);
-    const RowPlan plan = plan_rows<T>(n, kHold, kMostThreads);
-    const bool whole_rows = to.whole() && from.whole() && of_sum.whole() && of_branch.whole() && aligned(g);
-    with_norm_plan<T>(plan, n, whole_rows, [&]<int kHeld, bool whole>() {
-      rms_norm_kernel<T, kHeld, whole><<<plan.blocks(rows), plan.threads, 0, stream()>>>(
-          to, data<Acc<T>>(rstd), of_sum, from, of_branch, g, rows, static_cast<int>(n), plan.lanes,
-          static_cast<Acc<T>>(eps));
-    });
+    if (branch.defined())
+      forward_as<T, true>(y, rstd, sum, x, branch, gain, eps);
+    else
+      forward_as<T, false>(y, rstd, sum, x, branch, gain, eps);
   });
   check_launch("rms_norm_forward");
 }
 
 void backward(const Tensor& dx, const Tensor& dgain, const Tensor& x, const Tensor& rstd, const Tensor& gain,
               const Tensor& dy, const Tensor& dsum) {
-  const int64_t n = x.dim(-1), rows = row_count(x);
-  if (rows == 0) return;
-  const RowBlocks blocks = row_blocks(rows);
+  if (row_count(x) == 0) return;
   with_float(x.dtype(), [&]<class T>() {
-    const PitchedRows<T> to(dx), from(x), gradient(dy);
-    const MaybeRows<T> of_sum(dsum);
-    const Acc<T>* g = data_or_null<T>(gain);
-    const RowPlan plan = plan_rows<T>(n, kHold, kThreads, kThreads);
-    if (plan.held == 0) dgain.zero();  // such sums live in memory
-    const bool whole_rows = to.whole() && from.whole() && gradient.whole() && of_sum.whole() && aligned(g);
-    with_norm_plan<T>(plan, n, whole_rows, [&]<int kHeld, bool whole>() {
-      rms_norm_backward_kernel<T, kHeld, whole>
-          <<<static_cast<unsigned>(blocks.count), kThreads, fold_bytes<Acc<T>>(plan, n), stream()>>>(
-              to, data<Acc<T>>(dgain), from, data<const Acc<T>>(rstd), g, gradient, of_sum, rows,
-              static_cast<int>(n), plan.lanes, blocks.size);
-    });
+    if (dsum.defined())
+      backward_as<T, true>(dx, dgain, x, rstd, gain, dy, dsum);
+    else
+      backward_as<T, false>(dx, dgain, x, rstd, gain, dy, dsum);
   });
   check_launch("rms_norm_backward");
 }

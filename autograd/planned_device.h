@@ -1,5 +1,6 @@
 #pragma once
-// On which device the work of tensors on meta would be done: a plan of a run follows the paths that run takes.
+// On which device the work of tensors on meta would be done: a plan of a run follows the paths that run
+// takes.
 
 #include "autograd/device.h"
 

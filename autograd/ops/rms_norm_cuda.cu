@@ -7,9 +7,7 @@
 namespace weft::cuda {
 namespace {
 
-constexpr int kHold = 3, kMostThreads = 512;
-// A row alone, without a branch, is one load a vector: more of them have to be on their way.
-constexpr int kHoldAlone = 4;
+constexpr int kHold = 4, kHoldBack = 3, kMostThreads = 512;
 
 // Rows of what may be absent: data null.
 template <class T>
@@ -72,25 +70,25 @@ __global__ void __launch_bounds__(kMostThreads)
 __device__ inline float plus(float a, float b) { return __fadd_rn(a, b); }
 __device__ inline double plus(double a, double b) { return __dadd_rn(a, b); }
 
-// A block takes `block_rows` rows, its groups one each at a time, and leaves its own row of dgain. If kSum,
-// dsum is added to dx. What costs is waiting: where a thread holds one vector of a row there are four blocks
-// on a multiprocessor, and the next row is read while this one is added up.
+// The blocks' groups take a row each at a time, neighbours together, so that what is read at one time lies
+// together; a block leaves its own row of dgain. If kSum, dsum is added to dx. What costs is waiting: where a
+// thread holds one vector of a row there are four blocks on a multiprocessor, and the next row is read while
+// this one is added up.
 template <class T, int kHeld, bool whole, bool kSum>
 __global__ void __launch_bounds__(kThreads, kHeld == 1 ? 4 : 2)
     rms_norm_backward_kernel(PitchedRows<T> dx, Acc<T>* dgain, PitchedRows<T> x, const Acc<T>* rstd,
                              const Acc<T>* gain, PitchedRows<T> dy, MaybeRows<T> dsum, int64_t rows, int n,
-                             int lanes, int64_t block_rows) {
+                             int lanes) {
   using A = Acc<T>;
   using Row = HeldRow<T, kHeld, whole>;
   constexpr int V = Pack<T>::kSize;
   extern __shared__ __align__(16) unsigned char shared[];
   const Group group(lanes);
-  const int64_t groups = blockDim.x / lanes;
-  const int64_t begin = int64_t{blockIdx.x} * block_rows, end = min(rows, begin + block_rows);
+  const int64_t groups = blockDim.x / lanes, begin = blockIdx.x * groups, stride = gridDim.x * groups;
   A* total = dgain + int64_t{blockIdx.x} * n;
   A sum[kHeld > 0 ? kHeld : 1][V] = {};
   // Groups without a row of their own read the last one again, so that no load waits for a branch.
-  const auto place = [&](int64_t first) { return min(first + group.index, end - 1); };
+  const auto place = [&](int64_t first) { return min(first + group.index, rows - 1); };
   const auto read = [&](const auto& of, int64_t first) { return Row(of[place(first)], n, group); };
   const auto gain_at = [&](int j) {
     Vector<A, V> g;
@@ -108,15 +106,15 @@ __global__ void __launch_bounds__(kThreads, kHeld == 1 ? 4 : 2)
       return gain_at(j);
   };
   Row a = read(x, begin), d = read(dy, begin);
-  for (int64_t first = begin; first < end; first += groups) {
+  for (int64_t first = begin; first < rows; first += stride) {
     const int64_t at = place(first);
-    const int width = first + group.index < end ? n : 0;
+    const int width = first + group.index < rows ? n : 0;
     const Row more(dsum[at], kSum ? n : 0, group);
     const A s = rstd[at];
     Row next_a = a, next_d = d;
     if constexpr (kHeld == 1) {
-      next_a = read(x, first + groups);
-      next_d = read(dy, first + groups);
+      next_a = read(x, first + stride);
+      next_d = read(dy, first + stride);
     }
     // With h = x s and e = dy gain:  dx = s (e - h mean(e h)),  dgain = sum of dy h.
     A dot = 0;
@@ -152,8 +150,8 @@ __global__ void __launch_bounds__(kThreads, kHeld == 1 ? 4 : 2)
       a = next_a;
       d = next_d;
     } else {
-      a = read(x, first + groups);
-      d = read(dy, first + groups);
+      a = read(x, first + stride);
+      d = read(dy, first + stride);
     }
   }
   if constexpr (kHeld > 0) fold_groups<kHeld, V>(total, sum, n, group, reinterpret_cast<A*>(shared));
@@ -176,14 +174,13 @@ void with_norm_plan(const RowPlan& plan, int64_t n, bool whole, F f) {
 template <class T, bool kSum>
 void forward_as(const Tensor& y, const Tensor& rstd, const Tensor& sum, const Tensor& x, const Tensor& branch,
                 const Tensor& gain, double eps) {
-  constexpr int kMost = kSum ? kHold : kHoldAlone;
   const int64_t n = x.dim(-1), rows = row_count(x);
   const PitchedRows<T> to(y), from(x);
   const MaybeRows<T> of_sum(sum), of_branch(branch);
   const Acc<T>* g = data_or_null<T>(gain);
-  const RowPlan plan = plan_rows<T>(n, kMost, kMostThreads);
+  const RowPlan plan = plan_rows<T>(n, kHold, kMostThreads);
   const bool whole_rows = to.whole() && from.whole() && of_sum.whole() && of_branch.whole() && aligned(g);
-  with_norm_plan<T, kMost>(plan, n, whole_rows, [&]<int kHeld, bool whole>() {
+  with_norm_plan<T, kHold>(plan, n, whole_rows, [&]<int kHeld, bool whole>() {
     rms_norm_kernel<T, kHeld, whole, kSum><<<plan.blocks(rows), plan.threads, 0, stream()>>>(
         to, data<Acc<T>>(rstd), of_sum, from, of_branch, g, rows, static_cast<int>(n), plan.lanes,
         static_cast<Acc<T>>(eps));
@@ -199,15 +196,15 @@ void backward_as(const Tensor& dx, const Tensor& dgain, const Tensor& x, const T
   const MaybeRows<T> of_sum(dsum);
   const Acc<T>* g = data_or_null<T>(gain);
   // One vector of a row a thread, as long as a block has enough of them.
-  const int most = n <= int64_t{kThreads} * Pack<T>::kSize ? 1 : kHold;
+  const int most = n <= int64_t{kThreads} * Pack<T>::kSize ? 1 : kHoldBack;
   const RowPlan plan = plan_rows<T>(n, most, kThreads, kThreads);
   if (plan.held == 0) dgain.zero();  // such sums live in memory
   const bool whole_rows = to.whole() && from.whole() && gradient.whole() && of_sum.whole() && aligned(g);
-  with_norm_plan<T, kHold>(plan, n, whole_rows, [&]<int kHeld, bool whole>() {
+  with_norm_plan<T, kHoldBack>(plan, n, whole_rows, [&]<int kHeld, bool whole>() {
     rms_norm_backward_kernel<T, kHeld, whole, kSum>
         <<<static_cast<unsigned>(blocks.count), kThreads, fold_bytes<Acc<T>>(plan, n), stream()>>>(
             to, data<Acc<T>>(dgain), from, data<const Acc<T>>(rstd), g, gradient, of_sum, rows,
-            static_cast<int>(n), plan.lanes, blocks.size);
+            static_cast<int>(n), plan.lanes);
   });
 }
 

@@ -147,8 +147,8 @@ Variable Mega::projected(const Variable& z, int which) const {
 // The direction turned by each token's position, (N, 1, Z): the product of a query's and a key's depends on
 // their distance alone, so the bias is more features of both.
 Variable Mega::rotary_bias(const Parameter& direction, const Block& block, Dtype dtype) const {
-  const std::vector<int32_t> same(static_cast<size_t>(block.position.dim(0)), 0);
-  const Variable rows = gather_rows(direction, from_ints(same, block.position.device()));
+  const Variable one = direction;
+  const Variable rows = add(one, zeros({block.position.dim(0), 1, 1}, one.dtype(), one.device()));
   return cast(rotary(rows, block.position, kTheta), dtype);
 }
 

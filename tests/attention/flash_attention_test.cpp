@@ -12,6 +12,7 @@ struct Case {
   const char* name;
   AttentionOptions options;
   int64_t heads, kv_heads, key, value;
+  bool some_off = false;  // heads of some queries are off
 };
 const std::vector<Case> cases{
     {"causal", {.scale = 0.12}, 4, 2, 64, 64},
@@ -20,7 +21,19 @@ const std::vector<Case> cases{
     {"window", {.scale = 0.12, .window = 100}, 3, 1, 64, 64},
     {"full, window", {.scale = 0.12, .causal = false, .window = 30}, 2, 2, 64, 128},
     {"block", {.scale = 0.12, .block = 70}, 2, 2, 32, 96},
+    {"heads off", {.scale = 0.12}, 4, 2, 64, 64, true},
+    {"heads off, wide", {.scale = 0.09, .causal = false}, 3, 3, 128, 128, true},
+    {"one head, sometimes off", {.scale = 0.12, .window = 100}, 1, 1, 64, 32, true},
+    {"many features", {.scale = 0.05, .block = 150}, 1, 1, 384, 520},
+    {"many features, full", {.scale = 0.07, .causal = false}, 4, 2, 200, 72},
+    {"many features, heads off", {.scale = 0.09}, 4, 2, 96, 264, true},
 };
+
+Tensor greater_than_zero(const Tensor& x) {
+  std::vector<double> on = to_values(x);
+  for (double& value : on) value = value > 0 ? 1 : 0;
+  return from_values(x.shape(), Dtype::f32, on);
+}
 
 struct Attention {
   Attention(const Case& c, const Layout& queries, const Layout& keys)
@@ -31,21 +44,22 @@ struct Attention {
     v = random_tensor({m, c.kv_heads, c.value}, 3, Dtype::bf16);
     d_o = random_tensor({n, c.heads, c.value}, 4, Dtype::bf16);
     d_lse = random_tensor({n, c.heads}, 5, Dtype::f32);
+    if (c.some_off) active = greater_than_zero(random_tensor({n, c.heads}, 6));
   }
   // {o, lse, dq, dk, dv}. The way back reads o and lse of the same precision.
   std::vector<Tensor> run(Dtype dtype) const {
     const Tensor x = q.to(dtype), y = k.to(dtype), z = v.to(dtype);
-    std::vector<Tensor> all =
-        flash_attention_forward(options, x, y, z, q_at.position, q_at.document, k_at.position, k_at.document);
+    std::vector<Tensor> all = flash_attention_forward(options, x, y, z, q_at.position, q_at.document,
+                                                      k_at.position, k_at.document, {}, active);
     for (const Tensor& d : flash_attention_backward(options, x, y, z, q_at.position, q_at.document,
-                                                    k_at.position, k_at.document, {}, {}, all[0], all[1],
+                                                    k_at.position, k_at.document, {}, active, all[0], all[1],
                                                     d_o.to(dtype), d_lse.to(wide_of(dtype))))
       all.push_back(d);
     return all;
   }
   AttentionOptions options;
   Layout q_at, k_at;
-  Tensor q, k, v, d_o, d_lse;
+  Tensor q, k, v, d_o, d_lse, active;
 };
 
 // |a - b| / |b| over all elements; infinities must agree.
@@ -90,6 +104,24 @@ TEST(FlashAttention, Bf16OfKeysInAnyOrder) {
   for (const Case& c : cases) {
     SCOPED_TRACE(c.name);
     expect_close(Attention(c, queries, keys));
+  }
+}
+
+// What a row gets does not depend on how many of the others are on, not in its last bit.
+TEST(FlashAttention, Bf16OfHeadsThatOthersUse) {
+  const Layout layout = whole_documents({400});
+  for (const Case& c : cases) {
+    if (!c.some_off) continue;
+    SCOPED_TRACE(c.name);
+    Attention a(c, layout, layout);
+    const Tensor o = a.run(Dtype::bf16)[0];
+    std::vector<double> on = to_values(a.active);
+    const int64_t first = 250;  // the token from which on all heads are on
+    for (int64_t i = first * c.heads; i < 400 * c.heads; ++i) on[i] = 1;
+    a.active = from_values(a.active.shape(), Dtype::f32, on);
+    const Tensor other = a.run(Dtype::bf16)[0];
+    EXPECT_TRUE(same_bits(o.rows(0, first), other.rows(0, first)));
+    EXPECT_FALSE(same_bits(o.rows(first, 400), other.rows(first, 400)));
   }
 }
 

@@ -137,6 +137,7 @@ HopperAttention hopper_attention(const Tensor& q, const Tensor& k, const Tensor&
   HopperAttention f{queries.view(),
                     keys.view(),
                     Visibility(options),
+                    options.weighting,
                     static_cast<float>(options.scale),
                     static_cast<int>(q.dim(1)),
                     static_cast<int>(q.dim(1) / k.dim(1)),
@@ -162,8 +163,8 @@ bool hopper_attention_serves(const Tensor& q, const Tensor& k, const Tensor& v, 
   }();
   const auto width = [](const Tensor& x) { return x.dim(2) > 0 && x.dim(2) % 8 == 0; };
   return hopper && q.dtype() == Dtype::bf16 && q.numel() > 0 && k.numel() > 0 && width(k) && width(v) &&
-         aligned(q.raw()) && aligned(k.raw()) && aligned(v.raw()) && !bias.defined() &&
-         options.weighting == Weighting::softmax && !options.alibi && options.scale > 0;
+         aligned(q.raw()) && aligned(k.raw()) && aligned(v.raw()) && !bias.defined() && !options.alibi &&
+         options.scale > 0;
 }
 
 Tensor HopperTiles::rows(const Tensor& x) const {
@@ -191,7 +192,7 @@ void hopper_attention_forward(const Tensor& o, const Tensor& lse, const Tensor& 
   const HopperTiles tiles(t, q.dim(1));
   const HopperAttention f = hopper_attention(q, k, v, tiles.queries, tiles.keys, options);
   const Tensor rows = tiles.rows(q);
-  if (std::max(f.d, f.e) > 128) return wide_attention_forward(f, o, lse, rows, k, v);
+  if (is_wide(f)) return wide_attention_forward(f, o, lse, rows, k, v);
   const ForwardMaps maps{map_of(rows, kHopperRows), map_of(k, kHopperRows), map_of(v, kHopperRows)};
   if (std::max(f.d, f.e) > 64)
     forward<128>(f, maps, o, lse);

@@ -1,6 +1,6 @@
 #pragma once
-// What the kernels for Hopper share: softmax attention of bf16 with heads of up to 128, by wgmma and TMA. A
-// block has two warpgroups that compute, 64 rows each, and a third of which one warp loads tiles.
+// What the kernels for Hopper share: softmax attention of bf16 by wgmma and TMA. A block has two warpgroups
+// that compute, 64 rows each, and a third of which one warp loads tiles.
 
 #include "attention/flash_attention.cuh"
 #include "attention/kernels/hopper.cuh"
@@ -15,6 +15,7 @@ constexpr float kLog2e = 1.44269504f;
 struct HopperAttention {
   TokenTiles queries, keys;
   Visibility visibility;
+  Weighting weighting;
   float scale;
   int heads, group, d, e;
   int section;  // heads whose blocks run side by side, so that their keys and values stay in L2
@@ -253,7 +254,10 @@ struct RowNumbers {
   int64_t padded;
 };
 
-// Heads of more than 128 features, by pieces of 64 columns.
+// Heads of more than 128 features and any weights, by pieces of 64 columns.
+inline bool is_wide(const HopperAttention& f) {
+  return std::max(f.d, f.e) > 128 || f.weighting != Weighting::softmax;
+}
 void wide_attention_forward(const HopperAttention& f, const Tensor& o, const Tensor& lse, const Tensor& q,
                             const Tensor& k, const Tensor& v);
 void wide_attention_backward(const HopperAttention& f, const Tensor& dq, const Tensor& dk, const Tensor& dv,

@@ -288,8 +288,7 @@ void hopper_attention_backward(const Tensor& dq, const Tensor& dk, const Tensor&
   check_launch("attention row numbers");
   const RowNumbers rows{data<const float>(log2_sum), data<const float>(delta), padded};
   const Tensor q_rows = tiles.rows(q), g_rows = tiles.rows(d_o);
-  if (std::max(by_query.d, by_query.e) > 128)
-    return wide_attention_backward(by_query, dq, dk, dv, q_rows, k, v, g_rows, rows);
+  if (is_wide(by_query)) return wide_attention_backward(by_query, dq, dk, dv, q_rows, k, v, g_rows, rows);
   const TokenTileBuffers few_queries = token_tiles(t.q_position, t.q_document, t.active, heads, 64);
   const HopperAttention by_key = hopper_attention(q, k, v, few_queries, tiles.keys, options);
   const CUtensorMap of_keys = map_of(k, kHopperRows), of_values = map_of(v, kHopperRows);

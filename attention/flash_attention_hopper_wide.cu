@@ -3,10 +3,24 @@
 // result. Each block works out the scores anew, so that every number has one writer and nothing is kept
 // between blocks.
 
+#include <numbers>
+
 #include "attention/flash_attention_hopper.cuh"
+#include "attention/flash_attention_plain.cuh"  // constants of the weights
 
 namespace weft::cuda {
 namespace {
+
+// Weights that depend on their own score s alone (Weighting), and their derivatives; 0 at -infinity.
+__device__ inline float own_weight(Weighting weighting, float s) {
+  if (weighting == Weighting::relu2) return s > 0 ? s * s : 0.f;
+  return 0.5f * erfcf((float(kLaplaceMean) - s) * float(kLaplaceRate));
+}
+__device__ inline float own_slope(Weighting weighting, float s) {
+  if (weighting == Weighting::relu2) return s > 0 ? 2 * s : 0.f;
+  const float u = (s - float(kLaplaceMean)) * float(kLaplaceRate);
+  return std::numbers::sqrt2_v<float> * exp2_fast(-kLog2e * u * u);
+}
 
 // What a block makes: o of queries; dv or dk of keys, with transposed scores; dq of queries.
 enum class Wide { o, dv, dk, dq };
@@ -86,7 +100,8 @@ __device__ inline void sum_pieces(Accumulator<kHopperRows>& s, const WideStream&
   }
 }
 
-template <Wide use>
+// by_row: softmax; otherwise as the options say.
+template <Wide use, bool by_row>
 __global__ void __launch_bounds__(kHopperThreads, 1)
     wide_kernel(const __grid_constant__ HopperAttention f, const __grid_constant__ WideMaps maps,
                 const RowNumbers numbers, const WideResult result) {
@@ -173,7 +188,16 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       Accumulator<kHopperRows> s;
       sum_pieces(s, stream, n, pieces, warpgroup);
       if (now % 2 == 0) hide<by_query>(s, f.visibility, own, others + other_tile * kHopperRows);
-      if constexpr (use == Wide::o) {
+      if constexpr (use == Wide::o && !by_row) {
+        softmax.peak[0] = softmax.peak[1] = 0;
+#pragma unroll
+        for (int c = 0; c < kHopperRows / 8; ++c)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            softmax.sum[i / 2] += s.x[c][i] == -INFINITY ? 0.f : 1.f;  // keys seen
+            s.x[c][i] = own_weight(f.weighting, s.x[c][i] * f.scale);
+          }
+      } else if constexpr (use == Wide::o) {
         const float2 shrink = softmax.weigh(s, log2_scale);
 #pragma unroll
         for (int part = 0; part < parts; ++part) out[part].scale(shrink.x, shrink.y);
@@ -184,10 +208,16 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
           if constexpr (!by_query)
             l = *reinterpret_cast<const float2*>(numbers.log2_sum + other_row + 8 * c + 2 * lane.t);
 #pragma unroll
-          for (int i = 0; i < 4; ++i)
-            s.x[c][i] = exp2_fast(s.x[c][i] * log2_scale - (by_query     ? log2_sum[i / 2]
-                                                            : i % 2 == 0 ? l.x
-                                                                         : l.y));
+          for (int i = 0; i < 4; ++i) {
+            const float of_row = by_query ? log2_sum[i / 2] : i % 2 == 0 ? l.x : l.y;
+            if constexpr (by_row) {
+              s.x[c][i] = exp2_fast(s.x[c][i] * log2_scale - of_row);
+            } else {
+              const float score = s.x[c][i] * f.scale;
+              s.x[c][i] = exp2_fast(-of_row) *
+                          (second ? own_slope(f.weighting, score) : own_weight(f.weighting, score));
+            }
+          }
         }
       }
       if constexpr (second) {
@@ -196,11 +226,11 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
 #pragma unroll
         for (int c = 0; c < kHopperRows / 8; ++c) {
           float2 d{0, 0};
-          if constexpr (!by_query)
+          if constexpr (by_row && !by_query)
             d = *reinterpret_cast<const float2*>(numbers.delta + other_row + 8 * c + 2 * lane.t);
 #pragma unroll
           for (int i = 0; i < 4; ++i)
-            s.x[c][i] *= ds.x[c][i] - (by_query ? delta[i / 2] : i % 2 == 0 ? d.x : d.y);
+            s.x[c][i] *= ds.x[c][i] - (!by_row ? 0.f : by_query ? delta[i / 2] : i % 2 == 0 ? d.x : d.y);
         }
       }
       const Operand<kHopperRows> p = operand_of(s);
@@ -250,8 +280,11 @@ void launch(const char* name, const HopperAttention& f, const WideMaps& maps, co
   const WideResult result{data<bf16>(to), width, heads, data<float>(lse)};
   const int64_t tiles = of_queries(use) ? f.queries.tiles : f.keys.tiles;
   constexpr int columns = parts_of(use) * kColumns;
-  launch_hopper<wide_kernel<use>>(name, tiles * heads * ((width + columns - 1) / columns), WideStream::bytes,
-                                  f, maps, numbers, result);
+  const int64_t blocks = tiles * heads * ((width + columns - 1) / columns);
+  if (f.weighting == Weighting::softmax)
+    launch_hopper<wide_kernel<use, true>>(name, blocks, WideStream::bytes, f, maps, numbers, result);
+  else
+    launch_hopper<wide_kernel<use, false>>(name, blocks, WideStream::bytes, f, maps, numbers, result);
 }
 
 }  // namespace

@@ -27,6 +27,9 @@ const std::vector<Case> cases{
     {"many features", {.scale = 0.05, .block = 150}, 1, 1, 384, 520},
     {"many features, full", {.scale = 0.07, .causal = false}, 4, 2, 200, 72},
     {"many features, heads off", {.scale = 0.09}, 4, 2, 96, 264, true},
+    {"laplace", {.scale = 0.12, .block = 150, .weighting = Weighting::laplace}, 2, 1, 64, 136},
+    {"relu2", {.scale = 0.12, .causal = false, .window = 90, .weighting = Weighting::relu2}, 2, 2, 48, 64},
+    {"laplace, heads off", {.scale = 0.12, .weighting = Weighting::laplace}, 4, 2, 64, 64, true},
 };
 
 Tensor greater_than_zero(const Tensor& x) {

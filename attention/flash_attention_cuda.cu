@@ -37,8 +37,8 @@ void flash_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Te
     o.zero();
     fill(lse, -INFINITY);
   }
-  if (hopper_attention_serves(q, k, v, bias, options))
-    return hopper_attention_forward(o, lse, q, k, v, tokens, options);
+  if (hopper_attention_serves(q, k, v, options))
+    return hopper_attention_forward(o, lse, q, k, v, tokens, bias, options);
   plain_attention_forward(o, lse, q, k, v, tokens, bias, options);
 }
 
@@ -47,8 +47,8 @@ void flash_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const 
                     const Tensor& bias, const Tensor& o, const Tensor& lse, const Tensor& d_o,
                     const Tensor& d_lse, const AttentionOptions& options) {
   if (tokens.active.defined()) dq.zero();
-  if (aligned(d_o.raw()) && aligned(o.raw()) && hopper_attention_serves(q, k, v, bias, options))
-    return hopper_attention_backward(dq, dk, dv, q, k, v, tokens, o, lse, d_o, d_lse, options);
+  if (aligned(d_o.raw()) && aligned(o.raw()) && hopper_attention_serves(q, k, v, options))
+    return hopper_attention_backward(dq, dk, dv, dbias, q, k, v, tokens, bias, o, lse, d_o, d_lse, options);
   const Tensor delta = attention_delta(o, d_o, d_lse);
   plain_attention_backward(dq, dk, dv, dbias, q, k, v, tokens, bias, lse, delta, d_o, options);
 }

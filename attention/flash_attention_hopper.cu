@@ -131,13 +131,14 @@ void forward(const HopperAttention& f, const ForwardMaps& maps, const Tensor& o,
 
 }  // namespace
 
-HopperAttention hopper_attention(const Tensor& q, const Tensor& k, const Tensor& v,
+HopperAttention hopper_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias,
                                  const TokenTileBuffers& queries, const TokenTileBuffers& keys,
                                  const AttentionOptions& options) {
   HopperAttention f{queries.view(),
                     keys.view(),
                     Visibility(options),
                     options.weighting,
+                    DistanceBias<float>(bias, q.dim(1), options),
                     static_cast<float>(options.scale),
                     static_cast<int>(q.dim(1)),
                     static_cast<int>(q.dim(1) / k.dim(1)),
@@ -150,7 +151,7 @@ HopperAttention hopper_attention(const Tensor& q, const Tensor& k, const Tensor&
   return f;
 }
 
-bool hopper_attention_serves(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias,
+bool hopper_attention_serves(const Tensor& q, const Tensor& k, const Tensor& v,
                              const AttentionOptions& options) {
   static const bool hopper = [] {
     int device = 0, major = 0;
@@ -163,8 +164,7 @@ bool hopper_attention_serves(const Tensor& q, const Tensor& k, const Tensor& v, 
   }();
   const auto width = [](const Tensor& x) { return x.dim(2) > 0 && x.dim(2) % 8 == 0; };
   return hopper && q.dtype() == Dtype::bf16 && q.numel() > 0 && k.numel() > 0 && width(k) && width(v) &&
-         aligned(q.raw()) && aligned(k.raw()) && aligned(v.raw()) && !bias.defined() && !options.alibi &&
-         options.scale > 0;
+         aligned(q.raw()) && aligned(k.raw()) && aligned(v.raw()) && options.scale > 0;
 }
 
 Tensor HopperTiles::rows(const Tensor& x) const {
@@ -188,9 +188,10 @@ Tensor HopperTiles::rows(const Tensor& x) const {
 }
 
 void hopper_attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k,
-                              const Tensor& v, const AttentionTokens& t, const AttentionOptions& options) {
+                              const Tensor& v, const AttentionTokens& t, const Tensor& bias,
+                              const AttentionOptions& options) {
   const HopperTiles tiles(t, q.dim(1));
-  const HopperAttention f = hopper_attention(q, k, v, tiles.queries, tiles.keys, options);
+  const HopperAttention f = hopper_attention(q, k, v, bias, tiles.queries, tiles.keys, options);
   const Tensor rows = tiles.rows(q);
   if (is_wide(f)) return wide_attention_forward(f, o, lse, rows, k, v);
   const ForwardMaps maps{map_of(rows, kHopperRows), map_of(k, kHopperRows), map_of(v, kHopperRows)};

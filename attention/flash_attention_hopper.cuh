@@ -16,6 +16,7 @@ struct HopperAttention {
   TokenTiles queries, keys;
   Visibility visibility;
   Weighting weighting;
+  DistanceBias<float> bias;
   float scale;
   int heads, group, d, e;
   int section;  // heads whose blocks run side by side, so that their keys and values stay in L2
@@ -244,7 +245,7 @@ struct HopperTiles {
   Tensor rows(const Tensor& x) const;
 };
 
-HopperAttention hopper_attention(const Tensor& q, const Tensor& k, const Tensor& v,
+HopperAttention hopper_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias,
                                  const TokenTileBuffers& queries, const TokenTileBuffers& keys,
                                  const AttentionOptions& options);
 
@@ -254,14 +255,15 @@ struct RowNumbers {
   int64_t padded;
 };
 
-// Heads of more than 128 features and any weights, by pieces of 64 columns.
-inline bool is_wide(const HopperAttention& f) {
-  return std::max(f.d, f.e) > 128 || f.weighting != Weighting::softmax;
+// Heads of more than 128 features, any weights and biases, by pieces of 64 columns.
+inline bool plain_softmax(const HopperAttention& f) {
+  return f.weighting == Weighting::softmax && f.bias.table == nullptr && !f.bias.alibi;
 }
+inline bool is_wide(const HopperAttention& f) { return std::max(f.d, f.e) > 128 || !plain_softmax(f); }
 void wide_attention_forward(const HopperAttention& f, const Tensor& o, const Tensor& lse, const Tensor& q,
                             const Tensor& k, const Tensor& v);
 void wide_attention_backward(const HopperAttention& f, const Tensor& dq, const Tensor& dk, const Tensor& dv,
-                             const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& d_o,
-                             const RowNumbers& rows);
+                             const Tensor& dbias, const Tensor& q, const Tensor& k, const Tensor& v,
+                             const Tensor& d_o, const RowNumbers& rows);
 
 }  // namespace weft::cuda

@@ -270,13 +270,13 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
 
 }  // namespace
 
-void hopper_attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& q,
-                               const Tensor& k, const Tensor& v, const AttentionTokens& t, const Tensor& o,
-                               const Tensor& lse, const Tensor& d_o, const Tensor& d_lse,
-                               const AttentionOptions& options) {
+void hopper_attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dbias,
+                               const Tensor& q, const Tensor& k, const Tensor& v, const AttentionTokens& t,
+                               const Tensor& bias, const Tensor& o, const Tensor& lse, const Tensor& d_o,
+                               const Tensor& d_lse, const AttentionOptions& options) {
   const int64_t heads = q.dim(1);
   const HopperTiles tiles(t, heads);
-  const HopperAttention by_query = hopper_attention(q, k, v, tiles.queries, tiles.keys, options);
+  const HopperAttention by_query = hopper_attention(q, k, v, bias, tiles.queries, tiles.keys, options);
   const int64_t padded = int64_t{by_query.queries.tiles} * kHopperRows;
   const Tensor log2_sum = empty({heads, padded}, Dtype::f32, Device::cuda), delta = empty_like(log2_sum);
   const int lanes = by_query.e > 64 ? 16 : 8;
@@ -288,9 +288,10 @@ void hopper_attention_backward(const Tensor& dq, const Tensor& dk, const Tensor&
   check_launch("attention row numbers");
   const RowNumbers rows{data<const float>(log2_sum), data<const float>(delta), padded};
   const Tensor q_rows = tiles.rows(q), g_rows = tiles.rows(d_o);
-  if (is_wide(by_query)) return wide_attention_backward(by_query, dq, dk, dv, q_rows, k, v, g_rows, rows);
+  if (is_wide(by_query))
+    return wide_attention_backward(by_query, dq, dk, dv, dbias, q_rows, k, v, g_rows, rows);
   const TokenTileBuffers few_queries = token_tiles(t.q_position, t.q_document, t.active, heads, 64);
-  const HopperAttention by_key = hopper_attention(q, k, v, few_queries, tiles.keys, options);
+  const HopperAttention by_key = hopper_attention(q, k, v, bias, few_queries, tiles.keys, options);
   const CUtensorMap of_keys = map_of(k, kHopperRows), of_values = map_of(v, kHopperRows);
   const BackwardMaps by_key_maps{map_of(q_rows, 64), of_keys, of_values, map_of(g_rows, 64)};
   const BackwardMaps by_query_maps{map_of(q_rows, kHopperRows), of_keys, of_values,

@@ -3,10 +3,12 @@
 // result. Each block works out the scores anew, so that every number has one writer and nothing is kept
 // between blocks.
 
+#include <algorithm>
 #include <numbers>
 
 #include "attention/flash_attention_hopper.cuh"
 #include "attention/flash_attention_plain.cuh"  // constants of the weights
+#include "autograd/ops/matmul.h"
 
 namespace weft::cuda {
 namespace {
@@ -22,14 +24,18 @@ __device__ inline float own_slope(Weighting weighting, float s) {
   return std::numbers::sqrt2_v<float> * exp2_fast(-kLog2e * u * u);
 }
 
-// What a block makes: o of queries; dv or dk of keys, with transposed scores; dq of queries.
-enum class Wide { o, dv, dk, dq };
+// What a block makes: o of queries; dv or dk of keys, with transposed scores; dq of queries, and what they
+// give to the gradient of the bias.
+enum class Wide { o, dv, dk, dq, dbias };
 
 constexpr int kPiece = 64, kColumns = 128;
-constexpr bool of_queries(Wide use) { return use == Wide::o || use == Wide::dq; }
-constexpr bool from_gradient(Wide use) { return use == Wide::dk || use == Wide::dq; }
-// By 128 columns: as many as registers have room for.
-constexpr int parts_of(Wide use) { return from_gradient(use) ? 1 : 2; }
+constexpr bool of_queries(Wide use) { return use != Wide::dv && use != Wide::dk; }
+constexpr bool from_gradient(Wide use) { return use != Wide::o && use != Wide::dv; }
+// Columns of a result, by 128: as many as registers have room for.
+constexpr int parts_of(Wide use, bool plain) {
+  return use == Wide::dbias ? 0 : plain && !from_gradient(use) ? 2 : 1;
+}
+constexpr int columns_of(Wide use, bool plain) { return std::max(1, parts_of(use, plain) * kColumns); }
 
 // Of tiles (128 rows, 64 columns): scores are own . other^T, their gradients further_own . further_other^T,
 // and what is summed by them are columns of `summed`, rows of the other side.
@@ -40,7 +46,8 @@ struct WideMaps {
 struct WideResult {
   bf16* to;
   int width, heads;  // of the result
-  float* lse;        // of o
+  float* sums;       // lse of o; of dbias (tiles, warps, H, distances), to which is added
+  int first_tile;    // of dbias
 };
 
 // Two pieces, or 128 rows of 128 columns, at a time.
@@ -100,24 +107,59 @@ __device__ inline void sum_pieces(Accumulator<kHopperRows>& s, const WideStream&
   }
 }
 
-// by_row: softmax; otherwise as the options say.
-template <Wide use, bool by_row>
+// From products to scores, where more than their scale makes these. rows: the 64 of this warpgroup.
+template <bool rows_are_queries, int N>
+__device__ void score(Accumulator<N>& s, const HopperAttention& f, int query_head, const TokenAt* rows,
+                      const TokenAt* columns) {
+  if (!f.bias.any()) return s.scale(f.scale, f.scale);
+  const Lane lane;
+  const float slope = f.bias.slope(query_head);
+  const int32_t own[2] = {rows[lane.row()].position, rows[lane.row() + 8].position};
+#pragma unroll
+  for (int n = 0; n < N / 8; ++n) {
+    const int4 pair = *reinterpret_cast<const int4*>(columns + 8 * n + 2 * lane.t);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int32_t distance = own[i / 2] - (i % 2 == 0 ? pair.x : pair.z);
+      s.x[n][i] = f.scale * s.x[n][i] + f.bias(query_head, slope, rows_are_queries ? distance : -distance);
+    }
+  }
+}
+
+// to[its distance] += every one of a warp's numbers.
+template <int N>
+__device__ void add_by_distance(float* to, const Accumulator<N>& ds, const DistanceBias<float>& bias,
+                                const TokenAt* rows, const TokenAt* columns) {
+  const Lane lane;
+  const int32_t own[2] = {rows[lane.row()].position, rows[lane.row() + 8].position};
+#pragma unroll
+  for (int n = 0; n < N / 8; ++n) {
+    const int4 pair = *reinterpret_cast<const int4*>(columns + 8 * n + 2 * lane.t);
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      add_by_bin(to, bias.bin(own[i / 2] - (i % 2 == 0 ? pair.x : pair.z)), ds.x[n][i]);
+  }
+}
+
+// plain: softmax of scaled products; otherwise as the options say.
+template <Wide use, bool plain>
 __global__ void __launch_bounds__(kHopperThreads, 1)
     wide_kernel(const __grid_constant__ HopperAttention f, const __grid_constant__ WideMaps maps,
                 const RowNumbers numbers, const WideResult result) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Products = WarpgroupProducts;
   constexpr bool by_query = of_queries(use), second = from_gradient(use);
-  constexpr int parts = parts_of(use);
+  constexpr int parts = parts_of(use, plain);
   extern __shared__ __align__(1024) char raw[];
   SharedPlaces places{shared_address(raw)};
   const WideStream stream(places);
-  const int slices = (result.width + parts * kColumns - 1) / (parts * kColumns);
+  constexpr int columns = columns_of(use, plain);
+  const int slices = (result.width + columns - 1) / columns;
   const int slice = static_cast<int>(blockIdx.x) % slices, work = static_cast<int>(blockIdx.x) / slices;
   const int head = work % result.heads, turn = work / result.heads;
   // Late queries and early keys see more, or are seen by more: they come first.
   const TokenTiles& mine = by_query ? f.queries : f.keys;
-  const int tile = by_query ? mine.tiles - 1 - turn : turn;
+  const int tile = use == Wide::dbias ? result.first_tile + turn : by_query ? mine.tiles - 1 - turn : turn;
   const int64_t of_all = mine.tile(head, tile);
   const int32_t* token = mine.token + of_all * kHopperRows;
   if (token[0] < 0) return;
@@ -173,13 +215,15 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
     const int64_t of_list = head * numbers.padded + int64_t{tile} * kHopperRows + 64 * warpgroup + lane.row();
     RunningSoftmax softmax;
     float log2_sum[2] = {0, 0}, delta[2] = {0, 0};
-    if constexpr (use == Wide::dq) {
+    if constexpr (by_query && second) {
       log2_sum[0] = numbers.log2_sum[of_list], log2_sum[1] = numbers.log2_sum[of_list + 8];
       delta[0] = numbers.delta[of_list], delta[1] = numbers.delta[of_list + 8];
     }
-    Accumulator<kColumns> out[parts];
+    Accumulator<kColumns> out[std::max(1, parts)];
 #pragma unroll
     for (int part = 0; part < parts; ++part) out[part].fill(0);
+    const bool by_row = plain || f.weighting == Weighting::softmax;
+    const float exponent = plain ? log2_scale : kLog2e;  // of scores, or of products
     int n = 0;
     for (int now; (now = stream.wait(n)) >= 0;) {
       const int step = now / 2;  // of keys; of queries with their head
@@ -187,20 +231,24 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       const int64_t other_tile = !by_query && f.queries.lists == 1 ? step % f.queries.tiles : step;
       Accumulator<kHopperRows> s;
       sum_pieces(s, stream, n, pieces, warpgroup);
-      if (now % 2 == 0) hide<by_query>(s, f.visibility, own, others + other_tile * kHopperRows);
-      if constexpr (use == Wide::o && !by_row) {
-        softmax.peak[0] = softmax.peak[1] = 0;
+      const TokenAt* them = others + other_tile * kHopperRows;
+      if (now % 2 == 0) hide<by_query>(s, f.visibility, own, them);
+      if constexpr (!plain) score<by_query>(s, f, by_query ? head : step / f.queries.tiles, own, them);
+      if constexpr (use == Wide::o) {
+        if (by_row) {
+          const float2 shrink = softmax.weigh(s, exponent);
 #pragma unroll
-        for (int c = 0; c < kHopperRows / 8; ++c)
+          for (int part = 0; part < parts; ++part) out[part].scale(shrink.x, shrink.y);
+        } else {
+          softmax.peak[0] = softmax.peak[1] = 0;
 #pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            softmax.sum[i / 2] += s.x[c][i] == -INFINITY ? 0.f : 1.f;  // keys seen
-            s.x[c][i] = own_weight(f.weighting, s.x[c][i] * f.scale);
-          }
-      } else if constexpr (use == Wide::o) {
-        const float2 shrink = softmax.weigh(s, log2_scale);
+          for (int c = 0; c < kHopperRows / 8; ++c)
 #pragma unroll
-        for (int part = 0; part < parts; ++part) out[part].scale(shrink.x, shrink.y);
+            for (int i = 0; i < 4; ++i) {
+              softmax.sum[i / 2] += s.x[c][i] == -INFINITY ? 0.f : 1.f;  // keys seen
+              s.x[c][i] = own_weight(f.weighting, s.x[c][i]);
+            }
+        }
       } else {
 #pragma unroll
         for (int c = 0; c < kHopperRows / 8; ++c) {
@@ -210,13 +258,11 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             const float of_row = by_query ? log2_sum[i / 2] : i % 2 == 0 ? l.x : l.y;
-            if constexpr (by_row) {
-              s.x[c][i] = exp2_fast(s.x[c][i] * log2_scale - of_row);
-            } else {
-              const float score = s.x[c][i] * f.scale;
+            if (by_row)
+              s.x[c][i] = exp2_fast(s.x[c][i] * exponent - of_row);
+            else
               s.x[c][i] = exp2_fast(-of_row) *
-                          (second ? own_slope(f.weighting, score) : own_weight(f.weighting, score));
-            }
+                          (second ? own_slope(f.weighting, s.x[c][i]) : own_weight(f.weighting, s.x[c][i]));
           }
         }
       }
@@ -226,12 +272,16 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
 #pragma unroll
         for (int c = 0; c < kHopperRows / 8; ++c) {
           float2 d{0, 0};
-          if constexpr (by_row && !by_query)
+          if constexpr (!by_query)
             d = *reinterpret_cast<const float2*>(numbers.delta + other_row + 8 * c + 2 * lane.t);
 #pragma unroll
           for (int i = 0; i < 4; ++i)
             s.x[c][i] *= ds.x[c][i] - (!by_row ? 0.f : by_query ? delta[i / 2] : i % 2 == 0 ? d.x : d.y);
         }
+      }
+      if constexpr (use == Wide::dbias) {
+        const int64_t own_sums = int64_t{turn} * kHopperWarps + 4 * warpgroup + lane.warp;
+        add_by_distance(result.sums + (own_sums * f.heads + head) * f.bias.distances, s, f.bias, own, them);
       }
       const Operand<kHopperRows> p = operand_of(s);
 #pragma unroll
@@ -255,7 +305,8 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
         factor[r] = sum > 0 ? 1 / sum : 0;
         const int64_t row = token[64 * warpgroup + lane.row() + 8 * r];
         if (slice == 0 && lane.t == 0 && row >= 0)
-          result.lse[row * f.heads + head] = sum > 0 ? softmax.peak[r] * f.scale + logf(sum) : -INFINITY;
+          result.sums[row * f.heads + head] =
+              sum > 0 ? softmax.peak[r] * (plain ? f.scale : 1) + logf(sum) : -INFINITY;
       }
 #pragma unroll
       for (int part = 0; part < parts; ++part) out[part].scale(factor[0], factor[1]);
@@ -273,18 +324,38 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
 #endif
 }
 
-template <Wide use>
+template <Wide use, bool plain>
 void launch(const char* name, const HopperAttention& f, const WideMaps& maps, const RowNumbers& numbers,
-            const Tensor& to, const Tensor& lse) {
-  const auto width = static_cast<int>(to.dim(2)), heads = static_cast<int>(to.dim(1));
-  const WideResult result{data<bf16>(to), width, heads, data<float>(lse)};
+            int64_t tiles, const WideResult& result) {
+  constexpr int columns = columns_of(use, plain);
+  const int64_t slices = (result.width + columns - 1) / columns;
+  launch_hopper<wide_kernel<use, plain>>(name, tiles * result.heads * slices, WideStream::bytes, f, maps,
+                                         numbers, result);
+}
+
+template <Wide use>
+void make(const char* name, const HopperAttention& f, const WideMaps& maps, const RowNumbers& numbers,
+          const Tensor& to, const Tensor& lse) {
+  const WideResult result{data<bf16>(to), static_cast<int>(to.dim(2)), static_cast<int>(to.dim(1)),
+                          data<float>(lse), 0};
   const int64_t tiles = of_queries(use) ? f.queries.tiles : f.keys.tiles;
-  constexpr int columns = parts_of(use) * kColumns;
-  const int64_t blocks = tiles * heads * ((width + columns - 1) / columns);
-  if (f.weighting == Weighting::softmax)
-    launch_hopper<wide_kernel<use, true>>(name, blocks, WideStream::bytes, f, maps, numbers, result);
+  if (plain_softmax(f))
+    launch<use, true>(name, f, maps, numbers, tiles, result);
   else
-    launch_hopper<wide_kernel<use, false>>(name, blocks, WideStream::bytes, f, maps, numbers, result);
+    launch<use, false>(name, f, maps, numbers, tiles, result);
+}
+
+// Some tiles of queries at a time, each warp with sums of its own, which stay within bounds.
+void make_dbias(const HopperAttention& f, const WideMaps& maps, const RowNumbers& numbers,
+                const Tensor& dbias) {
+  constexpr int kTiles = 64;
+  const int side_by_side = std::min(kTiles, f.queries.tiles);
+  const Tensor sums = zeros({side_by_side * kHopperWarps, dbias.numel()}, Dtype::f32, Device::cuda);
+  for (int first = 0; first < f.queries.tiles; first += side_by_side)
+    launch<Wide::dbias, false>("attention dbias (hopper)", f, maps, numbers,
+                               std::min(side_by_side, f.queries.tiles - first),
+                               {nullptr, 1, f.heads, data<float>(sums), first});
+  sum_rows(dbias, sums, 1);
 }
 
 }  // namespace
@@ -293,17 +364,18 @@ void wide_attention_forward(const HopperAttention& f, const Tensor& o, const Ten
                             const Tensor& k, const Tensor& v) {
   const CUtensorMap of_q = map_of(q, kHopperRows), of_k = map_of(k, kHopperRows),
                     of_v = map_of(v, kHopperRows);
-  launch<Wide::o>("attention forward (hopper, wide)", f, {of_q, of_k, of_q, of_k, of_v}, {}, o, lse);
+  make<Wide::o>("attention forward (hopper, wide)", f, {of_q, of_k, of_q, of_k, of_v}, {}, o, lse);
 }
 
 void wide_attention_backward(const HopperAttention& f, const Tensor& dq, const Tensor& dk, const Tensor& dv,
-                             const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& d_o,
-                             const RowNumbers& rows) {
+                             const Tensor& dbias, const Tensor& q, const Tensor& k, const Tensor& v,
+                             const Tensor& d_o, const RowNumbers& rows) {
   const CUtensorMap of_q = map_of(q, kHopperRows), of_k = map_of(k, kHopperRows),
                     of_v = map_of(v, kHopperRows), of_g = map_of(d_o, kHopperRows);
-  launch<Wide::dv>("attention dv (hopper, wide)", f, {of_k, of_q, of_v, of_g, of_g}, rows, dv, {});
-  launch<Wide::dk>("attention dk (hopper, wide)", f, {of_k, of_q, of_v, of_g, of_q}, rows, dk, {});
-  launch<Wide::dq>("attention dq (hopper, wide)", f, {of_q, of_k, of_g, of_v, of_k}, rows, dq, {});
+  make<Wide::dv>("attention dv (hopper, wide)", f, {of_k, of_q, of_v, of_g, of_g}, rows, dv, {});
+  make<Wide::dk>("attention dk (hopper, wide)", f, {of_k, of_q, of_v, of_g, of_q}, rows, dk, {});
+  if (f.bias.table != nullptr) make_dbias(f, {of_q, of_k, of_g, of_v, of_k}, rows, dbias);
+  make<Wide::dq>("attention dq (hopper, wide)", f, {of_q, of_k, of_g, of_v, of_k}, rows, dq, {});
 }
 
 }  // namespace weft::cuda

@@ -187,11 +187,10 @@ Variable Mega::forward(const Block& block, Crossing& cross) const {
                flash_attention_forward,
                flash_attention_backward};
   if (table_.defined()) attend.bias = table_;
-  Variable o =
-      cast(cross(attend, {{q, k, reshape(v, {n, 1, hidden})}, block.position, block.document})[0], wide);
+  Variable o = cross(attend, {{q, k, reshape(v, {n, 1, hidden})}, block.position, block.document})[0];
   o = reshape(o, {n, hidden});
-  if (by_count) o = multiply(o, count);  // of a mean the sum
-  const Variable read = multiply(cast(o, dtype), gate);
+  if (by_count) o = cast(multiply(cast(o, wide), count), dtype);  // of a mean the sum
+  const Variable read = multiply(o, gate);
   const Variable h = silu(add(parts[3], linear(read, out_, out_bias_)));
   return add(x, multiply(sigmoid(parts[0]), subtract(h, x)));
 }

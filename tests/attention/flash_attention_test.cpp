@@ -13,6 +13,7 @@ struct Case {
   AttentionOptions options;
   int64_t heads, kv_heads, key, value;
   bool some_off = false;  // heads of some queries are off
+  int64_t distances = 0;  // with a bias of their own
 };
 const std::vector<Case> cases{
     {"causal", {.scale = 0.12}, 4, 2, 64, 64},
@@ -30,6 +31,10 @@ const std::vector<Case> cases{
     {"laplace", {.scale = 0.12, .block = 150, .weighting = Weighting::laplace}, 2, 1, 64, 136},
     {"relu2", {.scale = 0.12, .causal = false, .window = 90, .weighting = Weighting::relu2}, 2, 2, 48, 64},
     {"laplace, heads off", {.scale = 0.12, .weighting = Weighting::laplace}, 4, 2, 64, 64, true},
+    {"slopes", {.scale = 0.12, .alibi = true}, 6, 2, 64, 64},
+    {"bias", {.scale = 0.12, .block = 150}, 2, 1, 64, 264, false, 100},
+    {"bias, full", {.scale = 0.12, .causal = false}, 4, 2, 64, 64, false, 41},
+    {"bias, relu2, heads off", {.scale = 0.12, .weighting = Weighting::relu2}, 2, 2, 64, 64, true, 30},
 };
 
 Tensor greater_than_zero(const Tensor& x) {
@@ -47,22 +52,24 @@ struct Attention {
     v = random_tensor({m, c.kv_heads, c.value}, 3, Dtype::bf16);
     d_o = random_tensor({n, c.heads, c.value}, 4, Dtype::bf16);
     d_lse = random_tensor({n, c.heads}, 5, Dtype::f32);
+    if (c.distances > 0) bias = random_tensor({c.heads, c.distances}, 7, Dtype::f32);
     if (c.some_off) active = greater_than_zero(random_tensor({n, c.heads}, 6));
   }
-  // {o, lse, dq, dk, dv}. The way back reads o and lse of the same precision.
+  // {o, lse, dq, dk, dv} and, with a bias, dbias. The way back reads o and lse of the same precision.
   std::vector<Tensor> run(Dtype dtype) const {
     const Tensor x = q.to(dtype), y = k.to(dtype), z = v.to(dtype);
+    const Tensor b = bias.defined() ? bias.to(wide_of(dtype)) : Tensor();
     std::vector<Tensor> all = flash_attention_forward(options, x, y, z, q_at.position, q_at.document,
-                                                      k_at.position, k_at.document, {}, active);
+                                                      k_at.position, k_at.document, b, active);
     for (const Tensor& d : flash_attention_backward(options, x, y, z, q_at.position, q_at.document,
-                                                    k_at.position, k_at.document, {}, active, all[0], all[1],
+                                                    k_at.position, k_at.document, b, active, all[0], all[1],
                                                     d_o.to(dtype), d_lse.to(wide_of(dtype))))
       all.push_back(d);
     return all;
   }
   AttentionOptions options;
   Layout q_at, k_at;
-  Tensor q, k, v, d_o, d_lse, active;
+  Tensor q, k, v, d_o, d_lse, active, bias;
 };
 
 // |a - b| / |b| over all elements; infinities must agree.
@@ -79,7 +86,7 @@ double relative_error(const Tensor& a, const Tensor& b) {
 
 void expect_close(const Attention& a) {
   const std::vector<Tensor> narrow = a.run(Dtype::bf16), wide = a.run(Dtype::f64), again = a.run(Dtype::bf16);
-  const char* names[] = {"o", "lse", "dq", "dk", "dv"};
+  const char* names[] = {"o", "lse", "dq", "dk", "dv", "dbias"};
   for (size_t i = 0; i < narrow.size(); ++i) {
     EXPECT_LE(relative_error(narrow[i], wide[i]), i == 1 ? 1e-5 : 8e-3) << names[i];
     EXPECT_TRUE(same_bits(narrow[i], again[i])) << names[i];

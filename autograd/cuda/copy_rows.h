@@ -1,5 +1,5 @@
 #pragma once
-// Copies of views on the GPU: the driver moves rows with a pitch at a third of the memory's speed.
+// Copies of views on the GPU, by a kernel: the driver's own, of rows with a pitch, are slower.
 
 #include "autograd/tensor.h"
 

@@ -15,6 +15,7 @@ struct DocumentOffsets {
 };
 
 // position: (N) i32, 0 where a document begins. Documents beyond those that are there have no token.
-DocumentOffsets document_offsets(const Tensor& position, int64_t documents, const std::vector<int64_t>& sizes);
+DocumentOffsets document_offsets(const Tensor& position, int64_t documents,
+                                 const std::vector<int64_t>& sizes);
 
 }  // namespace weft::cuda

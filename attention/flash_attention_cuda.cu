@@ -40,8 +40,7 @@ Tensor attention_delta(const Tensor& o, const Tensor& d_o, const Tensor& d_lse) 
 
 void flash_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
                    const AttentionTokens& tokens, const Tensor& bias, const AttentionOptions& options) {
-  if (cudnn_may_serve(tokens, bias) &&
-      cudnn_attention_forward(o, lse, q, k, v, tokens.q_position, options))
+  if (cudnn_may_serve(tokens, bias) && cudnn_attention_forward(o, lse, q, k, v, tokens.q_position, options))
     return;
   if (hopper_attention_serves(q, k, v, tokens, bias, options))
     return hopper_attention_forward(o, lse, q, k, v, tokens, options);

@@ -29,8 +29,22 @@ using Node = std::shared_ptr<fe::graph::Tensor_attributes>;
 
 // Names of tensors in a graph. Addresses are handed over in this order.
 enum Uid : int64_t {
-  uid_q = 1, uid_k, uid_v, uid_o, uid_lse, uid_d_o, uid_dq, uid_dk, uid_dv,
-  uid_q_length, uid_k_length, uid_q_offset, uid_k_offset, uid_v_offset, uid_o_offset, uid_lse_offset
+  uid_q = 1,
+  uid_k,
+  uid_v,
+  uid_o,
+  uid_lse,
+  uid_d_o,
+  uid_dq,
+  uid_dk,
+  uid_dv,
+  uid_q_length,
+  uid_k_length,
+  uid_q_offset,
+  uid_k_offset,
+  uid_v_offset,
+  uid_o_offset,
+  uid_lse_offset
 };
 
 // All that a plan depends on.
@@ -58,13 +72,22 @@ struct Problem {
   }
   using Numbers = std::array<int64_t, 11>;
   Numbers numbers() const {
-    return {backward, causal, ragged, documents, longest, tokens, heads, kv_heads, d, e,
+    return {backward,
+            causal,
+            ragged,
+            documents,
+            longest,
+            tokens,
+            heads,
+            kv_heads,
+            d,
+            e,
             std::bit_cast<int32_t>(scale)};
   }
   std::string name() const {
-    return text(backward ? "backward" : "forward", ", ", documents, ragged ? " documents of up to " : " documents of ",
-                longest, ", ", heads, " heads of ", d, kv_heads != heads ? text(" for ", kv_heads, " of keys") : "",
-                causal ? ", causal" : "");
+    return text(backward ? "backward" : "forward", ", ", documents,
+                ragged ? " documents of up to " : " documents of ", longest, ", ", heads, " heads of ", d,
+                kv_heads != heads ? text(" for ", kv_heads, " of keys") : "", causal ? ", causal" : "");
   }
 };
 
@@ -153,7 +176,9 @@ class Builder {
     const bool as_d = uid == uid_q || uid == uid_k || uid == uid_dq || uid == uid_dk;
     const int64_t heads = of_keys ? p_.kv_heads : p_.heads;
     const int64_t size = uid == uid_lse ? 1 : as_d ? p_.d : p_.e, row = heads * size;
-    x.set_uid(uid).set_dim({p_.documents, heads, p_.longest, size}).set_stride({p_.longest * row, size, row, 1});
+    x.set_uid(uid)
+        .set_dim({p_.documents, heads, p_.longest, size})
+        .set_stride({p_.longest * row, size, row, 1});
     if (uid == uid_lse) x.set_data_type(fe::DataType_t::FLOAT);
     if (p_.ragged) x.set_ragged_offset(offset_[offset_of(uid)]);
   }
@@ -203,7 +228,8 @@ Plan make_plan(const Problem& p) {
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   std::array<char, 32> time;
   std::snprintf(time.data(), time.size(), "%.2f s", seconds.count());
-  note_once(text("cuDNN ", library().version(), " serves attention (", p.name(), "), plan made in ", time.data()));
+  note_once(
+      text("cuDNN ", library().version(), " serves attention (", p.name(), "), plan made in ", time.data()));
   return {std::move(graph), bytes};
 }
 
@@ -211,9 +237,9 @@ bool serves(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionOp
   const auto fits = [](const Tensor& x) {
     return x.dense() && x.dim(2) % 8 == 0 && reinterpret_cast<uintptr_t>(x.raw()) % 16 == 0;
   };
-  return options.documents > 0 && q.dtype() == Dtype::bf16 && q.numel() > 0 && k.numel() > 0 && v.numel() > 0 &&
-         q.dim(0) == k.dim(0) && options.weighting == Weighting::softmax && options.window == 0 &&
-         options.block == 0 && !options.alibi && fits(q) && fits(k) && fits(v) &&
+  return options.documents > 0 && q.dtype() == Dtype::bf16 && q.numel() > 0 && k.numel() > 0 &&
+         v.numel() > 0 && q.dim(0) == k.dim(0) && options.weighting == Weighting::softmax &&
+         options.window == 0 && options.block == 0 && !options.alibi && fits(q) && fits(k) && fits(v) &&
          library().handle() != nullptr;
 }
 
@@ -234,8 +260,8 @@ bool run(const Problem& p, std::initializer_list<const Tensor*> tensors, const T
   for (const Tensor* x : tensors) address[count++] = x->raw();
   Tensor lengths, offsets;
   if (p.ragged) {
-    const DocumentOffsets at = document_offsets(position, p.documents, {p.heads * p.d, p.kv_heads * p.d,
-                                                p.kv_heads * p.e, p.heads * p.e, p.heads});
+    const DocumentOffsets at = document_offsets(
+        position, p.documents, {p.heads * p.d, p.kv_heads * p.d, p.kv_heads * p.e, p.heads * p.e, p.heads});
     lengths = at.lengths;
     offsets = at.offsets;
     address[count++] = lengths.raw();
@@ -243,7 +269,8 @@ bool run(const Problem& p, std::initializer_list<const Tensor*> tensors, const T
     for (int64_t i = 0; i < offsets.dim(0); ++i) address[count++] = offsets.rows(i, i + 1).raw();
   }
   fe::error_t failed = plan.graph->execute(library().handle(), address.data(), count, workspace.raw());
-  if (failed.is_bad()) throw Error(Exit::internal, text("cuDNN: ", failed.get_message(), " (", p.name(), ")"));
+  if (failed.is_bad())
+    throw Error(Exit::internal, text("cuDNN: ", failed.get_message(), " (", p.name(), ")"));
   return true;
 }
 

@@ -27,8 +27,8 @@ bool cudnn_attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& 
 #else
 
 inline std::string cudnn_version() { return ""; }
-inline bool cudnn_attention_forward(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                                    const Tensor&, const Tensor&, const AttentionOptions&) {
+inline bool cudnn_attention_forward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                                    const Tensor&, const AttentionOptions&) {
   return false;
 }
 inline bool cudnn_attention_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&,

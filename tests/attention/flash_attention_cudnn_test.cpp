@@ -50,8 +50,7 @@ struct Inputs {
   AttentionOptions with_documents() const {
     AttentionOptions o = options;
     o.documents = static_cast<int32_t>(layout.segments.size());
-    for (const Segment& s : layout.segments)
-      o.longest = std::max(o.longest, static_cast<int32_t>(s.size()));
+    for (const Segment& s : layout.segments) o.longest = std::max(o.longest, static_cast<int32_t>(s.size()));
     return o;
   }
   Layout layout;
@@ -112,8 +111,8 @@ TEST_F(CudnnAttention, LeavesTheRestToOurKernels) {
 // {o, lse, dq, dk, dv} as a mechanism gets them.
 std::vector<Tensor> through_tape(const Inputs& in, bool with_lse) {
   Tape tape;
-  const Block block{{tape.input(in.q), tape.input(in.k), tape.input(in.v)}, in.layout.position,
-                    in.layout.document};
+  const Block block{
+      {tape.input(in.q), tape.input(in.k), tape.input(in.v)}, in.layout.position, in.layout.document};
   LocalCrossing cross(in.layout);
   const auto y = cross(Merge{in.options, flash_attention_forward, flash_attention_backward}, block);
   if (with_lse)

@@ -19,6 +19,7 @@
 #include "attention/document_offsets.h"
 #include "autograd/cuda/runtime.h"
 #include "autograd/notes.h"
+#include "autograd/ops/arrange.h"
 
 namespace weft::cuda {
 namespace {
@@ -70,6 +71,8 @@ struct Problem {
     documents = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(documents)));
     longest = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max<int64_t>(longest, 128))));
   }
+  // The way back reads lse in another order than ours, (document, head, token), unless it is ragged.
+  bool lse_by_head() const { return backward && !ragged; }
   using Numbers = std::array<int64_t, 11>;
   Numbers numbers() const {
     return {backward,
@@ -180,6 +183,7 @@ class Builder {
         .set_dim({p_.documents, heads, p_.longest, size})
         .set_stride({p_.longest * row, size, row, 1});
     if (uid == uid_lse) x.set_data_type(fe::DataType_t::FLOAT);
+    if (uid == uid_lse && p_.lse_by_head()) x.set_stride({p_.longest * row, p_.longest, 1, 1});
     if (p_.ragged) x.set_ragged_offset(offset_[offset_of(uid)]);
   }
   static size_t offset_of(int64_t uid) {
@@ -288,7 +292,11 @@ bool cudnn_attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& 
                               const Tensor& k, const Tensor& v, const Tensor& position, const Tensor& o,
                               const Tensor& lse, const Tensor& d_o, const AttentionOptions& options) {
   if (!serves(q, k, v, options)) return false;
-  return run(Problem(true, q, k, v, options), {&q, &k, &v, &o, &lse, &d_o, &dq, &dk, &dv}, position);
+  const Problem p(true, q, k, v, options);
+  if (!p.lse_by_head()) return run(p, {&q, &k, &v, &o, &lse, &d_o, &dq, &dk, &dv}, position);
+  const Tensor by_head = empty({p.documents, p.heads, p.longest}, Dtype::f32, Device::cuda);
+  permute(by_head, lse.reshape({p.documents, p.longest, p.heads}), {0, 2, 1});
+  return run(p, {&q, &k, &v, &o, &by_head, &d_o, &dq, &dk, &dv}, position);
 }
 
 }  // namespace weft::cuda

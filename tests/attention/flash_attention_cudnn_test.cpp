@@ -30,7 +30,7 @@ const std::vector<Case> cases{
     {"equal, grouped", {77, 77}, 6, 2, 64, 64},
     {"equal, wide", {200, 200}, 4, 1, 128, 128},
     {"equal, full", {190, 190}, 4, 2, 128, 128, false},
-    {"single tokens", {1, 1, 1}, 2, 2, 64, 64},
+    {"short", {3, 3, 3}, 2, 2, 64, 64},
     {"packed", {200, 1, 130, 67}, 4, 2, 64, 64},
     {"packed, wide", {65, 300, 7}, 2, 2, 128, 128},
     {"packed, full", {33, 129}, 2, 1, 64, 64, false},
@@ -133,7 +133,7 @@ TEST_F(CudnnAttention, GradientsOfLseAndEqualRunsAreOurKernels) {
     for (size_t i = 0; i < own.size(); ++i) {
       EXPECT_TRUE(same_bits(own[i], again[i])) << i;
       EXPECT_LE(relative_error(fast[i], own[i]), 1e-2) << i;
-      if (with_lse) EXPECT_TRUE(same_bits(fast[i], own[i])) << i;
+      EXPECT_TRUE(!with_lse || same_bits(fast[i], own[i])) << i;
     }
   }
 }

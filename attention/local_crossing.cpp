@@ -124,9 +124,24 @@ Variable LocalCrossing::operator()(const Scan& part, const Block& block) {
   return out_of_chunks(part.apply(cut, folded.prefix), chunks);
 }
 
+namespace {
+
+// Tells the part of the documents, if a block's tokens are those of the layout.
+Merge of_whole_documents(Merge part, const Block& block, const Layout& layout) {
+  if (block.position.raw() != layout.position.raw() || block.document.raw() != layout.document.raw())
+    return part;
+  int64_t longest = 0;
+  for (const Segment& s : layout.segments) longest = std::max(longest, s.size());
+  part.options.documents = static_cast<int32_t>(layout.segments.size());
+  part.options.longest = static_cast<int32_t>(longest);
+  return part;
+}
+
+}  // namespace
+
 std::vector<Variable> LocalCrossing::operator()(const Merge& part, const Block& block) {
   Stream::Slot* slot = next_slot();
-  if (slot == nullptr) return merge(part, block, block);
+  if (slot == nullptr) return merge(of_whole_documents(part, block, layout()), block, block);
   std::vector<Variable> outputs, lses;
   int64_t at = 0;
   for (const Segment& s : layout().segments) {

@@ -77,6 +77,9 @@ struct AttentionOptions {
   int64_t block = 0;   // > 0: keys of the query's own block of positions only; rank cuts fall on blocks
   bool alibi = false;  // score -= slope_h * distance
   Weighting weighting = Weighting::softmax;
+  // > 0: queries and keys are the same tokens, this many whole documents one after another, the longest of
+  // `longest`. Positions and documents say so too; a library that reads neither needs it.
+  int32_t documents = 0, longest = 0;
 };
 
 struct Merge {
@@ -91,6 +94,7 @@ struct Merge {
                                           const Tensor& k_position, const Tensor& k_document,
                                           const Tensor& bias, const Tensor& active);
   // Given o and lse of the whole row, the part of {dq, dk, dv} and, with a bias, dbias that these keys give.
+  // d_lse undefined: none.
   using Backward = std::vector<Tensor> (*)(const AttentionOptions&, const Tensor& q, const Tensor& k,
                                            const Tensor& v, const Tensor& q_position,
                                            const Tensor& q_document, const Tensor& k_position,

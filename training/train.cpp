@@ -6,6 +6,7 @@
 #include <fstream>
 
 #include "autograd/fault.h"
+#include "autograd/notes.h"
 #include "autograd/out_of_memory.h"
 #include "distributed/agree.h"
 #include "training/checkpoint/files.h"
@@ -235,6 +236,7 @@ bool Run::step() {
   timer_->add_communication(result.comm_s);
   const StepTimes times = timer_->finish_step(tokens);
   if (summary_.first_step_s == 0) summary_.first_step_s = times.step_s;
+  for (const std::string& note : take_notes()) log_->info(note);
   if (!result.applied) {
     log_->event(Event::skip, state_.step, {{"reason", result.reason}});
     log_->warning(text("step ", state_.step, " was not applied: ", result.reason));

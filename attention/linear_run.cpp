@@ -73,10 +73,11 @@ void backward(Backward& b, const Sizes& s) {
   Tensor d_start;
   if (start.defined()) d_start = empty_like(start);
   count_forwards(q, v, 2);
-  cuda::linear_attention_backward(
-      shape, rows_of(q), rows_of(k), rows_of(v), floats(start), rows_of(d_o), floats(d_end),
-      {written(dq), written(dk), written(dv), floats(d_start), floats(dg), floats(workspace)},
-      cuda::stream());
+  if (device == Device::cuda)
+    cuda::linear_attention_backward(
+        shape, rows_of(q), rows_of(k), rows_of(v), floats(start), rows_of(d_o), floats(d_end),
+        {written(dq), written(dk), written(dv), floats(d_start), floats(dg), floats(workspace)},
+        cuda::stream());
   b.add(0, dq);
   b.add(1, dk);
   b.add(2, dv);
@@ -108,8 +109,9 @@ LinearRun linear_run(const Variable& q, const Variable& k, const Variable& v, co
     count_forwards(q, v, 1);
     const cuda::LinearAttention shape = problem(sizes, q, v, offsets, dense_g);
     const Tensor workspace = workspace_of(shape, false, q.device());
-    cuda::linear_attention_forward(shape, rows_of(q), rows_of(k), rows_of(v), floats(before), written(o),
-                                   floats(end), floats(workspace), cuda::stream());
+    if (q.device() == Device::cuda)
+      cuda::linear_attention_forward(shape, rows_of(q), rows_of(k), rows_of(v), floats(before), written(o),
+                                     floats(end), floats(workspace), cuda::stream());
   }
   std::vector<Variable> inputs{q, k, v};
   if (g.defined()) inputs.push_back(g);

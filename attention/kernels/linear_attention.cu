@@ -165,10 +165,13 @@ Cut cut_of(const LinearAttention& p, bool backward) {
   static const CutDevice device = [] {  // asking for a clock takes long
     CutDevice d;
     d.multiprocessors = device_attribute(cudaDevAttrMultiProcessorCount);
-    // Of two transfers a cycle of the memory's clock, in kHz, 0.88 are reached.
-    const double kilohertz = device_attribute(cudaDevAttrMemoryClockRate);
-    const double bits = device_attribute(cudaDevAttrGlobalMemoryBusWidth);
-    if (kilohertz > 0 && bits > 0) d.bytes_us = 0.88 * 2 * kilohertz / 1000 * bits / 8;
+    int id = 0, kilohertz = 0, bits = 0;
+    const bool known = cudaGetDevice(&id) == cudaSuccess &&
+                       cudaDeviceGetAttribute(&kilohertz, cudaDevAttrMemoryClockRate, id) == cudaSuccess &&
+                       cudaDeviceGetAttribute(&bits, cudaDevAttrGlobalMemoryBusWidth, id) == cudaSuccess;
+    // Of two transfers a cycle 0.88 are reached.
+    if (known && kilohertz > 0 && bits > 0) d.bytes_us = 0.88 * 2 * (kilohertz / 1000.0) * (bits / 8.0);
+    cudaGetLastError();  // without a GPU plans are made all the same
     return d;
   }();
   return choose_cut(p, backward ? 3 : 1, device);

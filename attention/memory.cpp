@@ -130,11 +130,9 @@ std::pair<Variable, State> ChunkedMemory::learn(const MemoryTokens& tokens, int6
   const bool bent = retention.scale || retention.map;
   const Weigh moving = [&](size_t i, const Variable& x) {
     if (retention.map) return matmul(x, retention.map(together(starts[i])));
-    Variable y = multiply(matmul(x, together(before_a[i])), c.from_a);
-    if (policy_.momentum) y = add(y, multiply(matmul(x, together(before_s[i])), c.from_s));
-    const Variable inner = i == 0 ? tokens.k : together(in[i]);
-    const Variable scores = multiply(matmul(x, inner, {false, true}), c.taken);
-    y = subtract(y, matmul(scores, together(out[i])));
+    const Variable y =
+        read_while_learning(x, together(before_a[i]), policy_.momentum ? together(before_s[i]) : Variable(),
+                            i == 0 ? tokens.k : together(in[i]), together(out[i]), c);
     return retention.scale ? multiply(y, retention.scale(together(starts[i]))) : y;
   };
   Variable y = memory.answer(moving, tokens.q);

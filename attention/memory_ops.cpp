@@ -83,6 +83,58 @@ std::vector<Variable> after_learning(const Variable& a, const Variable& s, const
       });
 }
 
+Variable read_while_learning(const Variable& x, const Variable& a, const Variable& s, const Variable& in,
+                             const Variable& out, const LearningCoefficients& c) {
+  CHECK(x.rank() == 3 && x.shape() == in.shape() && a.shape() == Shape({x.dim(0), x.dim(2), out.dim(2)}) &&
+            c.taken.shape() == Shape({x.dim(0), x.dim(1), x.dim(1)}) &&
+            (!s.defined() || s.shape() == a.shape()),
+        "read_while_learning: x ", x.shape(), ", a ", a.shape(), ", in ", in.shape(), ", out ", out.shape());
+  const int64_t h = x.dim(0), n = x.dim(1), wide = (s.defined() ? 2 : 1) * x.dim(2) + n;
+  const Dtype type = x.dtype();
+  const Device device = x.device();
+  const Tensor X = x.value().contiguous(), A = a.value().contiguous(),
+               S = s.defined() ? s.value().contiguous() : Tensor(), I = in.value().contiguous(),
+               O = out.value().contiguous(), from_a = c.from_a.value().contiguous(),
+               from_s = c.from_s.value().contiguous(), taken = c.taken.value().contiguous();
+  const Tensor scores = empty({h, n, n}, type, device), asked = empty({h, n, wide}, type, device),
+               known = empty({h, wide, out.dim(2)}, type, device),
+               y = empty({h, n, out.dim(2)}, type, device);
+  gemm(scores, X, I, {false, true}, 1, 0);
+  ON_DEVICE(device, pack_reading(asked, known, X, scores, A, S, O, from_a, from_s, taken));
+  gemm(y, asked, known, {}, 1, 0);
+  std::vector<Variable> inputs{x, a, in, out, c.from_a, c.taken};
+  if (s.defined()) inputs.insert(inputs.end(), {s, c.from_s});
+  return record(
+      "read_while_learning", inputs, y, save(X, I, scores, from_a, from_s, taken, asked, known, S),
+      NoAttributes{}, [](Backward& b, const NoAttributes&) {
+        const Tensor &x = b.saved(0), &in = b.saved(1), &scores = b.saved(2), &from_a = b.saved(3),
+                     &from_s = b.saved(4), &taken = b.saved(5), &asked = b.saved(6), &known = b.saved(7);
+        const bool both = b.saved(8).defined();
+        const Tensor dy = b.grad().contiguous();
+        const Tensor dasked = empty_like(asked), dknown = empty_like(known);
+        gemm(dasked, dy, known, {false, true}, 1, 0);
+        gemm(dknown, asked, dy, {true, false}, 1, 0);
+        const Tensor dx = empty_like(x), dscores = empty_like(scores), din = empty_like(in);
+        const Tensor da = empty({x.dim(0), x.dim(2), dy.dim(2)}, x.dtype(), x.device());
+        const Tensor ds = both ? empty_like(da) : Tensor(), dout = empty_like(dy);
+        const Tensor dfrom_a = empty_like(from_a), dtaken = empty_like(taken);
+        const Tensor dfrom_s = both ? empty_like(from_s) : Tensor();
+        ON_DEVICE(x.device(), pack_reading_backward(dx, dscores, da, ds, dout, dfrom_a, dfrom_s, dtaken,
+                                                    dasked, dknown, x, scores, from_a, from_s, taken));
+        gemm(dx, dscores, in, {}, 1, 1);
+        gemm(din, dscores, x, {true, false}, 1, 0);
+        b.add(0, dx);
+        b.add(1, da);
+        b.add(2, din);
+        b.add(3, dout);
+        b.add(4, dfrom_a);
+        b.add(5, dtaken);
+        if (!both) return;
+        b.add(6, ds);
+        b.add(7, dfrom_s);
+      });
+}
+
 std::vector<Variable> memory_tokens(const Variable& rows, const Variable& logits,
                                     const MemoryTokenSizes& sizes) {
   const int64_t b = sizes.documents, h = sizes.heads, k = sizes.key, v = sizes.value;

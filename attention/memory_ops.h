@@ -23,6 +23,11 @@ LearningCoefficients learning_coefficients(const Variable& step, const Variable&
 std::vector<Variable> after_learning(const Variable& a, const Variable& s, const Variable& in,
                                      const Variable& out, const Variable& last);
 
+// What x (H, n, in) gives with the weight A_t of its own token, (H, n, out): x A_t by the closed form, of
+// which c has the coefficients; without s, S_0 is 0.
+Variable read_while_learning(const Variable& x, const Variable& a, const Variable& s, const Variable& in,
+                             const Variable& out, const LearningCoefficients& c);
+
 // From projections to what a Titans memory takes. rows (B (skip + n), 2 H K + H V): queries, keys and values
 // of the heads side by side, for each of B documents n tokens behind `skip` rows that are not read; logits (B
 // n, 3 H)
@@ -56,6 +61,17 @@ void after_learning_backward(const Tensor& pack, const Tensor& da, const Tensor&
 // din, and what dlast gets of the tokens, from the gradient of weighted.
 void weigh_inputs_backward(const Tensor& din, const Tensor& dlast, const Tensor& dweighted, const Tensor& in,
                            const Tensor& last);
+// asked (H, n, in + n or 2 in + n): x by from_a, by from_s, and scores by taken; known: {a, s, -out}, one
+// under another.
+void pack_reading(const Tensor& asked, const Tensor& known, const Tensor& x, const Tensor& scores,
+                  const Tensor& a, const Tensor& s, const Tensor& out, const Tensor& from_a,
+                  const Tensor& from_s, const Tensor& taken);
+// The same back; dx without what comes by the scores.
+void pack_reading_backward(const Tensor& dx, const Tensor& dscores, const Tensor& da, const Tensor& ds,
+                           const Tensor& dout, const Tensor& dfrom_a, const Tensor& dfrom_s,
+                           const Tensor& dtaken, const Tensor& dasked, const Tensor& dknown, const Tensor& x,
+                           const Tensor& scores, const Tensor& from_a, const Tensor& from_s,
+                           const Tensor& taken);
 void memory_tokens(const std::vector<Tensor>& to, const Tensor& rows, const Tensor& logits,
                    const MemoryTokenSizes& sizes);
 // drows, dlogits are overwritten.
@@ -79,6 +95,14 @@ void after_learning_backward(const Tensor& pack, const Tensor& da, const Tensor&
                              const Tensor& ds_n);
 void weigh_inputs_backward(const Tensor& din, const Tensor& dlast, const Tensor& dweighted, const Tensor& in,
                            const Tensor& last);
+void pack_reading(const Tensor& asked, const Tensor& known, const Tensor& x, const Tensor& scores,
+                  const Tensor& a, const Tensor& s, const Tensor& out, const Tensor& from_a,
+                  const Tensor& from_s, const Tensor& taken);
+void pack_reading_backward(const Tensor& dx, const Tensor& dscores, const Tensor& da, const Tensor& ds,
+                           const Tensor& dout, const Tensor& dfrom_a, const Tensor& dfrom_s,
+                           const Tensor& dtaken, const Tensor& dasked, const Tensor& dknown, const Tensor& x,
+                           const Tensor& scores, const Tensor& from_a, const Tensor& from_s,
+                           const Tensor& taken);
 void memory_tokens(const std::vector<Tensor>& to, const Tensor& rows, const Tensor& logits,
                    const MemoryTokenSizes& sizes);
 void memory_tokens_backward(const Tensor& drows, const Tensor& dlogits, const std::vector<Tensor>& d,

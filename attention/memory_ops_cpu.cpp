@@ -181,6 +181,60 @@ void weigh_inputs_backward(const Tensor& din, const Tensor& dlast, const Tensor&
   });
 }
 
+void pack_reading(const Tensor& asked, const Tensor& known, const Tensor& x, const Tensor& scores,
+                  const Tensor& a, const Tensor& s, const Tensor& out, const Tensor& from_a,
+                  const Tensor& from_s, const Tensor& taken) {
+  const int64_t heads = x.dim(0), n = x.dim(1), d = x.dim(2), e = out.dim(2), wide = asked.dim(2);
+  with_wide(x.dtype(), [&]<class T>() {
+    for (int64_t row = 0; row < heads * n; ++row) {
+      T* to = asked.data<T>() + row * wide;
+      for (int64_t i = 0; i < d; ++i) *to++ = from_a.data<T>()[row] * x.data<T>()[row * d + i];
+      for (int64_t i = 0; i < d && s.defined(); ++i) *to++ = from_s.data<T>()[row] * x.data<T>()[row * d + i];
+      for (int64_t j = row * n; j < (row + 1) * n; ++j) *to++ = scores.data<T>()[j] * taken.data<T>()[j];
+    }
+    for (int64_t h = 0; h < heads; ++h) {
+      T* to = std::copy_n(a.data<T>() + h * d * e, d * e, known.data<T>() + h * wide * e);
+      if (s.defined()) to = std::copy_n(s.data<T>() + h * d * e, d * e, to);
+      for (int64_t i = h * n * e; i < (h + 1) * n * e; ++i) *to++ = -out.data<T>()[i];
+    }
+  });
+}
+
+void pack_reading_backward(const Tensor& dx, const Tensor& dscores, const Tensor& da, const Tensor& ds,
+                           const Tensor& dout, const Tensor& dfrom_a, const Tensor& dfrom_s,
+                           const Tensor& dtaken, const Tensor& dasked, const Tensor& dknown, const Tensor& x,
+                           const Tensor& scores, const Tensor& from_a, const Tensor& from_s,
+                           const Tensor& taken) {
+  const int64_t heads = x.dim(0), n = x.dim(1), d = x.dim(2), e = dout.dim(2), wide = dasked.dim(2);
+  with_wide(x.dtype(), [&]<class T>() {
+    for (int64_t row = 0; row < heads * n; ++row) {
+      const T *g = dasked.data<T>() + row * wide, *own = x.data<T>() + row * d;
+      T* to = dx.data<T>() + row * d;
+      T by_a = 0, by_s = 0;
+      for (int64_t i = 0; i < d; ++i) {
+        to[i] = from_a.data<T>()[row] * g[i];
+        by_a += g[i] * own[i];
+        if (!ds.defined()) continue;
+        to[i] += from_s.data<T>()[row] * g[d + i];
+        by_s += g[d + i] * own[i];
+      }
+      dfrom_a.data<T>()[row] = by_a;
+      if (ds.defined()) dfrom_s.data<T>()[row] = by_s;
+      for (int64_t j = 0; j < n; ++j) {
+        const T by_score = g[wide - n + j];
+        dscores.data<T>()[row * n + j] = by_score * taken.data<T>()[row * n + j];
+        dtaken.data<T>()[row * n + j] = by_score * scores.data<T>()[row * n + j];
+      }
+    }
+    for (int64_t h = 0; h < heads; ++h) {
+      const T* g = dknown.data<T>() + h * wide * e;
+      std::copy_n(g, d * e, da.data<T>() + h * d * e);
+      if (ds.defined()) std::copy_n(g + d * e, d * e, ds.data<T>() + h * d * e);
+      for (int64_t i = 0; i < n * e; ++i) dout.data<T>()[h * n * e + i] = -g[(wide - n) * e + i];
+    }
+  });
+}
+
 namespace {
 
 // Where a head of a token stands: its columns of rows, and its row among the outputs.

@@ -307,6 +307,131 @@ void weigh_inputs_backward(const Tensor& din, const Tensor& dlast, const Tensor&
 
 namespace {
 
+// What is read and written of a reading: x (H, n, d), a and s (H, d, e), out (H, n, e). s is null where there
+// is none.
+template <class T>
+struct Reading {
+  T *x, *scores, *a, *s, *out, *from_a, *from_s, *taken;
+  int64_t n, d, e, wide;
+};
+
+// The elements of `asked`, then those of `known`.
+template <class T>
+void pack_as(T* asked, T* known, const Reading<const T>& r, int64_t heads) {
+  const int64_t first = heads * r.n * r.wide;
+  each(first + heads * r.wide * r.e, [=] __device__(int64_t i) {
+    if (i < first) {
+      int64_t c = i;
+      const int64_t row = divide(c, r.wide);
+      const int64_t token = c - (r.wide - r.n);  // among those learned from
+      T y;
+      if (token >= 0)
+        y = r.scores[row * r.n + token] * r.taken[row * r.n + token];
+      else if (c < r.d)
+        y = r.from_a[row] * r.x[row * r.d + c];
+      else
+        y = r.from_s[row] * r.x[row * r.d + c - r.d];
+      asked[i] = y;
+      return;
+    }
+    int64_t c = i - first;
+    int64_t row = divide(c, r.e);
+    const int64_t h = divide(row, r.wide), token = row - (r.wide - r.n);
+    T y;
+    if (token >= 0)
+      y = -r.out[(h * r.n + token) * r.e + c];
+    else
+      y = row < r.d ? r.a[(h * r.d + row) * r.e + c] : r.s[(h * r.d + row - r.d) * r.e + c];
+    known[i - first] = y;
+  });
+}
+
+template <class T>
+void unpack_known(const T* dknown, const Reading<T>& d, int64_t heads) {
+  each(heads * d.wide * d.e, [=] __device__(int64_t i) {
+    int64_t c = i;
+    int64_t row = divide(c, d.e);
+    const int64_t h = divide(row, d.wide), token = row - (d.wide - d.n);
+    if (token >= 0)
+      d.out[(h * d.n + token) * d.e + c] = -dknown[i];
+    else if (row < d.d)
+      d.a[(h * d.d + row) * d.e + c] = dknown[i];
+    else
+      d.s[(h * d.d + row - d.d) * d.e + c] = dknown[i];
+  });
+}
+
+// A warp a row.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    unpack_asked_kernel(Reading<T> to, const T* dasked, Reading<const T> r, int64_t rows) {
+  const int64_t lane = threadIdx.x % kWarp, warps = int64_t{gridDim.x} * (kThreads / kWarp);
+  for (int64_t row = int64_t{blockIdx.x} * (kThreads / kWarp) + threadIdx.x / kWarp; row < rows;
+       row += warps) {
+    const T* g = dasked + row * r.wide;
+    T by_a = 0, by_s = 0;
+    for (int64_t i = lane; i < r.d; i += kWarp) {
+      const T x = r.x[row * r.d + i];
+      T dx = r.from_a[row] * g[i];
+      by_a += g[i] * x;
+      if (to.s != nullptr) {
+        dx += r.from_s[row] * g[r.d + i];
+        by_s += g[r.d + i] * x;
+      }
+      to.x[row * r.d + i] = dx;
+    }
+    by_a = warp_sum(by_a);
+    by_s = warp_sum(by_s);
+    if (lane == 0) {
+      to.from_a[row] = by_a;
+      if (to.s != nullptr) to.from_s[row] = by_s;
+    }
+    for (int64_t j = lane; j < r.n; j += kWarp) {
+      const T by_score = g[r.wide - r.n + j];
+      to.scores[row * r.n + j] = by_score * r.taken[row * r.n + j];
+      to.taken[row * r.n + j] = by_score * r.scores[row * r.n + j];
+    }
+  }
+}
+
+}  // namespace
+
+void pack_reading(const Tensor& asked, const Tensor& known, const Tensor& x, const Tensor& scores,
+                  const Tensor& a, const Tensor& s, const Tensor& out, const Tensor& from_a,
+                  const Tensor& from_s, const Tensor& taken) {
+  with_wide(x.dtype(), [&]<class T>() {
+    using In = const T;
+    pack_as<T>(data<T>(asked), data<T>(known),
+               {data<In>(x), data<In>(scores), data<In>(a), data<In>(s), data<In>(out), data<In>(from_a),
+                data<In>(from_s), data<In>(taken), x.dim(1), x.dim(2), out.dim(2), asked.dim(2)},
+               x.dim(0));
+  });
+}
+
+void pack_reading_backward(const Tensor& dx, const Tensor& dscores, const Tensor& da, const Tensor& ds,
+                           const Tensor& dout, const Tensor& dfrom_a, const Tensor& dfrom_s,
+                           const Tensor& dtaken, const Tensor& dasked, const Tensor& dknown, const Tensor& x,
+                           const Tensor& scores, const Tensor& from_a, const Tensor& from_s,
+                           const Tensor& taken) {
+  const int64_t rows = x.dim(0) * x.dim(1);
+  if (rows == 0) return;
+  with_wide(x.dtype(), [&]<class T>() {
+    using In = const T;
+    const Reading<T> to{data<T>(dx),   data<T>(dscores), data<T>(da),      data<T>(ds),
+                        data<T>(dout), data<T>(dfrom_a), data<T>(dfrom_s), data<T>(dtaken),
+                        x.dim(1),      x.dim(2),         dout.dim(2),      dasked.dim(2)};
+    const Reading<In> from{data<In>(x), data<In>(scores), nullptr,          nullptr,
+                           nullptr,     data<In>(from_a), data<In>(from_s), data<In>(taken),
+                           x.dim(1),    x.dim(2),         dout.dim(2),      dasked.dim(2)};
+    unpack_asked_kernel<T><<<blocks_for(rows, kThreads / static_cast<int>(kWarp)), kThreads, 0, stream()>>>(
+        to, data<In>(dasked), from, rows);
+    check_launch("read_while_learning_backward");
+    unpack_known<T>(data<In>(dknown), to, x.dim(0));
+  });
+}
+
+namespace {
+
 template <class A>
 __device__ A sigmoid_of(A x) {
   return A(1) / (A(1) + exp(-x));

@@ -132,7 +132,7 @@ class MemoryAsContext : public TitansLayer {
   // Rows of a line for each of B documents, (B n, C), convolved with those kept in front of them: (B, W - 1 +
   // n, C), of which the first W - 1 rows mean nothing; and what is kept then.
   std::pair<Variable, Variable> convolved(const Variable& rows, const Variable& filter, const Variable& kept,
-                                          int64_t documents) const;
+                                          const Tensor& places, int64_t documents) const;
   // The memory's part of a state.
   State memory_part(const State& state) const;
   int64_t reach() const { return convolves() ? config_.convolution - 1 : 0; }

@@ -34,14 +34,12 @@ State MemoryAsContext::memory_part(const State& state) const {
 }
 
 std::pair<Variable, Variable> MemoryAsContext::convolved(const Variable& rows, const Variable& filter,
-                                                         const Variable& kept, int64_t documents) const {
+                                                         const Variable& kept, const Tensor& places,
+                                                         int64_t documents) const {
   const int64_t n = rows.dim(0) / documents, width = rows.dim(1), line = reach() + n;
   const Variable before = reshape(cast(kept, rows.dtype()), {documents, reach(), width});
   const Variable all = concatenate({before, reshape(rows, {documents, n, width})}, 1);
-  std::vector<int32_t> places;
-  for (int64_t i = 0; i < documents * line; ++i) places.push_back(static_cast<int32_t>(i % line));
-  const Variable y =
-      short_conv(reshape(all, {documents * line, width}), filter, {}, from_ints(places, rows.device()));
+  const Variable y = short_conv(reshape(all, {documents * line, width}), filter, {}, places);
   const Variable last = slice(all, 1, n, line);
   return {reshape(y, {documents, line, width}), reshape(last, {documents * reach(), width})};
 }
@@ -57,6 +55,13 @@ struct MemoryAsContext::Segments {
 };
 
 namespace {
+
+// 0 ... n - 1, so many times.
+Tensor counted(int64_t n, int64_t times, Device device) {
+  std::vector<int32_t> out;
+  for (int64_t i = 0; i < n * times; ++i) out.push_back(static_cast<int32_t>(i % n));
+  return from_ints(out, device);
+}
 
 // Tokens [begin, end) of each of B documents, (B T, ...).
 Variable rows_between(const Variable& x, int64_t documents, int64_t begin, int64_t end) {
@@ -89,7 +94,8 @@ MemoryAsContext::Segments MemoryAsContext::segments_of(const Block& block, const
 
   Variable asked = reshape(linear_to_heads(x, memory_in_, 0, width, all_heads(rows, 1)), {rows, width});
   if (convolves()) {
-    auto [line, kept] = convolved(asked, slice(convolution_, 0, 0, width), state[own + 2], documents);
+    auto [line, kept] = convolved(asked, slice(convolution_, 0, 0, width), state[own + 2],
+                                  counted(reach() + count * n, documents, device), documents);
     asked = reshape(slice(line, 1, reach(), line.dim(1)), {rows, width});
     out.asked_tail = cast(kept, type);
   }
@@ -160,6 +166,7 @@ std::pair<Variable, State> MemoryAsContext::step_in_segments(const Block& block,
   const Merge attention = softmax_merge({.scale = score_scale()});
   const MemoryTokenSizes sizes{documents, reach(), h, key, value};
 
+  const Tensor line_places = counted(reach() + n, documents, block.x[0].device());
   Variable tail = convolves() ? cast(state[own + 3], dtype) : Variable();
   Variable recalled_keys, recalled_values;  // of the last segment
   std::vector<Variable> attended, answers;
@@ -201,7 +208,7 @@ std::pair<Variable, State> MemoryAsContext::step_in_segments(const Block& block,
     const Variable learned = linear(attended.back(), attention_out_);
     Variable line = packed(learned);
     if (convolves()) {
-      auto [convolution, kept] = convolved(line, convolution_, tail, documents);
+      auto [convolution, kept] = convolved(line, convolution_, tail, line_places, documents);
       line = reshape(convolution, {documents * (reach() + n), line.dim(1)});
       tail = kept;
     }

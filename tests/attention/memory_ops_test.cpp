@@ -25,7 +25,7 @@ TEST(MemoryOps, AreTheRecurrences) {
       const auto after = after_learning(a, with_momentum ? s : Variable(), x, y, c.last);
       EXPECT_EQ(after.size(), with_momentum ? 2U : 1U);
       const Variable a0 = a, s0 = s;
-      std::vector<Variable> gradients;
+      std::vector<Variable> gradients, weights;
       for (int64_t t = 0; t < n; ++t) {
         const auto own = [&](const Variable& v) { return slice(v, 1, t, t + 1); };
         gradients.push_back(matmul(own(x), own(y), {true, false}));
@@ -37,8 +37,14 @@ TEST(MemoryOps, AreTheRecurrences) {
           sum = subtract(sum, j <= t ? multiply(gradients[j], slice(own(c.taken), 2, j, j + 1))
                                      : multiply(a0, slice(own(c.taken), 2, j, j + 1)));
         EXPECT_LE(difference(sum, a), 1e-12) << n << " at " << t;
+        weights.push_back(a);
       }
       EXPECT_LE(difference(after[0], a), 1e-12) << n;
+      const Variable q = random_tensor({h, n, in}, 8);
+      const Variable read = read_while_learning(q, a0, with_momentum ? s0 : Variable(), x, y, c);
+      for (int64_t t = 0; t < n; ++t)
+        EXPECT_LE(difference(slice(read, 1, t, t + 1), matmul(slice(q, 1, t, t + 1), weights[t])), 1e-12)
+            << n;
       if (with_momentum) {
         EXPECT_LE(difference(after[1], s), 1e-12) << n;
       }
@@ -64,6 +70,23 @@ TEST(MemoryOps, Gradients) {
   expect_gradients(after, state);
   expect_meta_shapes(after, state);
   expect_gradients(after, {state[0], state[1], state[2], state[3]});
+  // x, a, in, out, from_a, taken, s, from_s
+  const std::vector<Tensor> reading{random_tensor({2, 4, 3}, 1),
+                                    state[0],
+                                    state[1],
+                                    state[2],
+                                    random_tensor({2, 4, 1}, 2),
+                                    random_tensor({2, 4, 4}, 3),
+                                    state[4],
+                                    random_tensor({2, 4, 1}, 4)};
+  const Function read = [&](const std::vector<Variable>& v) {
+    const bool both = v.size() > 6;
+    return std::vector{read_while_learning(v[0], v[1], both ? v[6] : Variable(), v[2], v[3],
+                                           {v[4], both ? v[7] : v[4], v[5], {}})};
+  };
+  expect_gradients(read, reading);
+  expect_meta_shapes(read, reading);
+  expect_gradients(read, {reading.begin(), reading.begin() + 6});
 }
 
 // More tokens than a block has threads.

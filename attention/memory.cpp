@@ -107,7 +107,9 @@ std::pair<Variable, State> ChunkedMemory::learn(const MemoryTokens& tokens, int6
   std::vector<std::vector<Variable>> before_a(count), before_s(count), after_a(count), starts(count),
       in(count), out(count);
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    const auto own = [&](const Variable& x) { return rows_of(x, chunk * heads, (chunk + 1) * heads); };
+    const auto own = [&](const Variable& x) {
+      return chunks == 1 ? x : rows_of(x, chunk * heads, (chunk + 1) * heads);
+    };
     const Variable bound = own(tokens.bound), last = own(c.last);
     const std::vector<OuterProducts> gradient =
         memory.gradient(weights_of(start), own(tokens.k), own(tokens.v),

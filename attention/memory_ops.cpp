@@ -61,10 +61,13 @@ std::vector<Variable> after_learning(const Variable& a, const Variable& s, const
     outputs.push_back(s_n);
   }
   return record_many(
-      "after_learning", inputs, outputs, save(A, S, I, O, L, weighted), NoAttributes{},
+      "after_learning", inputs, outputs, save(A, S, I, O, L), NoAttributes{},
       [](Backward& b, const NoAttributes&) {
-        const Tensor &A = b.saved(0), &S = b.saved(1), &I = b.saved(2), &O = b.saved(3), &L = b.saved(4),
-                     &weighted = b.saved(5);
+        const Tensor &A = b.saved(0), &S = b.saved(1), &I = b.saved(2), &O = b.saved(3), &L = b.saved(4);
+        // Made again: kept for every chunk they would be most of what a layer keeps.
+        const int64_t wide = (S.defined() ? 2 : 1) * I.dim(2);
+        const Tensor weighted = empty({I.dim(0), I.dim(1), wide}, I.dtype(), I.device());
+        ON_DEVICE(I.device(), weigh_inputs(weighted, I, L));
         const Tensor da_n = b.grad(0).contiguous();
         const Tensor ds_n = S.defined() ? b.grad(1).contiguous() : Tensor();
         const Tensor da = empty_like(A), ds = S.defined() ? empty_like(A) : Tensor();
@@ -105,11 +108,17 @@ Variable read_while_learning(const Variable& x, const Variable& a, const Variabl
   std::vector<Variable> inputs{x, a, in, out, c.from_a, c.taken};
   if (s.defined()) inputs.insert(inputs.end(), {s, c.from_s});
   return record(
-      "read_while_learning", inputs, y, save(X, I, scores, from_a, from_s, taken, asked, known, S),
-      NoAttributes{}, [](Backward& b, const NoAttributes&) {
-        const Tensor &x = b.saved(0), &in = b.saved(1), &scores = b.saved(2), &from_a = b.saved(3),
-                     &from_s = b.saved(4), &taken = b.saved(5), &asked = b.saved(6), &known = b.saved(7);
-        const bool both = b.saved(8).defined();
+      "read_while_learning", inputs, y, save(X, I, from_a, from_s, taken, A, S, O), NoAttributes{},
+      [](Backward& b, const NoAttributes&) {
+        const Tensor &x = b.saved(0), &in = b.saved(1), &from_a = b.saved(2), &from_s = b.saved(3),
+                     &taken = b.saved(4), &S = b.saved(6), &O = b.saved(7);
+        const Tensor scores = empty_like(taken);
+        gemm(scores, x, in, {false, true}, 1, 0);
+        const bool both = S.defined();
+        const int64_t wide = (both ? 2 : 1) * x.dim(2) + x.dim(1);
+        const Tensor asked = empty({x.dim(0), x.dim(1), wide}, x.dtype(), x.device()),
+                     known = empty({x.dim(0), wide, O.dim(2)}, x.dtype(), x.device());
+        ON_DEVICE(x.device(), pack_reading(asked, known, x, scores, b.saved(5), S, O, from_a, from_s, taken));
         const Tensor dy = b.grad().contiguous();
         const Tensor dasked = empty_like(asked), dknown = empty_like(known);
         gemm(dasked, dy, known, {false, true}, 1, 0);
@@ -133,6 +142,25 @@ Variable read_while_learning(const Variable& x, const Variable& a, const Variabl
         b.add(6, ds);
         b.add(7, dfrom_s);
       });
+}
+
+Variable heads_together(const Variable& y, int64_t documents, Dtype dtype) {
+  CHECK(y.rank() == 3 && documents >= 1 && y.dim(0) % documents == 0 && y.dtype() == wide_of(dtype),
+        "heads_together: y ", y.shape(), " ", name_of(y.dtype()), " of ", documents, " documents");
+  const int64_t heads = y.dim(0) / documents;
+  const Tensor rows = empty({documents * y.dim(1), heads * y.dim(2)}, dtype, y.device());
+  ON_DEVICE(y.device(), heads_together(rows, y.value().contiguous(), documents));
+  struct Sizes {
+    int64_t documents, tokens, size;
+  };
+  return record("heads_together", {y}, rows, save(), Sizes{documents, y.dim(1), y.dim(2)},
+                [](Backward& b, const Sizes& s) {
+                  const Tensor rows = b.grad().contiguous();
+                  const Tensor dy = empty({s.documents * rows.dim(1) / s.size, s.tokens, s.size},
+                                          wide_of(rows.dtype()), rows.device());
+                  ON_DEVICE(rows.device(), heads_apart(dy, rows, s.documents));
+                  b.add(0, dy);
+                });
 }
 
 std::vector<Variable> memory_tokens(const Variable& rows, const Variable& logits,

@@ -39,7 +39,13 @@ struct MemoryTokenSizes {
 std::vector<Variable> memory_tokens(const Variable& rows, const Variable& logits,
                                     const MemoryTokenSizes& sizes);
 
+// Heads side by side again: (B H, n, V) -> (B n, H V) of a type, perhaps a narrower one.
+Variable heads_together(const Variable& y, int64_t documents, Dtype dtype);
+
 namespace cpu {
+// rows (B n, H V), heads (B H, n, V); in either direction, converting.
+void heads_together(const Tensor& rows, const Tensor& heads, int64_t documents);
+void heads_apart(const Tensor& heads, const Tensor& rows, int64_t documents);
 void learning_coefficients(const Tensor& from_a, const Tensor& from_s, const Tensor& taken,
                            const Tensor& last, const Tensor& step, const Tensor& keep,
                            const Tensor& momentum);
@@ -79,6 +85,8 @@ void memory_tokens_backward(const Tensor& drows, const Tensor& dlogits, const st
                             const Tensor& rows, const Tensor& logits, const MemoryTokenSizes& sizes);
 }  // namespace cpu
 namespace cuda {
+void heads_together(const Tensor& rows, const Tensor& heads, int64_t documents);
+void heads_apart(const Tensor& heads, const Tensor& rows, int64_t documents);
 void learning_coefficients(const Tensor& from_a, const Tensor& from_s, const Tensor& taken,
                            const Tensor& last, const Tensor& step, const Tensor& keep,
                            const Tensor& momentum);

@@ -237,6 +237,38 @@ void pack_reading_backward(const Tensor& dx, const Tensor& dscores, const Tensor
 
 namespace {
 
+// f(row, head) for each token of each head, as where they start in rows and in heads.
+template <class F>
+void for_each_row(const Tensor& heads, int64_t documents, F f) {
+  const int64_t h = heads.dim(0) / documents, n = heads.dim(1), size = heads.dim(2);
+  for (int64_t i = 0; i < heads.dim(0) * n; ++i) {
+    const int64_t document = i / n / h, head = i / n % h;
+    f(((document * n + i % n) * h + head) * size, i * size);
+  }
+}
+
+}  // namespace
+
+void heads_together(const Tensor& rows, const Tensor& heads, int64_t documents) {
+  with_float(rows.dtype(), [&]<class T>() {
+    for_each_row(heads, documents, [&](int64_t row, int64_t head) {
+      for (int64_t c = 0; c < heads.dim(2); ++c)
+        store(rows.data<T>()[row + c], heads.data<Acc<T>>()[head + c]);
+    });
+  });
+}
+
+void heads_apart(const Tensor& heads, const Tensor& rows, int64_t documents) {
+  with_float(rows.dtype(), [&]<class T>() {
+    for_each_row(heads, documents, [&](int64_t row, int64_t head) {
+      for (int64_t c = 0; c < heads.dim(2); ++c)
+        heads.data<Acc<T>>()[head + c] = Acc<T>(rows.data<T>()[row + c]);
+    });
+  });
+}
+
+namespace {
+
 // Where a head of a token stands: its columns of rows, and its row among the outputs.
 struct Places {
   int64_t from, gate, to;

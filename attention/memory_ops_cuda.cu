@@ -65,6 +65,8 @@ __global__ void coefficients_kernel(Columns<T> to, const T* step, const T* keep,
   }
 }
 
+constexpr int kAtOnce = 8;
+
 // Backwards along each column. The sums over columns are added warp by warp, in order. surprise (H, n, n + 2)
 // and partial (H, warps, 2, n) are scratch.
 template <class T>
@@ -84,25 +86,42 @@ __global__ void coefficients_backward_kernel(T* dstep, T* dkeep, T* dmomentum, c
     if (there)
       for (int64_t t = 0; t < n; ++t) own[t * (n + 2)] = s = c - 2 == t ? g.step[t] : g.momentum[t] * s;
     T da = there ? *dy.end(c, n) : T(0), ds = there ? *dy.end(n + 2 + c, n) : T(0);
-    for (int64_t t = n - 1; t >= 0; --t) {
-      T of_keep = 0, of_momentum = 0;
-      if (there && t >= c - 2) {
-        da += *dy.at(c, t, n);
+    // Some rows at a time: what is read of them does not wait for the recurrence.
+    for (int64_t top = n; top > 0; top -= kAtOnce) {
+      T dy_t[kAtOnce], y_before[kAtOnce], s_before[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int64_t t = top - 1 - i;
+        const bool reads = there && t >= 0 && t >= c - 2;
+        dy_t[i] = reads ? *dy.at(c, t, n) : T(0);
+        y_before[i] = reads && t > 0 ? *y.at(c, t - 1, n) : c == 0 ? T(1) : T(0);
+        s_before[i] = reads && t > 0 ? own[(t - 1) * (n + 2)] : c == 1 ? T(1) : T(0);
+      }
+      T of_keep[kAtOnce] = {}, of_momentum[kAtOnce] = {};
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int64_t t = top - 1 - i;
+        if (!there || t < 0 || t < c - 2) continue;
+        da += dy_t[i];
         ds += da;
-        of_keep = da * (t > 0 ? *y.at(c, t - 1, n) : c == 0 ? T(1) : T(0));
+        of_keep[i] = da * y_before[i];
         da *= g.keep[t];
         if (c - 2 == t) {
           dstep[blockIdx.x * n + t] = ds;
         } else {
-          of_momentum = ds * (t > 0 ? own[(t - 1) * (n + 2)] : c == 1 ? T(1) : T(0));
+          of_momentum[i] = ds * s_before[i];
           ds *= g.momentum[t];
         }
       }
-      of_keep = warp_sum(of_keep);
-      of_momentum = warp_sum(of_momentum);
-      if (lane == 0) {
-        sums[t] += of_keep;
-        sums[n + t] += of_momentum;
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int64_t t = top - 1 - i;
+        of_keep[i] = warp_sum(of_keep[i]);
+        of_momentum[i] = warp_sum(of_momentum[i]);
+        if (lane == 0 && t >= 0) {
+          sums[t] += of_keep[i];
+          sums[n + t] += of_momentum[i];
+        }
       }
     }
   }
@@ -427,6 +446,48 @@ void pack_reading_backward(const Tensor& dx, const Tensor& dscores, const Tensor
         to, data<In>(dasked), from, rows);
     check_launch("read_while_learning_backward");
     unpack_known<T>(data<In>(dknown), to, x.dim(0));
+  });
+}
+
+namespace {
+
+// f(element of heads, element of rows)
+template <class F>
+void each_of_heads(const Tensor& heads, int64_t documents, F f) {
+  const int64_t h = heads.dim(0) / documents, n = heads.dim(1), size = heads.dim(2);
+  each(heads.numel(), [=] __device__(int64_t i) {
+    int64_t c = i;
+    int64_t token = divide(c, size);
+    int64_t head = divide(token, n);
+    const int64_t document = divide(head, h);
+    f(i, ((document * n + token) * h + head) * size + c);
+  });
+}
+
+template <class T>
+struct Together {
+  T* rows;
+  const Acc<T>* heads;
+  __device__ void operator()(int64_t head, int64_t row) const { rows[row] = static_cast<T>(heads[head]); }
+};
+template <class T>
+struct Apart {
+  Acc<T>* heads;
+  const T* rows;
+  __device__ void operator()(int64_t head, int64_t row) const { heads[head] = Acc<T>(rows[row]); }
+};
+
+}  // namespace
+
+void heads_together(const Tensor& rows, const Tensor& heads, int64_t documents) {
+  with_float(rows.dtype(), [&]<class T>() {
+    each_of_heads(heads, documents, Together<T>{data<T>(rows), data<const Acc<T>>(heads)});
+  });
+}
+
+void heads_apart(const Tensor& heads, const Tensor& rows, int64_t documents) {
+  with_float(rows.dtype(), [&]<class T>() {
+    each_of_heads(heads, documents, Apart<T>{data<Acc<T>>(heads), data<const T>(rows)});
   });
 }
 

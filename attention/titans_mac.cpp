@@ -174,15 +174,16 @@ std::pair<Variable, State> MemoryAsContext::step_in_segments(const Block& block,
     const auto of_rows = [&](const Variable& x) { return slice(x, 0, s * rows, (s + 1) * rows); };
     const Variable asked = slice(all.asked, 0, s * documents * h, (s + 1) * documents * h);
     const Variable m = learning.recall(memory, before, asked);
-    const Variable by_token = permute(reshape(cast(m, dtype), {documents, h, n, value}), {0, 2, 1, 3});
-    const Variable recalled = linear(answered(reshape(by_token, {rows, h, value})), recalled_out_);
+    const Variable recalled =
+        linear(answered(reshape(heads_together(m, documents, dtype), {rows, h, value})), recalled_out_);
     // Keys and values alone: nobody asks by what is recalled.
     const Variable pairs =
         reshape(linear_to_heads(recalled, attention_in_, h * key, h * (key + value), everything),
                 {rows, h * (key + value)});
-    const std::vector<Variable> parts = split_columns(pairs, std::vector<int64_t>{h * key, h * value});
-    recalled_keys = turned(reshape(parts[0], {rows, h, key}), all.place);
-    recalled_values = reshape(parts[1], {rows, h, value});
+    const std::vector<Variable> parts =
+        split_columns(pairs, std::vector<Shape>{{rows, h, key}, {rows, h, value}});
+    recalled_keys = turned(parts[0], all.place);
+    recalled_values = parts[1];
     Block keys{{{}, recalled_keys, recalled_values}, all.place, all.document};
     if (before > 0) {
       // Behind those kept of the open segment, document by document.
@@ -219,9 +220,8 @@ std::pair<Variable, State> MemoryAsContext::step_in_segments(const Block& block,
   }
 
   const Variable y = concatenate(attended, 0), m = concatenate(answers, 0);
-  const Variable by_token =
-      permute(reshape(cast(m, dtype), {cut.chunks * documents, h, n, value}), {0, 2, 1, 3});
-  const Variable out = gated(y, reshape(by_token, {cut.chunks * rows, h, value}));
+  const Variable out =
+      gated(y, reshape(heads_together(m, cut.chunks * documents, dtype), {cut.chunks * rows, h, value}));
 
   State after = memory;
   const bool open = before + n < config_.chunk;

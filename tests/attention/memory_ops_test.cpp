@@ -161,6 +161,17 @@ TEST(MemoryOps, TokensAreTheirComposition) {
   }
 }
 
+TEST(MemoryOps, HeadsTogether) {
+  const Tensor y = random_tensor({6, 4, 5}, 1);  // 2 documents, 3 heads
+  const Function f = [](const std::vector<Variable>& v) {
+    return std::vector{heads_together(v[0], 2, v[0].dtype())};
+  };
+  expect_gradients(f, {y});
+  expect_meta_shapes(f, {y});
+  EXPECT_TRUE(same_bits(f({y})[0], reshape(permute(reshape(y, {2, 3, 4, 5}), {0, 2, 1, 3}), {8, 15})));
+  EXPECT_EQ(heads_together(y.to(Dtype::f32), 2, Dtype::bf16).dtype(), Dtype::bf16);
+}
+
 TEST(MergePartials, AreSharesOfOneSoftmax) {
   const Tensor a = random_tensor({5, 2, 3}, 1), b = random_tensor({5, 2, 3}, 2);
   const Tensor l = random_tensor({5, 2}, 3), m = random_tensor({5, 2}, 4);

@@ -10,10 +10,13 @@ each other: it does less than the paper's recurrence. Prints one JSON line.
 import argparse
 import importlib.metadata
 import json
+import os
 import time
 
-import torch
-from titans_pytorch import MemoryAsContextTransformer, MemoryMLP
+os.environ["PYTORCH_JIT"] = "0"  # the fuser of TorchScript does not compile its scan in bf16
+
+import torch  # noqa: E402
+from titans_pytorch import MemoryAsContextTransformer, MemoryMLP  # noqa: E402
 
 PINNED = "0.5.5"
 
@@ -28,6 +31,8 @@ def main():
     p.add_argument("--segment", type=int, default=128)
     p.add_argument("--batch", type=int, default=2, help="texts in a micro-batch")
     p.add_argument("--steps", type=int, default=5)
+    p.add_argument("--moves", choices=["segment", "never"], default="segment",
+                   help="when gradients are taken at new weights: as in weft, or, all at the first ones, not at all")
     p.add_argument("--scan", choices=["plain", "accelerated"], default="plain", help="its associative scan")
     a = p.parse_args()
     version = importlib.metadata.version("titans-pytorch")
@@ -41,7 +46,7 @@ def main():
     model = MemoryAsContextTransformer(
         num_tokens=a.vocab, dim=a.width, depth=a.layers, segment_len=a.segment, heads=a.heads, dim_head=size,
         num_persist_mem_tokens=4, num_longterm_mem_tokens=0, num_residual_streams=1, neural_memory_segment_len=a.segment,
-        neural_memory_batch_size=a.segment, neural_memory_model=MemoryMLP(dim=size, depth=1), neural_memory_kwargs=memory,
+        neural_memory_batch_size=a.segment if a.moves == "segment" else None, neural_memory_model=MemoryMLP(dim=size, depth=1), neural_memory_kwargs=memory,
     ).cuda()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     tokens = torch.randint(0, a.vocab, (a.batch, a.context + 1), device="cuda")
@@ -65,7 +70,7 @@ def main():
     seconds = sorted(times)[len(times) // 2]
     print(json.dumps({
         "model": "titans-pytorch", "version": version, "torch": torch.__version__, "layers": a.layers, "batch": a.batch,
-        "context": a.context, "segment": a.segment, "scan": a.scan, "loss": float(loss),
+        "context": a.context, "segment": a.segment, "moves": a.moves, "scan": a.scan, "loss": float(loss),
         "parameters": sum(x.numel() for x in model.parameters()), "seconds": seconds,
         "tokens_per_second": a.batch * a.context / seconds, "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
     }))

@@ -5,6 +5,7 @@
 #include "attention/merge.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
+#include "autograd/planned_device.h"
 
 namespace weft {
 namespace {
@@ -105,7 +106,7 @@ Variable LocalCrossing::operator()(const Scan& part, const Block& block) {
     return gather_rows((*this)(onwards, gather_block(block, rows)), rows);
   }
   if (part.whole && slot == nullptr) return part.whole(block, layout());
-  if (part.kernel.on(block.x[0].device())) {
+  if (part.kernel.on(computed_on(block.x[0].device()))) {
     const Scan::Ran ran = part.kernel.run(
         block, layout(), slot == nullptr ? State{} : past_of(part, *slot, layout()), slot != nullptr);
     if (slot != nullptr) remember(part, *slot, layout(), ran.end);

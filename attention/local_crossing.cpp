@@ -189,6 +189,7 @@ Variable LocalCrossing::operator()(const Halo& part, const Block& block) {
 
 Variable LocalCrossing::operator()(const Carry& part, const Block& block) {
   Stream::Slot* slot = next_slot();
+  if (slot == nullptr && part.chunk > 0) return carry_abreast(part, block, layout());
   std::vector<Variable> outputs;
   int64_t at = 0;
   for (const Segment& s : layout().segments) {

@@ -122,6 +122,11 @@ struct Carry {
   std::function<State()> start;
   // Any number of tokens >= 1 of one document, cut anywhere: the state knows its place.
   std::function<std::pair<Variable, State>(const Block&, const State&)> step;
+  // > 0: `step` takes several documents abreast, as cheap as one where launching kernels is what costs. Then
+  // the block has equally many tokens of each, one document after another, and the tensors of the state are
+  // theirs, one after another along dimension 0. All began at once, and go on together from multiples of
+  // `chunk` tokens.
+  int64_t chunk = 0;
 };
 
 }  // namespace weft

@@ -19,13 +19,12 @@ std::vector<Tensor> values_of(const Block& block) {
 
 }  // namespace
 
-void RowCache::append(const std::vector<Tensor>& rows) {
-  const int64_t n = rows[0].dim(0);
+void RowCache::extend(const std::vector<Tensor>& like, int64_t count) {
   if (buffers_.empty())
-    for (const Tensor& r : rows) buffers_.push_back(weft::empty(r.shape().with(0, 0), r.dtype(), r.device()));
-  const int64_t capacity = buffers_[0].dim(0);
-  if (begin_ + size_ + n > capacity) {
-    const int64_t larger = std::max<int64_t>(16, 2 * (size_ + n));
+    for (const Tensor& r : like) buffers_.push_back(weft::empty(r.shape().with(0, 0), r.dtype(), r.device()));
+  if (begin_ + size_ + count > capacity()) {
+    const int64_t needed = size_ + count;
+    const int64_t larger = needed <= expected_ ? expected_ : std::max<int64_t>(16, 2 * needed);
     for (Tensor& buffer : buffers_) {
       const Tensor grown = weft::empty(buffer.shape().with(0, larger), buffer.dtype(), buffer.device());
       if (size_ > 0) grown.rows(0, size_).copy_from(buffer.rows(begin_, begin_ + size_));
@@ -33,9 +32,15 @@ void RowCache::append(const std::vector<Tensor>& rows) {
     }
     begin_ = 0;
   }
+  size_ += count;
+}
+
+void RowCache::append(const std::vector<Tensor>& rows) {
+  const int64_t n = rows[0].dim(0);
+  extend(rows, n);
+  const int64_t end = begin_ + size_;
   for (size_t i = 0; i < rows.size(); ++i)
-    if (n > 0) buffers_[i].rows(begin_ + size_, begin_ + size_ + n).copy_from(rows[i]);
-  size_ += n;
+    if (n > 0) buffers_[i].rows(end - n, end).copy_from(rows[i]);
 }
 
 void RowCache::keep_last(int64_t count) {
@@ -60,6 +65,10 @@ int64_t Stream::bytes() const {
   return bytes;
 }
 
+bool Stream::steady() const {
+  return std::all_of(slots.begin(), slots.end(), [](const Slot& slot) { return slot.steady; });
+}
+
 Stream::Slot* LocalCrossing::next_slot() {
   if (stream_ == nullptr) {
     for (const Segment& s : layout().segments)
@@ -68,7 +77,9 @@ Stream::Slot* LocalCrossing::next_slot() {
     return nullptr;
   }
   if (calls_ == stream_->slots.size()) stream_->slots.emplace_back();
-  return &stream_->slots[calls_++];
+  Stream::Slot& slot = stream_->slots[calls_++];
+  slot.steady = false;
+  return &slot;
 }
 
 namespace {
@@ -93,6 +104,35 @@ void remember(const Scan& part, Stream::Slot& slot, const Layout& layout, const 
   }
 }
 
+// Whether kernels may do it: one token more of each document, and no way back.
+bool steps(const Layout& layout, Device device) {
+  return Tape::current() == nullptr && device != Device::meta && !layout.segments.empty() &&
+         std::all_of(layout.segments.begin(), layout.segments.end(),
+                     [](const Segment& s) { return s.size() == 1; });
+}
+
+// The named states of each document, in buffers that a step may write since nobody else holds them.
+const Tensor& own_states(const Scan& part, Stream::Slot& slot, const Layout& layout, Device device) {
+  slot.names = part.names;
+  int columns = 0;
+  for (const std::string& name : part.names) columns += name.empty() ? 0 : 1;
+  std::vector<void*> addresses;
+  for (const Segment& s : layout.segments) {
+    State& state = slot.states[s.document];
+    if (state.empty()) state = part.identity();
+    for (size_t i = 0; i < state.size(); ++i) {
+      if (part.names[i].empty()) continue;
+      if (!state[i].value().unique() || !state[i].value().dense()) {
+        const Tensor own = empty(state[i].shape(), state[i].dtype(), device);
+        own.copy_from(state[i]);
+        state[i] = own;
+      }
+      addresses.push_back(state[i].value().raw());
+    }
+  }
+  return slot.addresses.of(addresses, columns, device);
+}
+
 }  // namespace
 
 Variable LocalCrossing::operator()(const Scan& part, const Block& block) {
@@ -105,13 +145,18 @@ Variable LocalCrossing::operator()(const Scan& part, const Block& block) {
     return gather_rows((*this)(onwards, gather_block(block, rows)), rows);
   }
   if (part.whole && slot == nullptr) return part.whole(block, layout());
-  if (part.kernel.on(block.x[0].device())) {
+  const Device device = block.x[0].device();
+  if (slot != nullptr && part.step && steps(layout(), device)) {
+    slot->steady = true;
+    return part.step(block, own_states(part, *slot, layout(), device));
+  }
+  if (part.kernel.on(device)) {
     const Scan::Ran ran = part.kernel.run(
         block, layout(), slot == nullptr ? State{} : past_of(part, *slot, layout()), slot != nullptr);
     if (slot != nullptr) remember(part, *slot, layout(), ran.end);
     return ran.y;
   }
-  const Chunks chunks = cut_chunks(layout(), part.chunk, block.x[0].device());
+  const Chunks chunks = cut_chunks(layout(), part.chunk, device);
   const Block cut = into_chunks(block, chunks, part.pad);
   Folded folded = fold(part, part.summarize(cut), chunks);
   if (slot != nullptr) {
@@ -126,12 +171,35 @@ Variable LocalCrossing::operator()(const Scan& part, const Block& block) {
 std::vector<Variable> LocalCrossing::operator()(const Merge& part, const Block& block) {
   Stream::Slot* slot = next_slot();
   if (slot == nullptr) return merge(part, block, block);
+  const auto cache_of = [&](const Segment& s) -> RowCache& {
+    RowCache& cache = slot->rows[s.document];
+    cache.expect(stream_->expected);
+    return cache;
+  };
+  const bool all_rows = std::all_of(layout().segments.begin(), layout().segments.end(),
+                                    [&](const Segment& s) { return cache_of(s).size() == s.begin; });
+  if (steps(layout(), block.x[0].device()) && all_rows && block.x.size() == 3 && !part.bias.defined() &&
+      part.step.serves != nullptr && part.step.serves(part.options, block.x[0], block.x[2])) {
+    std::vector<void*> addresses;
+    int64_t rows = 0;
+    for (const Segment& s : layout().segments) {
+      RowCache& cache = cache_of(s);
+      cache.extend({block.x[1], block.x[2], block.position, block.document}, 1);
+      for (int i = 0; i < 4; ++i) addresses.push_back(cache.rows(i).raw());
+      rows = std::max(rows, cache.capacity());
+    }
+    slot->steady = true;
+    const std::vector<Tensor> y =
+        part.step.run(part.options, block.x[0], block.x[1], block.x[2], block.position, block.document,
+                      slot->addresses.of(addresses, 4, block.x[0].device()), rows);
+    return {y[0], y[1]};
+  }
   std::vector<Variable> outputs, lses;
   int64_t at = 0;
   for (const Segment& s : layout().segments) {
     const Block query = slice_block(block, at, at + s.size());
     at += s.size();
-    RowCache& cache = slot->rows[s.document];
+    RowCache& cache = cache_of(s);
     cache.append({query.x[1], query.x[2], query.position, query.document});
     const Block past{{query.x[0], cache.rows(0), cache.rows(1)}, cache.rows(2), cache.rows(3)};
     const auto result = merge(part, query, past);

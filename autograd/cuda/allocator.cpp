@@ -1,4 +1,4 @@
-// One arena over all of the GPU's memory that is asked for: blocks by best fit, neighbours joined as they
+// An arena over all of the GPU's memory that is asked for: blocks by best fit, neighbours joined as they
 // become free. With one stream a block may be handed out again at once, since whoever gets it works later.
 
 #include <algorithm>
@@ -6,6 +6,7 @@
 #include <mutex>
 #include <set>
 
+#include "autograd/cuda/replay.h"
 #include "autograd/cuda/runtime.h"
 
 namespace weft::cuda {
@@ -57,6 +58,11 @@ class Arena : public Allocator {
 
   void fill(void* pointer, int value, int64_t bytes) override {
     CUDA_CHECK(cudaMemsetAsync(pointer, value, static_cast<size_t>(bytes), stream()));
+  }
+
+  bool owns(void* pointer) {
+    const std::lock_guard lock(mutex_);
+    return blocks_.contains(static_cast<char*>(pointer));
   }
 
  private:
@@ -119,11 +125,25 @@ class Arena : public Allocator {
   std::map<char*, int64_t> segments_;
 };
 
+// What recorded work uses lies apart: it is written whenever the recording runs, while whoever recorded it
+// has long given it back. Recordings may share it, since one runs after the other.
+class Arenas : public Allocator {
+ public:
+  void* allocate(int64_t bytes) override { return (recording() ? recorded_ : usual_).allocate(bytes); }
+  void release(void* pointer, int64_t bytes) override {
+    (recorded_.owns(pointer) ? recorded_ : usual_).release(pointer, bytes);
+  }
+  void fill(void* pointer, int value, int64_t bytes) override { usual_.fill(pointer, value, bytes); }
+
+ private:
+  Arena usual_, recorded_;
+};
+
 }  // namespace
 
 Allocator& allocator() {
-  static auto* const arena = new Arena;  // never destroyed: tensors with static lifetime may outlive main
-  return *arena;
+  static auto* const arenas = new Arenas;  // never destroyed: tensors with static lifetime may outlive main
+  return *arenas;
 }
 
 }  // namespace weft::cuda

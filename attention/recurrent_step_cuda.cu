@@ -1,0 +1,143 @@
+#include "attention/steps.h"
+#include "autograd/cuda/kernel.cuh"
+
+namespace weft::cuda {
+namespace {
+
+// Addresses as AddressTable lays them out.
+template <class T>
+T* const* addresses(const Tensor& table) {
+  return reinterpret_cast<T* const*>(data<int32_t>(table));
+}
+
+template <class T>
+struct StepRows {
+  const T* x;
+  int64_t pitch;
+  explicit StepRows(const Tensor& t) : x(data<const T>(t)), pitch(t.defined() ? t.pitch() : 0) {}
+};
+
+template <class T>
+struct RecurrentStep {
+  StepRows<T> q, k, v;
+  StepRows<Acc<T>> g, beta;  // null: none
+  bool channels;             // a gate for each channel of the keys
+  T* o;
+  Acc<T>* const* states;
+  int heads, d, e;
+  Acc<T> scale;
+};
+
+constexpr int kRowGroups = kThreads / static_cast<int>(kWarp);
+
+// The sum of x over the groups of rows, for each of 32 columns; all threads get that of their column.
+template <class W>
+__device__ W over_groups(W (&parts)[kRowGroups][kWarp + 1], W x) {
+  __syncthreads();
+  parts[threadIdx.x / kWarp][threadIdx.x % kWarp] = x;
+  __syncthreads();
+  W sum = 0;
+#pragma unroll
+  for (int i = 0; i < kRowGroups; ++i) sum += parts[i][threadIdx.x % kWarp];
+  return sum;
+}
+
+// A block: 32 columns of the state of a head of a document, a column a lane; a warp has every eighth row. With
+// `delta` the state is read twice, the second time from the nearest cache.
+template <class T, bool delta>
+__global__ void __launch_bounds__(kThreads) recurrent_step_kernel(const __grid_constant__ RecurrentStep<T> p) {
+  using W = Acc<T>;
+  extern __shared__ __align__(16) unsigned char shared[];
+  __shared__ W parts[kRowGroups][kWarp + 1];
+  W *q = reinterpret_cast<W*>(shared), *k = q + p.d, *decay = k + p.d;
+  const int64_t head = blockIdx.y, m = blockIdx.z;
+  const int column = static_cast<int>(blockIdx.x * kWarp + threadIdx.x % kWarp),
+            group = static_cast<int>(threadIdx.x / kWarp);
+  for (int i = static_cast<int>(threadIdx.x); i < p.d; i += kThreads) {
+    q[i] = static_cast<W>(p.q.x[m * p.q.pitch + head * p.d + i]);
+    k[i] = static_cast<W>(p.k.x[m * p.k.pitch + head * p.d + i]);
+    const W* g = p.g.x == nullptr ? nullptr
+                 : p.channels     ? p.g.x + m * p.g.pitch + head * p.d + i
+                                  : p.g.x + m * p.g.pitch + head;
+    decay[i] = g == nullptr ? W(1) : std::exp(*g);
+  }
+  __syncthreads();
+  const bool inside = column < p.e;
+  W* s = p.states[m] + head * p.d * p.e + column;
+  W u = inside ? static_cast<W>(p.v.x[m * p.v.pitch + head * p.e + column]) : W(0);
+  if constexpr (delta) {
+    W met = 0;
+    if (inside)
+#pragma unroll 8
+      for (int r = group; r < p.d; r += kRowGroups) met += k[r] * decay[r] * s[int64_t{r} * p.e];
+    met = over_groups(parts, met);
+    u = p.beta.x[m * p.beta.pitch + head] * (u - met);
+  }
+  W sum = 0;
+  if (inside)
+#pragma unroll 8
+    for (int r = group; r < p.d; r += kRowGroups) {
+      const W now = decay[r] * s[int64_t{r} * p.e] + k[r] * u;
+      s[int64_t{r} * p.e] = now;
+      sum += q[r] * now;
+    }
+  sum = over_groups(parts, sum);
+  if (inside && group == 0)
+    p.o[(m * p.heads + head) * p.e + column] = static_cast<T>(p.scale * sum);
+}
+
+template <class T>
+void launch(const RecurrentStep<T>& p, int64_t documents, bool delta) {
+  const dim3 grid((static_cast<unsigned>(p.e) + kWarp - 1) / kWarp, static_cast<unsigned>(p.heads),
+                  static_cast<unsigned>(documents));
+  const size_t bytes = 3 * sizeof(Acc<T>) * static_cast<size_t>(p.d);
+  const auto kernel = delta ? recurrent_step_kernel<T, true> : recurrent_step_kernel<T, false>;
+  if (bytes > (40 << 10))
+    CUDA_CHECK(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+  kernel<<<grid, kThreads, bytes, stream()>>>(p);
+  check_launch("recurrent step");
+}
+
+template <class T>
+void ema_as(const Tensor& y, const Tensor& x, const Tensor& in, const Tensor& out, const Tensor& decay,
+            const Tensor& states) {
+  using W = Acc<T>;
+  T* to = data<T>(y);
+  const T* from = data<const T>(x);
+  const W *a = data<const W>(in), *c = data<const W>(out), *q = data<const W>(decay);
+  W* const* state = addresses<W>(states);
+  const int64_t channels = x.dim(1), n = in.dim(1), pitch = x.pitch();
+  each(y.numel(), [=] __device__(int64_t i) {
+    int64_t channel = i;
+    const int64_t m = divide(channel, channels);
+    const W input = static_cast<W>(from[m * pitch + channel]);
+    W sum = 0;
+    for (int64_t j = channel * n; j < (channel + 1) * n; ++j) {
+      W& h = state[m][j];
+      h = q[j] * h + a[j] * input;
+      sum += c[j] * h;
+    }
+    to[i] = static_cast<T>(sum);
+  });
+}
+
+}  // namespace
+
+void recurrent_step(const Tensor& o, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& g,
+                    const Tensor& beta, const Tensor& states, double scale) {
+  with_float(v.dtype(), [&]<class T>() {
+    using W = Acc<T>;
+    launch<T>({StepRows<T>(q), StepRows<T>(k), StepRows<T>(v), StepRows<W>(g), StepRows<W>(beta),
+               g.defined() && g.rank() == 3, data<T>(o), addresses<W>(states), static_cast<int>(q.dim(1)),
+               static_cast<int>(q.dim(2)), static_cast<int>(v.dim(2)), static_cast<W>(scale)},
+              q.dim(0), beta.defined());
+  });
+}
+
+void ema_step(const Tensor& y, const Tensor& x, const Tensor& in, const Tensor& out, const Tensor& decay,
+              const Tensor& states) {
+  with_float(x.dtype(), [&]<class T>() { ema_as<T>(y, x, in, out, decay, states); });
+}
+
+}  // namespace weft::cuda

@@ -3,7 +3,7 @@
 // "Flash-Decoding").
 
 #include "attention/steps.h"
-#include "autograd/cuda/kernel.cuh"
+#include "autograd/cuda/early.cuh"
 
 namespace weft::cuda {
 namespace {
@@ -50,8 +50,8 @@ struct alignas(V * sizeof(T)) Few {
 
 constexpr double kLog2E = 1.4426950408889634;
 
-// A block: some keys of a key head of a document, and up to G of the query heads that read it. L lanes share a
-// key, P packs of V features a lane. Scores are in units of log 2.
+// A block: some keys of a key head of a document, and up to G of the query heads that read it. L lanes share
+// a key, P packs of V features a lane. Scores are in units of log 2.
 template <class T, int V, int L, int P, int G>
 __global__ void __launch_bounds__(kStepThreads)
     attention_step_kernel(const __grid_constant__ StepAttention<T> p) {
@@ -69,11 +69,38 @@ __global__ void __launch_bounds__(kStepThreads)
   const int lane = static_cast<int>(threadIdx.x) % L, own = static_cast<int>(threadIdx.x) / L;
   void* const* cache = p.caches + 4 * m;
   const int64_t k_pitch = int64_t{p.kv_heads} * p.d, v_pitch = int64_t{p.kv_heads} * p.e;
-  T *k_past = static_cast<T*>(cache[0]) + int64_t{kv} * p.d, *v_past = static_cast<T*>(cache[1]) + int64_t{kv} * p.e;
+  T *k_past = static_cast<T*>(cache[0]) + int64_t{kv} * p.d,
+    *v_past = static_cast<T*>(cache[1]) + int64_t{kv} * p.e;
   const T *k_new = p.k + m * k_pitch + int64_t{kv} * p.d, *v_new = p.v + m * v_pitch + int64_t{kv} * p.e;
+  Features k[kAbreast][P], v[kAbreast][P];
+  // Of the keys from `base` on those in [from, upto).
+  const auto fetch = [&](int64_t base, int64_t from, int64_t upto, const T* k_rows, const T* v_rows) {
+#pragma unroll
+    for (int a = 0; a < kAbreast; ++a) {
+      const int64_t row = base + a * kGroups + own;
+      if (row < from || row >= upto) continue;
+#pragma unroll
+      for (int i = 0; i < P; ++i) {
+        const int f = (i * L + lane) * V;
+        if (f < p.d) k[a][i] = *reinterpret_cast<const Features*>(k_rows + (row - from) * k_pitch + f);
+        if (f < p.e) v[a][i] = *reinterpret_cast<const Features*>(v_rows + (row - from) * v_pitch + f);
+      }
+    }
+  };
+  const auto clear = [&] {
+#pragma unroll
+    for (int a = 0; a < kAbreast; ++a)
+#pragma unroll
+      for (int i = 0; i < P; ++i) k[a][i] = v[a][i] = Features{};
+  };
+  clear();
+  fetch(begin, 0, min(end, at), k_past, v_past);  // the past was written a token ago
+  wait_for_earlier();
   if (end == at + 1 && head0 == kv * p.group) {  // the new token joins the past, for the next step to read
-    for (int i = static_cast<int>(threadIdx.x); i < p.d; i += kStepThreads) k_past[at * k_pitch + i] = k_new[i];
-    for (int i = static_cast<int>(threadIdx.x); i < p.e; i += kStepThreads) v_past[at * v_pitch + i] = v_new[i];
+    for (int i = static_cast<int>(threadIdx.x); i < p.d; i += kStepThreads)
+      k_past[at * k_pitch + i] = k_new[i];
+    for (int i = static_cast<int>(threadIdx.x); i < p.e; i += kStepThreads)
+      v_past[at * v_pitch + i] = v_new[i];
     if (threadIdx.x == 0 && kv == 0) {
       static_cast<int32_t*>(cache[2])[at] = p.position[m];
       static_cast<int32_t*>(cache[3])[at] = p.document[m];
@@ -95,19 +122,11 @@ __global__ void __launch_bounds__(kStepThreads)
     }
   }
   for (int64_t base = begin; base < end; base += kGroups * kAbreast) {
-    Features k[kAbreast][P], v[kAbreast][P];
-#pragma unroll
-    for (int a = 0; a < kAbreast; ++a) {
-      const int64_t row = base + a * kGroups + own;
-      const T *k_row = row == at ? k_new : k_past + row * k_pitch,
-              *v_row = row == at ? v_new : v_past + row * v_pitch;
-#pragma unroll
-      for (int i = 0; i < P; ++i) {
-        const int f = (i * L + lane) * V;
-        k[a][i] = row < end && f < p.d ? *reinterpret_cast<const Features*>(k_row + f) : Features{};
-        v[a][i] = row < end && f < p.e ? *reinterpret_cast<const Features*>(v_row + f) : Features{};
-      }
+    if (base > begin) {
+      clear();
+      fetch(base, 0, min(end, at), k_past, v_past);
     }
+    fetch(base, at, end, k_new, v_new);  // the new one
 #pragma unroll
     for (int g = 0; g < G; ++g) {
       W s[kAbreast], highest = top[g];
@@ -186,6 +205,7 @@ __global__ void __launch_bounds__(kStepThreads) merge_kernel(const __grid_consta
   using W = Acc<T>;
   extern __shared__ __align__(16) unsigned char shared[];
   W* weight = reinterpret_cast<W*>(shared);  // of each part
+  wait_for_earlier();
   const int64_t row = blockIdx.x, at = p.position[row / p.heads], seen = p.first(at);
   const int keys = keys_of_block(at + 1 - seen);
   const int parts = static_cast<int>((at - seen) / keys) + 1;
@@ -214,11 +234,11 @@ void launch(const StepAttention<T>& p, int64_t documents) {
   const dim3 grid(static_cast<unsigned>(p.splits), static_cast<unsigned>(p.kv_heads * bundles),
                   static_cast<unsigned>(documents));
   const size_t bytes = sizeof(W) * static_cast<size_t>(G * (kStepThreads / L) * (2 + p.e));
-  attention_step_kernel<T, V, L, P, G><<<grid, kStepThreads, bytes, stream()>>>(p);
+  launch_early(attention_step_kernel<T, V, L, P, G>, grid, kStepThreads, bytes, p);
   check_launch("attention step");
   if (p.splits == 1) return;
-  merge_kernel<T><<<static_cast<unsigned>(documents * p.heads), kStepThreads,
-                    sizeof(W) * static_cast<size_t>(p.splits), stream()>>>(p);
+  launch_early(merge_kernel<T>, static_cast<unsigned>(documents * p.heads), kStepThreads,
+               sizeof(W) * static_cast<size_t>(p.splits), p);
   check_launch("attention step, merge");
 }
 
@@ -272,24 +292,11 @@ void attention_step(const Tensor& o, const Tensor& lse, const StepTokens& t, con
                part_lse = empty({m, heads, splits}, lse.dtype(), Device::cuda);
   with_float(o.dtype(), [&]<class T>() {
     using W = Acc<T>;
-    attend<T>({data<const T>(t.q),
-               data<const T>(t.k),
-               data<const T>(t.v),
-               data<const int32_t>(t.position),
-               data<const int32_t>(t.document),
-               reinterpret_cast<void* const*>(data<int32_t>(caches)),
-               data<T>(o),
-               data<W>(lse),
-               data<W>(part_o),
-               data<W>(part_lse),
-               static_cast<int>(heads),
-               static_cast<int>(kv_heads),
-               static_cast<int>(heads / kv_heads),
-               static_cast<int>(t.q.dim(2)),
-               static_cast<int>(e),
-               static_cast<int>(splits),
-               options.window,
-               options.alibi,
+    attend<T>({data<const T>(t.q), data<const T>(t.k), data<const T>(t.v), data<const int32_t>(t.position),
+               data<const int32_t>(t.document), reinterpret_cast<void* const*>(data<int32_t>(caches)),
+               data<T>(o), data<W>(lse), data<W>(part_o), data<W>(part_lse), static_cast<int>(heads),
+               static_cast<int>(kv_heads), static_cast<int>(heads / kv_heads), static_cast<int>(t.q.dim(2)),
+               static_cast<int>(e), static_cast<int>(splits), options.window, options.alibi,
                static_cast<W>(options.scale)},
               m);
   });

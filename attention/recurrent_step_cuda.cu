@@ -1,5 +1,5 @@
 #include "attention/steps.h"
-#include "autograd/cuda/kernel.cuh"
+#include "autograd/cuda/early.cuh"
 
 namespace weft::cuda {
 namespace {
@@ -42,10 +42,13 @@ __device__ W over_groups(W (&parts)[kRowGroups][kWarp + 1], W x) {
   return sum;
 }
 
-// A block: 32 columns of the state of a head of a document, a column a lane; a warp has every eighth row. With
-// `delta` the state is read twice, the second time from the nearest cache.
+constexpr int kHeld = 16;  // rows of the state that a lane keeps: all, of up to 128
+
+// A block: 32 columns of the state of a head of a document, a column a lane; a warp has every eighth row. It
+// starts early: the state was written a token ago.
 template <class T, bool delta>
-__global__ void __launch_bounds__(kThreads) recurrent_step_kernel(const __grid_constant__ RecurrentStep<T> p) {
+__global__ void __launch_bounds__(kThreads)
+    recurrent_step_kernel(const __grid_constant__ RecurrentStep<T> p) {
   using W = Acc<T>;
   extern __shared__ __align__(16) unsigned char shared[];
   __shared__ W parts[kRowGroups][kWarp + 1];
@@ -53,6 +56,32 @@ __global__ void __launch_bounds__(kThreads) recurrent_step_kernel(const __grid_c
   const int64_t head = blockIdx.y, m = blockIdx.z;
   const int column = static_cast<int>(blockIdx.x * kWarp + threadIdx.x % kWarp),
             group = static_cast<int>(threadIdx.x / kWarp);
+  const bool inside = column < p.e;
+  W* s = p.states[m] + head * p.d * p.e + column;
+  W held[kHeld];
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {
+    const int row = i * kRowGroups + group;
+    held[i] = inside && row < p.d ? s[int64_t{row} * p.e] : W(0);
+  }
+  // f(state, row) for each row that is this lane's; what f leaves in state is kept if `keep`.
+  const auto each_row = [&](bool keep, auto f) {
+    if (!inside) return;
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      const int row = i * kRowGroups + group;
+      if (row >= p.d) break;
+      f(held[i], row);
+      if (keep) s[int64_t{row} * p.e] = held[i];
+    }
+#pragma unroll 8
+    for (int row = kHeld * kRowGroups + group; row < p.d; row += kRowGroups) {
+      W x = s[int64_t{row} * p.e];
+      f(x, row);
+      if (keep) s[int64_t{row} * p.e] = x;
+    }
+  };
+  wait_for_earlier();
   for (int i = static_cast<int>(threadIdx.x); i < p.d; i += kThreads) {
     q[i] = static_cast<W>(p.q.x[m * p.q.pitch + head * p.d + i]);
     k[i] = static_cast<W>(p.k.x[m * p.k.pitch + head * p.d + i]);
@@ -62,28 +91,19 @@ __global__ void __launch_bounds__(kThreads) recurrent_step_kernel(const __grid_c
     decay[i] = g == nullptr ? W(1) : std::exp(*g);
   }
   __syncthreads();
-  const bool inside = column < p.e;
-  W* s = p.states[m] + head * p.d * p.e + column;
   W u = inside ? static_cast<W>(p.v.x[m * p.v.pitch + head * p.e + column]) : W(0);
   if constexpr (delta) {
     W met = 0;
-    if (inside)
-#pragma unroll 8
-      for (int r = group; r < p.d; r += kRowGroups) met += k[r] * decay[r] * s[int64_t{r} * p.e];
-    met = over_groups(parts, met);
-    u = p.beta.x[m * p.beta.pitch + head] * (u - met);
+    each_row(false, [&](const W& x, int row) { met += k[row] * decay[row] * x; });
+    u = p.beta.x[m * p.beta.pitch + head] * (u - over_groups(parts, met));
   }
   W sum = 0;
-  if (inside)
-#pragma unroll 8
-    for (int r = group; r < p.d; r += kRowGroups) {
-      const W now = decay[r] * s[int64_t{r} * p.e] + k[r] * u;
-      s[int64_t{r} * p.e] = now;
-      sum += q[r] * now;
-    }
+  each_row(true, [&](W& x, int row) {
+    x = decay[row] * x + k[row] * u;
+    sum += q[row] * x;
+  });
   sum = over_groups(parts, sum);
-  if (inside && group == 0)
-    p.o[(m * p.heads + head) * p.e + column] = static_cast<T>(p.scale * sum);
+  if (inside && group == 0) p.o[(m * p.heads + head) * p.e + column] = static_cast<T>(p.scale * sum);
 }
 
 template <class T>
@@ -95,7 +115,7 @@ void launch(const RecurrentStep<T>& p, int64_t documents, bool delta) {
   if (bytes > (40 << 10))
     CUDA_CHECK(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
-  kernel<<<grid, kThreads, bytes, stream()>>>(p);
+  launch_early(kernel, grid, kThreads, bytes, p);
   check_launch("recurrent step");
 }
 

@@ -55,8 +55,7 @@ Tensor ema_step(const Tensor& x, const Tensor& in, const Tensor& out, const Tens
         "ema step: x ", x.shape(), ", in ", in.shape(), ", out ", out.shape(), ", decay ", decay.shape());
   const Tensor y = empty({x.dim(0), x.dim(1)}, x.dtype(), x.device());
   if (y.numel() > 0)
-    ON_DEVICE(x.device(),
-              ema_step(y, x, in.contiguous(), out.contiguous(), decay.contiguous(), states));
+    ON_DEVICE(x.device(), ema_step(y, x, in.contiguous(), out.contiguous(), decay.contiguous(), states));
   return y;
 }
 
@@ -76,8 +75,7 @@ std::vector<Tensor> attention_step(const AttentionOptions& options, const Tensor
   return {o, lse};
 }
 
-bool has_attention_step(const AttentionOptions& options, const Tensor& q,
-                        [[maybe_unused]] const Tensor& v) {
+bool has_attention_step(const AttentionOptions& options, const Tensor& q, [[maybe_unused]] const Tensor& v) {
   if (options.weighting != Weighting::softmax || options.block > 0) return false;
   if (q.device() == Device::cpu) return true;
 #ifdef WEFT_CUDA

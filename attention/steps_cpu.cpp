@@ -146,8 +146,8 @@ void ema_step(const Tensor& y, const Tensor& x, const Tensor& in, const Tensor& 
   with_float(x.dtype(), [&]<class T>() { ema<T>(y, x, in, out, decay, states); });
 }
 
-void attention_step(const Tensor& o, const Tensor& lse, const StepTokens& tokens, const Tensor& caches, int64_t,
-                    const AttentionOptions& options) {
+void attention_step(const Tensor& o, const Tensor& lse, const StepTokens& tokens, const Tensor& caches,
+                    int64_t, const AttentionOptions& options) {
   with_float(o.dtype(), [&]<class T>() { attend<T>(o, lse, tokens, caches, options); });
 }
 

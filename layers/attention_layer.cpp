@@ -122,9 +122,7 @@ Variable AttentionLayer::operator()(const Variable& x, Crossing& cross) const {
       case Source::x: block.x.push_back(x); break;
       case Source::heads: block.x.push_back(in_domain(heads[head++], input.domain)); break;
       case Source::gate: block.x.push_back(in_domain(gates[gate++], input.domain)); break;
-      case Source::fixed:
-        block.x.push_back(fixed(input, n, wide_of(x.dtype()), x.device()));
-        break;
+      case Source::fixed: block.x.push_back(fixed(input, n, wide_of(x.dtype()), x.device())); break;
     }
   }
   Variable y = mechanism_->forward(block, cross);

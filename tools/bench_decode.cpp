@@ -61,7 +61,8 @@ std::vector<int32_t> some_text(int64_t tokens, int64_t vocab, uint32_t seed) {
   std::vector<int32_t> out;
   const RandomKey random{seed, stream_of("bench.decode"), 0};
   for (int64_t i = 0; i < tokens; ++i)
-    out.push_back(static_cast<int32_t>(random.draw(static_cast<uint64_t>(i))[0] % static_cast<uint32_t>(vocab)));
+    out.push_back(
+        static_cast<int32_t>(random.draw(static_cast<uint64_t>(i))[0] % static_cast<uint32_t>(vocab)));
   return out;
 }
 

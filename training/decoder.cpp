@@ -26,7 +26,7 @@ int64_t host_copies() {
 }  // namespace
 
 Decoder::Decoder(const Model& model, const std::vector<std::vector<int32_t>>& prompts, int64_t steps,
-                 const Draws& draws, int64_t vocab, int64_t at_once)
+                 const DrawOptions& draws, int64_t vocab, int64_t at_once)
     : model_(model),
       draws_(draws),
       vocab_(vocab),
@@ -57,7 +57,8 @@ void Decoder::prefill(const std::vector<int32_t>& prompt, int64_t text) {
   for (int64_t at = 0; at < count; at += kPiece) {
     const int64_t end = std::min(count, at + kPiece);
     const Layout layout = make_layout({{static_cast<int>(text), at, end}});
-    const Tensor h = model_.hidden(from_ints({prompt.begin() + at, prompt.begin() + end}), layout, crossings_);
+    const Tensor h =
+        model_.hidden(from_ints({prompt.begin() + at, prompt.begin() + end}), layout, crossings_);
     if (end == count) draw(model_.logits(h.rows(end - at - 1, end - at)), {text, text + 1});
   }
 }
@@ -65,8 +66,7 @@ void Decoder::prefill(const std::vector<int32_t>& prompt, int64_t text) {
 void Decoder::draw(const Tensor& logits, const Group& group) {
   const int64_t columns = vocab_ > 0 ? std::min(vocab_, logits.dim(1)) : logits.dim(1);
   const Tensor counted = drawn_.rows(group.begin, group.end);
-  tokens_.rows(group.begin, group.end)
-      .copy_from(sample_rows(logits.columns(0, columns), counted, draws_));
+  tokens_.rows(group.begin, group.end).copy_from(sample_rows(logits.columns(0, columns), counted, draws_));
   increment(counted);
 }
 

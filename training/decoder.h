@@ -1,6 +1,6 @@
 #pragma once
-// Texts that a model continues side by side, one token each a step, drawn where the model computes. On a GPU a
-// step that turns out to be the same work each time becomes one CUDA graph.
+// Texts that a model continues side by side, one token each a step, drawn where the model computes. On a GPU
+// a step that turns out to be the same work each time becomes one CUDA graph.
 
 #include "autograd/ops/sample.h"
 #include "layers/model.h"
@@ -16,7 +16,7 @@ class Decoder {
   // `steps` calls of step(). vocab: only ids below it are drawn; 0: all. at_once: texts that one step of the
   // model takes; 0: all on a GPU, and one on the CPU, where the bits of a row depend on how many there are.
   Decoder(const Model& model, const std::vector<std::vector<int32_t>>& prompts, int64_t steps,
-          const Draws& draws, int64_t vocab = 0, int64_t at_once = 0);
+          const DrawOptions& draws, int64_t vocab = 0, int64_t at_once = 0);
 
   // Drawn last, one a text.
   std::vector<int32_t> tokens() const;
@@ -36,7 +36,7 @@ class Decoder {
   void step_by_replay();
 
   const Model& model_;
-  Draws draws_;
+  DrawOptions draws_;
   int64_t vocab_;
   StreamCrossings crossings_;
   std::vector<Group> groups_;

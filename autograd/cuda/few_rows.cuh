@@ -2,19 +2,19 @@
 // y = x w^T for a few rows of x, as in decoding: what counts is to read w at the speed of the memory, and a
 // product on tensor cores would wait for it with most of its rows empty.
 
-#include "autograd/cuda/kernel.cuh"
+#include "autograd/cuda/early.cuh"
 
 namespace weft::cuda {
 
 constexpr int kFewRowsThreads = 256, kWarpColumns = 2;  // rows of w that a warp has under way
-constexpr int kFewRowsAbreast = 4;  // packs of each that a lane has
+constexpr int kFewRowsAbreast = 4;                      // packs of each that a lane has
 constexpr int kFewRowsMost = 4;
 constexpr int64_t kFewRowsLongest = 24 << 10;  // M rows of x lie in shared memory
 
-// x (M, K) bf16 with a pitch, w (N, K) bf16 with a pitch, both in packs of 16 bytes; y (M, N). A warp sums two
-// columns of y in one order, whatever M and wherever the warp. early: it starts_early() (replay.h), and reads
-// the first of w, which no recording writes, before what was asked for before it is done.
-template <class To, int M, bool early>
+// x (M, K) bf16 with a pitch, w (N, K) bf16 with a pitch, both in packs of 16 bytes; y (M, N). A warp sums
+// two columns of y in one order, whatever M and wherever the warp. It starts_early() (replay.h): it reads the
+// first of w, which no recording writes, while what was asked for before it may still run.
+template <class To, int M>
 __global__ void __launch_bounds__(kFewRowsThreads)
     few_rows_kernel(To* y, const bf16* x, const bf16* w, int64_t n, int64_t k, int64_t y_pitch,
                     int64_t x_pitch, int64_t w_pitch, float alpha, float beta) {
@@ -39,9 +39,7 @@ __global__ void __launch_bounds__(kFewRowsThreads)
       }
   };
   fetch(lane);
-#if __CUDA_ARCH__ >= 900
-  if constexpr (early) cudaGridDependencySynchronize();
-#endif
+  wait_for_earlier();
   for (int m = 0; m < M; ++m)
     for (int i = static_cast<int>(threadIdx.x); i < packs; i += kFewRowsThreads)
       rows[m * packs + i] = reinterpret_cast<const Pack<bf16>*>(x + m * x_pitch)[i];

@@ -15,8 +15,8 @@ class Replay {
 
   bool recorded() const { return graph_ != nullptr; }
   // What f launches, without running it. Whatever f reads or writes must stay where it is; what it allocates
-  // comes from an arena of recordings, which nobody else uses. f may exchange nothing with the host, so run it
-  // once before and see that host_copies() stays what it was.
+  // comes from an arena of recordings, which nobody else uses. f may exchange nothing with the host, so run
+  // it once before and see that host_copies() stays what it was.
   void record(const std::function<void()>& f);
   void run() const;
 

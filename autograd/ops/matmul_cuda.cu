@@ -1,7 +1,6 @@
 #include "autograd/cuda/few_rows.cuh"
 #include "autograd/cuda/kernel.cuh"
 #include "autograd/cuda/product_plan.h"
-#include "autograd/cuda/replay.h"
 #include "autograd/ops/convert.h"
 #include "autograd/ops/matmul.h"
 
@@ -56,15 +55,13 @@ void launch_few_rows(const Tensor& c, const Tensor& a, const Tensor& b, double a
   }
   constexpr int64_t kColumns = int64_t{kFewRowsThreads} / kWarp * kWarpColumns;
   const size_t bytes = static_cast<size_t>(M * a.dim(1) * size_of(a.dtype()));
-  const bool early = early_starts();
-  const auto kernel = early ? few_rows_kernel<To, M, true> : few_rows_kernel<To, M, false>;
-  if (early) starts_early(reinterpret_cast<const void*>(kernel));
+  const auto kernel = few_rows_kernel<To, M>;
   if (bytes > (48 << 10))
     CUDA_CHECK(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
-  kernel<<<static_cast<unsigned>((c.dim(1) + kColumns - 1) / kColumns), kFewRowsThreads, bytes, stream()>>>(
-      data<To>(c), data<const bf16>(a), data<const bf16>(b), c.dim(1), a.dim(1), c.pitch(), a.pitch(),
-      b.pitch(), static_cast<float>(alpha), static_cast<float>(beta));
+  launch_early(kernel, static_cast<unsigned>((c.dim(1) + kColumns - 1) / kColumns), kFewRowsThreads, bytes,
+               data<To>(c), data<const bf16>(a), data<const bf16>(b), c.dim(1), a.dim(1), c.pitch(),
+               a.pitch(), b.pitch(), static_cast<float>(alpha), static_cast<float>(beta));
   check_launch("product of a few rows");
 }
 

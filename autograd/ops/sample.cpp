@@ -2,7 +2,7 @@
 
 namespace weft {
 
-Tensor sample_rows(const Tensor& logits, const Tensor& index, const Draws& draws) {
+Tensor sample_rows(const Tensor& logits, const Tensor& index, const DrawOptions& draws) {
   CHECK(logits.rank() == 2 && logits.dim(1) > 0 && index.shape() == Shape{logits.dim(0)} &&
             index.dtype() == Dtype::i32,
         "sample: logits ", logits.shape(), ", index ", index.shape());

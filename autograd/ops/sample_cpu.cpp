@@ -10,7 +10,7 @@ namespace weft::cpu {
 namespace {
 
 template <class T>
-int32_t draw(const T* z, int64_t n, uint64_t index, const Draws& draws) {
+int32_t draw(const T* z, int64_t n, uint64_t index, const DrawOptions& draws) {
   if (draws.temperature == 0) return static_cast<int32_t>(std::max_element(z, z + n) - z);
   std::vector<int32_t> order(static_cast<size_t>(n));
   std::iota(order.begin(), order.end(), 0);
@@ -31,7 +31,7 @@ int32_t draw(const T* z, int64_t n, uint64_t index, const Draws& draws) {
 
 }  // namespace
 
-void sample_rows(const Tensor& to, const Tensor& logits, const Tensor& index, const Draws& draws) {
+void sample_rows(const Tensor& to, const Tensor& logits, const Tensor& index, const DrawOptions& draws) {
   with_float(logits.dtype(), [&]<class T>() {
     if constexpr (!std::is_same_v<T, bf16>) {
       for (int64_t m = 0; m < logits.dim(0); ++m)

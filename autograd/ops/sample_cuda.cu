@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(kDrawThreads)
 
 }  // namespace
 
-void sample_rows(const Tensor& to, const Tensor& logits, const Tensor& index, const Draws& draws) {
+void sample_rows(const Tensor& to, const Tensor& logits, const Tensor& index, const DrawOptions& draws) {
   const int64_t n = logits.dim(1);
   const int64_t kept = draws.top_k > 0 && draws.temperature > 0 ? std::min(draws.top_k, n) : n;
   if (logits.dtype() != Dtype::f32 || (kept < n && kept > kMostKept)) {

@@ -15,9 +15,7 @@
 namespace weft {
 namespace {
 
-Tensor random(const Shape& shape, Dtype dtype, uint32_t seed) {
-  return random_tensor(shape, seed).to(dtype);
-}
+Tensor random(const Shape& shape, Dtype dtype, uint32_t seed) { return random_tensor(shape, seed).to(dtype); }
 
 double difference(const Tensor& a, const Tensor& b) {
   return largest_difference(a.to(Dtype::f64), b.to(Dtype::f64));
@@ -40,7 +38,8 @@ void expect_attention(const Past& past, const Sizes& s, Dtype dtype, const Atten
   std::vector<int32_t> at, number;
   const auto count = static_cast<int64_t>(past.lengths.size());
   const Tensor q = random({count, s.heads, s.key}, dtype, 1);
-  const Tensor k_new = empty({count, s.kv_heads, s.key}, dtype), v_new = empty({count, s.kv_heads, s.value}, dtype);
+  const Tensor k_new = empty({count, s.kv_heads, s.key}, dtype),
+               v_new = empty({count, s.kv_heads, s.value}, dtype);
   for (int64_t m = 0; m < count; ++m) {
     const int64_t n = past.lengths[static_cast<size_t>(m)];
     k.push_back(random({past.rows, s.kv_heads, s.key}, dtype, static_cast<uint32_t>(2 * m + 10)));
@@ -94,9 +93,12 @@ void expect_attention(const Past& past, const Sizes& s, Dtype dtype, const Atten
 TEST(AttentionStep, EqualsAttention) {
   const Past past{{1, 2, 127, 128, 129, 700}, 800};
   for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16})
-    for (const Sizes& s : {Sizes{4, 4, 64, 64}, {4, 2, 128, 128}, {3, 1, 32, 64}, {8, 1, 64, 64}, {2, 2, 6, 5}}) {
-      SCOPED_TRACE(text(name_of(dtype), ", ", s.heads, " heads on ", s.kv_heads, ", ", s.key, " and ", s.value));
-      ASSERT_TRUE(has_attention_step({}, empty({1, s.heads, s.key}, dtype), empty({1, s.kv_heads, s.value}, dtype)));
+    for (const Sizes& s :
+         {Sizes{4, 4, 64, 64}, {4, 2, 128, 128}, {3, 1, 32, 64}, {8, 1, 64, 64}, {2, 2, 6, 5}}) {
+      SCOPED_TRACE(
+          text(name_of(dtype), ", ", s.heads, " heads on ", s.kv_heads, ", ", s.key, " and ", s.value));
+      ASSERT_TRUE(
+          has_attention_step({}, empty({1, s.heads, s.key}, dtype), empty({1, s.kv_heads, s.value}, dtype)));
       expect_attention(past, s, dtype, {.scale = 0.3});
     }
 }
@@ -129,7 +131,9 @@ Reference recurrence(const Tensor& q, const Tensor& k, const Tensor& v, const Te
   for (int64_t i = 0; i < m * h; ++i)
     for (int64_t c = 0; c < e; ++c) {
       double met = 0;
-      const auto state = [&](int64_t row) -> double& { return r.s[static_cast<size_t>((i * d + row) * e + c)]; };
+      const auto state = [&](int64_t row) -> double& {
+        return r.s[static_cast<size_t>((i * d + row) * e + c)];
+      };
       for (int64_t row = 0; row < d; ++row) {
         if (g.defined()) state(row) *= std::exp(g.rank() == 3 ? G[i * d + row] : G[i]);
         met += K[i * d + row] * state(row);
@@ -172,11 +176,11 @@ TEST(RecurrentStep, IsTheRecurrence) {
           }
           for (const Tensor& s : states) addresses.push_back(s.raw());
           AddressTable table;
-          const Tensor o =
-              recurrent_step(q, k, v, g, beta, table.of(addresses, 1, default_device()), 0.5);
+          const Tensor o = recurrent_step(q, k, v, g, beta, table.of(addresses, 1, default_device()), 0.5);
           double size = 0;
           for (const double x : expected.o) size = std::max(size, std::abs(x));
-          EXPECT_LE(difference(o, from_values(o.shape(), Dtype::f64, expected.o)), tolerance::of(dtype) * (1 + size));
+          EXPECT_LE(difference(o, from_values(o.shape(), Dtype::f64, expected.o)),
+                    tolerance::of(dtype) * (1 + size));
           const Tensor after = from_values(before.shape(), Dtype::f64, expected.s);
           for (int64_t i = 0; i < m; ++i)
             EXPECT_LE(difference(states[i].reshape({1, h, d, e}), after.rows(i, i + 1)),

@@ -40,8 +40,7 @@ std::vector<int32_t> likeliest(const Model& model, const std::vector<int32_t>& t
   LocalCrossings crossings;
   const auto n = std::ssize(text);
   const Layout layout = whole_documents({n});
-  const std::vector<double> z =
-      to_values(model.logits(model.hidden(from_ints(text), layout, crossings)));
+  const std::vector<double> z = to_values(model.logits(model.hidden(from_ints(text), layout, crossings)));
   const int64_t vocab = std::ssize(z) / n;
   std::vector<int32_t> best;
   for (int64_t t = 0; t < n; ++t) {
@@ -74,8 +73,8 @@ TEST_P(Decoding, GreedyTakesWhatTheWholeModelSays) {
     for (size_t i = 0; i < texts.size(); ++i) {
       const std::vector<int32_t> best = likeliest(*s.model, texts[i]);
       for (size_t t = kPrompts[i].size() - 1; t + 1 < texts[i].size(); ++t)
-        EXPECT_EQ(texts[i][t + 1], best[t]) << "text " << i << " behind token " << t << ", " << at_once
-                                            << " at once";
+        EXPECT_EQ(texts[i][t + 1], best[t])
+            << "text " << i << " behind token " << t << ", " << at_once << " at once";
     }
   }
 }
@@ -83,14 +82,17 @@ TEST_P(Decoding, GreedyTakesWhatTheWholeModelSays) {
 // What a graph does is what the first steps did, call by call.
 TEST(Decoder, ReplaysOnAGpuWhereNothingNeedsTheHost) {
   if (default_device() != Device::cuda) GTEST_SKIP() << "for a GPU";
-  for (const auto& layers :
-       {std::vector<std::string>{"softmax", "lightning"}, {"gla", "gated_delta_rule"}, {"linear", "simple_gla"}}) {
+  for (const auto& layers : {std::vector<std::string>{"softmax", "lightning"},
+                             {"gla", "gated_delta_rule"},
+                             {"linear", "simple_gla"}}) {
     const Subject s(layers, Dtype::bf16);
     Decoder decoder(*s.model, kPrompts, 40, {.temperature = 1, .top_k = 20}),
         again(*s.model, kPrompts, 40, {.temperature = 1, .top_k = 20}, 0, 2);  // two groups: never recorded
     for (int step = 0; step < 40; ++step) {
       decoder.step({false, false, false});
-      if (step > 1) EXPECT_TRUE(decoder.replays()) << layers[0];
+      if (step > 1) {
+        EXPECT_TRUE(decoder.replays()) << layers[0];
+      }
     }
     EXPECT_FALSE(again.replays());
   }
@@ -112,7 +114,7 @@ TEST(Decoder, ReplaysOnAGpuWhereNothingNeedsTheHost) {
 }
 
 TEST(Generation, ATextDependsOnItsPromptAlone) {
-  for (const std::string& id : {"softmax", "gated_delta_rule", "sliding_window"}) {
+  for (const std::string id : {"softmax", "gated_delta_rule", "sliding_window"}) {
     const Subject s({id, "lightning"}, Dtype::f32, 2);
     const SamplingOptions options{.tokens = 30, .temperature = 1.5, .top_k = 0, .seed = 5, .stop = 17};
     const Prompts together = generate(*s.model, kPrompts, options);
@@ -129,9 +131,8 @@ TEST(Generation, ATextDependsOnItsPromptAlone) {
 TEST(Generation, EndsATextWhereItIsAskedTo) {
   const Subject s({"softmax"});
   std::vector<int> calls(3);
-  const Prompts texts = generate(*s.model, kPrompts, {.tokens = 6}, [&](size_t i, int32_t) {
-    return ++calls[i] < static_cast<int>(i) + 1;
-  });
+  const Prompts texts = generate(*s.model, kPrompts, {.tokens = 6},
+                                 [&](size_t i, int32_t) { return ++calls[i] < static_cast<int>(i) + 1; });
   for (size_t i = 0; i < texts.size(); ++i) EXPECT_EQ(texts[i].size(), i + 1);
   EXPECT_TRUE(generate(*s.model, {}, {.tokens = 6}).empty());
 }

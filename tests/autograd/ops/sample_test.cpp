@@ -13,21 +13,24 @@
 namespace weft {
 namespace {
 
-Tensor logits_of(int64_t rows, int64_t n, uint32_t seed) { return random_tensor({rows, n}, seed, Dtype::f32, 2); }
+Tensor logits_of(int64_t rows, int64_t n, uint32_t seed) {
+  return random_tensor({rows, n}, seed, Dtype::f32, 2);
+}
 
-std::vector<int32_t> drawn(const Tensor& logits, const std::vector<int32_t>& index, const Draws& draws) {
+std::vector<int32_t> drawn(const Tensor& logits, const std::vector<int32_t>& index,
+                           const DrawOptions& draws) {
   const Tensor y = sample_rows(logits, from_ints(index), draws).to(Device::cpu);
   return {y.data<int32_t>(), y.data<int32_t>() + y.numel()};
 }
 
-// Sorted whole, and walked from the largest down; without top_k in the order of the row.
-int32_t expected(const Tensor& logits, int64_t row, int32_t index, const Draws& d) {
+// Sorted whole, and walked from the largest down; where all may be drawn, in the order of the row.
+int32_t expected(const Tensor& logits, int64_t row, int32_t index, const DrawOptions& d) {
   const int64_t n = logits.dim(1);
   std::vector<double> z = to_values(logits);
   z = {z.begin() + row * n, z.begin() + (row + 1) * n};
   std::vector<int32_t> order;
   for (int32_t i = 0; i < n; ++i) order.push_back(i);
-  if (d.top_k > 0 || d.temperature == 0)
+  if ((d.top_k > 0 && d.top_k < n) || d.temperature == 0)
     std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return z[a] > z[b]; });
   if (d.temperature == 0) return order[0];
   if (d.top_k > 0) order.resize(static_cast<size_t>(std::min(n, d.top_k)));
@@ -47,7 +50,7 @@ TEST(Sample, IsTheDefinition) {
         SCOPED_TRACE(text(n, " logits, temperature ", temperature, ", top_k ", top_k));
         const Tensor logits = logits_of(7, n, 3);
         const std::vector<int32_t> index{0, 1, 2, 900, 4, 5, 5};
-        const Draws d{temperature, top_k, 17, 5};
+        const DrawOptions d{temperature, top_k, 17, 5};
         const std::vector<int32_t> y = drawn(logits, index, d);
         for (size_t i = 0; i < y.size(); ++i)
           EXPECT_EQ(y[i], expected(logits, static_cast<int64_t>(i), index[i], d)) << "row " << i;
@@ -60,7 +63,7 @@ TEST(Sample, OfEqualLogitsTheFirst) {
   const Tensor logits = from_values({1, 3000}, Dtype::f32, z);
   EXPECT_EQ(drawn(logits, {0}, {.temperature = 0}), std::vector<int32_t>{10});
   for (int32_t i = 0; i < 40; ++i) {
-    const Draws d{.temperature = 50, .top_k = 6};
+    const DrawOptions d{.temperature = 50, .top_k = 6};
     const int32_t y = drawn(logits, {i}, d)[0];
     EXPECT_EQ(y, expected(logits, 0, i, d));
     EXPECT_TRUE(y == 10 || y == 2000 || (y >= 1 && y <= 4)) << y;
@@ -86,7 +89,7 @@ TEST(Sample, FrequenciesAreTheProbabilities) {
 
 TEST(Sample, ViewsAndOtherRows) {
   const Tensor logits = logits_of(4, 100, 2), few = logits.columns(0, 60);
-  const Draws d{.temperature = 1, .top_k = 5};
+  const DrawOptions d{.temperature = 1, .top_k = 5};
   const std::vector<int32_t> all = drawn(few, {3, 3, 3, 3}, d);
   for (int64_t i = 0; i < 4; ++i)
     EXPECT_EQ(drawn(few.rows(i, i + 1).contiguous(), {3}, d)[0], all[i]) << "alone, row " << i;

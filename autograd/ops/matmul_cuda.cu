@@ -42,26 +42,17 @@ void add_row_as(const Tensor& y, const Tensor& bias) {
 bool few_rows(const Tensor& c, const Tensor& a, const Tensor& b, Transpose t) {
   constexpr int kPack = Pack<bf16>::kSize;
   return c.rank() == 2 && !t.a && t.b && c.dim(0) <= kFewRowsMost && a.dtype() == Dtype::bf16 &&
-         b.dtype() == Dtype::bf16 && a.dim(1) % kPack == 0 && a.dim(1) <= kFewRowsLongest &&
-         (a.dim(0) == 1 || a.pitch() % kPack == 0) && b.pitch() % kPack == 0 && aligned(a.raw()) &&
-         aligned(b.raw());
+         b.dtype() == Dtype::bf16 && a.dim(1) % kPack == 0 && (a.dim(0) == 1 || a.pitch() % kPack == 0) &&
+         (b.dim(0) == 1 || b.pitch() % kPack == 0) && aligned(a.raw()) && aligned(b.raw());
 }
 
-template <class To, int M>
-void launch_few_rows(const Tensor& c, const Tensor& a, const Tensor& b, double alpha, double beta) {
-  if (c.dim(0) != M) {
-    if constexpr (M < kFewRowsMost) launch_few_rows<To, M + 1>(c, a, b, alpha, beta);
-    return;
-  }
-  constexpr int64_t kColumns = int64_t{kFewRowsThreads} / kWarp * kWarpColumns;
-  const size_t bytes = static_cast<size_t>(M * a.dim(1) * size_of(a.dtype()));
-  const auto kernel = few_rows_kernel<To, M>;
-  if (bytes > (48 << 10))
-    CUDA_CHECK(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
-  launch_early(kernel, static_cast<unsigned>((c.dim(1) + kColumns - 1) / kColumns), kFewRowsThreads, bytes,
-               data<To>(c), data<const bf16>(a), data<const bf16>(b), c.dim(1), a.dim(1), c.pitch(),
-               a.pitch(), b.pitch(), static_cast<float>(alpha), static_cast<float>(beta));
+template <class To>
+void multiply_few_rows(const Tensor& c, const Tensor& a, const Tensor& b, double alpha, double beta) {
+  const auto kernel = c.dim(0) > 8 ? few_rows_kernel<To, 2> : few_rows_kernel<To, 1>;
+  launch_early(kernel, static_cast<unsigned>((c.dim(1) + kFewRowsColumns - 1) / kFewRowsColumns),
+               kFewRowsThreads, 0, data<To>(c), data<const bf16>(a), data<const bf16>(b),
+               static_cast<int>(c.dim(0)), c.dim(1), a.dim(1), c.pitch(), a.pitch(), b.pitch(),
+               static_cast<float>(alpha), static_cast<float>(beta));
   check_launch("product of a few rows");
 }
 
@@ -84,10 +75,9 @@ void gemm(const Tensor& c, const Tensor& a, const Tensor& b, Transpose t, double
   }
   CHECK(c.dtype() == a.dtype() || c.dtype() == wide_of(a.dtype()), "gemm: ", name_of(a.dtype()), " into ",
         name_of(c.dtype()));
-  if (few_rows(c, a, b, t)) {
-    if (c.dtype() == Dtype::bf16) return launch_few_rows<bf16, 1>(c, a, b, alpha, beta);
-    return launch_few_rows<float, 1>(c, a, b, alpha, beta);
-  }
+  if (few_rows(c, a, b, t))
+    return c.dtype() == Dtype::bf16 ? multiply_few_rows<bf16>(c, a, b, alpha, beta)
+                                    : multiply_few_rows<float>(c, a, b, alpha, beta);
   const ProductPlan& plan = plan_product(c, a, b, t);
   const auto alpha_f32 = static_cast<float>(alpha), beta_f32 = static_cast<float>(beta);
   if (c.dtype() == Dtype::f64)

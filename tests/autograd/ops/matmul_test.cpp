@@ -119,10 +119,10 @@ TEST(Gemm, OperandsOfTwoTypesAndACAccumulatedInItsOwn) {
   EXPECT_THROW(gemm(c, a.to(Dtype::f64), b.to(Dtype::f64), {}, 1, 0), Error);
 }
 
-// As in decoding: up to four rows have a kernel of their own on a GPU.
+// As in decoding: up to 16 rows have a kernel of their own on a GPU.
 TEST(Gemm, FewRowsOfBf16) {
-  for (const int64_t m : {1, 2, 3, 4, 5})
-    for (const auto& [n, k] : {std::pair{1, 8}, {17, 264}, {300, 2056}, {33, 40}})
+  for (const int64_t m : {1, 2, 7, 8, 9, 16, 17})
+    for (const auto& [n, k] : {std::pair{1, 8}, {17, 264}, {300, 2056}, {33, 40}, {64, 5504}})
       for (const Dtype to : {Dtype::bf16, Dtype::f32}) {
         SCOPED_TRACE(text(m, " x ", n, " x ", k, " into ", name_of(to)));
         const Tensor wide = random_tensor({m, k + 16}, 1).to(Dtype::bf16), a = wide.columns(8, k + 8),

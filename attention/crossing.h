@@ -86,7 +86,14 @@ struct Stream {
     std::map<int, State> states;
     std::map<int, RowCache> rows;
     AddressTable addresses;  // of the documents that stepped last
-    bool steady = false;     // it did the last time what it will do the next
+    // While documents step, the rows of their Halo: `width` each, one document after another.
+    struct Window {
+      std::vector<int> documents;
+      std::vector<int64_t> seen;  // tokens of each
+      Block before;
+    };
+    Window window;
+    bool steady = false;  // it did the last time what it will do the next
   };
   std::vector<Slot> slots;
   std::map<int, int64_t> tokens;  // seen so far, by document
@@ -115,6 +122,7 @@ class LocalCrossing : public Crossing {
 
  private:
   Stream::Slot* next_slot();
+  Block rows_before(const Halo& part, const Block& block, const Stream::Slot* slot) const;
 
   Stream* stream_;
   size_t calls_ = 0;

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <utility>
 
 #include "attention/chunks.h"
 #include "attention/crossing.h"
@@ -61,6 +62,8 @@ int64_t Stream::bytes() const {
     for (const auto& [document, state] : slot.states)
       for (const Variable& v : state) bytes += v.value().bytes();
     for (const auto& [document, rows] : slot.rows) bytes += rows.bytes();
+    if (!slot.window.documents.empty())
+      for (const Tensor& x : values_of(slot.window.before)) bytes += x.bytes();
   }
   return bytes;
 }
@@ -210,31 +213,90 @@ std::vector<Variable> LocalCrossing::operator()(const Merge& part, const Block& 
   return {concatenate(outputs, 0), concatenate(lses, 0)};
 }
 
-Variable LocalCrossing::operator()(const Halo& part, const Block& block) {
-  Stream::Slot* slot = next_slot();
+namespace {
+
+// In buffers that nobody else holds, as a copy of the stream would.
+void own(Block& rows) {
+  const auto copy_of = [](const Tensor& x) {
+    const Tensor copy = empty_like(x);
+    copy.copy_from(x);
+    return copy;
+  };
+  for (Variable& x : rows.x)
+    if (!x.value().unique()) x = copy_of(x);
+  if (!rows.position.unique()) rows.position = copy_of(rows.position);
+  if (!rows.document.unique()) rows.document = copy_of(rows.document);
+}
+
+// What stepped goes back to where rows are kept by document.
+void put_back(const Halo& part, Stream::Slot& slot) {
+  const Stream::Slot::Window window = std::exchange(slot.window, {});
+  for (size_t g = 0; g < window.documents.size(); ++g) {
+    const int64_t end = (static_cast<int64_t>(g) + 1) * part.width,
+                  begin = end - std::min(part.width, window.seen[g]);
+    slot.rows[window.documents[g]].append(values_of(slice_block(window.before, begin, end)));
+  }
+}
+
+}  // namespace
+
+// `width` rows before each segment: those kept, and rows of no document where there are none.
+Block LocalCrossing::rows_before(const Halo& part, const Block& block, const Stream::Slot* slot) const {
   const Device device = block.x[0].device();
   const auto segments = static_cast<int64_t>(layout().segments.size());
-  // Whole documents have nothing before them: rows of no document.
   const std::vector<int32_t> nobody(static_cast<size_t>(segments * part.width), -1);
   Block before{{}, from_ints(nobody, device), from_ints(nobody, device)};
   for (const Variable& x : block.x)
     before.x.push_back(zeros(x.shape().with(0, segments * part.width), x.dtype(), device));
-  if (slot != nullptr) {
-    int64_t at = 0;
-    for (int64_t g = 0; g < segments; ++g) {
-      const Segment& s = layout().segments[static_cast<size_t>(g)];
-      RowCache& cache = slot->rows[s.document];
-      if (!cache.empty()) {
-        const int64_t end = (g + 1) * part.width, begin = end - cache.size();
-        const int count = static_cast<int>(block.x.size());
-        for (int i = 0; i < count; ++i) before.x[i].value().rows(begin, end).copy_from(cache.rows(i));
-        before.position.rows(begin, end).copy_from(cache.rows(count));
-        before.document.rows(begin, end).copy_from(cache.rows(count + 1));
+  if (slot == nullptr) return before;
+  for (int64_t g = 0; g < segments; ++g) {
+    const auto known = slot->rows.find(layout().segments[static_cast<size_t>(g)].document);
+    if (known == slot->rows.end() || known->second.empty()) continue;
+    const RowCache& cache = known->second;
+    const int64_t end = (g + 1) * part.width, begin = end - cache.size();
+    const int count = static_cast<int>(block.x.size());
+    for (int i = 0; i < count; ++i) before.x[i].value().rows(begin, end).copy_from(cache.rows(i));
+    before.position.rows(begin, end).copy_from(cache.rows(count));
+    before.document.rows(begin, end).copy_from(cache.rows(count + 1));
+  }
+  return before;
+}
+
+Variable LocalCrossing::operator()(const Halo& part, const Block& block) {
+  Stream::Slot* slot = next_slot();
+  if (slot == nullptr) return part.apply(block, rows_before(part, block, nullptr));
+  std::vector<int> documents;
+  for (const Segment& s : layout().segments) documents.push_back(s.document);
+  Stream::Slot::Window& window = slot->window;
+  const bool step = part.width > 0 && steps(layout(), block.x[0].device());
+  if (step && window.documents == documents) {
+    slot->steady = true;
+  } else {
+    put_back(part, *slot);
+    if (step) {
+      window.before = rows_before(part, block, slot);
+      window.documents = documents;
+      for (const Segment& s : layout().segments) {
+        window.seen.push_back(s.begin);
+        slot->rows.erase(s.document);
       }
-      cache.append(values_of(slice_block(block, at, at + s.size())));
-      cache.keep_last(part.width);
-      at += s.size();
     }
+  }
+  if (step) {
+    own(window.before);
+    const Variable y = part.apply(block, window.before);
+    const std::vector<Tensor> to = values_of(window.before), from = values_of(block);
+    for (size_t i = 0; i < to.size(); ++i) shift_window(to[i], from[i]);
+    for (int64_t& n : window.seen) ++n;
+    return y;
+  }
+  const Block before = rows_before(part, block, slot);
+  int64_t at = 0;
+  for (const Segment& s : layout().segments) {
+    RowCache& cache = slot->rows[s.document];
+    cache.append(values_of(slice_block(block, at, at + s.size())));
+    cache.keep_last(part.width);
+    at += s.size();
   }
   return part.apply(block, before);
 }

@@ -142,7 +142,35 @@ void ema_as(const Tensor& y, const Tensor& x, const Tensor& in, const Tensor& ou
   });
 }
 
+// Each thread moves one column of a document's window.
+template <class U>
+void shift_as(const Tensor& window, const Tensor& rows, int64_t columns, int64_t pitch) {
+  U* to = data<U>(window);
+  const U* from = data<const U>(rows);
+  const int64_t width = window.dim(0) / rows.dim(0);
+  each(rows.dim(0) * columns, [=] __device__(int64_t i) {
+    const int64_t m = divide(i, columns);
+    U* at = to + m * width * columns + i;
+    for (int64_t r = 0; r + 1 < width; ++r, at += columns) *at = at[columns];
+    *at = from[m * pitch + i];
+  });
+}
+
 }  // namespace
+
+void shift_window(const Tensor& window, const Tensor& rows) {
+  const int64_t size = size_of(rows.dtype()), bytes = rows.row_size() * size, pitch = rows.pitch() * size;
+  const auto in = [&](int64_t unit) {
+    return bytes % unit == 0 && (pitch % unit == 0 || rows.dim(0) == 1) &&
+           reinterpret_cast<uintptr_t>(rows.raw()) % static_cast<uintptr_t>(unit) == 0;
+  };
+  if (in(sizeof(uint4)))
+    shift_as<uint4>(window, rows, bytes / 16, pitch / 16);
+  else if (in(sizeof(uint32_t)))
+    shift_as<uint32_t>(window, rows, bytes / 4, pitch / 4);
+  else
+    shift_as<uint16_t>(window, rows, bytes / 2, pitch / 2);
+}
 
 void recurrent_step(const Tensor& o, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& g,
                     const Tensor& beta, const Tensor& states, double scale) {

@@ -75,6 +75,13 @@ std::vector<Tensor> attention_step(const AttentionOptions& options, const Tensor
   return {o, lse};
 }
 
+void shift_window(const Tensor& window, const Tensor& rows) {
+  CHECK(rows.dim(0) > 0 && window.dim(0) % rows.dim(0) == 0 && window.row_size() == rows.row_size() &&
+            window.dtype() == rows.dtype() && window.dense(),
+        "shift window: ", window.shape(), " by ", rows.shape());
+  if (window.numel() > 0) ON_DEVICE(window.device(), shift_window(window, rows));
+}
+
 bool has_attention_step(const AttentionOptions& options, const Tensor& q, [[maybe_unused]] const Tensor& v) {
   if (options.weighting != Weighting::softmax || options.block > 0) return false;
   if (q.device() == Device::cpu) return true;

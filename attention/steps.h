@@ -44,6 +44,10 @@ std::vector<Tensor> attention_step(const AttentionOptions& options, const Tensor
 // Softmax weights without blocks; on a GPU, heads of a size that its lanes can share out.
 bool has_attention_step(const AttentionOptions& options, const Tensor& q, const Tensor& v);
 
+// The last rows of each document move up by one, and its new row comes last. window (M width, ...), rows
+// (M, ...)
+void shift_window(const Tensor& window, const Tensor& rows);
+
 namespace cpu {
 struct StepTokens {
   Tensor q, k, v, position, document;
@@ -54,6 +58,7 @@ void ema_step(const Tensor& y, const Tensor& x, const Tensor& in, const Tensor& 
               const Tensor& states);
 void attention_step(const Tensor& o, const Tensor& lse, const StepTokens& tokens, const Tensor& caches,
                     int64_t rows, const AttentionOptions& options);
+void shift_window(const Tensor& window, const Tensor& rows);
 }  // namespace cpu
 namespace cuda {
 using cpu::StepTokens;
@@ -63,6 +68,7 @@ void ema_step(const Tensor& y, const Tensor& x, const Tensor& in, const Tensor& 
               const Tensor& states);
 void attention_step(const Tensor& o, const Tensor& lse, const StepTokens& tokens, const Tensor& caches,
                     int64_t rows, const AttentionOptions& options);
+void shift_window(const Tensor& window, const Tensor& rows);
 bool attention_step_serves(Dtype dtype, int64_t key, int64_t value);
 }  // namespace cuda
 

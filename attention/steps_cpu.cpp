@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "attention/flash_attention.h"
@@ -149,6 +150,17 @@ void ema_step(const Tensor& y, const Tensor& x, const Tensor& in, const Tensor& 
 void attention_step(const Tensor& o, const Tensor& lse, const StepTokens& tokens, const Tensor& caches,
                     int64_t, const AttentionOptions& options) {
   with_float(o.dtype(), [&]<class T>() { attend<T>(o, lse, tokens, caches, options); });
+}
+
+void shift_window(const Tensor& window, const Tensor& rows) {
+  const int64_t width = window.dim(0) / rows.dim(0), bytes = rows.row_size() * size_of(rows.dtype()),
+                pitch = rows.pitch() * size_of(rows.dtype());
+  for (int64_t m = 0; m < rows.dim(0); ++m) {
+    char* to = static_cast<char*>(window.raw()) + m * width * bytes;
+    std::memmove(to, to + bytes, static_cast<size_t>((width - 1) * bytes));
+    std::memcpy(to + (width - 1) * bytes, static_cast<const char*>(rows.raw()) + m * pitch,
+                static_cast<size_t>(bytes));
+  }
 }
 
 }  // namespace weft::cpu

@@ -19,4 +19,19 @@ void launch_early(Kernel kernel, dim3 blocks, int threads, size_t bytes, const A
   kernel<<<blocks, threads, bytes, stream()>>>(arguments...);
 }
 
+template <class F>
+__global__ void __launch_bounds__(kThreads) each_early_kernel(int64_t n, F f) {
+  wait_for_earlier();
+  const int64_t stride = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += stride) f(i);
+}
+
+// As each.
+template <class F>
+void each_early(int64_t n, F f) {
+  if (n == 0) return;
+  launch_early(each_early_kernel<F>, blocks_for(n), kThreads, 0, n, f);
+  check_launch("each");
+}
+
 }  // namespace weft::cuda

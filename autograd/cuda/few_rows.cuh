@@ -9,20 +9,21 @@ constexpr int kFewRowsMost = 16;
 constexpr int kFewRowsThreads = 256, kFewRowsColumns = 16;  // of y, to a block
 constexpr int kFewRowsDepth = 32;                           // of k, to a warp at a time
 
-// c (16, 8) += a (16, 16) b (16, 8) on a warp's tensor core (mma.m16n8k16). Lane 4 g + t has rows g and g + 8 of
-// a, column g of b, and of both the same four k; which these are is free, since the sum is over all.
+// c (16, 8) += a (16, 16) b (16, 8) on a warp's tensor core (mma.m16n8k16). Lane 4 g + t has rows g and g + 8
+// of a, column g of b, and of both the same four k; which these are is free, since the sum is over all.
 __device__ inline void multiply_tile(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
                                      uint32_t b0, uint32_t b1) {
   asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// x (rows, k), w (n, k) bf16 with pitches, both in packs of 16 bytes; y (rows, n). A block makes 16 columns of y:
-// rows of w are what the tiles have 16 of. Its warps share out k and are summed in order, so an element of y
-// has the same bits whatever `rows` is. kTiles: of 8 rows of x. It starts early (replay.h): w is written by no
-// recording.
+// x (rows, k), w (n, k) bf16 with pitches, both in packs of 16 bytes; y (rows, n). A block makes 16 columns
+// of y: rows of w are what the tiles have 16 of. Its warps share out k and are summed in order, so an element
+// of y has the same bits whatever `rows` is. kTiles: of 8 rows of x. It starts early (replay.h): w is written
+// by no recording.
 template <class To, int kTiles>
 __global__ void __launch_bounds__(kFewRowsThreads)
     few_rows_kernel(To* y, const bf16* x, const bf16* w, int rows, int64_t n, int64_t k, int64_t y_pitch,

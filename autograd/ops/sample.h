@@ -13,9 +13,9 @@ struct DrawOptions {
 };
 
 // An index of each row of logits (M, V), f32 or f64, drawn by e^{z / temperature}: the first, in the order of
-// the row, or from the largest down where top_k leaves some out, at which the sum of weights reaches the draw. Of equal logits
-// the one of lower index comes first. The draw of row m is number index[m] (M) i32 of (seed, stream), so it
-// depends neither on the other rows nor on their number. -> (M) i32
+// the row, or from the largest down where top_k leaves some out, at which the sum of weights reaches the
+// draw. Of equal logits the one of lower index comes first. The draw of row m is number index[m] (M) i32 of
+// (seed, stream), so it depends neither on the other rows nor on their number. -> (M) i32
 Tensor sample_rows(const Tensor& logits, const Tensor& index, const DrawOptions& draws);
 
 // x += 1.  x i32

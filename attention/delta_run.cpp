@@ -62,10 +62,11 @@ void backward(Backward& b, const Sizes& s) {
   if (q.dim(0) > 0) {
     const Tensor workspace = bytes_on(device, cuda::delta_rule_workspace(shape));
     count_matmuls(q, v, 6, 5);
-    cuda::delta_rule_backward(
-        shape, rows_of(q), rows_of(k), rows_of(v), floats(start), rows_of(d_o), floats(d_end), kept.raw(),
-        {written(dq), written(dk), written(dv), floats(dbeta), floats(dg), floats(d_start)}, workspace.raw(),
-        cuda::stream());
+    if (device == Device::cuda)
+      cuda::delta_rule_backward(
+          shape, rows_of(q), rows_of(k), rows_of(v), floats(start), rows_of(d_o), floats(d_end), kept.raw(),
+          {written(dq), written(dk), written(dv), floats(dbeta), floats(dg), floats(d_start)},
+          workspace.raw(), cuda::stream());
   }
   b.add(0, dq);
   b.add(1, dk);
@@ -108,8 +109,9 @@ DeltaRun delta_run(const Variable& q_in, const Variable& k_in, const Variable& v
     const cuda::DeltaRule shape = problem(sizes, q, v, dense_beta, dense_g, offsets);
     kept = bytes_on(q.device(), cuda::delta_rule_kept(shape, follows));
     count_matmuls(q, v, 3, 2);
-    cuda::delta_rule_forward(shape, rows_of(q), rows_of(k), rows_of(v), floats(before), written(o),
-                             floats(end), kept.raw(), follows, cuda::stream());
+    if (q.device() == Device::cuda)
+      cuda::delta_rule_forward(shape, rows_of(q), rows_of(k), rows_of(v), floats(before), written(o),
+                               floats(end), kept.raw(), follows, cuda::stream());
   }
   std::vector<Tensor> outputs{o};
   if (want_end) outputs.push_back(end);

@@ -59,9 +59,10 @@ void backward(Backward& b, const Spans& s) {
   const Tensor d_start = start.defined() ? empty_like(start) : Tensor();
   const Tensor workspace = scratch(cuda::ema_backward_workspace(shape), device);
   count(x, in, 5);
-  cuda::ema_backward(shape, rows_of(x), rows_of(dy), floats(start), floats(d_end),
-                     {dx.raw(), floats(d_in), floats(d_out), floats(d_decay), floats(d_start)},
-                     floats(workspace), cuda::stream());
+  if (device == Device::cuda)
+    cuda::ema_backward(shape, rows_of(x), rows_of(dy), floats(start), floats(d_end),
+                       {dx.raw(), floats(d_in), floats(d_out), floats(d_decay), floats(d_start)},
+                       floats(workspace), cuda::stream());
   b.add(0, dx);
   b.add(1, d_in);
   b.add(2, d_out);
@@ -98,8 +99,9 @@ EmaRun ema_run(const Variable& x, const Variable& in, const Variable& out, const
   const cuda::Ema shape = problem(spans, x.value(), dense_in, dense_out, dense_decay, on_device);
   const Tensor workspace = scratch(cuda::ema_forward_workspace(shape), device);
   count(x.value(), in.value(), 2);
-  cuda::ema_forward(shape, rows_of(x.value()), floats(before), y.raw(), floats(end), floats(workspace),
-                    cuda::stream());
+  if (device == Device::cuda)
+    cuda::ema_forward(shape, rows_of(x.value()), floats(before), y.raw(), floats(end), floats(workspace),
+                      cuda::stream());
 
   std::vector<Variable> inputs{x, in, out, decay};
   if (start.defined()) inputs.push_back(start);

@@ -59,10 +59,11 @@ void backward(Backward& b, const Sizes& s) {
   }
   if (start.defined()) d_start = empty_like(start);
   count_forwards(q, v, 2);
-  cuda::linear_attention_backward(
-      shape, rows_of(q), rows_of(k), rows_of(v), floats(start), rows_of(d_o), floats(d_end),
-      {written(dq), written(dk), written(dv), floats(d_start), floats(dg), floats(workspace)},
-      cuda::stream());
+  if (device == Device::cuda)
+    cuda::linear_attention_backward(
+        shape, rows_of(q), rows_of(k), rows_of(v), floats(start), rows_of(d_o), floats(d_end),
+        {written(dq), written(dk), written(dv), floats(d_start), floats(dg), floats(workspace)},
+        cuda::stream());
   b.add(0, dq);
   b.add(1, dk);
   b.add(2, dv);
@@ -91,8 +92,9 @@ LinearRun linear_run(const Variable& q, const Variable& k, const Variable& v, co
       want_end ? empty({sizes.documents, q.dim(1), q.dim(2), v.dim(2)}, Dtype::f32, q.device()) : Tensor();
   if (q.dim(0) > 0) {
     count_forwards(q, v, 1);
-    cuda::linear_attention_forward(problem(sizes, q, v, offsets, dense_g), rows_of(q), rows_of(k), rows_of(v),
-                                   floats(before), written(o), floats(end), cuda::stream());
+    if (q.device() == Device::cuda)
+      cuda::linear_attention_forward(problem(sizes, q, v, offsets, dense_g), rows_of(q), rows_of(k),
+                                     rows_of(v), floats(before), written(o), floats(end), cuda::stream());
   }
   std::vector<Variable> inputs{q, k, v};
   if (g.defined()) inputs.push_back(g);

@@ -6,6 +6,7 @@
 #include "attention/merge.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
+#include "autograd/planned_device.h"
 
 namespace weft {
 namespace {
@@ -153,7 +154,7 @@ Variable LocalCrossing::operator()(const Scan& part, const Block& block) {
     slot->steady = true;
     return part.step(block, own_states(part, *slot, layout(), device));
   }
-  if (part.kernel.on(device)) {
+  if (part.kernel.on(computed_on(device))) {
     const Scan::Ran ran = part.kernel.run(
         block, layout(), slot == nullptr ? State{} : past_of(part, *slot, layout()), slot != nullptr);
     if (slot != nullptr) remember(part, *slot, layout(), ran.end);

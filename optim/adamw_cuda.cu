@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "autograd/cuda/rows.cuh"
+#include "optim/weight_types.h"
 
 namespace weft::cuda {
 namespace {
@@ -78,12 +79,8 @@ void update(const Tensor& master, const Tensor& working, const Tensor& moment1, 
 
 void adamw(const Tensor& master, const Tensor& working, const Tensor& m, const Tensor& v,
            const Tensor& gradient, const AdamWConfig& config, const StepState& s) {
-  if (master.dtype() == Dtype::f64)
-    update<double, double>(master, working, m, v, gradient, config, s);
-  else if (working.dtype() == Dtype::f32)
-    update<float, float>(master, working, m, v, gradient, config, s);
-  else
-    update<float, bf16>(master, working, m, v, gradient, config, s);
+  with_weights(master, working,
+               [&]<class T, class Low>() { update<T, Low>(master, working, m, v, gradient, config, s); });
 }
 
 }  // namespace weft::cuda

@@ -1,6 +1,7 @@
 #include "optim/muon.h"
 
 #include "autograd/cuda/rows.cuh"
+#include "optim/weight_types.h"
 
 namespace weft::cuda {
 namespace {
@@ -88,12 +89,7 @@ void muon_normalize(const Tensor& y, const Tensor& x, const Tensor& squares) {
 }
 
 void muon_apply(const Tensor& master, const Tensor& working, const Tensor& u, double keep, double rate) {
-  if (master.dtype() == Dtype::f64)
-    apply<double, double>(master, working, u, keep, rate);
-  else if (working.dtype() == Dtype::f32)
-    apply<float, float>(master, working, u, keep, rate);
-  else
-    apply<float, bf16>(master, working, u, keep, rate);
+  with_weights(master, working, [&]<class T, class Low>() { apply<T, Low>(master, working, u, keep, rate); });
 }
 
 }  // namespace weft::cuda

@@ -117,6 +117,7 @@ ChildEnd run_child(const ChildProcess& child) {
   if (process == 0) become(child, signals, reader ? reader->writer() : -1);
   if (reader) reader->start();
 
+  const auto ask = [&] { child.ask ? child.ask(process) : void(kill(process, SIGUSR1)); };
   ChildEnd ended;
   int stops = 0;
   for (;;) {
@@ -126,15 +127,19 @@ ChildEnd run_child(const ChildProcess& child) {
       if (child.tick) child.tick();
     } else if (signal == SIGCHLD) {
       if (waitpid(process, &ended.wait_status, WNOHANG) == process) break;
-    } else if (signal == SIGUSR1 || signal == SIGUSR2) {
-      ended.stop |= signal == SIGUSR1;
+    } else if (signal == SIGUSR1) {
+      ended.stop = true;
+      ask();
+    } else if (signal == SIGUSR2) {
       kill(process, signal);
     } else {
       ended.stop = true;
       ++stops;
       if (stops == 1) std::fputs(child.on_stop.c_str(), stderr);
-      if (stops <= 2)
-        kill(process, stops == 1 ? SIGUSR1 : SIGTERM);
+      if (stops == 1)
+        ask();
+      else if (stops == 2)
+        kill(process, SIGTERM);
       else
         kill(-process, SIGKILL);
     }

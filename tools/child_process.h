@@ -1,6 +1,8 @@
 #pragma once
 // A program started, waited for, and asked to stop when we are.
 
+#include <sys/types.h>
+
 #include <functional>
 #include <string>
 #include <string_view>
@@ -17,6 +19,8 @@ struct ChildProcess {
   // Takes what it writes to stderr, piece by piece on another thread, and at the end nothing; in place of
   // `err`.
   std::function<void(std::string_view)> on_err = {};
+  // How it is asked to save and leave (SIGUSR1); by default it is sent the signal itself.
+  std::function<void(pid_t)> ask = {};
   std::function<bool()> cancelled = {};  // asked last: whether a signal has made it superfluous
 };
 

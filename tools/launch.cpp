@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -14,6 +15,7 @@
 #include "distributed/exit_code.h"
 #include "tools/child_process.h"
 #include "tools/launcher_notes.h"
+#include "tools/local_ranks.h"
 
 namespace weft {
 namespace {
@@ -169,6 +171,15 @@ LaunchResult launch(const LaunchOptions& options, const std::vector<std::string>
   ChildProcess child{.words = command.words,
                      .environment = command.environment,
                      .on_stop = "weft: asking all ranks to save and leave; again to end them at once\n"};
+  // Where all ranks are on this machine they are told themselves: Ubuntu 24.04's Open MPI 4.1.6 takes the
+  // signal and passes it to nobody.
+  child.ask = [&](pid_t launcher) {
+    const std::vector<pid_t> ranks = local_ranks(launcher);
+    if (std::ssize(ranks) != options.ranks)
+      kill(launcher, SIGUSR1);
+    else
+      for (const pid_t rank : ranks) kill(rank, SIGUSR1);
+  };
   LauncherNotes notes;
   if (command.words[0] == "mpirun" && host.mpi == LaunchHost::Mpi::open_mpi && host.mpi_major >= 5)
     child.on_err = [&](std::string_view bytes) {

@@ -10,7 +10,7 @@
 
 #include "attention/registry.h"
 #include "autograd/nearest_name.h"
-#include "tools/describe_mechanism.h"
+#include "tools/recipe_sizes.h"
 #include "training/checkpoint/files.h"
 #include "training/checkpoint/hash.h"
 #include "training/eval.h"
@@ -38,8 +38,8 @@ std::string today() {
 }
 
 double number_of(const Json& value, double none) { return value.is_number() ? value.get<double>() : none; }
-Json finite(double value) { return std::isfinite(value) ? Json(value) : Json(); }
 
+// What is not finite becomes null where this is written.
 Json to_json(const ZooResult& r) {
   return {{"task", r.cell.task},
           {"mechanism", r.cell.mechanism},
@@ -49,10 +49,10 @@ Json to_json(const ZooResult& r) {
           {"metric", r.metric},
           {"value", r.value},
           {"n", r.n},
-          {"chance", finite(r.chance)},
+          {"chance", r.chance},
           {"diverged", r.diverged},
-          {"grad_peak", finite(r.grad_peak)},
-          {"loss", finite(r.loss)},
+          {"grad_peak", r.grad_peak},
+          {"loss", r.loss},
           {"parameters", r.parameters},
           {"seconds", r.seconds},
           {"recipe_hash", r.recipe_hash},
@@ -99,20 +99,13 @@ double grad_peak(const std::string& metrics, int64_t warmup) {
 
 // Of the first layer, after an example of the recipe's task, or a context of text.
 int64_t state_of(const Recipe& recipe) {
-  const ModelConfig config = model_config(recipe, 1);
-  const MechanismEntry& entry = find_mechanism(config.layers.front());
-  int64_t tokens = recipe.data.task.empty() ? recipe.context : 0;
+  const MechanismEntry& entry = find_mechanism(model_config(recipe, 1).layers.front());
+  MechanismSize size = size_in(recipe, entry);
+  if (!recipe.data.task.empty()) size.tokens = 0;
   const auto tokenizer = open_tokenizer(recipe);
   for (const TaskText& task : task_texts(recipe, "data.task", recipe.data.task))
-    tokens = std::max(tokens, task.make(*tokenizer)->length());
-  return state_bytes(entry, {.attributes = config.attributes(entry.id),
-                             .dims = {.heads = config.heads,
-                                      .kv_heads = config.kv_heads,
-                                      .key = config.head_size,
-                                      .value = config.head_size,
-                                      .width = config.width},
-                             .dtype = precision_of(recipe),
-                             .tokens = tokens});
+    size.tokens = std::max(size.tokens, task.make(*tokenizer)->length());
+  return state_bytes(entry, size);
 }
 
 // What the zoo is made of, from the options.

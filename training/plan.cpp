@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "autograd/planned_device.h"
 #include "training/recipe/diff.h"
 
 namespace weft {
@@ -14,13 +15,22 @@ namespace {
 // What a device is good for: FLOP/s that training reaches on it, and its memory.
 struct DeviceModel {
   const char* name;
+  Device device;
   double flops;
   int64_t bytes;
 };
 constexpr DeviceModel kDevices[] = {
-    {"cpu", NAN, 0},
+    {"cpu", Device::cpu, NAN, 0},
+    {"cuda", Device::cuda, NAN, 0},
     // Half of the 741 TFLOP/s that a large bf16 product reached on an H100 80GB.
-    {"h100-80", 370e12, int64_t{80} << 30},
+    {"h100-80", Device::cuda, 370e12, int64_t{80} << 30},
+};
+
+// In force while a plan for another device is made.
+struct PlanFor {
+  explicit PlanFor(Device device) { plan_for(device); }
+  ~PlanFor() { plan_for(Device::meta); }
+  PlanFor(const PlanFor&) = delete;
 };
 
 // The documents of a step decide what crosses ranks and how much is padded, so the plan reads them where that
@@ -137,8 +147,14 @@ RunPlan Planner::plan(const Recipe& recipe, int ranks, const std::string& device
   for (const DeviceModel& d : kDevices)
     if (device == d.name) model = &d;
   if (model == nullptr)
-    throw Error(Exit::usage, text("unknown device ", device), "--device", "cpu or h100-80");
+    throw Error(Exit::usage, text("unknown device ", device), "--device", "cpu, cuda or h100-80");
+  const PlanFor planned(model->device);
   RunPlan plan;
+#ifndef WEFT_CUDA
+  if (model->device == Device::cuda)
+    plan.warnings.emplace_back(
+        "this build has no CUDA kernels: where a mechanism has one, a GPU needs less memory than this");
+#endif
   plan.mesh = plan_mesh(ranks, static_cast<int>(recipe.mesh.cp), static_cast<int>(recipe.mesh.dp));
   if (!plan.mesh.note.empty()) plan.warnings.push_back(plan.mesh.note);
   plan.warnings.insert(plan.warnings.end(), unread_.begin(), unread_.end());

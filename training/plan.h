@@ -32,7 +32,7 @@ class Planner {
   // Takes the recipe's data, context and seed; they have to be those of all recipes planned later.
   explicit Planner(const Recipe& recipe);
 
-  // device: cpu, or h100-80. Errors: those of the recipe.
+  // device: cpu, cuda or h100-80. Errors: those of the recipe.
   RunPlan plan(const Recipe& recipe, int ranks, const std::string& device = "cpu") const;
   const Tokenizer& tokenizer() const { return *tokenizer_; }
 

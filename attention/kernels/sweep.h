@@ -86,9 +86,15 @@ inline void check_cuda(cudaError_t status, const char* what) {
   if (status != cudaSuccess) throw Error(Exit::internal, text(what, ": ", cudaGetErrorString(status)));
 }
 
+// Without a GPU, where only plans are made, an H100's.
 inline int device_attribute(cudaDeviceAttr attribute) {
   int device = 0, value = 0;
-  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  if (cudaGetDevice(&device) != cudaSuccess) {
+    cudaGetLastError();
+    return attribute == cudaDevAttrComputeCapabilityMajor ? 9
+           : attribute == cudaDevAttrMultiProcessorCount  ? 132
+                                                          : 227 * 1024;
+  }
   check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
   return value;
 }

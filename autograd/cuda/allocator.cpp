@@ -81,9 +81,9 @@ class Arena : public Allocator {
     blocks_.erase(b);
   }
 
-  // A new segment that holds `bytes`; what fills more than half of one gets its own, or the rest would lie idle
-  // where many of a size are asked for, as caches are. Where the driver has no more, segments that lie idle
-  // go back first.
+  // A new segment that holds `bytes`; what fills more than half of one gets its own, or the rest would lie
+  // idle where many of a size are asked for, as caches are. Where the driver has no more, segments that lie
+  // idle go back first.
   bool grow(int64_t bytes) {
     if (add_segment(2 * bytes > kSegment ? bytes : kSegment)) return true;
     give_back();

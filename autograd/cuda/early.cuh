@@ -6,7 +6,7 @@
 
 namespace weft::cuda {
 
-// Until then only what no recording writes may be read, and nothing written. At once where nothing runs.
+// As said of starts_early(): what comes before it in a kernel. At once where nothing runs.
 __device__ inline void wait_for_earlier() {
 #if __CUDA_ARCH__ >= 900
   cudaGridDependencySynchronize();

@@ -24,9 +24,10 @@ class Replay {
   void* graph_ = nullptr;
 };
 
-// Of a kernel that waits for all work before it by cudaGridDependencySynchronize(), and until then reads only
-// what no recording writes: in a recording it starts as soon as the kernel before it has, so that its first
-// reads are under way when it may go on.
+// Of a kernel that waits for all work before it by cudaGridDependencySynchronize(): in a recording it starts
+// as soon as the kernel before it has, so that its first reads are under way when it may go on. Until it
+// waits it writes nothing, and reads only what was written before the last kernel that does not start early:
+// all of a run of such kernels may be under way at once.
 void starts_early(const void* kernel);
 // Whether there may be such kernels now: in a recording, on a device that knows them.
 bool early_starts();

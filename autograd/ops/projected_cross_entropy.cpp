@@ -6,6 +6,7 @@
 #include "autograd/ops/matmul.h"
 #include "autograd/ops/reduce.h"
 #include "autograd/ops/rows.h"
+#include "autograd/planned_device.h"
 
 namespace weft {
 
@@ -40,13 +41,12 @@ CrossEntropy projected_cross_entropy(const Variable& hidden, const Variable& wei
   const Tensor token_weights = options.weights.defined() ? options.weights.to(wide) : Tensor();
 
   const Tensor& x = hidden;
-  const Tensor w = device == Device::cpu ? weight.value().to(wide) : weight.value();
+  const Tensor w = computed_on(device) == Device::cpu ? weight.value().to(wide) : weight.value();
   const Tensor loss = empty({tokens}, wide, device), nll = empty({tokens}, wide, device);
   const bool taped = Tape::current() != nullptr;
   const bool of_hidden = taped && hidden.differentiable(), of_weight = taped && weight.differentiable();
   const bool gradient = of_hidden || of_weight;
-  // Of a plan on meta, what the default device would take.
-  const bool gpu = (device == Device::meta ? default_device() : device) == Device::cuda;
+  const bool gpu = computed_on(device) == Device::cuda;
   const Dtype precision = gpu && gradient ? hidden.dtype() : wide;
   const int64_t chunk =
       options.chunk > 0 ? options.chunk : tokens_at_a_time(tokens, vocabulary * size_of(precision), gpu);

@@ -160,6 +160,19 @@ TEST_P(Conformance, PrefillAndDecodeEqualFull) {
   }
 }
 
+// A state adds up over the whole text: tolerances of bf16 would hide for long that it is one itself.
+TEST_P(Conformance, StatesAreWide) {
+  Subject s(GetParam(), Dtype::bf16);
+  if (!s.mechanism->causal()) return;
+  const Layout layout = whole_documents({40});
+  Stream stream;
+  LocalCrossing cross(layout, &stream);
+  s.mechanism->forward(block_of(variables(random_inputs(*s.mechanism, 40, Dtype::bf16)), layout), cross);
+  for (const Stream::Slot& slot : stream.slots)
+    for (const auto& [document, state] : slot.states)
+      for (size_t i = 0; i < state.size(); ++i) EXPECT_EQ(state[i].dtype(), Dtype::f32) << slot.names[i];
+}
+
 TEST_P(Conformance, CheckpointedEqualsPlainBitForBit) {
   for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
     Subject s(GetParam(), dtype);

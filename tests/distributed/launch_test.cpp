@@ -305,6 +305,28 @@ TEST_F(Job, ASignalAsksTheRanksToLeave) {
   unsetenv("WEFT_TEST_LAUNCHER");
 }
 
+// Stands for Ubuntu 24.04's Open MPI 4.1.6, which takes SIGUSR1 and passes it to nobody.
+TEST_F(Job, ASignalReachesRanksThatMpirunDoesNotTell) {
+  const std::string folder = testing::TempDir() + "deaf-mpirun";
+  fs::create_directory(folder);
+  std::ofstream(folder + "/mpirun") << R"(#!/bin/sh
+case $* in *--version*) echo 'mpirun (Open MPI) 4.1.6'; exit ;; esac
+trap : USR1
+for word; do [ "$word" = -c ] && break; program=$word; shift; done
+OMPI_COMM_WORLD_RANK=0 "$program" "$@" &
+while kill -0 $! 2>/dev/null; do wait $!; code=$?; done
+exit $code
+)";
+  fs::permissions(folder + "/mpirun", fs::perms::owner_all);
+  const std::string path = std::getenv("PATH");
+  setenv("PATH", (folder + ":" + path).c_str(), 1);
+  const std::string rank = text("trap 'exit 75' USR1; kill -TERM ", getpid(),
+                                "; for i in $(seq 100); do sleep 0.05; done; exit 0");
+  EXPECT_EQ(launch({1, "mpirun", {}, ""}, {"-c", rank}, "/bin/sh").code, Exit::stopped);
+  setenv("PATH", path.c_str(), 1);
+  fs::remove_all(folder);
+}
+
 TEST_F(Job, AProgramThatIsNotThereIsAnError) {
   EXPECT_EQ(code_of([] { launch({2, "mpirun", {}, ""}, {}, "/nonexistent/weft"); }), Exit::usage);
 }

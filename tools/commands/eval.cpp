@@ -27,8 +27,6 @@ Words split(const std::string& text, char at) {
   return parts;
 }
 
-Json finite(double value) { return std::isfinite(value) ? Json(value) : Json(); }
-
 // A setting as the number it is, where it is one.
 Json setting(const std::string& text) {
   const Json number = Json::parse(text, nullptr, false);
@@ -40,9 +38,9 @@ Json to_json(const EvalRow& row) {
   for (const auto& [key, value] : row.keys) j[key] = setting(value);
   j["seed"] = row.seed;
   j["metric"] = row.metric;
-  j["value"] = finite(row.value);
+  j["value"] = number_or_null(row.value);
   j["n"] = row.n;
-  j["chance"] = finite(row.chance);
+  j["chance"] = number_or_null(row.chance);
   return j;
 }
 
@@ -134,11 +132,11 @@ Json to_json(const ZooResult& r) {
           {"rate", r.cell.rate},
           {"seed", r.cell.seed},
           {"metric", r.metric},
-          {"value", finite(r.value)},
+          {"value", number_or_null(r.value)},
           {"n", r.n},
-          {"chance", finite(r.chance)},
+          {"chance", number_or_null(r.chance)},
           {"diverged", r.diverged},
-          {"grad_peak", finite(r.grad_peak)},
+          {"grad_peak", number_or_null(r.grad_peak)},
           {"state_bytes", r.state_bytes < 0 ? Json() : Json(r.state_bytes)}};
 }
 

@@ -2,33 +2,19 @@
 
 #include "tools/commands.h"
 #include "tools/commands/json_line.h"
-#include "tools/describe_mechanism.h"
 #include "tools/flags.h"
 #include "tools/recipe_path.h"
+#include "tools/recipe_sizes.h"
 #include "tools/text_table.h"
 #include "training/eval.h"
 #include "training/model_size.h"
 #include "training/recipe/find.h"
 #include "training/recipe/load.h"
-#include "training/setup.h"
 
 namespace weft {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-// Sizes of the mechanism in a recipe: its first layer there, or the recipe's defaults where it has none.
-MechanismSize size_in(const Recipe& recipe, const MechanismEntry& entry) {
-  const ModelConfig config = model_config(recipe, 1);
-  return {.attributes = config.attributes(entry.id),
-          .dims = {.heads = config.heads,
-                   .kv_heads = config.kv_heads,
-                   .key = config.head_size,
-                   .value = config.head_size,
-                   .width = config.width},
-          .dtype = precision_of(recipe),
-          .tokens = recipe.context};
-}
 
 Json crosses(const std::vector<PartCall>& calls) {
   Json list = Json::array();

@@ -29,7 +29,6 @@ void refuse_other_file(const std::string& path) {
 }
 
 Json described(const Comparison& all) {
-  const auto number = [](double x) { return std::isfinite(x) ? Json(x) : Json(); };
   Json rows = Json::array();
   for (const ComparedRun& run : all.runs) {
     Json row = {{"run", run.data.folder},
@@ -39,9 +38,9 @@ Json described(const Comparison& all) {
                 {"comparable", run.apart.empty()},
                 {"why", run.apart.empty() ? Json() : Json(run.apart)},
                 {"step", run.data.points.empty() ? Json() : Json(run.data.points.back().step)},
-                {"loss", number(run.loss)},
-                {"val_loss", number(run.val_loss)},
-                {"val_bpb", number(run.val_bpb)}};
+                {"loss", number_or_null(run.loss)},
+                {"val_loss", number_or_null(run.val_loss)},
+                {"val_bpb", number_or_null(run.val_bpb)}};
     rows.push_back(row);
   }
   return rows;

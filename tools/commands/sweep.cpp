@@ -231,7 +231,6 @@ Exit code_of(const std::vector<SweepResult>& results) {
 
 void print_results(const Request& request, const std::vector<SweepRun>& runs,
                    const std::vector<SweepResult>& results) {
-  const auto number = [](double x) { return std::isfinite(x) ? Json(x) : Json(); };
   const auto fixed = [](double x) {
     char out[32];
     std::snprintf(out, sizeof out, "%.4f", x);
@@ -246,10 +245,10 @@ void print_results(const Request& request, const std::vector<SweepRun>& runs,
                     {"status", r.status},
                     {"exit", r.code},
                     {"step", r.step},
-                    {"loss", number(r.loss)},
-                    {"val_loss", number(r.val_loss)},
-                    {"val_bpb", number(r.val_bpb)},
-                    {"seconds", number(r.seconds)},
+                    {"loss", number_or_null(r.loss)},
+                    {"val_loss", number_or_null(r.val_loss)},
+                    {"val_bpb", number_or_null(r.val_bpb)},
+                    {"seconds", number_or_null(r.seconds)},
                     {"error", r.failure.empty() ? Json() : Json(r.failure)}});
     lines.push_back(
         {runs[i].name, r.status, std::to_string(r.step), fixed(r.loss), fixed(r.val_loss), fixed(r.val_bpb)});

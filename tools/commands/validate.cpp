@@ -23,12 +23,12 @@ int run_validate(const Words& words) {
     }
   }
   int64_t ranks = 1;
-  std::string device = "cpu";
+  std::string device = name_of(best_device());
   bool json = false;
   Flags flags("validate", "RECIPE",
               "Says what a run will need: parameters, memory, work, bytes sent. Overrides as in weft train.");
   flags.add("--ranks", ranks, "N", "ranks of the run", {.min = 1, .max = 1 << 20});
-  flags.add("--device", device, "NAME", "cpu or h100-80");
+  flags.add("--device", device, "NAME", "cpu, cuda or h100-80; if not said, what a run here computes on");
   flags.add("--json", json, "one line of JSON (validate/1)");
   if (!flags.parse(own)) return 0;
   const Recipe recipe = load_recipe(recipe_path(flags.arguments()[0]), split_overrides(overrides));

@@ -1,6 +1,6 @@
 #pragma once
-// What every op has to pass besides its own values: gradients in f64, f32 and bf16 against f64, the same bits
-// on one and two threads, and the same shapes on the meta device.
+// What every op has to pass besides its own values: gradients in f64, f32 and bf16 against f64, views as
+// good as copies, the same bits on one and two threads, and the same shapes on the meta device.
 
 #include <omp.h>
 
@@ -8,8 +8,19 @@
 
 namespace weft {
 
+// The same elements as columns of something wider.
+inline Tensor as_columns(const Tensor& x) {
+  if (x.rank() < 2) return x;
+  const int64_t width = x.row_size();
+  const Tensor view =
+      random_tensor({x.dim(0), width + 9}, 99).to(x.dtype()).columns(4, 4 + width).reshape(x.shape());
+  view.copy_from(x);
+  return view;
+}
+
 // Outputs of f, and the gradients of its floating inputs for a random adjoint.
-inline std::vector<Tensor> outputs_and_gradients(const Function& f, const std::vector<Tensor>& inputs) {
+inline std::vector<Tensor> outputs_and_gradients(const Function& f, const std::vector<Tensor>& inputs,
+                                                 bool adjoints_are_views = false) {
   Tape tape;
   std::vector<Variable> leaves;
   for (const Tensor& x : inputs)
@@ -19,6 +30,7 @@ inline std::vector<Tensor> outputs_and_gradients(const Function& f, const std::v
   for (const Variable& y : outputs) {
     all.push_back(y.value());
     seeds.push_back(y.device() == Device::meta ? empty_like(y) : random_tensor(y.shape(), 77).to(y.dtype()));
+    if (adjoints_are_views) seeds.back() = as_columns(seeds.back());
   }
   tape.backward(outputs, seeds);
   for (const Variable& v : leaves)
@@ -42,6 +54,17 @@ inline void expect_precision(const Function& f, const std::vector<Tensor>& input
     const std::vector<Tensor> got = outputs_and_gradients(f, rounded);
     for (size_t i = 0; i < got.size(); ++i)
       EXPECT_LE(difference(got[i], exact[i]), tolerance::of(dtype)) << name_of(dtype) << " result " << i;
+  }
+}
+
+// Inputs and adjoints may be views with a pitch. (Products of a GPU may go by other kernels then.)
+inline void expect_views_equal_copies(const Function& f, const std::vector<Tensor>& inputs) {
+  for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16}) {
+    const std::vector<Tensor> x = each_float(inputs, [&](const Tensor& t) { return t.to(dtype); });
+    const std::vector<Tensor> copies = outputs_and_gradients(f, x),
+                              views = outputs_and_gradients(f, each_float(x, as_columns), true);
+    for (size_t i = 0; i < copies.size(); ++i)
+      EXPECT_LE(difference(views[i], copies[i]), tolerance::of(dtype)) << name_of(dtype) << " result " << i;
   }
 }
 
@@ -77,6 +100,7 @@ inline void expect_meta_shapes(const Function& f, const std::vector<Tensor>& inp
 inline void expect_op(const Function& f, const std::vector<Tensor>& inputs) {
   expect_gradients(f, inputs);
   expect_precision(f, inputs);
+  expect_views_equal_copies(f, inputs);
   expect_meta_shapes(f, inputs);
 }
 

@@ -60,9 +60,11 @@ class Arena : public Allocator {
     CUDA_CHECK(cudaMemsetAsync(pointer, value, static_cast<size_t>(bytes), stream()));
   }
 
-  bool owns(void* pointer) {
+  bool owns(const void* pointer) {
     const std::lock_guard lock(mutex_);
-    return blocks_.contains(static_cast<char*>(pointer));
+    const char* const at = static_cast<const char*>(pointer);
+    return std::any_of(segments_.begin(), segments_.end(),
+                       [at](const auto& s) { return s.first <= at && at < s.first + s.second; });
   }
 
  private:
@@ -136,16 +138,20 @@ class Arenas : public Allocator {
     (recorded_.owns(pointer) ? recorded_ : usual_).release(pointer, bytes);
   }
   void fill(void* pointer, int value, int64_t bytes) override { usual_.fill(pointer, value, bytes); }
+  bool is_recorded(const void* pointer) { return recorded_.owns(pointer); }
 
  private:
   Arena usual_, recorded_;
 };
 
+Arenas& arenas() {
+  static auto* const both = new Arenas;  // never destroyed: tensors with static lifetime may outlive main
+  return *both;
+}
+
 }  // namespace
 
-Allocator& allocator() {
-  static auto* const arenas = new Arenas;  // never destroyed: tensors with static lifetime may outlive main
-  return *arenas;
-}
+Allocator& allocator() { return arenas(); }
+bool is_recorded(const void* pointer) { return arenas().is_recorded(pointer); }
 
 }  // namespace weft::cuda

@@ -15,9 +15,10 @@ namespace {
 
 bool recording_now = false;
 
-std::set<const void*>& early_kernels() {
-  static std::set<const void*> kernels;
-  return kernels;
+// Of the recording.
+std::set<cudaGraphNode_t>& early_nodes() {
+  static std::set<cudaGraphNode_t> nodes;
+  return nodes;
 }
 
 #if CUDART_VERSION >= 13000  // where edges have kinds
@@ -35,10 +36,7 @@ void let_kernels_start_early(cudaGraph_t graph) {
   std::vector<cudaGraphEdgeData> edges(count);
   CUDA_CHECK(cudaGraphGetEdges(graph, from.data(), to.data(), edges.data(), &count));
   for (size_t i = 0; i < count; ++i) {
-    if (!is_kernel(from[i]) || !is_kernel(to[i])) continue;
-    cudaKernelNodeParams kernel{};
-    CUDA_CHECK(cudaGraphKernelNodeGetParams(to[i], &kernel));
-    if (!early_kernels().contains(kernel.func)) continue;
+    if (!early_nodes().contains(to[i]) || !is_kernel(from[i])) continue;
     cudaGraphEdgeData early{};
     early.from_port = cudaGraphKernelNodePortLaunchCompletion;
     early.type = cudaGraphDependencyTypeProgrammatic;
@@ -54,6 +52,7 @@ class Recording {
   Recording() {
     CUDA_CHECK(cudaStreamBeginCapture(stream(), cudaStreamCaptureModeRelaxed));  // the arena may grow
     recording_now = true;
+    early_nodes().clear();
   }
   ~Recording() {
     if (recording_now) end();
@@ -78,15 +77,23 @@ class Recording {
 }  // namespace
 
 bool recording() { return recording_now; }
-void starts_early(const void* kernel) { early_kernels().insert(kernel); }
-bool early_starts() {
+
+void starts_early() {
+#if CUDART_VERSION >= 13000
   static const bool able = [] {
     int device = 0, major = 0;
     CUDA_CHECK(cudaGetDevice(&device));
     CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
     return major >= 9;
   }();
-  return recording_now && able;
+  if (!recording_now || !able) return;
+  cudaStreamCaptureStatus status;
+  const cudaGraphNode_t* last = nullptr;
+  const cudaGraphEdgeData* edges = nullptr;
+  size_t count = 0;
+  CUDA_CHECK(cudaStreamGetCaptureInfo(stream(), &status, nullptr, nullptr, &last, &edges, &count));
+  if (count == 1) early_nodes().insert(last[0]);
+#endif
 }
 
 void Replay::record(const std::function<void()>& f) {

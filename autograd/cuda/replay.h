@@ -24,13 +24,14 @@ class Replay {
   void* graph_ = nullptr;
 };
 
-// Of a kernel that waits for all work before it by cudaGridDependencySynchronize(): in a recording it starts
-// as soon as the kernel before it has, so that its first reads are under way when it may go on. Until it
-// waits it writes nothing, and reads only what was written before the last kernel that does not start early:
-// all of a run of such kernels may be under way at once.
-void starts_early(const void* kernel);
-// Whether there may be such kernels now: in a recording, on a device that knows them.
-bool early_starts();
+// Of the kernel launched last, if work is recorded: it waits for all work before it by
+// cudaGridDependencySynchronize(), so that in the recording it starts as soon as the kernel before it has, and
+// its first reads are under way when it may go on. Until it waits it writes nothing, and reads only what was
+// written before the last kernel that does not start early: a whole run of such kernels may be under way.
+void starts_early();
+
+// Whether an address is of memory that a recording took.
+bool is_recorded(const void* pointer);
 
 // Copies between the GPU and the host so far.
 int64_t host_copies();

@@ -48,11 +48,14 @@ bool few_rows(const Tensor& c, const Tensor& a, const Tensor& b, Transpose t) {
 
 template <class To>
 void multiply_few_rows(const Tensor& c, const Tensor& a, const Tensor& b, double alpha, double beta) {
-  const auto kernel = c.dim(0) > 8 ? few_rows_kernel<To, 2> : few_rows_kernel<To, 1>;
-  launch_early(kernel, static_cast<unsigned>((c.dim(1) + kFewRowsColumns - 1) / kFewRowsColumns),
-               kFewRowsThreads, 0, data<To>(c), data<const bf16>(a), data<const bf16>(b),
-               static_cast<int>(c.dim(0)), c.dim(1), a.dim(1), c.pitch(), a.pitch(), b.pitch(),
-               static_cast<float>(alpha), static_cast<float>(beta));
+  const auto blocks = static_cast<unsigned>((c.dim(1) + kFewRowsColumns - 1) / kFewRowsColumns);
+  const auto launch = [&](auto kernel) {
+    kernel<<<blocks, kFewRowsThreads, 0, stream()>>>(
+        data<To>(c), data<const bf16>(a), data<const bf16>(b), static_cast<int>(c.dim(0)), c.dim(1), a.dim(1),
+        c.pitch(), a.pitch(), b.pitch(), static_cast<float>(alpha), static_cast<float>(beta));
+    if (!is_recorded(b.raw())) starts_early();  // what the recording itself makes may be under way
+  };
+  c.dim(0) > 8 ? launch(few_rows_kernel<To, 2>) : launch(few_rows_kernel<To, 1>);
   check_launch("product of a few rows");
 }
 

@@ -25,9 +25,9 @@ class Replay {
 };
 
 // Of the kernel launched last, if work is recorded: it waits for all work before it by
-// cudaGridDependencySynchronize(), so that in the recording it starts as soon as the kernel before it has, and
-// its first reads are under way when it may go on. Until it waits it writes nothing, and reads only what was
-// written before the last kernel that does not start early: a whole run of such kernels may be under way.
+// cudaGridDependencySynchronize(), so that in the recording it starts as soon as the kernel before it has,
+// and its first reads are under way when it may go on. Until it waits it writes nothing, and reads only what
+// was written before the last kernel that does not start early: a whole run of such kernels may be under way.
 void starts_early();
 
 // Whether an address is of memory that a recording took.

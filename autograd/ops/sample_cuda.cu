@@ -45,30 +45,67 @@ struct Draw {
   RandomKey random;
 };
 
-// One block a row; a thread has a run of the row. The draw falls into the run where the running sum first
-// reaches it, and there to an element.
+constexpr int kParts = 64;  // of a row, so that many multiprocessors share its exponentials
+
+// What a part of a row has: its largest logit, and the sum of weights beside that one's.
+struct Part {
+  double high, sum;
+};
+
+__device__ int64_t part_begin(int64_t n, int64_t part) { return n * part / kParts; }
+
+__global__ void __launch_bounds__(kThreads)
+    parts_kernel(Part* parts, const float* logits, const __grid_constant__ Draw d) {
+  const float* z = logits + blockIdx.y * d.pitch;
+  const int64_t begin = part_begin(d.n, blockIdx.x), end = part_begin(d.n, blockIdx.x + 1);
+  float high = -INFINITY;
+  for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) high = z[i] > high ? z[i] : high;
+  const double top = block_max(high);
+  double sum = 0;
+  if (top > -INFINITY)
+    for (int64_t i = begin + threadIdx.x; i < end; i += kThreads)
+      sum += exp((static_cast<double>(z[i]) - top) / d.temperature);
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) parts[blockIdx.y * kParts + blockIdx.x] = {top, sum};
+}
+
+// One block a row: the part where the running sum first reaches the draw; there a thread has a run, and walks
+// it if the draw falls there.
 __global__ void __launch_bounds__(kDrawThreads)
-    draw_kernel(int32_t* to, const float* logits, const int32_t* index, const __grid_constant__ Draw d) {
+    draw_kernel(int32_t* to, const float* logits, const int32_t* index, const Part* parts,
+                const __grid_constant__ Draw d) {
   __shared__ double space[kDrawThreads];
+  __shared__ double left;  // of the draw, when the part begins
+  __shared__ int64_t begin, end;
   __shared__ int32_t chosen;
   const float* z = logits + blockIdx.x * d.pitch;
-  const int64_t run = (d.n + kDrawThreads - 1) / kDrawThreads, begin = min(d.n, threadIdx.x * run),
-                end = min(d.n, begin + run);
-  float high = -INFINITY;
-  for (int64_t i = begin; i < end; ++i) high = z[i] > high ? z[i] : high;
-  const double top = block_max(high);
+  parts += blockIdx.x * kParts;
+  double top = -INFINITY;
+  for (int i = 0; i < kParts; ++i) top = parts[i].high > top ? parts[i].high : top;
+  if (threadIdx.x == 0) {
+    const auto share = [&](int i) { return parts[i].sum * exp((parts[i].high - top) / d.temperature); };
+    double total = 0;
+    for (int i = 0; i < kParts; ++i) total += parts[i].sum > 0 ? share(i) : 0;
+    left = total * d.random.uniform(static_cast<uint64_t>(index[blockIdx.x]));
+    int part = 0;
+    for (double mine; part + 1 < kParts; ++part, left -= mine) {
+      mine = parts[part].sum > 0 ? share(part) : 0;
+      if (mine > 0 && left <= mine) break;
+    }
+    begin = part_begin(d.n, part), end = part_begin(d.n, part + 1);
+    chosen = static_cast<int32_t>(max(begin, end - 1));
+  }
+  __syncthreads();
+  const int64_t run = (end - begin + kDrawThreads - 1) / kDrawThreads,
+                first = min(end, begin + threadIdx.x * run), last = min(end, first + run);
   const auto weight = [&](int64_t i) { return exp((static_cast<double>(z[i]) - top) / d.temperature); };
   double sum = 0;
-  for (int64_t i = begin; i < end; ++i) sum += weight(i);
-  const double upto = running_sum(space, sum), total = space[kDrawThreads - 1];
-  const double draw = total * d.random.uniform(static_cast<uint64_t>(index[blockIdx.x]));
-  if (threadIdx.x == 0) chosen = static_cast<int32_t>(d.n - 1);
-  __syncthreads();
-  const double reached = threadIdx.x == 0 ? 0 : space[threadIdx.x - 1];
-  if (begin < end && draw > reached && draw <= upto) {
-    double left = draw - reached;
-    int64_t at = begin;
-    while (at + 1 < end && (left -= weight(at)) > 0) ++at;
+  for (int64_t i = first; i < last; ++i) sum += weight(i);
+  const double upto = running_sum(space, sum), reached = threadIdx.x == 0 ? 0 : space[threadIdx.x - 1];
+  if (first < last && left > reached && left <= upto) {
+    double rest = left - reached;
+    int64_t at = first;
+    while (at + 1 < last && (rest -= weight(at)) > 0) ++at;
     chosen = static_cast<int32_t>(at);
   }
   __syncthreads();
@@ -179,9 +216,15 @@ void sample_rows(const Tensor& to, const Tensor& logits, const Tensor& index, co
   const auto* z = data<const float>(logits);
   if (draws.temperature == 0)
     largest_kernel<<<rows, kDrawThreads, 0, stream()>>>(data<int32_t>(to), z, n, logits.pitch());
-  else
-    (kept < n ? draw_of_best_kernel : draw_kernel)<<<rows, kDrawThreads, 0, stream()>>>(
-        data<int32_t>(to), z, data<const int32_t>(index), d);
+  else if (kept < n)
+    draw_of_best_kernel<<<rows, kDrawThreads, 0, stream()>>>(data<int32_t>(to), z, data<const int32_t>(index),
+                                                             d);
+  else {
+    const Tensor parts = empty({to.dim(0), kParts, 2}, Dtype::f64, Device::cuda);
+    parts_kernel<<<dim3(kParts, rows), kThreads, 0, stream()>>>(static_cast<Part*>(parts.raw()), z, d);
+    draw_kernel<<<rows, kDrawThreads, 0, stream()>>>(data<int32_t>(to), z, data<const int32_t>(index),
+                                                     static_cast<const Part*>(parts.raw()), d);
+  }
   check_launch("sample");
 }
 

@@ -124,6 +124,7 @@ LinearRun linear_run(const Variable& q, const Variable& k, const Variable& v, co
 }
 
 void use_linear_run(Scan& scan, double scale, bool gated, int64_t key, int64_t value, Dtype dtype) {
+  use_recurrent_step(scan, scale, key, -1, gated ? 3 : -1);
   scan.kernel.serves = [=](Device where) {
     return where == Device::cuda && dtype != Dtype::f64 && key <= 256 && value <= 256;
   };
@@ -145,7 +146,9 @@ LinearRun linear_run(const Variable&, const Variable&, const Variable&, const Va
   throw Error(Exit::internal, "this build has no kernel for linear attention");
 }
 
-void use_linear_run(Scan&, double, bool, int64_t, int64_t, Dtype) {}
+void use_linear_run(Scan& scan, double scale, bool gated, int64_t key, int64_t, Dtype) {
+  use_recurrent_step(scan, scale, key, -1, gated ? 3 : -1);
+}
 
 #endif
 

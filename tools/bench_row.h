@@ -15,7 +15,7 @@ struct BenchRow {
   double ms = 0, ms_p10 = 0, ms_p90 = 0;  // median and percentiles over repetitions
   double flops = 0;                       // multiplications and additions of one repetition; 0: not counted
   int64_t tokens = 0;                     // of one repetition; 0: not a matter of tokens
-  const char* dtype = "f32";
+  std::string dtype = "f32";
   double bytes = 0;     // read and written once each; 0: not a matter of bytes
   double floor_ms = 0;  // what the machine needs at least, at rates measured in the same run; 0: not known
   std::string note = {};

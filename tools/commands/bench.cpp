@@ -1,6 +1,6 @@
 // `weft bench`: how fast this machine computes what training is made of, beside PyTorch where asked; what
-// heads that are off save; whether a mechanism's time a token grows with the text; what a GPU's kernels
-// reach.
+// heads that are off save; whether a mechanism's time a token grows with the text; how fast it decodes; what
+// a GPU's kernels reach.
 
 #include <algorithm>
 #include <cstdio>
@@ -10,11 +10,13 @@
 #include <map>
 
 #include "tools/bench_cpu.h"
+#include "tools/bench_decode.h"
 #include "tools/bench_gpu.h"
 #include "tools/bench_length.h"
 #include "tools/commands.h"
 #include "tools/commands/json_line.h"
 #include "tools/describe_mechanism.h"
+#include "tools/device_flag.h"
 #include "tools/flags.h"
 #include "training/log/environment_file.h"
 
@@ -181,12 +183,33 @@ void print_lengths(const std::vector<Json>& rows) {
   }
 }
 
+// Each row as it comes, with the share of the floor.
+std::vector<Json> decode_rows(const Words& words, int64_t steps, bool json) {
+  const bool gpu = default_device() == Device::cuda;
+  const std::string device = gpu ? describe_device(Device::cuda) : processor();
+  const std::vector<DecodeModel> models = decode_models(words, gpu);
+  const double rate = measure_copy_rate();
+  char line[160];
+  if (!json) print(text("  a copy moves ", static_cast<int64_t>(rate * 1e-9), " GB/s\n"));
+  std::vector<Json> rows;
+  for (const DecodeModel& model : models)
+    bench_decode(model, steps, rate, [&](const BenchRow& row) {
+      rows.push_back(row_json(row, device));
+      std::snprintf(line, sizeof line, "  %-24s  %-20s %9.3f ms %10.0f tokens/s  floor %9.3f ms %4.0f %%\n",
+                    row.name.c_str(), row.shape.c_str(), row.ms, row.tokens_per_s(), row.floor_ms,
+                    100 * row.floor_ms / row.ms);
+      if (!json) print(line);
+      std::fflush(stdout);
+    });
+  return rows;
+}
+
 }  // namespace
 
 int run_bench(const Words& words) {
   bool json = false;
-  int64_t milliseconds = 1000, rounds = 5;
-  std::string peer, script;
+  int64_t milliseconds = 1000, rounds = 5, steps = 50;
+  std::string peer, script, device_name;
   Flags flags(
       "bench", "WHAT [NAME...]",
       "WHAT is\n"
@@ -194,25 +217,28 @@ int run_bench(const Words& words) {
       "  heads    attention and layers of MoH with some heads of each token off, likewise\n"
       "  length   mechanisms, forward and backward, on 32768 tokens as short documents and as long ones;\n"
       "           those named, by default those that should cost the same\n"
-      "  gpu      kernels, layers and steps in bf16 on a GPU: the named of memory, products, loss, "
-      "attention,\n"
-      "           small, step; by default all. FLOOR is the share of what a copy or a large product reached");
-  flags.add(
-      "--ms", milliseconds, "N",
-      "measure each row for so many milliseconds; 0: once, cold; `gpu` takes no other number and is then "
-      "small enough for a CPU",
-      {.min = 0});
+      "  decode   a step of generation beside the time of its bytes, in bf16 on a GPU; of the sizes tiny,\n"
+      "           124M and 1.3B and the layers softmax, lightning and hybrid that are named, or of all\n"
+      "  gpu      kernels, layers and steps in bf16 on a GPU: the named of memory, products, loss,\n"
+      "           attention, small and step, or all; FLOOR is the share of what a copy or a large product\n"
+      "           reached");
+  flags.add("--ms", milliseconds, "N",
+            "measure each row for so many milliseconds; 0: once, cold, and of `gpu` small enough for a CPU",
+            {.min = 0});
   flags.add("--peer", peer, "PYTHON", "a python with PyTorch: the same shapes there, afterwards");
   flags.add("--script", script, "FILE",
             "what --peer runs; default tools/peers/torch_cpu.py, of `gpu` torch_gpu.py");
   flags.add("--rounds", rounds, "N", "of `length`: the median of so many; default 5", {.min = 1});
+  flags.add("--steps", steps, "N", "of `decode`: the median of so many; default 50", {.min = 1});
+  flags.add("--device", device_name, "cpu|cuda", kDeviceHelp);
   flags.add("--json", json, "a line a row, bench/1");
   if (!flags.parse(words)) return 0;
   const std::string what = flags.arguments()[0];
   const Words names(flags.arguments().begin() + 1, flags.arguments().end());
   const bool gpu = what == "gpu";
-  if (!gpu && what != "cpu" && what != "heads" && what != "length")
-    throw Error(Exit::usage, "there is no bench '" + what + "'", "", "write cpu, heads, length or gpu");
+  if (!gpu && what != "cpu" && what != "heads" && what != "length" && what != "decode")
+    throw Error(Exit::usage, "there is no bench '" + what + "'", "",
+                "write cpu, heads, length, decode or gpu");
   if (gpu) use_device(milliseconds > 0 ? Device::cuda : best_device());
   const std::string device =
       gpu && default_device() == Device::cuda ? describe_device(Device::cuda) : processor();
@@ -226,6 +252,10 @@ int run_bench(const Words& words) {
   if (what == "cpu") bench_cpu(seconds, keep);
   if (what == "heads") bench_heads(seconds, keep);
   if (what == "length") rows = length_rows(names, rounds, device);
+  if (what == "decode") {
+    compute_on(device_name);
+    rows = decode_rows(names, steps, json);
+  }
   if (gpu) {
     GpuBench bench{.smaller = milliseconds > 0 ? 1 : 64};
     if (!names.empty()) bench.rows.clear();
@@ -233,7 +263,8 @@ int run_bench(const Words& words) {
     bench_gpu(bench, keep);
   }
   if (!peer.empty()) add_peer(rows, run_peer(peer, script, gpu ? names : Words{text(seconds)}));
-  if (!json) gpu ? print_gpu_table(rows) : what == "length" ? print_lengths(rows) : print_table(rows);
+  if (!json && what != "decode")
+    gpu ? print_gpu_table(rows) : what == "length" ? print_lengths(rows) : print_table(rows);
   for (const Json& row : rows)
     if (json && !(gpu && peer.empty())) print_line(row);
   return 0;

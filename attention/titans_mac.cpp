@@ -9,6 +9,7 @@
 #include "attention/merge.h"
 #include "attention/merge_partials.h"
 #include "attention/naive.h"
+#include "attention/seen_pairs.h"
 #include "attention/short_convolution.h"
 #include "attention/softmax.h"
 #include "attention/titans_layers.h"
@@ -136,7 +137,9 @@ MemoryAsContext::Segments MemoryAsContext::segments_of(const Block& block, const
     keys.document = concatenate({kept_of, of}, 0).value();
   }
   AttentionOptions options{.scale = score_scale()};
-  const auto near = merge(softmax_merge(options), {{out.q}, at, of}, keys);
+  const double segments = static_cast<double>(rows) / static_cast<double>(n);
+  const auto near = merge(softmax_merge(options), {{out.q}, at, of}, keys,
+                          segments * seen_pairs(options, {{0, before, before + n}}));
   // Persistent tokens have no place: everybody sees them, by queries that are not turned.
   const std::vector<Variable> persistent = persistent_inputs();
   options.causal = false;
@@ -145,7 +148,8 @@ MemoryAsContext::Segments MemoryAsContext::segments_of(const Block& block, const
   };
   const Tensor everywhere = one(rows), always = one(config_.persistent);
   const auto known = merge(softmax_merge(options), {{of_x[0]}, everywhere, everywhere},
-                           {{{}, persistent[0], persistent[1]}, always, always});
+                           {{{}, persistent[0], persistent[1]}, always, always},
+                           static_cast<double>(rows * config_.persistent));
   const auto both = merge_partials(near[0], near[1], known[0], known[1]);
   out.o = both[0];
   out.lse = both[1];
@@ -202,7 +206,9 @@ std::pair<Variable, State> MemoryAsContext::step_in_segments(const Block& block,
               from_ints(places, block.x[0].device()),
               from_ints(texts, block.x[0].device())};
     }
-    const auto past = merge(attention, {{of_rows(all.q)}, all.place, all.document}, keys);
+    const auto past =
+        merge(attention, {{of_rows(all.q)}, all.place, all.document}, keys,
+              static_cast<double>(documents) * seen_pairs(attention.options, {{0, before, before + n}}));
     const Variable y = merge_partials(of_rows(all.o), of_rows(all.lse), past[0], past[1])[0];
     attended.push_back(reshape(y, {rows, h * value}));
 

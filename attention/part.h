@@ -107,8 +107,7 @@ struct Merge {
   AttentionOptions options;
   Forward forward;
   Backward backward;
-  Variable bias = {};       // learned, whole on every rank
-  double active_share = 1;  // of all heads of all queries, those that are on; for counting the work
+  Variable bias = {};  // learned, whole on every rank
   // Optional: one token more of each of M documents, all heads on, no bias, without a tape; as attention_step
   // (steps.h).
   struct Step {
@@ -118,6 +117,7 @@ struct Merge {
                                int64_t rows) = nullptr;
   };
   Step step = {};
+  double active_share = 1;  // of all heads of all queries, those that are on; for counting the work
 };
 
 struct Halo {

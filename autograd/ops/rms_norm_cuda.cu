@@ -72,52 +72,34 @@ __global__ void __launch_bounds__(kMostThreads)
 __device__ inline float plus(float a, float b) { return __fadd_rn(a, b); }
 __device__ inline double plus(double a, double b) { return __dadd_rn(a, b); }
 
-// The blocks' groups take a row each at a time, neighbours together, so that what is read at one time lies
-// together; a block leaves its own row of dgain. If kSum, dsum is added to dx. What costs is waiting: where a
-// thread holds one vector of a row there are four blocks on a multiprocessor, and the next row is read while
-// this one is added up.
-template <class T, int kHeld, bool whole, bool kSum>
-__global__ void __launch_bounds__(kThreads, kHeld == 1 ? 4 : 2)
+// A block takes `block_rows` rows, its groups one each at a time, and leaves its own row of dgain. dsum, if
+// there, is added to dx.
+template <class T, int kHeld, bool whole>
+__global__ void __launch_bounds__(kThreads, 2)
     rms_norm_backward_kernel(PitchedRows<T> dx, Acc<T>* dgain, PitchedRows<T> x, const Acc<T>* rstd,
                              const Acc<T>* gain, PitchedRows<T> dy, MaybeRows<T> dsum, int64_t rows, int n,
-                             int lanes) {
+                             int lanes, int64_t block_rows) {
   using A = Acc<T>;
-  using Row = HeldRow<T, kHeld, whole>;
   constexpr int V = Pack<T>::kSize;
   extern __shared__ __align__(16) unsigned char shared[];
   const Group group(lanes);
-  const int64_t groups = blockDim.x / lanes, begin = blockIdx.x * groups, stride = gridDim.x * groups;
+  const int64_t groups = blockDim.x / lanes;
+  const int64_t begin = int64_t{blockIdx.x} * block_rows, end = min(rows, begin + block_rows);
   A* total = dgain + int64_t{blockIdx.x} * n;
   A sum[kHeld > 0 ? kHeld : 1][V] = {};
-  // Groups without a row of their own read the last one again, so that no load waits for a branch.
-  const auto place = [&](int64_t first) { return min(first + group.index, rows - 1); };
-  const auto read = [&](const auto& of, int64_t first) { return Row(of[place(first)], n, group); };
-  const auto gain_at = [&](int j) {
-    Vector<A, V> g;
-    if (gain != nullptr) return load<whole, V>(gain + j, n - j);
-#pragma unroll
-    for (int e = 0; e < V; ++e) g.v[e] = A(1);
-    return g;
-  };
-  Vector<A, V> held_gain;
-  if constexpr (kHeld == 1) each_vector<kHeld, V>(n, group, [&](int, int j) { held_gain = gain_at(j); });
-  const auto factors = [&](int j) {
-    if constexpr (kHeld == 1)
-      return held_gain;
-    else
-      return gain_at(j);
-  };
-  Row a = read(x, begin), d = read(dy, begin);
-  for (int64_t first = begin; first < rows; first += stride) {
-    const int64_t at = place(first);
-    const int width = first + group.index < rows ? n : 0;
-    const Row more(dsum[at], kSum ? n : 0, group);
+  for (int64_t first = begin; first < end; first += groups) {
+    const int64_t row = first + group.index, at = min(row, end - 1);
+    const int width = row < end ? n : 0;
+    const HeldRow<T, kHeld, whole> a(x[at], width, group), d(dy[at], width, group),
+        more(dsum[at], dsum.there() ? width : 0, group);
     const A s = rstd[at];
-    Row next_a = a, next_d = d;
-    if constexpr (kHeld == 1) {
-      next_a = read(x, first + stride);
-      next_d = read(dy, first + stride);
-    }
+    const auto factors = [&](int j) {
+      Vector<A, V> g;
+      if (gain != nullptr) return load<whole, V>(gain + j, width - j);
+#pragma unroll
+      for (int e = 0; e < V; ++e) g.v[e] = A(1);
+      return g;
+    };
     // With h = x s and e = dy gain:  dx = s (e - h mean(e h)),  dgain = sum of dy h.
     A dot = 0;
     each_vector<kHeld, V>(width, group, [&](int k, int j) {
@@ -141,20 +123,13 @@ __global__ void __launch_bounds__(kThreads, kHeld == 1 ? 4 : 2)
           total[j + e] += part;
         out.v[e] = s * (q.v[e] * g.v[e] - p.v[e] * mean);
       }
-      if constexpr (kSum) {
+      if (dsum.there()) {
         const auto u = widen<T, V>(more.at(k, j));
 #pragma unroll
         for (int e = 0; e < V; ++e) out.v[e] = plus(A(static_cast<T>(out.v[e])), u.v[e]);
       }
       store<whole, V>(to + j, narrow<T, V>(out), width - j);
     });
-    if constexpr (kHeld == 1) {
-      a = next_a;
-      d = next_d;
-    } else {
-      a = read(x, first + stride);
-      d = read(dy, first + stride);
-    }
   }
   if constexpr (kHeld > 0) fold_groups<kHeld, V>(total, sum, n, group, reinterpret_cast<A*>(shared));
 }
@@ -189,27 +164,6 @@ void forward_as(const Tensor& y, const Tensor& rstd, const Tensor& sum, const Te
   });
 }
 
-template <class T, bool kSum>
-void backward_as(const Tensor& dx, const Tensor& dgain, const Tensor& x, const Tensor& rstd,
-                 const Tensor& gain, const Tensor& dy, const Tensor& dsum) {
-  const int64_t n = x.dim(-1), rows = row_count(x);
-  const RowBlocks blocks = row_blocks(rows);
-  const PitchedRows<T> to(dx), from(x), gradient(dy);
-  const MaybeRows<T> of_sum(dsum);
-  const Acc<T>* g = data_or_null<T>(gain);
-  // One vector of a row a thread, as long as a block has enough of them.
-  const int most = n <= int64_t{kThreads} * Pack<T>::kSize ? 1 : kHoldBack;
-  const RowPlan plan = plan_rows<T>(n, most, kThreads, kThreads);
-  if (plan.held == 0) dgain.zero();  // such sums live in memory
-  const bool whole_rows = to.whole() && from.whole() && gradient.whole() && of_sum.whole() && aligned(g);
-  with_norm_plan<T, kHoldBack>(plan, n, whole_rows, [&]<int kHeld, bool whole>() {
-    rms_norm_backward_kernel<T, kHeld, whole, kSum>
-        <<<static_cast<unsigned>(blocks.count), kThreads, fold_bytes<Acc<T>>(plan, n), stream()>>>(
-            to, data<Acc<T>>(dgain), from, data<const Acc<T>>(rstd), g, gradient, of_sum, rows,
-            static_cast<int>(n), plan.lanes);
-  });
-}
-
 void forward(const Tensor& y, const Tensor& rstd, const Tensor& sum, const Tensor& x, const Tensor& branch,
              const Tensor& gain, double eps) {
   if (row_count(x) == 0) return;
@@ -224,12 +178,22 @@ void forward(const Tensor& y, const Tensor& rstd, const Tensor& sum, const Tenso
 
 void backward(const Tensor& dx, const Tensor& dgain, const Tensor& x, const Tensor& rstd, const Tensor& gain,
               const Tensor& dy, const Tensor& dsum) {
-  if (row_count(x) == 0) return;
+  const int64_t n = x.dim(-1), rows = row_count(x);
+  if (rows == 0) return;
+  const RowBlocks blocks = row_blocks(rows);
   with_float(x.dtype(), [&]<class T>() {
-    if (dsum.defined())
-      backward_as<T, true>(dx, dgain, x, rstd, gain, dy, dsum);
-    else
-      backward_as<T, false>(dx, dgain, x, rstd, gain, dy, dsum);
+    const PitchedRows<T> to(dx), from(x), gradient(dy);
+    const MaybeRows<T> of_sum(dsum);
+    const Acc<T>* g = data_or_null<T>(gain);
+    const RowPlan plan = plan_rows<T>(n, kHoldBack, kThreads, kThreads);
+    if (plan.held == 0) dgain.zero();  // such sums live in memory
+    const bool whole_rows = to.whole() && from.whole() && gradient.whole() && of_sum.whole() && aligned(g);
+    with_norm_plan<T, kHoldBack>(plan, n, whole_rows, [&]<int kHeld, bool whole>() {
+      rms_norm_backward_kernel<T, kHeld, whole>
+          <<<static_cast<unsigned>(blocks.count), kThreads, fold_bytes<Acc<T>>(plan, n), stream()>>>(
+              to, data<Acc<T>>(dgain), from, data<const Acc<T>>(rstd), g, gradient, of_sum, rows,
+              static_cast<int>(n), plan.lanes, blocks.size);
+    });
   });
   check_launch("rms_norm_backward");
 }

@@ -21,9 +21,10 @@ std::vector<Variable> merge(const Merge& part, const Block& query, const Block& 
       "merge", inputs, y,
       save(q, k, v, query.position, query.document, keys.position, keys.document, bias, active, y[0], y[1]),
       Attributes{part.options, part.backward}, [](Backward& b, const Attributes& a) {
-        const std::vector<Tensor> grads = a.backward(
-            a.options, b.saved(0), b.saved(1), b.saved(2), b.saved(3), b.saved(4), b.saved(5), b.saved(6),
-            b.saved(7), b.saved(8), b.saved(9), b.saved(10), b.grad(0).contiguous(), b.grad(1).contiguous());
+        const std::vector<Tensor> grads =
+            a.backward(a.options, b.saved(0), b.saved(1), b.saved(2), b.saved(3), b.saved(4), b.saved(5),
+                       b.saved(6), b.saved(7), b.saved(8), b.saved(9), b.saved(10), b.grad(0).contiguous(),
+                       b.has_grad(1) ? b.grad(1).contiguous() : Tensor());
         for (size_t i = 0; i < grads.size(); ++i) b.add(static_cast<int>(i), grads[i]);
       });
 }

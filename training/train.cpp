@@ -6,6 +6,7 @@
 #include <fstream>
 
 #include "autograd/fault.h"
+#include "autograd/notes.h"
 #include "autograd/out_of_memory.h"
 #include "distributed/agree.h"
 #include "training/checkpoint/files.h"
@@ -166,7 +167,7 @@ void Run::sample() {
                                 .vocab = tokenizer_->vocab_size(),
                                 .seed = static_cast<uint32_t>(recipe_.sample.seed),
                                 .stop = tokenizer_->eos_id()};
-  const std::vector<int32_t> tokens = generate(trainer_->model(), prompt, options);
+  const std::vector<int32_t> tokens = generate(trainer_->model(), {prompt}, options)[0];
   summary_.sample = recipe_.sample.prompt + tokenizer_->decode(tokens);
   log_->sample(state_.step, summary_.sample);
 }
@@ -235,6 +236,7 @@ bool Run::step() {
   timer_->add_communication(result.comm_s);
   const StepTimes times = timer_->finish_step(tokens);
   if (summary_.first_step_s == 0) summary_.first_step_s = times.step_s;
+  for (const std::string& note : take_notes()) log_->info(note);
   if (!result.applied) {
     log_->event(Event::skip, state_.step, {{"reason", result.reason}});
     log_->warning(text("step ", state_.step, " was not applied: ", result.reason));

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "autograd/determinism.h"
 #include "training/recipe/load.h"
 #include "training/trainer.h"
 
@@ -47,6 +48,15 @@ class TrainerTest : public testing::TestWithParam<const char*> {
   std::shared_ptr<const Tokenizer> tokenizer_;
   Trainer trainer_;
 };
+
+TEST_P(TrainerTest, DeterminismOfTheRecipeReachesKernels) {
+  EXPECT_TRUE(deterministic());  // by default
+  Recipe fastest = recipe_;
+  fastest.determinism = "off";
+  const Trainer other(fastest, *tokenizer_, nullptr);
+  EXPECT_FALSE(deterministic());
+  set_deterministic(true);
+}
 
 TEST_P(TrainerTest, NoLabelAtAll) {
   Batch empty = batch(16);

@@ -54,7 +54,8 @@ struct Memory {
     dq.address = results + exchange_bytes, dk.address = dq.address + dq.bytes;
     auto* const gates = reinterpret_cast<float*>(raw + (next - shared_address(raw)));
     level = gates + turn * 128, beta = level + 64;
-    of_q = gates + 256, of_k = gates + 320, of_write = gates + 384, of_end = gates + 448, d_beta = gates + 512;
+    of_q = gates + 256, of_k = gates + 320, of_write = gates + 384, of_end = gates + 448,
+    d_beta = gates + 512;
     of_state = gates + 576;
   }
   __device__ static Tile<64, D_k> part_of(States states, int split) {

@@ -9,7 +9,6 @@
 #include "attention/merge.h"
 #include "attention/merge_partials.h"
 #include "attention/naive.h"
-#include "attention/seen_pairs.h"
 #include "attention/short_convolution.h"
 #include "attention/softmax.h"
 #include "attention/titans_layers.h"
@@ -80,6 +79,11 @@ Variable swapped(const Variable& x, int64_t a, int64_t b) {
   return reshape(permute(reshape(x, {a, b, n, width}), {1, 0, 2, 3}), x.shape());
 }
 
+// Queries and keys that meet in so many segments of n tokens behind `before` kept ones.
+double pairs_in(int64_t segments, int64_t n, int64_t before) {
+  return static_cast<double>(segments * n) * (static_cast<double>(before) + 0.5 * static_cast<double>(n + 1));
+}
+
 }  // namespace
 
 MemoryAsContext::Segments MemoryAsContext::segments_of(const Block& block, const ChunkedMemory::Cut& cut,
@@ -137,9 +141,7 @@ MemoryAsContext::Segments MemoryAsContext::segments_of(const Block& block, const
     keys.document = concatenate({kept_of, of}, 0).value();
   }
   AttentionOptions options{.scale = score_scale()};
-  const double segments = static_cast<double>(rows) / static_cast<double>(n);
-  const auto near = merge(softmax_merge(options), {{out.q}, at, of}, keys,
-                          segments * seen_pairs(options, {{0, before, before + n}}));
+  const auto near = merge(softmax_merge(options), {{out.q}, at, of}, keys, pairs_in(rows / n, n, before));
   // Persistent tokens have no place: everybody sees them, by queries that are not turned.
   const std::vector<Variable> persistent = persistent_inputs();
   options.causal = false;
@@ -207,8 +209,7 @@ std::pair<Variable, State> MemoryAsContext::step_in_segments(const Block& block,
               from_ints(texts, block.x[0].device())};
     }
     const auto past =
-        merge(attention, {{of_rows(all.q)}, all.place, all.document}, keys,
-              static_cast<double>(documents) * seen_pairs(attention.options, {{0, before, before + n}}));
+        merge(attention, {{of_rows(all.q)}, all.place, all.document}, keys, pairs_in(documents, n, before));
     const Variable y = merge_partials(of_rows(all.o), of_rows(all.lse), past[0], past[1])[0];
     attended.push_back(reshape(y, {rows, h * value}));
 

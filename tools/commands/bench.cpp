@@ -1,6 +1,6 @@
 // `weft bench`: how fast this machine computes what training is made of, beside PyTorch where asked; what
-// heads that are off save; whether a mechanism's time a token grows with the text; how fast it decodes; what
-// a GPU's kernels reach.
+// heads that are off save; whether a mechanism's time a token grows with the text; what a GPU's kernels
+// reach; how fast it decodes.
 
 #include <algorithm>
 #include <cstdio>
@@ -217,14 +217,16 @@ int run_bench(const Words& words) {
       "  heads    attention and layers of MoH with some heads of each token off, likewise\n"
       "  length   mechanisms, forward and backward, on 32768 tokens as short documents and as long ones;\n"
       "           those named, by default those that should cost the same\n"
+      "  gpu      kernels, layers and steps in bf16 on a GPU: the named of memory, products, loss, "
+      "attention,\n"
+      "           small, step; by default all. FLOOR is the share of what a copy or a large product reached\n"
       "  decode   a step of generation beside the time of its bytes, in bf16 on a GPU; of the sizes tiny,\n"
-      "           124M and 1.3B and the layers softmax, lightning and hybrid that are named, or of all\n"
-      "  gpu      kernels, layers and steps in bf16 on a GPU: the named of memory, products, loss,\n"
-      "           attention, small and step, or all; FLOOR is the share of what a copy or a large product\n"
-      "           reached");
-  flags.add("--ms", milliseconds, "N",
-            "measure each row for so many milliseconds; 0: once, cold, and of `gpu` small enough for a CPU",
-            {.min = 0});
+      "           124M and 1.3B and the layers softmax, lightning and hybrid that are named, or of all");
+  flags.add(
+      "--ms", milliseconds, "N",
+      "measure each row for so many milliseconds; 0: once, cold; `gpu` takes no other number and is then "
+      "small enough for a CPU",
+      {.min = 0});
   flags.add("--peer", peer, "PYTHON", "a python with PyTorch: the same shapes there, afterwards");
   flags.add("--script", script, "FILE",
             "what --peer runs; default tools/peers/torch_cpu.py, of `gpu` torch_gpu.py");
@@ -238,7 +240,7 @@ int run_bench(const Words& words) {
   const bool gpu = what == "gpu";
   if (!gpu && what != "cpu" && what != "heads" && what != "length" && what != "decode")
     throw Error(Exit::usage, "there is no bench '" + what + "'", "",
-                "write cpu, heads, length, decode or gpu");
+                "write cpu, heads, length, gpu or decode");
   if (gpu) use_device(milliseconds > 0 ? Device::cuda : best_device());
   const std::string device =
       gpu && default_device() == Device::cuda ? describe_device(Device::cuda) : processor();
@@ -252,15 +254,15 @@ int run_bench(const Words& words) {
   if (what == "cpu") bench_cpu(seconds, keep);
   if (what == "heads") bench_heads(seconds, keep);
   if (what == "length") rows = length_rows(names, rounds, device);
-  if (what == "decode") {
-    compute_on(device_name);
-    rows = decode_rows(names, steps, json);
-  }
   if (gpu) {
     GpuBench bench{.smaller = milliseconds > 0 ? 1 : 64};
     if (!names.empty()) bench.rows.clear();
     for (const std::string& name : names) bench.rows.push_back(gpu_rows(name));
     bench_gpu(bench, keep);
+  }
+  if (what == "decode") {
+    compute_on(device_name);
+    rows = decode_rows(names, steps, json);
   }
   if (!peer.empty()) add_peer(rows, run_peer(peer, script, gpu ? names : Words{text(seconds)}));
   if (!json && what != "decode")

@@ -1,5 +1,7 @@
 #include "attention/titans.h"
 
+#include <cmath>
+
 #include "autograd/gradcheck.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
@@ -12,7 +14,11 @@ Titans::Titans(const Config& config, Dimensions dims, const ParameterScope& scop
 
 std::vector<Input> Titans::inputs() const {
   // Both layers of an MLP move, and each makes the other's steps larger.
-  const double step = config_.memory == "mlp" ? -5 : -3;
+  double step = config_.memory == "mlp" ? -5 : -3;
+  // A chunk's gradients are taken at one place, and where its keys are alike its steps add up: to 4 theta C
+  // times the error, with momentum 1/2. So those of a long chunk begin at theta = 1 / (4 C), where the first
+  // ones pass no answer by; those of up to 16 tokens begin where docs/learning.md has them.
+  if (config_.chunk > 16) step -= std::log(static_cast<double>(config_.chunk) / 5);
   return {
       {"q", "h k", Domain::direction},    {"k", "h k", Domain::direction}, {"v", "h v"},
       {"theta", "h", Domain::unit, step}, {"eta", "h", Domain::unit},      {"alpha", "h", Domain::unit, -6}};

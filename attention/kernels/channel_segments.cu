@@ -17,7 +17,7 @@ struct ChannelSegmentMemory {
   static constexpr int b_bytes = Tile<chunk, D_a>::bytes, c_bytes = Tile<chunk, 64 * W>::bytes;
   static constexpr int stage_bytes = b_bytes + c_bytes + Gates<D_a>::bytes;
   static constexpr int runs = threads / (D_a / 2);  // of tokens, to share a chunk's decays
-  static constexpr int bytes = stages * stage_bytes + runs * D_a * 4;
+  static constexpr int bytes = stages * stage_bytes + (runs + 1) * D_a * 4;
 };
 
 // The operand tile^T.
@@ -31,7 +31,6 @@ __device__ Operand<chunk> load_turned(Tile<chunk, 64> tile) {
 
 // kernels
 
-// From the far border of a segment to the near one, so that it may end where decay has left nothing.
 template <bool Wgmma, int D_a, int W>
 __global__ void __launch_bounds__(128 * W, 2 / W)
     channel_segment_states_kernel(const __grid_constant__ Sweeps s, float* decay) {
@@ -49,6 +48,7 @@ __global__ void __launch_bounds__(128 * W, 2 / W)
 
   extern __shared__ __align__(1024) char raw[];
   auto* const run_decays = reinterpret_cast<float2*>(raw + M::stages * M::stage_bytes);  // (runs, D_a / 2)
+  auto* const chunk_decay = run_decays + M::runs * (D_a / 2);                            // (D_a / 2)
   struct Stage {
     Tile<chunk, D_a> b;
     Tile<chunk, 64 * W> c;
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(128 * W, 2 / W)
   auto fetch = [&](int n) {
     if (n < chunks) {
       const Stage g = stage(n);
-      const int64_t token0 = range.x + int64_t(reverse ? n : chunks - 1 - n) * chunk;
+      const int64_t token0 = range.x + int64_t(reverse ? chunks - 1 - n : n) * chunk;
       const int valid = min(chunk, int(range.x + range.y - token0));
       copy_in(g.b, at.sweep.b, token0, valid, int64_t(at.head) * D_a);
       copy_in(g.c, at.sweep.c, token0, valid, int64_t(at.head) * s.d_c);
@@ -77,13 +77,12 @@ __global__ void __launch_bounds__(128 * W, 2 / W)
   StatePart<Products, D_a, 1, false> part;
   part.load(at);
   auto& state = part.state[0][0];
-  float2 passed{1, 1};  // the decays of the pair from the chunk to the segment's far border
+  float2 total{1, 1};  // of the pair's channels, since the segment's start
   for (int n = 0; n < M::stages - 1; ++n) fetch(n);
-  int n = 0;
-  for (; n < chunks; ++n) {
+  for (int n = 0; n < chunks; ++n) {
     const Stage g = stage(n);
     asm volatile("cp.async.wait_group %0;" ::"n"(M::stages - 2) : "memory");
-    if (!__syncthreads_or(fmaxf(passed.x, passed.y) >= nothing_left)) break;
+    __syncthreads();
     fetch(n + M::stages - 1);
     float2 own[tokens], way{1, 1};
 #pragma unroll
@@ -94,7 +93,7 @@ __global__ void __launch_bounds__(128 * W, 2 / W)
     }
     run_decays[run * (D_a / 2) + pair] = way;
     __syncthreads();
-    way = passed;
+    way = {1, 1};
     float2 all{1, 1};  // of the chunk
 #pragma unroll
     for (int r = 0; r < M::runs; ++r) {
@@ -102,8 +101,9 @@ __global__ void __launch_bounds__(128 * W, 2 / W)
       all = multiply(all, of);
       if (reverse ? r < run : r > run) way = multiply(way, of);
     }
-    passed = multiply(passed, all);
-    // b carried to the segment's far border: backward that is its start, and a token's own gate is on its way
+    total = multiply(total, all);
+    if (run == 0) chunk_decay[pair] = all;
+      // b carried to the chunk's far border: backward that is its start, and a token's own gate is on its way
 #pragma unroll
     for (int k = 0; k < tokens; ++k) {
       const int i = reverse ? k : tokens - 1 - k;
@@ -118,16 +118,19 @@ __global__ void __launch_bounds__(128 * W, 2 / W)
     if (Wgmma) publish_shared();
 #endif
     __syncthreads();
+#pragma unroll
+    for (int i = 0; i < D_a / 8; ++i) {
+      const float2 by = chunk_decay[4 * i + Lane().t];
+      state.x[i][0] *= by.x, state.x[i][1] *= by.y, state.x[i][2] *= by.x, state.x[i][3] *= by.y;
+    }
     Products::start(state);
     Products::add_a_b(state, c, g.b);
     Products::commit();
     Products::template wait<0>();
     Products::settle(state);
   }
-  asm volatile("cp.async.wait_all;" ::: "memory");
   part.finish(at);
-  if (blockIdx.y == 0 && run == 0)
-    reinterpret_cast<float2*>(decay)[int64_t(unit) * (D_a / 2) + pair] = n < chunks ? float2{0, 0} : passed;
+  if (blockIdx.y == 0 && run == 0) reinterpret_cast<float2*>(decay)[int64_t(unit) * (D_a / 2) + pair] = total;
 }
 
 // launchers

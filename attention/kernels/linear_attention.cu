@@ -204,11 +204,11 @@ LinearAttention segments_of(const LinearAttention& p, const Cut& cut, float* wor
   return segments;
 }
 
-void run_states(const Sweeps& s, Gate gate, float* decay, bool exact, Path path, cudaStream_t stream) {
+void run_states(const Sweeps& s, Gate gate, float* decay, Path path, cudaStream_t stream) {
   if (gate == Gate::channel)
     channel_segment_states(s, decay, hopper(), stream);
   else
-    segment_states(s, decay, path == Path::wgmma, exact, stream);
+    segment_states(s, decay, path == Path::wgmma, stream);
 }
 
 Fold fold_of(const LinearAttention& p, float* workspace, const Room& room) {
@@ -237,7 +237,7 @@ void linear_attention_forward(const LinearAttention& p, Rows q, Rows k, Rows v, 
   Sweeps s = sweeps_of(segments, p.d_k, p.d_v);
   s.count = 1;
   s.sweep[0].b = k, s.sweep[0].c = v, s.sweep[0].state_out = floats + room.state;
-  run_states(s, p.gate, floats + room.decay, false, path, stream);
+  run_states(s, p.gate, floats + room.decay, path, stream);
   Fold fold = fold_of(p, floats, room);
   fold.states = floats + room.state, fold.from = initial_state, fold.to = final_state;
   fold_segments(fold, stream);
@@ -270,7 +270,7 @@ void linear_attention_backward(const LinearAttention& p, Rows q, Rows k, Rows v,
   s.sweep[0].b = k, s.sweep[0].c = v, s.sweep[0].state_out = floats + room.state;
   s.sweep[1].b = q, s.sweep[1].c = d_o, s.sweep[1].state_out = floats + room.d_state;
   s.sweep[1].reverse = true;
-  run_states(s, p.gate, floats + room.decay, d.log_decay != nullptr, path, stream);
+  run_states(s, p.gate, floats + room.decay, path, stream);
   Fold fold = fold_of(p, floats, room);
   fold.states = floats + room.state, fold.from = initial_state;
   fold_segments(fold, stream);

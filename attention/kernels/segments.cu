@@ -43,8 +43,7 @@ struct SegmentMemory {
   static constexpr int bytes = stages * (stage_bytes + chunk * 4) + 2 * sizeof(Decays);
 };
 
-// From the far border of a segment to the near one, so that it may end where decay has left nothing.
-template <bool Wgmma, int D_a, int W, bool Exact>
+template <bool Wgmma, int D_a, int W>
 __global__ void __launch_bounds__(128 * W, D_a == 256 ? 1 : 4 / W)
     segment_states_kernel(const __grid_constant__ Sweeps s, float* decay) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -58,7 +57,7 @@ __global__ void __launch_bounds__(128 * W, D_a == 256 ? 1 : 4 / W)
   const Place at{s, s.sweep[blockIdx.y], unit / s.heads, unit % s.heads, column0 + 64 * group};
   const int2 range = document_range(s, at.document);
   const int chunks = (range.y + chunk - 1) / chunk;
-  auto first_token = [&](int n) { return range.x + (at.sweep.reverse ? n : chunks - 1 - n) * chunk; };
+  auto first_token = [&](int n) { return range.x + (at.sweep.reverse ? chunks - 1 - n : n) * chunk; };
   auto valid_tokens = [&](int n) { return min(chunk, range.x + range.y - first_token(n)); };
 
   extern __shared__ __align__(1024) char raw[];
@@ -88,42 +87,31 @@ __global__ void __launch_bounds__(128 * W, D_a == 256 ? 1 : 4 / W)
     asm volatile("cp.async.commit_group;" ::: "memory");
   };
 
-  StatePart<Products, D_a, 1, Exact> state;
+  StatePart<Products, D_a, 1, true> state;
   state.load(at);
-  float passed = 1;  // the decay from the chunk to the segment's far border; known to the first warp
+  float total = 1;
   const float fixed = s.gated ? 0 : log2_decay(s, 0, at.head);
   for (int n = 0; n < M::stages - 1; ++n) fetch(n);
-  int n = 0;
-  for (; n < chunks; ++n) {
+  for (int n = 0; n < chunks; ++n) {
     asm volatile("cp.async.wait_group %0;" ::"n"(M::stages - 2) : "memory");
-    Decays& d = decays[n % 2];
-    const int valid = valid_tokens(n);
-    // Without decay all whole chunks are alike.
-    if (threadIdx.x < 32 && (s.log_decay || n < 4 || valid < chunk)) {
-      const int token = 2 * threadIdx.x;
-      const float* of = gates + n % M::stages * chunk;  // which this warp fetched itself
+    if (threadIdx.x < 32) {  // which fetched these gates itself
+      const int token = 2 * threadIdx.x, valid = valid_tokens(n);
+      const float* of = gates + n % M::stages * chunk;
       auto own = [&](int i) { return i >= valid ? 0 : s.gated ? to_log2(of[i]) : fixed; };
       DecayLane lane;
       lane.first = own(token), lane.both = lane.first + own(token + 1);
-      lane.write(d, at.sweep.reverse, valid);
-      d.weight[token] *= passed, d.weight[token + 1] *= passed;
-      __syncwarp();
-      const float total = d.total;
-      __syncwarp();
-      if (threadIdx.x == 0) d.shift = passed, d.total = 1;
-      passed *= total;
+      lane.write(decays[n % 2], at.sweep.reverse, valid);
     }
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     if (Wgmma) publish_shared();
 #endif
     __syncthreads();
-    if (d.shift < nothing_left) break;
     fetch(n + M::stages - 1);  // to the place that all have left behind this barrier
-    state.update(stage(n).b, stage(n).c.template part<64>(group), d);
+    total *= decays[n % 2].total;
+    state.update(stage(n).b, stage(n).c.template part<64>(group), decays[n % 2]);
   }
-  asm volatile("cp.async.wait_all;" ::: "memory");
   state.finish(at);
-  if (blockIdx.y == 0 && column0 == 0 && threadIdx.x == 0) decay[unit] = n < chunks ? 0 : passed;
+  if (blockIdx.y == 0 && column0 == 0 && threadIdx.x == 0) decay[unit] = total;
 }
 
 __global__ void __launch_bounds__(256) fold_kernel(const Fold f) {
@@ -160,9 +148,9 @@ __global__ void __launch_bounds__(256) fold_kernel(const Fold f) {
 
 // launchers
 
-template <bool Wgmma, int D_a, int W, bool Exact>
+template <bool Wgmma, int D_a, int W>
 void launch(const Sweeps& s, float* decay, cudaStream_t stream) {
-  const auto kernel = segment_states_kernel<Wgmma, D_a, W, Exact>;
+  const auto kernel = segment_states_kernel<Wgmma, D_a, W>;
   constexpr int bytes = SegmentMemory<D_a, W>::bytes;
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
              "linear attention (segment states)");
@@ -170,24 +158,12 @@ void launch(const Sweeps& s, float* decay, cudaStream_t stream) {
   check_cuda(cudaGetLastError(), "linear attention (segment states)");
 }
 
-template <bool Wgmma, int D_a>
-void launch(const Sweeps& s, float* decay, bool exact, cudaStream_t stream) {
-  auto with = [&]<bool Exact>() {
-    s.d_c == 64 ? launch<Wgmma, D_a, 1, Exact>(s, decay, stream)
-                : launch<Wgmma, D_a, 2, Exact>(s, decay, stream);
-  };
-  if constexpr (Wgmma && D_a < 256) {
-    if (!exact) return with.template operator()<false>();
-  }
-  with.template operator()<true>();
-}
-
-template <bool Wgmma>
-void launch(const Sweeps& s, float* decay, bool exact, cudaStream_t stream) {
+template <bool Wgmma, int W>
+void launch(const Sweeps& s, float* decay, cudaStream_t stream) {
   switch (s.d_a) {
-    case 64: return launch<Wgmma, 64>(s, decay, exact, stream);
-    case 128: return launch<Wgmma, 128>(s, decay, exact, stream);
-    case 256: return launch<Wgmma, 256>(s, decay, exact, stream);
+    case 64: return launch<Wgmma, 64, W>(s, decay, stream);
+    case 128: return launch<Wgmma, 128, W>(s, decay, stream);
+    case 256: return launch<Wgmma, 256, W>(s, decay, stream);
   }
   throw Error(Exit::internal, text("linear attention (segment states): width ", s.d_a));
 }
@@ -199,8 +175,11 @@ void cut_documents(const LinearAttention& p, const Cut& cut, int* offsets, int* 
   check_cuda(cudaGetLastError(), "linear attention (segments)");
 }
 
-void segment_states(const Sweeps& s, float* decay, bool wgmma, bool exact, cudaStream_t stream) {
-  wgmma ? launch<true>(s, decay, exact, stream) : launch<false>(s, decay, exact, stream);
+void segment_states(const Sweeps& s, float* decay, bool wgmma, cudaStream_t stream) {
+  if (wgmma)
+    s.d_c == 64 ? launch<true, 1>(s, decay, stream) : launch<true, 2>(s, decay, stream);
+  else
+    s.d_c == 64 ? launch<false, 1>(s, decay, stream) : launch<false, 2>(s, decay, stream);
 }
 
 void fold_segments(const Fold& f, cudaStream_t stream) {

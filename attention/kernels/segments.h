@@ -35,7 +35,7 @@ struct CutDevice {
 inline Cut choose_cut(const LinearAttention& p, int sweeps, const CutDevice& device) {
   const bool channels = p.gate == Gate::channel;
   const double chunk_us = channels ? 6.8 : sweeps > 1 && p.gate == Gate::head ? 3 : 1.6;
-  const double state_chunk_us = channels ? 2.5 : 1;
+  const double state_chunk_us = channels ? 3 : 1.5;
   constexpr double launches_us = 15;
   if (p.documents > most_cut_documents || p.tokens == 0 || p.segment == 0) return {};
   if (p.segment > 0) return {p.segment, int(p.documents + p.tokens / p.segment)};
@@ -64,10 +64,11 @@ inline Cut choose_cut(const LinearAttention& p, int sweeps, const CutDevice& dev
     if (length < 256) break;
     const auto segments = int64_t(p.documents * std::ceil(mean / double(length)));
     const double states = 16.0 * double(segments) * p.heads * p.d_k * p.d_v;
-    const double total = time(segments, length) + launches_us +
-                         kernel(segments, length, p.heads * passes, device.multiprocessors, state_chunk_us,
-                                passes * (rows * row_bytes + states));
-    if (total < 0.98 * least) {  // finer cuts have to gain something
+    const double total =
+        time(segments, length) + launches_us +
+        kernel(segments, length, p.heads * passes, (channels ? 1 : 2) * device.multiprocessors,
+               state_chunk_us, passes * (rows * row_bytes + states));
+    if (total < least) {
       least = total;
       best = {length, int(p.offsets ? p.documents + p.tokens / length : segments)};
     }
@@ -79,12 +80,9 @@ inline Cut choose_cut(const LinearAttention& p, int sweeps, const CutDevice& dev
 // (documents + 1): the segments where documents begin.
 void cut_documents(const LinearAttention& p, const Cut& cut, int* offsets, int* first, cudaStream_t stream);
 
-// A segment's tokens do not count where they have decayed to less than this at its border.
-constexpr float nothing_left = 0x1p-40f;
-
 // For sweeps of segments (their b, c, reverse and state_out; bf16, widths of 64, 128 or 256) from a state of
-// zero. decay (segments, heads): exp of the segment's gates added up. exact: weighted rows keep 16 bits.
-void segment_states(const Sweeps& sweeps, float* decay, bool wgmma, bool exact, cudaStream_t stream);
+// zero. decay (segments, heads): exp of the segment's gates added up.
+void segment_states(const Sweeps& sweeps, float* decay, bool wgmma, cudaStream_t stream);
 // The same with a gate for each channel of b (widths of 64 and 128): decay (segments, heads, d_a).
 void channel_segment_states(const Sweeps& sweeps, float* decay, bool wgmma, cudaStream_t stream);
 

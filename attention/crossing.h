@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "attention/part.h"
+#include "attention/steps.h"
 
 namespace weft {
 
@@ -60,16 +61,21 @@ class Crossing {
 class RowCache {
  public:
   void append(const std::vector<Tensor>& rows);
+  // Counts `count` rows more, such as those of `like`, which whoever calls will write.
+  void extend(const std::vector<Tensor>& like, int64_t count);
+  // From the next growth on there is room for so many rows.
+  void expect(int64_t rows) { expected_ = rows; }
   // Keeps the last `count` rows.
   void keep_last(int64_t count);
   int64_t size() const { return size_; }
   Tensor rows(int i) const { return buffers_[i].rows(begin_, begin_ + size_); }
   bool empty() const { return buffers_.empty(); }
+  int64_t capacity() const { return buffers_.empty() ? 0 : buffers_[0].dim(0); }
   int64_t bytes() const;
 
  private:
   std::vector<Tensor> buffers_;
-  int64_t begin_ = 0, size_ = 0;
+  int64_t begin_ = 0, size_ = 0, expected_ = 0;
 };
 
 // What decoding keeps between calls: one slot for each part a mechanism crosses with, in the order of the
@@ -79,11 +85,24 @@ struct Stream {
     std::vector<std::string> names;  // of the state's tensors
     std::map<int, State> states;
     std::map<int, RowCache> rows;
+    AddressTable addresses;  // of the documents that stepped last
+    // While documents step, the rows of their Halo: `width` each, one document after another.
+    struct Window {
+      std::vector<int> documents;
+      std::vector<int64_t> seen;  // tokens of each
+      Block before;
+    };
+    Window window;
+    bool steady = false;  // it did the last time what it will do the next
   };
   std::vector<Slot> slots;
   std::map<int, int64_t> tokens;  // seen so far, by document
+  int64_t expected = 0;           // tokens a document will have, where that is known: caches never grow then
 
   int64_t bytes() const;
+  // Whether the last call was a step of one token a document by kernels alone, which find on the device
+  // where they are: the same work again is the next step.
+  bool steady() const;
 };
 
 // One rank holding whole documents; or, with a stream, the next tokens of documents whose past the stream
@@ -103,6 +122,7 @@ class LocalCrossing : public Crossing {
 
  private:
   Stream::Slot* next_slot();
+  Block rows_before(const Halo& part, const Block& block, const Stream::Slot* slot) const;
 
   Stream* stream_;
   size_t calls_ = 0;

@@ -77,6 +77,7 @@ Scan delta_scan(double scale, int64_t chunk, bool gated, const Dimensions& dims,
                                  layout, want_end);
     return ran(r.o, r.end, identity());
   };
+  use_recurrent_step(scan, scale, d, 3, gated ? 4 : -1);
   return scan;
 }
 

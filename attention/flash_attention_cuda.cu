@@ -42,12 +42,12 @@ void flash_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Te
                    const AttentionTokens& tokens, const Tensor& bias, const AttentionOptions& options) {
   if (cudnn_may_serve(tokens, bias) && cudnn_attention_forward(o, lse, q, k, v, tokens.q_position, options))
     return;
-  if (hopper_attention_serves(q, k, v, tokens, bias, options))
-    return hopper_attention_forward(o, lse, q, k, v, tokens, options);
   if (tokens.active.defined()) {
     o.zero();
     fill(lse, -INFINITY);
   }
+  if (hopper_attention_serves(q, k, v, options))
+    return hopper_attention_forward(o, lse, q, k, v, tokens, bias, options);
   plain_attention_forward(o, lse, q, k, v, tokens, bias, options);
 }
 
@@ -59,9 +59,9 @@ void flash_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const 
       cudnn_attention_backward(dq, dk, dv, q, k, v, tokens.q_position, o, lse, d_o, options))
     return;
   const Tensor d_lse = given_d_lse.defined() ? given_d_lse : zeros_like(lse);
-  if (aligned(d_o.raw()) && aligned(o.raw()) && hopper_attention_serves(q, k, v, tokens, bias, options))
-    return hopper_attention_backward(dq, dk, dv, q, k, v, tokens, o, lse, d_o, d_lse, options);
   if (tokens.active.defined()) dq.zero();
+  if (aligned(d_o.raw()) && aligned(o.raw()) && hopper_attention_serves(q, k, v, options))
+    return hopper_attention_backward(dq, dk, dv, dbias, q, k, v, tokens, bias, o, lse, d_o, d_lse, options);
   const Tensor delta = attention_delta(o, d_o, d_lse);
   plain_attention_backward(dq, dk, dv, dbias, q, k, v, tokens, bias, lse, delta, d_o, options);
 }

@@ -18,8 +18,8 @@ struct LinearRun {
 LinearRun linear_run(const Variable& q, const Variable& k, const Variable& v, const Variable& g,
                      const Variable& start, double scale, const Layout& layout, bool want_end);
 
-// Gives a scan over q, k, v and, if gated, g, with the state {transition, S}, its kernel, which serves GPUs
-// in bf16 and f32 and keys and values of up to 256.
+// Gives a scan over q, k, v and, if gated, g, with the state {transition, S}, its kernels: of whole segments,
+// for GPUs in bf16 and f32 and keys and values of up to 256, and of steps.
 void use_linear_run(Scan& scan, double scale, bool gated, int64_t key, int64_t value, Dtype dtype);
 
 }  // namespace weft

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <utility>
 
 #include "attention/chunks.h"
 #include "attention/crossing.h"
@@ -20,13 +21,12 @@ std::vector<Tensor> values_of(const Block& block) {
 
 }  // namespace
 
-void RowCache::append(const std::vector<Tensor>& rows) {
-  const int64_t n = rows[0].dim(0);
+void RowCache::extend(const std::vector<Tensor>& like, int64_t count) {
   if (buffers_.empty())
-    for (const Tensor& r : rows) buffers_.push_back(weft::empty(r.shape().with(0, 0), r.dtype(), r.device()));
-  const int64_t capacity = buffers_[0].dim(0);
-  if (begin_ + size_ + n > capacity) {
-    const int64_t larger = std::max<int64_t>(16, 2 * (size_ + n));
+    for (const Tensor& r : like) buffers_.push_back(weft::empty(r.shape().with(0, 0), r.dtype(), r.device()));
+  if (begin_ + size_ + count > capacity()) {
+    const int64_t needed = size_ + count;
+    const int64_t larger = needed <= expected_ ? expected_ : std::max<int64_t>(16, 2 * needed);
     for (Tensor& buffer : buffers_) {
       const Tensor grown = weft::empty(buffer.shape().with(0, larger), buffer.dtype(), buffer.device());
       if (size_ > 0) grown.rows(0, size_).copy_from(buffer.rows(begin_, begin_ + size_));
@@ -34,9 +34,15 @@ void RowCache::append(const std::vector<Tensor>& rows) {
     }
     begin_ = 0;
   }
+  size_ += count;
+}
+
+void RowCache::append(const std::vector<Tensor>& rows) {
+  const int64_t n = rows[0].dim(0);
+  extend(rows, n);
+  const int64_t end = begin_ + size_;
   for (size_t i = 0; i < rows.size(); ++i)
-    if (n > 0) buffers_[i].rows(begin_ + size_, begin_ + size_ + n).copy_from(rows[i]);
-  size_ += n;
+    if (n > 0) buffers_[i].rows(end - n, end).copy_from(rows[i]);
 }
 
 void RowCache::keep_last(int64_t count) {
@@ -57,8 +63,14 @@ int64_t Stream::bytes() const {
     for (const auto& [document, state] : slot.states)
       for (const Variable& v : state) bytes += v.value().bytes();
     for (const auto& [document, rows] : slot.rows) bytes += rows.bytes();
+    if (!slot.window.documents.empty())
+      for (const Tensor& x : values_of(slot.window.before)) bytes += x.bytes();
   }
   return bytes;
+}
+
+bool Stream::steady() const {
+  return std::all_of(slots.begin(), slots.end(), [](const Slot& slot) { return slot.steady; });
 }
 
 Stream::Slot* LocalCrossing::next_slot() {
@@ -69,7 +81,9 @@ Stream::Slot* LocalCrossing::next_slot() {
     return nullptr;
   }
   if (calls_ == stream_->slots.size()) stream_->slots.emplace_back();
-  return &stream_->slots[calls_++];
+  Stream::Slot& slot = stream_->slots[calls_++];
+  slot.steady = false;
+  return &slot;
 }
 
 namespace {
@@ -94,6 +108,35 @@ void remember(const Scan& part, Stream::Slot& slot, const Layout& layout, const 
   }
 }
 
+// Whether kernels may do it: one token more of each document, and no way back.
+bool steps(const Layout& layout, Device device) {
+  return Tape::current() == nullptr && device != Device::meta && !layout.segments.empty() &&
+         std::all_of(layout.segments.begin(), layout.segments.end(),
+                     [](const Segment& s) { return s.size() == 1; });
+}
+
+// The named states of each document, in buffers that a step may write since nobody else holds them.
+const Tensor& own_states(const Scan& part, Stream::Slot& slot, const Layout& layout, Device device) {
+  slot.names = part.names;
+  int columns = 0;
+  for (const std::string& name : part.names) columns += name.empty() ? 0 : 1;
+  std::vector<void*> addresses;
+  for (const Segment& s : layout.segments) {
+    State& state = slot.states[s.document];
+    if (state.empty()) state = part.identity();
+    for (size_t i = 0; i < state.size(); ++i) {
+      if (part.names[i].empty()) continue;
+      if (!state[i].value().unique() || !state[i].value().dense()) {
+        const Tensor own = empty(state[i].shape(), state[i].dtype(), device);
+        own.copy_from(state[i]);
+        state[i] = own;
+      }
+      addresses.push_back(state[i].value().raw());
+    }
+  }
+  return slot.addresses.of(addresses, columns, device);
+}
+
 }  // namespace
 
 Variable LocalCrossing::operator()(const Scan& part, const Block& block) {
@@ -106,13 +149,18 @@ Variable LocalCrossing::operator()(const Scan& part, const Block& block) {
     return gather_rows((*this)(onwards, gather_block(block, rows)), rows);
   }
   if (part.whole && slot == nullptr) return part.whole(block, layout());
-  if (part.kernel.on(computed_on(block.x[0].device()))) {
+  const Device device = block.x[0].device();
+  if (slot != nullptr && part.step && steps(layout(), device)) {
+    slot->steady = true;
+    return part.step(block, own_states(part, *slot, layout(), device));
+  }
+  if (part.kernel.on(computed_on(device))) {
     const Scan::Ran ran = part.kernel.run(
         block, layout(), slot == nullptr ? State{} : past_of(part, *slot, layout()), slot != nullptr);
     if (slot != nullptr) remember(part, *slot, layout(), ran.end);
     return ran.y;
   }
-  const Chunks chunks = cut_chunks(layout(), part.chunk, block.x[0].device());
+  const Chunks chunks = cut_chunks(layout(), part.chunk, device);
   const Block cut = into_chunks(block, chunks, part.pad);
   Folded folded = fold(part, part.summarize(cut), chunks);
   if (slot != nullptr) {
@@ -142,12 +190,35 @@ Merge of_whole_documents(Merge part, const Block& block, const Layout& layout) {
 std::vector<Variable> LocalCrossing::operator()(const Merge& part, const Block& block) {
   Stream::Slot* slot = next_slot();
   if (slot == nullptr) return merge(of_whole_documents(part, block, layout()), block, block);
+  const auto cache_of = [&](const Segment& s) -> RowCache& {
+    RowCache& cache = slot->rows[s.document];
+    cache.expect(stream_->expected);
+    return cache;
+  };
+  const bool all_rows = std::all_of(layout().segments.begin(), layout().segments.end(),
+                                    [&](const Segment& s) { return cache_of(s).size() == s.begin; });
+  if (steps(layout(), block.x[0].device()) && all_rows && block.x.size() == 3 && !part.bias.defined() &&
+      part.step.serves != nullptr && part.step.serves(part.options, block.x[0], block.x[2])) {
+    std::vector<void*> addresses;
+    int64_t rows = 0;
+    for (const Segment& s : layout().segments) {
+      RowCache& cache = cache_of(s);
+      cache.extend({block.x[1], block.x[2], block.position, block.document}, 1);
+      for (int i = 0; i < 4; ++i) addresses.push_back(cache.rows(i).raw());
+      rows = std::max(rows, cache.capacity());
+    }
+    slot->steady = true;
+    const std::vector<Tensor> y =
+        part.step.run(part.options, block.x[0], block.x[1], block.x[2], block.position, block.document,
+                      slot->addresses.of(addresses, 4, block.x[0].device()), rows);
+    return {y[0], y[1]};
+  }
   std::vector<Variable> outputs, lses;
   int64_t at = 0;
   for (const Segment& s : layout().segments) {
     const Block query = slice_block(block, at, at + s.size());
     at += s.size();
-    RowCache& cache = slot->rows[s.document];
+    RowCache& cache = cache_of(s);
     cache.append({query.x[1], query.x[2], query.position, query.document});
     const Block past{{query.x[0], cache.rows(0), cache.rows(1)}, cache.rows(2), cache.rows(3)};
     const auto result = merge(part, query, past);
@@ -158,37 +229,97 @@ std::vector<Variable> LocalCrossing::operator()(const Merge& part, const Block& 
   return {concatenate(outputs, 0), concatenate(lses, 0)};
 }
 
-Variable LocalCrossing::operator()(const Halo& part, const Block& block) {
-  Stream::Slot* slot = next_slot();
+namespace {
+
+// In buffers that nobody else holds, as a copy of the stream would.
+void own(Block& rows) {
+  const auto copy_of = [](const Tensor& x) {
+    const Tensor copy = empty_like(x);
+    copy.copy_from(x);
+    return copy;
+  };
+  for (Variable& x : rows.x)
+    if (!x.value().unique()) x = copy_of(x);
+  if (!rows.position.unique()) rows.position = copy_of(rows.position);
+  if (!rows.document.unique()) rows.document = copy_of(rows.document);
+}
+
+// What stepped goes back to where rows are kept by document.
+void put_back(const Halo& part, Stream::Slot& slot) {
+  const Stream::Slot::Window window = std::exchange(slot.window, {});
+  for (size_t g = 0; g < window.documents.size(); ++g) {
+    const int64_t end = (static_cast<int64_t>(g) + 1) * part.width,
+                  begin = end - std::min(part.width, window.seen[g]);
+    slot.rows[window.documents[g]].append(values_of(slice_block(window.before, begin, end)));
+  }
+}
+
+}  // namespace
+
+// `width` rows before each segment: those kept, and rows of no document where there are none.
+Block LocalCrossing::rows_before(const Halo& part, const Block& block, const Stream::Slot* slot) const {
   const Device device = block.x[0].device();
   const auto segments = static_cast<int64_t>(layout().segments.size());
-  // Whole documents have nothing before them: rows of no document.
   const std::vector<int32_t> nobody(static_cast<size_t>(segments * part.width), -1);
   Block before{{}, from_ints(nobody, device), from_ints(nobody, device)};
   for (const Variable& x : block.x)
     before.x.push_back(zeros(x.shape().with(0, segments * part.width), x.dtype(), device));
-  if (slot != nullptr) {
-    int64_t at = 0;
-    for (int64_t g = 0; g < segments; ++g) {
-      const Segment& s = layout().segments[static_cast<size_t>(g)];
-      RowCache& cache = slot->rows[s.document];
-      if (!cache.empty()) {
-        const int64_t end = (g + 1) * part.width, begin = end - cache.size();
-        const int count = static_cast<int>(block.x.size());
-        for (int i = 0; i < count; ++i) before.x[i].value().rows(begin, end).copy_from(cache.rows(i));
-        before.position.rows(begin, end).copy_from(cache.rows(count));
-        before.document.rows(begin, end).copy_from(cache.rows(count + 1));
+  if (slot == nullptr) return before;
+  for (int64_t g = 0; g < segments; ++g) {
+    const auto known = slot->rows.find(layout().segments[static_cast<size_t>(g)].document);
+    if (known == slot->rows.end() || known->second.empty()) continue;
+    const RowCache& cache = known->second;
+    const int64_t end = (g + 1) * part.width, begin = end - cache.size();
+    const int count = static_cast<int>(block.x.size());
+    for (int i = 0; i < count; ++i) before.x[i].value().rows(begin, end).copy_from(cache.rows(i));
+    before.position.rows(begin, end).copy_from(cache.rows(count));
+    before.document.rows(begin, end).copy_from(cache.rows(count + 1));
+  }
+  return before;
+}
+
+Variable LocalCrossing::operator()(const Halo& part, const Block& block) {
+  Stream::Slot* slot = next_slot();
+  if (slot == nullptr) return part.apply(block, rows_before(part, block, nullptr));
+  std::vector<int> documents;
+  for (const Segment& s : layout().segments) documents.push_back(s.document);
+  Stream::Slot::Window& window = slot->window;
+  const bool step = part.width > 0 && steps(layout(), block.x[0].device());
+  if (step && window.documents == documents) {
+    slot->steady = true;
+  } else {
+    put_back(part, *slot);
+    if (step) {
+      window.before = rows_before(part, block, slot);
+      window.documents = documents;
+      for (const Segment& s : layout().segments) {
+        window.seen.push_back(s.begin);
+        slot->rows.erase(s.document);
       }
-      cache.append(values_of(slice_block(block, at, at + s.size())));
-      cache.keep_last(part.width);
-      at += s.size();
     }
+  }
+  if (step) {
+    own(window.before);
+    const Variable y = part.apply(block, window.before);
+    const std::vector<Tensor> to = values_of(window.before), from = values_of(block);
+    for (size_t i = 0; i < to.size(); ++i) shift_window(to[i], from[i]);
+    for (int64_t& n : window.seen) ++n;
+    return y;
+  }
+  const Block before = rows_before(part, block, slot);
+  int64_t at = 0;
+  for (const Segment& s : layout().segments) {
+    RowCache& cache = slot->rows[s.document];
+    cache.append(values_of(slice_block(block, at, at + s.size())));
+    cache.keep_last(part.width);
+    at += s.size();
   }
   return part.apply(block, before);
 }
 
 Variable LocalCrossing::operator()(const Carry& part, const Block& block) {
   Stream::Slot* slot = next_slot();
+  if (slot == nullptr && part.chunk > 0) return carry_abreast(part, block, layout());
   std::vector<Variable> outputs;
   int64_t at = 0;
   for (const Segment& s : layout().segments) {

@@ -57,6 +57,9 @@ struct Scan {
     bool on(Device device) const { return serves && serves(device); }
   };
   Kernel kernel = {};
+  // Optional: one token more of each of M documents, (M, ...), without a tape. `states` are addresses of the
+  // named tensors of each document's state (steps.h), which are brought up to date in place.
+  std::function<Variable(const Block&, const Tensor& states)> step = {};
   // Bidirectional: every chunk sees the state of its whole document.
   bool total = false;
   // From the end of a document to its start: a token sees those behind it, in that order. Blocks come turned.
@@ -105,6 +108,15 @@ struct Merge {
   Forward forward;
   Backward backward;
   Variable bias = {};  // learned, whole on every rank
+  // Optional: one token more of each of M documents, all heads on, no bias, without a tape; as attention_step
+  // (steps.h).
+  struct Step {
+    bool (*serves)(const AttentionOptions&, const Tensor& q, const Tensor& v) = nullptr;
+    std::vector<Tensor> (*run)(const AttentionOptions&, const Tensor& q, const Tensor& k, const Tensor& v,
+                               const Tensor& position, const Tensor& document, const Tensor& caches,
+                               int64_t rows) = nullptr;
+  };
+  Step step = {};
 };
 
 struct Halo {
@@ -122,6 +134,11 @@ struct Carry {
   std::function<State()> start;
   // Any number of tokens >= 1 of one document, cut anywhere: the state knows its place.
   std::function<std::pair<Variable, State>(const Block&, const State&)> step;
+  // > 0: `step` takes several documents abreast, as cheap as one where launching kernels is what costs. Then
+  // the block has equally many tokens of each, one document after another, and the tensors of the state are
+  // theirs, one after another along dimension 0. All began at once, and go on together from multiples of
+  // `chunk` tokens.
+  int64_t chunk = 0;
 };
 
 }  // namespace weft

@@ -14,4 +14,8 @@ inline Scan::Ran ran(const Variable& y, const Variable& end, const State& identi
   return {y, {gather_rows(identity[0], from_ints(same, end.device())), end}};
 }
 
+// Gives a scan over q, k, v and perhaps beta and g (their places in the block; -1: none), with the state
+// {transition, S}, its step.
+void use_recurrent_step(Scan& scan, double scale, int64_t key, int beta, int g);
+
 }  // namespace weft

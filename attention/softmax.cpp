@@ -21,7 +21,8 @@ constexpr double kNever = -INFINITY;
 }  // namespace
 
 Merge softmax_merge(const AttentionOptions& options) {
-  return {options, flash_attention_forward, flash_attention_backward};
+  return {
+      options, flash_attention_forward, flash_attention_backward, {}, {has_attention_step, attention_step}};
 }
 
 void SoftmaxConfig::fields(FieldVisitor& f) {

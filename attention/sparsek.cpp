@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "attention/chunks.h"
+#include "attention/kept_attention.h"
 #include "attention/merge.h"
 #include "attention/naive.h"
 #include "attention/selected_attention.h"
@@ -201,6 +202,13 @@ Scan SparseK::far(Dtype dtype, Device device) const {
                                       {.scale = factor, .gate_keys = gate_keys, .groups = r});
     const Variable both = concatenate({y[0], reshape(y[1], {r * c, 1})}, 1);
     return permute(reshape(both, {m, heads, c, e + 1}), {0, 2, 1, 3});
+  };
+  // Whole documents need no copies of kept pairs: candidates come and go.
+  scan.whole = [=, this](const Block& b, const Layout& layout) {
+    const std::vector<Variable> y = kept_attention(
+        cast(b.x[0], dtype), b.x[1], b.x[2], b.x[3], layout,
+        {.kept = kept, .support = kept + others, .scale = config_.scale, .gate_keys = config_.gate == "kv"});
+    return concatenate({y[0], reshape(y[1], {b.x[0].dim(0), heads, 1})}, 2);
   };
   return scan;
 }

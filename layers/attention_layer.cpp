@@ -27,6 +27,8 @@ Source source_of(const Mechanism& mechanism, const Input& input) {
 // divide the logit by the same 16).
 constexpr double kDecayTemperature = 16;
 
+constexpr int64_t kFewRows = 64;
+
 // Decays and strengths in f32 (f64): what is kept may be so near to 1 that bf16 would keep it all.
 Variable in_domain(const Variable& x, Domain domain) {
   const Dtype wide = wide_of(x.dtype());
@@ -88,6 +90,14 @@ Variable AttentionLayer::convolve(const Variable& packed, Crossing& cross) const
   return silu(cross(short_convolution(conv_, layout), {{packed}, layout.position, layout.document}));
 }
 
+Tensor AttentionLayer::fixed(const Input& input, int64_t n, Dtype dtype, Device device) const {
+  if (n > kFewRows || Tape::current() != nullptr) return fixed_rows(*mechanism_, input, n, dtype, device);
+  Tensor& known = fixed_[input.name];
+  if (!known.defined() || known.dim(0) < n || known.dtype() != dtype || known.device() != device)
+    known = fixed_rows(*mechanism_, input, n, dtype, device);
+  return known.rows(0, n);
+}
+
 Variable AttentionLayer::operator()(const Variable& x, Crossing& cross) const {
   const int64_t n = x.dim(0);
   const Dimensions& dims = config_.dims;
@@ -112,9 +122,7 @@ Variable AttentionLayer::operator()(const Variable& x, Crossing& cross) const {
       case Source::x: block.x.push_back(x); break;
       case Source::heads: block.x.push_back(in_domain(heads[head++], input.domain)); break;
       case Source::gate: block.x.push_back(in_domain(gates[gate++], input.domain)); break;
-      case Source::fixed:
-        block.x.push_back(fixed_rows(*mechanism_, input, n, wide_of(x.dtype()), x.device()));
-        break;
+      case Source::fixed: block.x.push_back(fixed(input, n, wide_of(x.dtype()), x.device())); break;
     }
   }
   Variable y = mechanism_->forward(block, cross);

@@ -2,6 +2,8 @@
 // A mechanism between its projections: whatever inputs it declares are projected from x, its outputs are
 // normalised if it asks for it, and projected back.
 
+#include <map>
+
 #include "attention/registry.h"
 
 namespace weft {
@@ -25,6 +27,7 @@ class AttentionLayer {
 
  private:
   Variable convolve(const Variable& packed, Crossing& cross) const;
+  Tensor fixed(const Input& input, int64_t n, Dtype dtype, Device device) const;
 
   AttentionLayerConfig config_;
   std::unique_ptr<Mechanism> mechanism_;
@@ -32,6 +35,8 @@ class AttentionLayer {
   Parameter projection_;         // the heads' inputs, packed
   Parameter gates_, gate_bias_;  // decays and strengths, one a head each
   Parameter conv_, output_gain_, output_;
+  // Fixed inputs of the few rows that a decoding step has: made once, not at every token.
+  mutable std::map<std::string, Tensor> fixed_;
 };
 
 }  // namespace weft

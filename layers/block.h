@@ -3,6 +3,7 @@
 // then x + feed_forward(norm(x)). A sum waits for the norm behind it, perhaps that of the next block, and is
 // one kernel with it; so a block is given, and gives, a stream x and a branch yet to be added.
 
+#include <algorithm>
 #include <optional>
 
 #include "layers/attention_layer.h"
@@ -27,10 +28,12 @@ class LocalCrossings : public CrossingFactory {
   }
 };
 
-// Prefill and decoding: one stream a layer.
+// Prefill and decoding: one stream a layer. expected: tokens that a document will have, if known.
 class StreamCrossings : public CrossingFactory {
  public:
-  explicit StreamCrossings(int layers) : streams_(static_cast<size_t>(layers)) {}
+  explicit StreamCrossings(int layers, int64_t expected = 0) : streams_(static_cast<size_t>(layers)) {
+    for (Stream& s : streams_) s.expected = expected;
+  }
   std::unique_ptr<Crossing> make(const Layout& layout, int layer) override {
     return std::make_unique<LocalCrossing>(layout, &streams_[static_cast<size_t>(layer)]);
   }
@@ -38,6 +41,10 @@ class StreamCrossings : public CrossingFactory {
     int64_t bytes = 0;
     for (const Stream& s : streams_) bytes += s.bytes();
     return bytes;
+  }
+  // As Stream's.
+  bool steady() const {
+    return std::all_of(streams_.begin(), streams_.end(), [](const Stream& s) { return s.steady(); });
   }
 
  private:

@@ -76,8 +76,10 @@ Variable Model::hidden(const Tensor& tokens, const Layout& layout, CrossingFacto
 
 Tensor Model::logits(const Tensor& hidden) const {
   const NoTape pause;
-  const Dtype wide = wide_of(hidden.dtype());
-  return linear(hidden.to(wide), output_weight()->working.to(wide));
+  const Tensor& weight = output_weight()->working;
+  const Tensor logits = empty({hidden.dim(0), weight.dim(0)}, wide_of(hidden.dtype()), hidden.device());
+  gemm(logits, hidden, weight, {false, true}, 1, 0);
+  return logits;
 }
 
 int64_t Model::align() const {

@@ -117,6 +117,7 @@ Variable StatesCrossing::operator()(const Scan& part, const Block& block) {
   // starts from before what the crossing knows.
   State summaries;
   scan.whole = nullptr;
+  scan.step = nullptr;
   scan.summarize = [&](const Block& chunks) {
     summaries = part.summarize(chunks);
     if (any_given(states))

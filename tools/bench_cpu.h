@@ -15,6 +15,8 @@ struct BenchRow {
   double ms = 0, ms_p10 = 0, ms_p90 = 0;  // median and percentiles over repetitions
   double flops = 0;                       // multiplications and additions of one repetition; 0: not counted
   int64_t tokens = 0;                     // of one repetition; 0: not a matter of tokens
+  double bytes = 0, floor_ms = 0;         // that one repetition has to move, and the time of that; 0: unknown
+  std::string dtype = "f32";
 
   double tflops() const { return flops / ms * 1e-9; }
   double tokens_per_s() const { return static_cast<double>(tokens) / ms * 1e3; }

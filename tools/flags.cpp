@@ -38,6 +38,11 @@ void Flags::add(const char* name, std::string& value, const char* unit, const ch
   flags_.push_back({name, unit, help, &value, traits});
 }
 
+void Flags::add(const char* name, std::vector<std::string>& values, const char* unit, const char* help,
+                FlagTraits traits) {
+  flags_.push_back({name, unit, help, &values, traits});
+}
+
 Flags::Flag& Flags::find(const std::string& name) {
   std::vector<std::string> names{"--help"};
   for (Flag& flag : flags_) {
@@ -80,6 +85,8 @@ bool Flags::parse(const std::vector<std::string>& words) {
     const std::string value = equals == word.npos ? words[++i] : word.substr(equals + 1);
     if (int64_t** number = std::get_if<int64_t*>(&flag.slot))
       **number = read_number(flag.name, value, flag.traits);
+    else if (std::vector<std::string>** values = std::get_if<std::vector<std::string>*>(&flag.slot))
+      (*values)->push_back(value);
     else
       *std::get<std::string*>(flag.slot) = value;
   }

@@ -32,6 +32,9 @@ class Flags {
   void add(const char* name, bool& value, const char* help);
   void add(const char* name, int64_t& value, const char* unit, const char* help, FlagTraits traits = {});
   void add(const char* name, std::string& value, const char* unit, const char* help, FlagTraits traits = {});
+  // One that may be given more than once; its values in order.
+  void add(const char* name, std::vector<std::string>& values, const char* unit, const char* help,
+           FlagTraits traits = {});
   // Flags end at the first argument: everything from there on belongs to another command.
   void end_at_first_argument() { ends_early_ = true; }
 
@@ -44,7 +47,7 @@ class Flags {
   std::string help() const;
 
  private:
-  using Slot = std::variant<bool*, int64_t*, std::string*>;
+  using Slot = std::variant<bool*, int64_t*, std::string*, std::vector<std::string>*>;
   struct Flag {
     std::string name, unit, help;
     Slot slot;

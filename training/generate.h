@@ -1,5 +1,5 @@
 #pragma once
-// Text from a model, token by token, with the state of each layer kept between calls.
+// Texts from a model, token by token, with the state of each layer kept between calls.
 
 #include <functional>
 
@@ -13,16 +13,17 @@ struct SamplingOptions {
   int64_t top_k = 0;         // 0: all
   int64_t vocab = 0;         // only ids below it: a model may have more rows than its tokenizer; 0: all
   uint32_t seed = 1;
-  int32_t stop = -1;  // a token that ends the text; -1: none
+  int32_t stop = -1;  // a token that ends a text; -1: none
 };
 
-// The token drawn from logits (V): a pure function of (seed, index). Exposed for tests.
-int32_t sample_token(const Tensor& logits, const SamplingOptions& options, uint64_t index);
-
-// Continues `prompt` (at least one token). each(token) is called as tokens come; false ends the text. Returns
-// the new tokens, without `stop`.
-std::vector<int32_t> generate(const Model& model, const std::vector<int32_t>& prompt,
-                              const SamplingOptions& options,
-                              const std::function<bool(int32_t)>& each = nullptr);
+// Continues every prompt (at least one token each), side by side. each(i, token) is called as the tokens of
+// prompt i come; false ends its text. Returns the new tokens, without `stop`. Every text is drawn from the
+// same numbers, so a text depends on its prompt and the options alone: on the CPU, and on a GPU in
+// bf16 with up to 16 prompts, bit for bit; else up to the rounding of products, whose kernels there depend on
+// how many rows they have.
+std::vector<std::vector<int32_t>> generate(const Model& model,
+                                           const std::vector<std::vector<int32_t>>& prompts,
+                                           const SamplingOptions& options,
+                                           const std::function<bool(size_t, int32_t)>& each = nullptr);
 
 }  // namespace weft

@@ -167,7 +167,7 @@ void Run::sample() {
                                 .vocab = tokenizer_->vocab_size(),
                                 .seed = static_cast<uint32_t>(recipe_.sample.seed),
                                 .stop = tokenizer_->eos_id()};
-  const std::vector<int32_t> tokens = generate(trainer_->model(), prompt, options);
+  const std::vector<int32_t> tokens = generate(trainer_->model(), {prompt}, options)[0];
   summary_.sample = recipe_.sample.prompt + tokenizer_->decode(tokens);
   log_->sample(state_.step, summary_.sample);
 }

@@ -1,4 +1,4 @@
-// One arena over all of the GPU's memory that is asked for: blocks by best fit, neighbours joined as they
+// An arena over all of the GPU's memory that is asked for: blocks by best fit, neighbours joined as they
 // become free. With one stream a block may be handed out again at once, since whoever gets it works later.
 
 #include <algorithm>
@@ -6,6 +6,7 @@
 #include <mutex>
 #include <set>
 
+#include "autograd/cuda/replay.h"
 #include "autograd/cuda/runtime.h"
 
 namespace weft::cuda {
@@ -59,6 +60,13 @@ class Arena : public Allocator {
     CUDA_CHECK(cudaMemsetAsync(pointer, value, static_cast<size_t>(bytes), stream()));
   }
 
+  bool owns(const void* pointer) {
+    const std::lock_guard lock(mutex_);
+    const char* const at = static_cast<const char*>(pointer);
+    return std::any_of(segments_.begin(), segments_.end(),
+                       [at](const auto& s) { return s.first <= at && at < s.first + s.second; });
+  }
+
  private:
   struct Block {
     int64_t bytes = 0;
@@ -75,9 +83,11 @@ class Arena : public Allocator {
     blocks_.erase(b);
   }
 
-  // A new segment that holds `bytes`. Where the driver has no more, segments that lie idle go back first.
+  // A new segment that holds `bytes`; what fills more than half of one gets its own, or the rest would lie
+  // idle where many of a size are asked for, as caches are. Where the driver has no more, segments that lie
+  // idle go back first.
   bool grow(int64_t bytes) {
-    if (add_segment(std::max(bytes, kSegment))) return true;
+    if (add_segment(2 * bytes > kSegment ? bytes : kSegment)) return true;
     give_back();
     return add_segment(bytes);
   }
@@ -119,11 +129,29 @@ class Arena : public Allocator {
   std::map<char*, int64_t> segments_;
 };
 
+// What recorded work uses lies apart: it is written whenever the recording runs, while whoever recorded it
+// has long given it back. Recordings may share it, since one runs after the other.
+class Arenas : public Allocator {
+ public:
+  void* allocate(int64_t bytes) override { return (recording() ? recorded_ : usual_).allocate(bytes); }
+  void release(void* pointer, int64_t bytes) override {
+    (recorded_.owns(pointer) ? recorded_ : usual_).release(pointer, bytes);
+  }
+  void fill(void* pointer, int value, int64_t bytes) override { usual_.fill(pointer, value, bytes); }
+  bool is_recorded(const void* pointer) { return recorded_.owns(pointer); }
+
+ private:
+  Arena usual_, recorded_;
+};
+
+Arenas& arenas() {
+  static auto* const both = new Arenas;  // never destroyed: tensors with static lifetime may outlive main
+  return *both;
+}
+
 }  // namespace
 
-Allocator& allocator() {
-  static auto* const arena = new Arena;  // never destroyed: tensors with static lifetime may outlive main
-  return *arena;
-}
+Allocator& allocator() { return arenas(); }
+bool is_recorded(const void* pointer) { return arenas().is_recorded(pointer); }
 
 }  // namespace weft::cuda

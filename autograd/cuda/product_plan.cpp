@@ -30,6 +30,8 @@ constexpr int64_t kWorkspace = int64_t{64} << 20;
 constexpr int kCandidates = 16, kRepeats = 3;
 constexpr float kHopeless = 1.2f;
 constexpr double kWorthTiming = 1e9;  // operations
+// A decoding step has few of them, but reads all weights each time.
+constexpr int64_t kFewRows = 64, kManyWeights = 1 << 19;
 
 cublasLtHandle_t handle() {
   static const cublasLtHandle_t one = [] {
@@ -71,6 +73,9 @@ struct Problem {
   double operations() const {
     return 2.0 * static_cast<double>(batch * c.rows * c.columns) *
            static_cast<double>(t.a ? a.rows : a.columns);
+  }
+  bool worth_timing() const {
+    return operations() >= kWorthTiming || (c.rows <= kFewRows && b.rows * b.columns >= kManyWeights);
   }
   using Numbers = std::array<int64_t, 19>;
   Numbers numbers() const {
@@ -226,7 +231,7 @@ class Found {
 
 ProductPlan make_plan(const Problem& p, const Tensor& c, const Tensor& a, const Tensor& b) {
   ProductPlan plan = describe(p);
-  const bool large = p.operations() >= kWorthTiming;
+  const bool large = p.worth_timing();
   static const Found found;
   if (large) {
     if (const auto known = found.find(p.key())) {

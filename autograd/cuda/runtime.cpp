@@ -1,7 +1,11 @@
 #include "autograd/cuda/runtime.h"
 
+#include <atomic>
 #include <cstring>
 #include <mutex>
+
+#include "autograd/cuda/copy_rows.h"
+#include "autograd/cuda/replay.h"
 
 namespace weft::cuda {
 
@@ -71,12 +75,20 @@ Upload& upload() {
   return *one;
 }
 
+std::atomic<int64_t> copies_with_host = 0;
+
 }  // namespace
+
+int64_t host_copies() { return copies_with_host; }
 
 void copy(const Tensor& to, const Tensor& from) {
   CHECK(to.shape() == from.shape() && to.dtype() == from.dtype(), "copy between devices: ", from.shape(), " ",
         name_of(from.dtype()), " into ", to.shape(), " ", name_of(to.dtype()));
   if (to.numel() == 0) return;
+  if (to.device() != from.device()) {
+    CHECK(!recording(), "copy between devices, while work is recorded that the GPU does alone");
+    ++copies_with_host;
+  }
   const auto item = static_cast<size_t>(size_of(to.dtype()));
   const auto pitch = [&](const Tensor& x) { return static_cast<size_t>(x.pitch()) * item; };
   const bool dense = to.dense() && from.dense();
@@ -84,6 +96,8 @@ void copy(const Tensor& to, const Tensor& from) {
   if (dense)
     CUDA_CHECK(
         cudaMemcpyAsync(to.raw(), from.raw(), static_cast<size_t>(to.bytes()), cudaMemcpyDefault, stream()));
+  else if (to.device() == Device::cuda && from.device() == Device::cuda)
+    copy_rows(to, from);
   else
     CUDA_CHECK(cudaMemcpy2DAsync(to.raw(), pitch(to), from.raw(), pitch(from),
                                  static_cast<size_t>(to.row_size()) * item, static_cast<size_t>(to.dim(0)),

@@ -1,5 +1,6 @@
 #include "autograd/ops/rms_norm.h"
 
+#include "autograd/cuda/early.cuh"
 #include "autograd/cuda/rounded_math.cuh"
 #include "autograd/ops/add_rms_norm.h"
 #include "autograd/ops/rows.h"
@@ -32,6 +33,7 @@ __global__ void __launch_bounds__(kMostThreads)
   const Group group(lanes);
   const int64_t row = int64_t{blockIdx.x} * (blockDim.x / lanes) + group.index;
   const int width = row < rows ? n : 0;  // the last block's spare groups only keep step
+  wait_for_earlier();
   const HeldRow<T, kHeld, whole> a(x[row], width, group), b(branch[row], branch.there() ? width : 0, group);
   const auto value = [&](int k, int j) {
     auto v = widen<T, V>(a.at(k, j));
@@ -157,9 +159,9 @@ void forward(const Tensor& y, const Tensor& rstd, const Tensor& sum, const Tenso
     const RowPlan plan = plan_rows<T>(n, kHold, kMostThreads);
     const bool whole_rows = to.whole() && from.whole() && of_sum.whole() && of_branch.whole() && aligned(g);
     with_norm_plan<T>(plan, n, whole_rows, [&]<int kHeld, bool whole>() {
-      rms_norm_kernel<T, kHeld, whole><<<plan.blocks(rows), plan.threads, 0, stream()>>>(
-          to, data<Acc<T>>(rstd), of_sum, from, of_branch, g, rows, static_cast<int>(n), plan.lanes,
-          static_cast<Acc<T>>(eps));
+      launch_early(rms_norm_kernel<T, kHeld, whole>, plan.blocks(rows), plan.threads, 0, to,
+                   data<Acc<T>>(rstd), of_sum, from, of_branch, g, rows, static_cast<int>(n), plan.lanes,
+                   static_cast<Acc<T>>(eps));
     });
   });
   check_launch("rms_norm_forward");

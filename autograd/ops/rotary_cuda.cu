@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "autograd/cuda/early.cuh"
 #include "autograd/cuda/rows.cuh"
 
 namespace weft::cuda {
@@ -26,7 +27,8 @@ struct Parts {
   int count;
 };
 
-// A block turns `tokens` tokens: their angles once, in f64, then all heads by them. V features at a time.
+// A block turns `tokens` tokens: their angles once, in f64, then all heads by them. V features at a time. It
+// starts early: where a token stands is known before what it turns.
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads)
     rotary_kernel(const __grid_constant__ Parts<T> parts, const int32_t* position, int64_t n, int tokens,
@@ -47,6 +49,7 @@ __global__ void __launch_bounds__(kThreads)
     cosine[i] = static_cast<A>(c);
     sine[i] = turn * static_cast<A>(s);
   }
+  wait_for_earlier();
   __syncthreads();
   const uint32_t of_token = parts.of[parts.count - 1].end, all = static_cast<uint32_t>(count) * of_token;
   for (uint32_t i = threadIdx.x; i < all; i += kThreads) {
@@ -110,9 +113,9 @@ void rotary_as(const std::vector<RotaryPart>& parts, const Tensor& position, dou
   CHECK(bytes <= kAngleBytes, "rotary: ", 2 * pairs, " features are more than the GPU kernel takes");
   const int64_t tokens = bytes == 0 ? kMostTokens : std::min<int64_t>(kMostTokens, kAngleBytes / bytes);
   const auto blocks = static_cast<unsigned>((n + tokens - 1) / tokens);
-  rotary_kernel<T, V><<<blocks, kThreads, static_cast<size_t>(tokens * bytes + pairs * 8), stream()>>>(
-      places, data<const int32_t>(position), n, static_cast<int>(tokens), static_cast<int>(pairs), theta,
-      static_cast<A>(turn));
+  launch_early(rotary_kernel<T, V>, blocks, kThreads, static_cast<size_t>(tokens * bytes + pairs * 8), places,
+               data<const int32_t>(position), n, static_cast<int>(tokens), static_cast<int>(pairs), theta,
+               static_cast<A>(turn));
   check_launch("rotary");
 }
 

@@ -1,5 +1,6 @@
 #include "autograd/ops/swiglu.h"
 
+#include "autograd/cuda/early.cuh"
 #include "autograd/cuda/rounded_math.cuh"
 
 namespace weft::cuda {
@@ -9,7 +10,7 @@ namespace {
 template <int V, class F>
 void each_place(int64_t rows, int64_t n, F f) {
   const int64_t vectors = n / V;
-  each(rows * vectors, [=] __device__(int64_t i) {
+  each_early(rows * vectors, [=] __device__(int64_t i) {
     int64_t column = i;
     const int64_t row = divide(column, vectors);
     f(row, column * V);

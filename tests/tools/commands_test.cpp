@@ -174,6 +174,25 @@ TEST(Bench, TimeOverLength) {
   EXPECT_EQ(run_weft({"bench", "length", "retentoin"}).code, 64);
 }
 
+TEST(Bench, DecodingBesideTheTimeOfItsBytes) {
+  const Ran ran =
+      run_weft({"bench", "decode", "hybrid", "tiny", "--steps", "3", "--device", "cpu", "--json"});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  const auto lines = ran.out_lines();
+  ASSERT_EQ(lines.size(), 2u);
+  for (size_t i = 0; i < 2; ++i) {
+    const Json row = Json::parse(lines[i]);
+    EXPECT_EQ(row["name"], "decode tiny hybrid");
+    EXPECT_EQ(row["shape"], i == 0 ? "B1 T64" : "B2 T64");
+    EXPECT_EQ(row["dtype"], "f32");
+    EXPECT_GT(row["floor_ms"], 0);
+    EXPECT_GT(row["of_floor"], 0);
+    EXPECT_GT(row["tbs"], 0);
+    EXPECT_GT(row["tokens_per_s"], 0);
+  }
+  EXPECT_EQ(run_weft({"bench", "decode", "huge"}).code, 64);
+}
+
 TEST(Corpus, IsTheLibrarysAndTheSameEveryTime) {
   const TestFolder folder;
   const Json json = run_weft({"corpus", "--bytes", "2500000", "--seed", "9", "--out", "c.txt", "--json"},

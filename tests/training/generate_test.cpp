@@ -68,6 +68,40 @@ TEST_F(Generate, GreedyTakesTheLikeliestTokenEachTime) {
   }
 }
 
+TEST_F(Generate, SeveralPromptsAreEachAsAlone) {
+  const Words prompts{"Tom and ", "Once upon", "T"}, flags{"--tokens", "20", "--temperature", "0.4"};
+  const auto with = [&](Words words) {
+    words.insert(words.end(), flags.begin(), flags.end());
+    return words;
+  };
+  Words alone, all;
+  std::string lines, expected;
+  for (const std::string& prompt : prompts) {
+    alone.push_back(text(with({"--prompt", prompt})));
+    expected += (expected.empty() ? "" : "\n") + alone.back();
+    lines += prompt + "\n";
+    all.insert(all.end(), {"--prompt", prompt});
+  }
+  EXPECT_EQ(text(with(all)), expected);
+  tiny_->folder().write("prompts.txt", lines);
+  EXPECT_EQ(text(with({"--prompts", "prompts.txt"})), expected);
+  all.push_back("--json");
+  const Ran ran = tiny_->weft([&] {
+    Words words = with(all);
+    words.insert(words.begin(), {"generate", "runs/tiny"});
+    return words;
+  }());
+  const nlohmann::json json = ran.json();
+  EXPECT_EQ(json["weft"], "generate/1");
+  ASSERT_EQ(json["texts"].size(), prompts.size());
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    EXPECT_EQ(json["texts"][i]["prompt"], prompts[i]);
+    EXPECT_EQ(prompts[i] + json["texts"][i]["text"].get<std::string>() + "\n", alone[i]);
+    EXPECT_LE(json["texts"][i]["tokens"], 20);
+  }
+  EXPECT_EQ(tiny_->weft({"generate", "runs/tiny", "--prompts", "absent.txt"}).code, 64);
+}
+
 // A vocabulary rounded up has rows of the embedding that stand for nothing.
 TEST_F(Generate, DrawsOnlyTokensThatAreText) {
   const TinyRun padded;

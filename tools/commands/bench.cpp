@@ -1,5 +1,5 @@
 // `weft bench`: how fast this machine computes what training is made of, beside PyTorch where asked; what
-// heads that are off save; whether a mechanism's time a token grows with the text.
+// heads that are off save; whether a mechanism's time a token grows with the text; how fast it decodes.
 
 #include <algorithm>
 #include <cstdio>
@@ -9,10 +9,12 @@
 #include <map>
 
 #include "tools/bench_cpu.h"
+#include "tools/bench_decode.h"
 #include "tools/bench_length.h"
 #include "tools/commands.h"
 #include "tools/commands/json_line.h"
 #include "tools/describe_mechanism.h"
+#include "tools/device_flag.h"
 #include "tools/flags.h"
 #include "training/log/environment_file.h"
 
@@ -41,15 +43,15 @@ Json row_json(const BenchRow& r, const std::string& device) {
           {"exit", 0},
           {"name", r.name},
           {"shape", r.shape},
-          {"dtype", "f32"},
+          {"dtype", r.dtype},
           {"device", device},
           {"ms", r.ms},
           {"ms_p10", r.ms_p10},
           {"ms_p90", r.ms_p90},
           {"tflops", counted(r.tflops())},
-          {"tbs", nullptr},
-          {"floor_ms", nullptr},
-          {"of_floor", nullptr},
+          {"tbs", counted(r.bytes / r.ms * 1e-9)},
+          {"floor_ms", counted(r.floor_ms)},
+          {"of_floor", counted(r.floor_ms / r.ms)},
           {"tokens_per_s", counted(r.tokens_per_s())},
           {"peer", nullptr},
           {"peer_ms", nullptr},
@@ -153,39 +155,68 @@ void print_lengths(const std::vector<Json>& rows) {
   }
 }
 
+// Each row as it comes, with the share of the floor.
+std::vector<Json> decode_rows(const Words& words, int64_t steps, bool json) {
+  const bool gpu = default_device() == Device::cuda;
+  const std::string device = gpu ? describe_device(Device::cuda) : processor();
+  const std::vector<DecodeModel> models = decode_models(words, gpu);
+  const double rate = measure_copy_rate();
+  char line[160];
+  if (!json) print(text("  a copy moves ", static_cast<int64_t>(rate * 1e-9), " GB/s\n"));
+  std::vector<Json> rows;
+  for (const DecodeModel& model : models)
+    bench_decode(model, steps, rate, [&](const BenchRow& row) {
+      rows.push_back(row_json(row, device));
+      std::snprintf(line, sizeof line, "  %-24s  %-20s %9.3f ms %10.0f tokens/s  floor %9.3f ms %4.0f %%\n",
+                    row.name.c_str(), row.shape.c_str(), row.ms, row.tokens_per_s(), row.floor_ms,
+                    100 * row.floor_ms / row.ms);
+      if (!json) print(line);
+      std::fflush(stdout);
+    });
+  return rows;
+}
+
 }  // namespace
 
 int run_bench(const Words& words) {
   bool json = false;
-  int64_t milliseconds = 1000, rounds = 5;
-  std::string peer, script = "tools/peers/torch_cpu.py";
+  int64_t milliseconds = 1000, rounds = 5, steps = 50;
+  std::string peer, script = "tools/peers/torch_cpu.py", device_name;
   Flags flags(
       "bench", "WHAT [MECHANISM...]",
-      "Times in f32 on the CPU. WHAT is\n"
+      "Times, in f32 on the CPU but for `decode`. WHAT is\n"
       "  cpu      matrix products, attention and whole training steps\n"
       "  heads    attention and layers of MoH with some heads of each token off\n"
       "  length   mechanisms, forward and backward, on 32768 tokens as short documents and as long ones;\n"
-      "           by default those that should cost the same");
+      "           by default those that should cost the same\n"
+      "  decode   a step of generation beside the time of its bytes, in bf16 on a GPU; of the sizes tiny,\n"
+      "           124M and 1.3B and the layers softmax, lightning and hybrid that are named, or of all");
   flags.add("--ms", milliseconds, "N", "measure each row for so many milliseconds; 0: once, cold",
             {.min = 0});
   flags.add("--peer", peer, "PYTHON",
             "a python with PyTorch: the same shapes there, afterwards, on the same cores");
   flags.add("--script", script, "FILE", "what --peer runs");
   flags.add("--rounds", rounds, "N", "of `length`: the median of so many; default 5", {.min = 1});
+  flags.add("--steps", steps, "N", "of `decode`: the median of so many; default 50", {.min = 1});
+  flags.add("--device", device_name, "cpu|cuda", kDeviceHelp);
   flags.add("--json", json, "a line a row, bench/1");
   if (!flags.parse(words)) return 0;
   const std::string what = flags.arguments()[0], device = processor();
-  if (what != "cpu" && what != "heads" && what != "length")
-    throw Error(Exit::usage, "there is no bench '" + what + "'", "", "write cpu, heads or length");
+  if (what != "cpu" && what != "heads" && what != "length" && what != "decode")
+    throw Error(Exit::usage, "there is no bench '" + what + "'", "", "write cpu, heads, length or decode");
   std::vector<Json> rows;
   const double seconds = static_cast<double>(milliseconds) / 1000;
   const auto keep = [&](const BenchRow& row) { rows.push_back(row_json(row, device)); };
   if (what == "cpu") bench_cpu(seconds, keep);
   if (what == "heads") bench_heads(seconds, keep);
-  if (what == "length")
-    rows = length_rows({flags.arguments().begin() + 1, flags.arguments().end()}, rounds, device);
+  const Words named{flags.arguments().begin() + 1, flags.arguments().end()};
+  if (what == "length") rows = length_rows(named, rounds, device);
+  if (what == "decode") {
+    compute_on(device_name);
+    rows = decode_rows(named, steps, json);
+  }
   if (!peer.empty()) add_peer(rows, run_peer(peer, script, milliseconds));
-  if (!json) what == "length" ? print_lengths(rows) : print_table(rows);
+  if (!json && what != "decode") what == "length" ? print_lengths(rows) : print_table(rows);
   for (const Json& row : rows)
     if (json) print_line(row);
   return 0;

@@ -1,7 +1,9 @@
 #include <cmath>
 #include <cstdio>
+#include <fstream>
 
 #include "tools/commands.h"
+#include "tools/commands/json_line.h"
 #include "tools/device_flag.h"
 #include "tools/flags.h"
 #include "training/generate.h"
@@ -9,17 +11,36 @@
 
 namespace weft {
 
+namespace {
+
+// A prompt a line.
+Words read_prompts(const std::string& path) {
+  std::ifstream file(path);
+  if (!file) throw Error(Exit::usage, "cannot read the prompts", path, "name a file with a prompt a line");
+  Words prompts;
+  for (std::string line; std::getline(file, line);) prompts.push_back(line);
+  if (prompts.empty()) throw Error(Exit::usage, "there is no prompt in it", path, "write a prompt a line");
+  return prompts;
+}
+
+}  // namespace
+
 int run_generate(const Words& words) {
   SamplingOptions options;
   int64_t seed = 1;
-  std::string prompt, temperature = "0.8", device;
-  Flags flags("generate", "RUN", "Continues a text with a trained model.");
-  flags.add("--prompt", prompt, "TEXT", "what to continue");
+  bool json = false;
+  Words prompts;
+  std::string file, temperature = "0.8", device;
+  Flags flags("generate", "RUN",
+              "Continues texts with a trained model: several side by side, each as it would be alone.");
+  flags.add("--prompt", prompts, "TEXT", "what to continue; may be given more than once");
+  flags.add("--prompts", file, "FILE", "more of them, a prompt a line");
   flags.add("--tokens", options.tokens, "N", "at most so many", {.min = 1});
   flags.add("--temperature", temperature, "T", "0 takes the likeliest token each time");
   flags.add("--top-k", options.top_k, "K", "draws among the K likeliest; 0: all", {.min = 0});
   flags.add("--seed", seed, "S", "of the draws", {.min = 0, .max = UINT32_MAX});
   flags.add("--device", device, "cpu|cuda", kDeviceHelp);
+  flags.add("--json", json, "one line, generate/1");
   if (!flags.parse(words)) return 0;
   compute_on(device);
   try {
@@ -37,16 +58,38 @@ int run_generate(const Words& words) {
                 "score it with weft eval");
   options.stop = m.tokenizer->eos_id();
   options.vocab = m.tokenizer->vocab_size();
-  std::vector<int32_t> ids = m.tokenizer->encode(prompt);
-  if (ids.empty()) ids = {m.tokenizer->eos_id()};
-  print(prompt);
-  StreamDecoder decoder(*m.tokenizer);
-  generate(*m.model, ids, options, [&](int32_t token) {
-    print(decoder.push(token));
-    std::fflush(stdout);
+  if (!file.empty())
+    for (const std::string& prompt : read_prompts(file)) prompts.push_back(prompt);
+  if (prompts.empty()) prompts.emplace_back();
+  std::vector<std::vector<int32_t>> ids;
+  std::vector<StreamDecoder> decoders;
+  for (const std::string& prompt : prompts) {
+    ids.push_back(m.tokenizer->encode(prompt));
+    if (ids.back().empty()) ids.back() = {m.tokenizer->eos_id()};
+    decoders.emplace_back(*m.tokenizer);
+  }
+  // One text is printed as it comes, several when all are done.
+  const bool live = prompts.size() == 1 && !json;
+  if (live) print(prompts[0]);
+  Words texts(prompts.size());
+  const auto tokens = generate(*m.model, ids, options, [&](size_t i, int32_t token) {
+    texts[i] += decoders[i].push(token);
+    if (live) {
+      print(texts[i]);
+      texts[i].clear();
+      std::fflush(stdout);
+    }
     return true;
   });
-  print(decoder.finish() + "\n");
+  nlohmann::ordered_json rows = nlohmann::ordered_json::array();
+  for (size_t i = 0; i < texts.size(); ++i) {
+    texts[i] += decoders[i].finish();
+    if (json)
+      rows.push_back({{"prompt", prompts[i]}, {"text", texts[i]}, {"tokens", tokens[i].size()}});
+    else
+      print((i > 0 ? "\n" : "") + (live ? texts[i] : prompts[i] + texts[i]) + "\n");
+  }
+  if (json) print_line({{"weft", "generate/1"}, {"exit", 0}, {"texts", rows}});
   return 0;
 }
 

@@ -1,0 +1,38 @@
+#pragma once
+// For kernels that start early in a recording (replay.h).
+
+#include "autograd/cuda/kernel.cuh"
+#include "autograd/cuda/replay.h"
+
+namespace weft::cuda {
+
+// As said of starts_early(): what comes before it in a kernel. At once where nothing runs.
+__device__ inline void wait_for_earlier() {
+#if __CUDA_ARCH__ >= 900
+  cudaGridDependencySynchronize();
+#endif
+}
+
+// As starts_early() says; in a recording only.
+template <class Kernel, class... Arguments>
+void launch_early(Kernel kernel, dim3 blocks, int threads, size_t bytes, const Arguments&... arguments) {
+  kernel<<<blocks, threads, bytes, stream()>>>(arguments...);
+  starts_early();
+}
+
+template <class F>
+__global__ void __launch_bounds__(kThreads) each_early_kernel(int64_t n, F f) {
+  wait_for_earlier();
+  const int64_t stride = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += stride) f(i);
+}
+
+// As each.
+template <class F>
+void each_early(int64_t n, F f) {
+  if (n == 0) return;
+  launch_early(each_early_kernel<F>, blocks_for(n), kThreads, 0, n, f);
+  check_launch("each");
+}
+
+}  // namespace weft::cuda

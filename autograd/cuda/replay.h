@@ -1,0 +1,40 @@
+#pragma once
+// Work that is the same each time, recorded once as a CUDA graph and asked for again as a whole.
+
+#include <cstdint>
+#include <functional>
+
+namespace weft::cuda {
+
+class Replay {
+ public:
+  Replay() = default;
+  ~Replay();
+  Replay(const Replay&) = delete;
+  Replay& operator=(const Replay&) = delete;
+
+  bool recorded() const { return graph_ != nullptr; }
+  // What f launches, without running it. Whatever f reads or writes must stay where it is; what it allocates
+  // comes from an arena of recordings, which nobody else uses. f may exchange nothing with the host, so run
+  // it once before and see that host_copies() stays what it was.
+  void record(const std::function<void()>& f);
+  void run() const;
+
+ private:
+  void* graph_ = nullptr;
+};
+
+// Of the kernel launched last, if work is recorded: it waits for all work before it by
+// cudaGridDependencySynchronize(), so that in the recording it starts as soon as the kernel before it has,
+// and its first reads are under way when it may go on. Until it waits it writes nothing, and reads only what
+// was written before the last kernel that does not start early: a whole run of such kernels may be under way.
+void starts_early();
+
+// Whether an address is of memory that a recording took.
+bool is_recorded(const void* pointer);
+
+// Copies between the GPU and the host so far.
+int64_t host_copies();
+bool recording();
+
+}  // namespace weft::cuda

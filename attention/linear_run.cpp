@@ -68,8 +68,9 @@ void backward(Backward& b, const Sizes& s) {
   const Tensor d_o = b.grad(0).contiguous();
   const Tensor d_end = s.ends && b.has_grad(1) ? b.grad(1).contiguous() : Tensor();
   const Tensor dq = b.room(0, q), dk = b.room(1, k), dv = b.room(2, v);
+  const bool of_gate = g.defined() && b.wants(3);  // a fixed decay has none
   const Tensor workspace = workspace_of(shape, true, device);
-  const Tensor dg = g.defined() ? empty(g.shape(), Dtype::f32, device) : Tensor();
+  const Tensor dg = of_gate ? empty(g.shape(), Dtype::f32, device) : Tensor();
   Tensor d_start;
   if (start.defined()) d_start = empty_like(start);
   count_forwards(q, v, 2);
@@ -82,7 +83,8 @@ void backward(Backward& b, const Sizes& s) {
   b.add(1, dk);
   b.add(2, dv);
   int next = 3;
-  if (g.defined()) b.add(next++, dg);
+  if (of_gate) b.add(next, dg);
+  if (g.defined()) ++next;
   if (start.defined()) b.add(next, d_start);
 }
 
@@ -135,7 +137,7 @@ void use_linear_run(Scan& scan, double scale, bool gated, int64_t key, int64_t v
     const LinearRun r = linear_run(cast(b.x[0], common), cast(b.x[1], common), cast(b.x[2], common),
                                    gated ? b.x[3] : Variable(), start.empty() ? Variable() : start[1], scale,
                                    layout, want_end);
-    return ran(cast(r.o, narrow), r.end, identity());
+    return ran(cast(r.o, narrow), r.end, identity);
   };
 }
 

@@ -117,6 +117,7 @@ struct Merge {
                                int64_t rows) = nullptr;
   };
   Step step = {};
+  double active_share = 1;  // of all heads of all queries, those that are on; for counting the work
 };
 
 struct Halo {

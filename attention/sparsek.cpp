@@ -7,6 +7,7 @@
 #include "attention/kept_attention.h"
 #include "attention/merge.h"
 #include "attention/naive.h"
+#include "attention/seen_pairs.h"
 #include "attention/selected_attention.h"
 #include "attention/softmax.h"
 #include "attention/sparsek_rows.h"
@@ -138,7 +139,8 @@ SparseK::Near SparseK::near(const Block& block, const Variable& u, Crossing& cro
                                concatenate({before.document, b.document}, 0).value()};
                     for (size_t i = 0; i < b.x.size(); ++i)
                       keys.x.push_back(concatenate({before.x[i], b.x[i]}, 0));
-                    const auto y = merge(softmax_merge(options), {{b.x[0]}, b.position, b.document}, keys);
+                    const auto y = merge(softmax_merge(options), {{b.x[0]}, b.position, b.document}, keys,
+                                         seen_pairs(options, layout.segments));
                     const Tensor behind = rows_behind(layout, window, b.x[0].device());
                     const std::vector<Variable> parts{y[0], y[1], gather_rows(keys.x[1], behind),
                                                       gather_rows(keys.x[2], behind),

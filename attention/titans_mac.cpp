@@ -79,6 +79,11 @@ Variable swapped(const Variable& x, int64_t a, int64_t b) {
   return reshape(permute(reshape(x, {a, b, n, width}), {1, 0, 2, 3}), x.shape());
 }
 
+// Queries and keys that meet in so many segments of n tokens behind `before` kept ones.
+double pairs_in(int64_t segments, int64_t n, int64_t before) {
+  return static_cast<double>(segments * n) * (static_cast<double>(before) + 0.5 * static_cast<double>(n + 1));
+}
+
 }  // namespace
 
 MemoryAsContext::Segments MemoryAsContext::segments_of(const Block& block, const ChunkedMemory::Cut& cut,
@@ -136,7 +141,7 @@ MemoryAsContext::Segments MemoryAsContext::segments_of(const Block& block, const
     keys.document = concatenate({kept_of, of}, 0).value();
   }
   AttentionOptions options{.scale = score_scale()};
-  const auto near = merge(softmax_merge(options), {{out.q}, at, of}, keys);
+  const auto near = merge(softmax_merge(options), {{out.q}, at, of}, keys, pairs_in(rows / n, n, before));
   // Persistent tokens have no place: everybody sees them, by queries that are not turned.
   const std::vector<Variable> persistent = persistent_inputs();
   options.causal = false;
@@ -145,7 +150,8 @@ MemoryAsContext::Segments MemoryAsContext::segments_of(const Block& block, const
   };
   const Tensor everywhere = one(rows), always = one(config_.persistent);
   const auto known = merge(softmax_merge(options), {{of_x[0]}, everywhere, everywhere},
-                           {{{}, persistent[0], persistent[1]}, always, always});
+                           {{{}, persistent[0], persistent[1]}, always, always},
+                           static_cast<double>(rows * config_.persistent));
   const auto both = merge_partials(near[0], near[1], known[0], known[1]);
   out.o = both[0];
   out.lse = both[1];
@@ -202,7 +208,8 @@ std::pair<Variable, State> MemoryAsContext::step_in_segments(const Block& block,
               from_ints(places, block.x[0].device()),
               from_ints(texts, block.x[0].device())};
     }
-    const auto past = merge(attention, {{of_rows(all.q)}, all.place, all.document}, keys);
+    const auto past =
+        merge(attention, {{of_rows(all.q)}, all.place, all.document}, keys, pairs_in(documents, n, before));
     const Variable y = merge_partials(of_rows(all.o), of_rows(all.lse), past[0], past[1])[0];
     attended.push_back(reshape(y, {rows, h * value}));
 

@@ -85,6 +85,22 @@ TEST_P(TrainerTest, DocumentsOfOneToken) {
   for (const double w : weights()) ASSERT_TRUE(std::isfinite(w));
 }
 
+// Documents decide how many pairs attention sees, so a plan has to know them.
+TEST_P(TrainerTest, APlanCountsTheOperationsOfTheStep) {
+  Trainer plan(recipe_, *tokenizer_, nullptr, Device::meta);
+  double lengthy = 0;
+  for (const int64_t document : {16, 4}) {
+    trainer_.step(0, batch(document));
+    plan.step(0, batch(document));
+    EXPECT_GT(plan.step_flops(), 0);
+    EXPECT_EQ(plan.step_flops(), trainer_.step_flops()) << document;
+    if (document == 16) lengthy = plan.step_flops();
+  }
+  if (std::string(GetParam()) == "softmax") {
+    EXPECT_LT(plan.step_flops(), lengthy);
+  }
+}
+
 // One micro-batch has no label, the others carry on.
 TEST_P(TrainerTest, LossIsTheMeanOverLabels) {
   Batch half = batch(16);

@@ -46,7 +46,7 @@ Variable Based::forward(const Block& block, Crossing& cross) const {
   const Variable linear = divide(slice(o, 2, 0, e), slice(o, 2, e, e + 1));
   if (config_.window == 0) return linear;
   const AttentionOptions options{.scale = 1 / std::sqrt(static_cast<double>(d))};
-  return add(linear, slice(cross(window_attention(options, config_.window), block), 2, 0, e));
+  return add(linear, slice(cross(window_attention(options, config_.window, cross.layout()), block), 2, 0, e));
 }
 
 // The polynomial of the scores themselves, over the whole matrix.

@@ -153,6 +153,72 @@ Folded fold(const Scan& scan, const State& summaries, const Chunks& chunks) {
   return {{folded[0], folded[1]}, {folded[2], folded[3]}};
 }
 
+namespace {
+
+// Of the states of `before` documents those of some.
+State documents_of(const State& state, int64_t before, const std::vector<int32_t>& some) {
+  State out;
+  for (const Variable& v : state) {
+    const Variable rows = reshape(v, {before, v.numel() / before});
+    const Variable chosen = gather_rows(rows, from_ints(some, v.device()));
+    out.push_back(reshape(chosen, v.shape().with(0, v.dim(0) / before * static_cast<int64_t>(some.size()))));
+  }
+  return out;
+}
+
+}  // namespace
+
+// In rounds, each as long as its shortest document needs, up to a multiple of the chunk. Behind that
+// document's end its last token stands again; nobody looks there, since later tokens change no earlier
+// output.
+Variable carry_abreast(const Carry& part, const Block& block, const Layout& layout) {
+  struct Walk {
+    int64_t row, left;
+  };
+  const Device device = block.x[0].device();
+  std::vector<Walk> active;
+  int64_t row = 0;
+  for (const Segment& s : layout.segments) {
+    if (s.size() > 0) active.push_back({row, s.size()});
+    row += s.size();
+  }
+  if (active.empty()) return carry_nothing(part, block);
+  State state = part.start();
+  if (active.size() > 1) state = concatenate_states(std::vector<State>(active.size(), state));
+  std::vector<Variable> outputs;
+  std::vector<int32_t> place(static_cast<size_t>(row));  // of each token, its row of the outputs
+  int32_t made = 0;
+  bool in_order = true;
+  while (!active.empty()) {
+    const auto [least, most] = std::minmax_element(
+        active.begin(), active.end(), [](const Walk& a, const Walk& b) { return a.left < b.left; });
+    const bool alike = least->left == most->left;
+    const int64_t n = alike ? least->left : (least->left + part.chunk - 1) / part.chunk * part.chunk;
+    std::vector<int32_t> rows, on;
+    std::vector<Walk> next;
+    for (size_t i = 0; i < active.size(); ++i) {
+      const Walk& w = active[i];
+      for (int64_t t = 0; t < n; ++t, ++made) {
+        rows.push_back(static_cast<int32_t>(w.row + std::min(t, w.left - 1)));
+        if (t < w.left) place[static_cast<size_t>(w.row + t)] = made;
+      }
+      if (w.left <= n) continue;
+      on.push_back(static_cast<int32_t>(i));
+      next.push_back({w.row + n, w.left - n});
+    }
+    const bool all = outputs.empty() && alike;  // documents of one length
+    in_order = in_order && all;
+    auto [y, after] = part.step(all ? block : gather_block(block, from_ints(rows, device)), state);
+    outputs.push_back(y);
+    if (!on.empty())
+      state =
+          on.size() == active.size() ? after : documents_of(after, static_cast<int64_t>(active.size()), on);
+    active = next;
+  }
+  if (in_order) return outputs[0];
+  return gather_rows(outputs.size() == 1 ? outputs[0] : concatenate(outputs, 0), from_ints(place, device));
+}
+
 Variable carry_nothing(const Carry& part, const Block& block) {
   const NoTape pause;
   const Device device = block.x[0].device();

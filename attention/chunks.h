@@ -45,6 +45,8 @@ Block slice_block(const Block& block, int64_t begin, int64_t end);
 State gather_state(const State& state, const Tensor& index);
 State concatenate_states(const std::vector<State>& states);
 
+// A Carry over whole documents from their starts, all of them abreast: (N, ...).
+Variable carry_abreast(const Carry& part, const Block& block, const Layout& layout);
 // What a Carry gives for no tokens at all: an output without rows.
 Variable carry_nothing(const Carry& part, const Block& block);
 

@@ -75,7 +75,7 @@ Scan delta_scan(double scale, int64_t chunk, bool gated, const Dimensions& dims,
     const DeltaRun r = delta_run(cast(b.x[0], dtype), cast(b.x[1], dtype), cast(b.x[2], dtype), b.x[3],
                                  gated ? b.x[4] : Variable(), start.empty() ? Variable() : start[1], scale,
                                  layout, want_end);
-    return ran(r.o, r.end, identity());
+    return ran(r.o, r.end, identity);
   };
   use_recurrent_step(scan, scale, d, 3, gated ? 4 : -1);
   return scan;

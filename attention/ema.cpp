@@ -126,7 +126,7 @@ Scan DampedEma::scan(Device device, Dtype dtype, int64_t chunk, bool fft) const 
                                                   bool want_end) {
     const EmaRun r =
         ema_run(b.x[0], c.in, c.out, c.decay, start.empty() ? Variable() : start[1], layout, want_end);
-    return ran(r.y, r.end, identity());
+    return ran(r.y, r.end, identity);
   };
   scan.step = [=](const Block& b, const Tensor& states) -> Variable {
     return ema_step(b.x[0], c.in, c.out, c.decay, states);

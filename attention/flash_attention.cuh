@@ -105,6 +105,56 @@ struct Visibility {
   }
 };
 
+// What is added to the score of a query and a key for their distance.
+template <class W>
+struct DistanceBias {
+  const W* table;  // (heads, distances), or null
+  int64_t distances;
+  int heads;
+  bool causal, alibi;
+
+  DistanceBias(const Tensor& bias, int64_t of_heads, const AttentionOptions& o)
+      : table(data<const W>(bias)),
+        distances(bias.defined() ? bias.dim(1) : 0),
+        heads(static_cast<int>(of_heads)),
+        causal(o.causal),
+        alibi(o.alibi) {}
+
+  __device__ bool any() const { return table != nullptr || alibi; }
+  // As alibi_slopes.
+  __device__ W slope(int head) const {
+    if (!alibi) return 0;
+    int power = 1;
+    while (2 * power <= heads) power *= 2;
+    const double i = head < power ? 2.0 * (head + 1) : 2.0 * (head - power) + 1;
+    return static_cast<W>(std::exp2(-4.0 * i / power));
+  }
+  __device__ int64_t bin(int32_t distance) const {
+    const int64_t most = causal ? distances - 1 : distances / 2, least = causal ? 0 : -most;
+    return min(max(int64_t{distance}, least), most) - least;
+  }
+  __device__ W operator()(int head, W slope, int32_t distance) const {
+    const W by_slope = -slope * static_cast<W>(abs(distance));
+    return table == nullptr ? by_slope : by_slope + table[head * distances + bin(distance)];
+  }
+};
+
+// to[bin] += value for every lane of a warp, lanes of one bin in their order.
+template <class W>
+__device__ void add_by_bin(W* to, int64_t bin, W value) {
+  unsigned left = __match_any_sync(~0u, bin);
+  const auto lane = static_cast<int>(threadIdx.x % kWarp);
+  const bool first = __ffs(static_cast<int>(left)) - 1 == lane;
+  W sum = 0;
+  while (__any_sync(~0u, left != 0)) {
+    const W next = __shfl_sync(~0u, value, left != 0 ? __ffs(static_cast<int>(left)) - 1 : lane);
+    if (left != 0) sum += next;
+    left &= left - 1;
+  }
+  if (first) to[bin] += sum;
+  __syncwarp();
+}
+
 // The tiles on the other side that meet one tile, in order. Every thread of a warp walks with it.
 template <bool from_query>
 class TileWalk {
@@ -153,16 +203,17 @@ void plain_attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& 
                               const AttentionTokens& tokens, const Tensor& bias, const Tensor& lse,
                               const Tensor& delta, const Tensor& d_o, const AttentionOptions& options);
 
-// The fast ones for Hopper, of softmax weights.
-// bf16, heads of at most 128 and a multiple of 8, no bias, no slopes, all heads on.
-bool hopper_attention_serves(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionTokens& tokens,
-                             const Tensor& bias, const AttentionOptions& options);
+// The fast ones for Hopper: bf16, heads of a multiple of 8. o, lse and dq of heads that are off are left
+// alone.
+bool hopper_attention_serves(const Tensor& q, const Tensor& k, const Tensor& v,
+                             const AttentionOptions& options);
 void hopper_attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k,
-                              const Tensor& v, const AttentionTokens& tokens,
+                              const Tensor& v, const AttentionTokens& tokens, const Tensor& bias,
                               const AttentionOptions& options);
-void hopper_attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& q,
-                               const Tensor& k, const Tensor& v, const AttentionTokens& tokens,
-                               const Tensor& o, const Tensor& lse, const Tensor& d_o, const Tensor& d_lse,
+void hopper_attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dbias,
+                               const Tensor& q, const Tensor& k, const Tensor& v,
+                               const AttentionTokens& tokens, const Tensor& bias, const Tensor& o,
+                               const Tensor& lse, const Tensor& d_o, const Tensor& d_lse,
                                const AttentionOptions& options);
 
 }  // namespace weft::cuda

@@ -9,7 +9,7 @@
 namespace weft {
 
 // The functions a Merge needs; shapes as said there, q (N, H, Dk), k (M, Hkv, Dk), v (M, Hkv, Dv), H a
-// multiple of Hkv.
+// multiple of Hkv. d_lse undefined: none.
 std::vector<Tensor> flash_attention_forward(const AttentionOptions&, const Tensor& q, const Tensor& k,
                                             const Tensor& v, const Tensor& q_position,
                                             const Tensor& q_document, const Tensor& k_position,

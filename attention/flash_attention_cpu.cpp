@@ -381,7 +381,8 @@ void flash_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const 
                     const Tensor& bias, const Tensor& o, const Tensor& lse, const Tensor& d_o,
                     const Tensor& d_lse, const AttentionOptions& options) {
   with_float(q.dtype(), [&]<class T>() {
-    backward<T, Acc<T>>(dq, dk, dv, dbias, q, k, v, tokens, bias, o, lse, d_o, d_lse, options);
+    backward<T, Acc<T>>(dq, dk, dv, dbias, q, k, v, tokens, bias, o, lse, d_o,
+                        d_lse.defined() ? d_lse : zeros_like(lse), options);
   });
 }
 

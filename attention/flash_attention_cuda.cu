@@ -1,8 +1,15 @@
 #include "attention/flash_attention.cuh"
+#include "attention/flash_attention_cudnn.h"
+#include "autograd/determinism.h"
 #include "autograd/ops/convert.h"
 
 namespace weft::cuda {
 namespace {
+
+// Everything that only options decide is asked there.
+bool cudnn_may_serve(const AttentionTokens& tokens, const Tensor& bias) {
+  return !bias.defined() && !tokens.active.defined();
+}
 
 // A warp a row: delta = o . do - dlse.
 template <class T>
@@ -33,22 +40,28 @@ Tensor attention_delta(const Tensor& o, const Tensor& d_o, const Tensor& d_lse) 
 
 void flash_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
                    const AttentionTokens& tokens, const Tensor& bias, const AttentionOptions& options) {
-  if (hopper_attention_serves(q, k, v, tokens, bias, options))
-    return hopper_attention_forward(o, lse, q, k, v, tokens, options);
+  if (cudnn_may_serve(tokens, bias) && cudnn_attention_forward(o, lse, q, k, v, tokens.q_position, options))
+    return;
   if (tokens.active.defined()) {
     o.zero();
     fill(lse, -INFINITY);
   }
+  if (hopper_attention_serves(q, k, v, options))
+    return hopper_attention_forward(o, lse, q, k, v, tokens, bias, options);
   plain_attention_forward(o, lse, q, k, v, tokens, bias, options);
 }
 
 void flash_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dbias,
                     const Tensor& q, const Tensor& k, const Tensor& v, const AttentionTokens& tokens,
                     const Tensor& bias, const Tensor& o, const Tensor& lse, const Tensor& d_o,
-                    const Tensor& d_lse, const AttentionOptions& options) {
-  if (aligned(d_o.raw()) && aligned(o.raw()) && hopper_attention_serves(q, k, v, tokens, bias, options))
-    return hopper_attention_backward(dq, dk, dv, q, k, v, tokens, o, lse, d_o, d_lse, options);
+                    const Tensor& given_d_lse, const AttentionOptions& options) {
+  if (!deterministic() && !given_d_lse.defined() && cudnn_may_serve(tokens, bias) &&
+      cudnn_attention_backward(dq, dk, dv, q, k, v, tokens.q_position, o, lse, d_o, options))
+    return;
+  const Tensor d_lse = given_d_lse.defined() ? given_d_lse : zeros_like(lse);
   if (tokens.active.defined()) dq.zero();
+  if (aligned(d_o.raw()) && aligned(o.raw()) && hopper_attention_serves(q, k, v, options))
+    return hopper_attention_backward(dq, dk, dv, dbias, q, k, v, tokens, bias, o, lse, d_o, d_lse, options);
   const Tensor delta = attention_delta(o, d_o, d_lse);
   plain_attention_backward(dq, dk, dv, dbias, q, k, v, tokens, bias, lse, delta, d_o, options);
 }

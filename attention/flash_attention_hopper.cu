@@ -13,36 +13,6 @@ struct ForwardMaps {
   CUtensorMap q, k, v;
 };
 
-// A row's part of the running softmax: rows g and g + 8 of a thread.
-struct RunningSoftmax {
-  float peak[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};  // sum: this thread's columns only
-
-  // s: from products to weights e^(scale s - peak). Returns by what earlier sums and outputs shrink.
-  template <int N>
-  __device__ float2 weigh(Accumulator<N>& s, float log2_scale) {
-    float shrink[2];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float top = peak[r];
-#pragma unroll
-      for (int n = 0; n < N / 8; ++n) top = fmaxf(top, fmaxf(s.x[n][2 * r], s.x[n][2 * r + 1]));
-      top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-      top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-      const float shift = top == -INFINITY ? 0.f : top * log2_scale;
-      shrink[r] = exp2_fast(peak[r] * log2_scale - shift);
-      peak[r] = top;
-      float even = 0, odd = 0;
-#pragma unroll
-      for (int n = 0; n < N / 8; ++n) {
-        even += s.x[n][2 * r] = exp2_fast(s.x[n][2 * r] * log2_scale - shift);
-        odd += s.x[n][2 * r + 1] = exp2_fast(s.x[n][2 * r + 1] * log2_scale - shift);
-      }
-      sum[r] = sum[r] * shrink[r] + (even + odd);
-    }
-    return {shrink[0], shrink[1]};
-  }
-};
-
 template <int D>
 __global__ void __launch_bounds__(kHopperThreads, 1)
     forward_kernel(const __grid_constant__ HopperAttention f, const __grid_constant__ ForwardMaps maps,
@@ -55,14 +25,17 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   const KeyStream<D> stream(places);
   constexpr int keys = KeyStream<D>::keys;
   const Barrier q_full{places.take(8)};
+  const auto [turn, head] = f.work(f.queries.tiles, f.heads, f.section);
+  const int tile = f.queries.tiles - 1 - turn;  // late tiles see more: they come first
+  const int64_t of_all = f.queries.tile(head, tile);
+  const int32_t* token = f.queries.token + of_all * kHopperRows;
+  if (token[0] < 0) return;
   if (threadIdx.x == 0) {
     stream.init();
     q_full.init(1);
     publish_barriers();
   }
   __syncthreads();
-  const auto [turn, head] = f.work(f.queries.tiles, f.heads, f.section);
-  const int tile = f.queries.tiles - 1 - turn;  // late tiles see more: they come first
   const int warpgroup = own_warpgroup();
 
   if (warpgroup == 2) {
@@ -72,12 +45,12 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       q_full.arrive_and_expect(q.bytes);
       copy_tile(q, &maps.q, head, int64_t{tile} * kHopperRows, q_full);
     }
-    stream.load(f, &maps.k, &maps.v, tile, head / f.group);
+    stream.load(f, &maps.k, &maps.v, of_all, head / f.group);
   } else {
     take_registers<kComputeRegisters>();
     const float log2_scale = f.scale * kLog2e;
     const TileRows<kHopperRows, D> rows(q, warpgroup);
-    const TokenAt* own = f.queries.at + int64_t{tile} * kHopperRows + 64 * warpgroup;
+    const TokenAt* own = f.queries.at + of_all * kHopperRows + 64 * warpgroup;
     const auto hide_from = [&](Accumulator<keys>& s, int notice) {
       if (notice % 2 == 0) hide<true>(s, f.visibility, own, f.keys.at + int64_t{notice / 2} * keys);
     };
@@ -139,13 +112,12 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       sum += __shfl_xor_sync(~0u, sum, 2);
       factor[r] = sum > 0 ? 1 / sum : 0;
       const Lane lane;
-      const int64_t row = int64_t{tile} * kHopperRows + 64 * warpgroup + lane.row() + 8 * r;
-      if (lane.t == 0 && row < f.n)
+      const int64_t row = token[64 * warpgroup + lane.row() + 8 * r];
+      if (lane.t == 0 && row >= 0)
         lse[row * f.heads + head] = sum > 0 ? softmax.peak[r] * f.scale + logf(sum) : -INFINITY;
     }
     out.scale(factor[0], factor[1]);
-    store_rows(q, warpgroup, out, o + head * f.e, int64_t{f.heads} * f.e, f.e, int64_t{tile} * kHopperRows,
-               f.n);
+    store_rows(q, warpgroup, out, o + head * f.e, int64_t{f.heads} * f.e, f.e, token);
   }
 #endif
 }
@@ -159,15 +131,15 @@ void forward(const HopperAttention& f, const ForwardMaps& maps, const Tensor& o,
 
 }  // namespace
 
-HopperAttention hopper_attention(const Tensor& q, const Tensor& k, const Tensor& v,
+HopperAttention hopper_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias,
                                  const TokenTileBuffers& queries, const TokenTileBuffers& keys,
                                  const AttentionOptions& options) {
   HopperAttention f{queries.view(),
                     keys.view(),
                     Visibility(options),
+                    options.weighting,
+                    DistanceBias<float>(bias, q.dim(1), options),
                     static_cast<float>(options.scale),
-                    q.dim(0),
-                    k.dim(0),
                     static_cast<int>(q.dim(1)),
                     static_cast<int>(q.dim(1) / k.dim(1)),
                     static_cast<int>(q.dim(2)),
@@ -179,8 +151,8 @@ HopperAttention hopper_attention(const Tensor& q, const Tensor& k, const Tensor&
   return f;
 }
 
-bool hopper_attention_serves(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionTokens& tokens,
-                             const Tensor& bias, const AttentionOptions& options) {
+bool hopper_attention_serves(const Tensor& q, const Tensor& k, const Tensor& v,
+                             const AttentionOptions& options) {
   static const bool hopper = [] {
     int device = 0, major = 0;
     CUDA_CHECK(cudaGetDevice(&device));
@@ -190,18 +162,39 @@ bool hopper_attention_serves(const Tensor& q, const Tensor& k, const Tensor& v, 
     CUDA_CHECK(cudaFuncGetAttributes(&kernel, forward_kernel<64>));
     return kernel.numRegs > 64;
   }();
-  const auto width = [](const Tensor& x) { return x.dim(2) > 0 && x.dim(2) <= 128 && x.dim(2) % 8 == 0; };
+  const auto width = [](const Tensor& x) { return x.dim(2) > 0 && x.dim(2) % 8 == 0; };
   return hopper && q.dtype() == Dtype::bf16 && q.numel() > 0 && k.numel() > 0 && width(k) && width(v) &&
-         aligned(q.raw()) && aligned(k.raw()) && aligned(v.raw()) && !bias.defined() &&
-         !tokens.active.defined() && options.weighting == Weighting::softmax && !options.alibi &&
-         options.scale > 0;
+         aligned(q.raw()) && aligned(k.raw()) && aligned(v.raw()) && options.scale > 0;
+}
+
+Tensor HopperTiles::rows(const Tensor& x) const {
+  if (!by_list) return x;
+  const int64_t padded = int64_t{queries.tiles} * queries.size, heads = x.dim(1), units = x.dim(2) / 8;
+  const Tensor y = empty({padded, heads, x.dim(2)}, x.dtype(), x.device());
+  const auto* from = data<const uint4>(x);
+  auto* to = data<uint4>(y);
+  const int32_t* tokens = data<const int32_t>(queries.token);
+  const int size = queries.size;
+  each(padded * heads * units, [=] __device__(int64_t i) {
+    int64_t unit = i;
+    int64_t head = divide(unit, units);
+    const int64_t row = divide(head, heads);
+    const int32_t* list = tokens + head * padded;
+    if (list[row - row % size] < 0) return;  // nobody loads this tile
+    const int64_t token = list[row];
+    to[i] = token < 0 ? uint4{0, 0, 0, 0} : from[(token * heads + head) * units + unit];
+  });
+  return y;
 }
 
 void hopper_attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k,
-                              const Tensor& v, const AttentionTokens& t, const AttentionOptions& options) {
-  const HopperTiles tiles(t);
-  const HopperAttention f = hopper_attention(q, k, v, tiles.queries, tiles.keys, options);
-  const ForwardMaps maps{map_of(q, kHopperRows), map_of(k, kHopperRows), map_of(v, kHopperRows)};
+                              const Tensor& v, const AttentionTokens& t, const Tensor& bias,
+                              const AttentionOptions& options) {
+  const HopperTiles tiles(t, q.dim(1));
+  const HopperAttention f = hopper_attention(q, k, v, bias, tiles.queries, tiles.keys, options);
+  const Tensor rows = tiles.rows(q);
+  if (is_wide(f)) return wide_attention_forward(f, o, lse, rows, k, v);
+  const ForwardMaps maps{map_of(rows, kHopperRows), map_of(k, kHopperRows), map_of(v, kHopperRows)};
   if (std::max(f.d, f.e) > 64)
     forward<128>(f, maps, o, lse);
   else

@@ -1,6 +1,6 @@
 #pragma once
-// What the kernels for Hopper share: softmax attention of bf16 with heads of up to 128, by wgmma and TMA. A
-// block has two warpgroups that compute, 64 rows each, and a third of which one warp loads tiles.
+// What the kernels for Hopper share: softmax attention of bf16 by wgmma and TMA. A block has two warpgroups
+// that compute, 64 rows each, and a third of which one warp loads tiles.
 
 #include "attention/flash_attention.cuh"
 #include "attention/kernels/hopper.cuh"
@@ -15,8 +15,9 @@ constexpr float kLog2e = 1.44269504f;
 struct HopperAttention {
   TokenTiles queries, keys;
   Visibility visibility;
+  Weighting weighting;
+  DistanceBias<float> bias;
   float scale;
-  int64_t n, m;  // queries and keys
   int heads, group, d, e;
   int section;  // heads whose blocks run side by side, so that their keys and values stay in L2
 
@@ -91,10 +92,10 @@ __device__ void hide(Accumulator<N>& s, const Visibility& visibility, const Toke
 }
 
 // The rows of a warpgroup, rounded, through its rows of a tile that nobody reads any more, to
-// out[(first + row) * pitch].
+// out[token[row] * pitch]; a token of -1 is nobody.
 template <int R, int C>
 __device__ void store_rows(Tile<R, C> tile, int warpgroup, const Accumulator<C>& a, bf16* out, int64_t pitch,
-                           int width, int64_t first, int64_t count) {
+                           int width, const int32_t* token) {
   const Lane lane;
   const int own = 64 * warpgroup + 16 * lane.warp, l = threadIdx.x % 32;
   sync_threads(1 + warpgroup, 128);
@@ -102,9 +103,9 @@ __device__ void store_rows(Tile<R, C> tile, int warpgroup, const Accumulator<C>&
   __syncwarp();
 #pragma unroll 4
   for (int i = l; i < 16 * (C / 8); i += 32) {
-    const int row = own + i / (C / 8), unit = i % (C / 8);
-    if (first + row < count && 8 * unit < width)
-      *reinterpret_cast<uint4*>(out + (first + row) * pitch + 8 * unit) = load_shared(tile.at(row, unit));
+    const int row = own + i / (C / 8), unit = i % (C / 8), to = token[row];
+    if (to >= 0 && 8 * unit < width)
+      *reinterpret_cast<uint4*>(out + to * pitch + 8 * unit) = load_shared(tile.at(row, unit));
   }
 }
 
@@ -150,10 +151,10 @@ struct KeyStream {
       k_empty(n).init(kHopperWarps), v_empty(n).init(kHopperWarps);
     }
   }
-  // By one warp: all tiles that a tile of queries meets.
-  __device__ void load(const HopperAttention& f, const CUtensorMap* k_map, const CUtensorMap* v_map, int tile,
-                       int kv_head) const {
-    TileWalk<true> walk(f.visibility, f.queries.span[tile], f.keys.span, f.keys.tiles);
+  // By one warp: all tiles that a tile of queries, counted over all lists, meets.
+  __device__ void load(const HopperAttention& f, const CUtensorMap* k_map, const CUtensorMap* v_map,
+                       int64_t query_tile, int kv_head) const {
+    TileWalk<true> walk(f.visibility, f.queries.span[query_tile], f.keys.span, f.keys.tiles);
     for (int n = 0, j = 0; j >= 0; ++n) {
       j = walk.next();
       if (threadIdx.x % kWarp == 0) {
@@ -181,6 +182,36 @@ struct KeyStream {
   __device__ void wait_values(int n) const { v_full(n).wait(phase(n)); }
 };
 
+// A row's part of the running softmax: rows g and g + 8 of a thread.
+struct RunningSoftmax {
+  float peak[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};  // sum: this thread's columns only
+
+  // s: from products to weights e^(scale s - peak). Returns by what earlier sums and outputs shrink.
+  template <int N>
+  __device__ float2 weigh(Accumulator<N>& s, float log2_scale) {
+    float shrink[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float top = peak[r];
+#pragma unroll
+      for (int n = 0; n < N / 8; ++n) top = fmaxf(top, fmaxf(s.x[n][2 * r], s.x[n][2 * r + 1]));
+      top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+      top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+      const float shift = top == -INFINITY ? 0.f : top * log2_scale;
+      shrink[r] = exp2_fast(peak[r] * log2_scale - shift);
+      peak[r] = top;
+      float even = 0, odd = 0;
+#pragma unroll
+      for (int n = 0; n < N / 8; ++n) {
+        even += s.x[n][2 * r] = exp2_fast(s.x[n][2 * r] * log2_scale - shift);
+        odd += s.x[n][2 * r + 1] = exp2_fast(s.x[n][2 * r + 1] * log2_scale - shift);
+      }
+      sum[r] = sum[r] * shrink[r] + (even + odd);
+    }
+    return {shrink[0], shrink[1]};
+  }
+};
+
 template <auto kernel, class... A>
 void launch_hopper(const char* name, int64_t blocks, int bytes, const A&... arguments) {
   static const bool ready = [=] {
@@ -200,16 +231,39 @@ inline CUtensorMap map_of(const Tensor& x, int rows) {
 // Tiles of 128 of the queries and of the keys, which are often the same tokens.
 struct HopperTiles {
   TokenTileBuffers queries, keys;
-  explicit HopperTiles(const AttentionTokens& t)
-      : queries(token_tiles(t.q_position, t.q_document, {}, 1, kHopperRows)),
-        keys(t.q_position.raw() == t.k_position.raw() && t.q_document.raw() == t.k_document.raw() &&
-                     t.q_position.dim(0) == t.k_position.dim(0)
+  bool by_list;  // heads have queries of their own
+  HopperTiles(const AttentionTokens& t, int64_t heads)
+      : queries(token_tiles(t.q_position, t.q_document, t.active, heads, kHopperRows)),
+        keys(!t.active.defined() && t.q_position.raw() == t.k_position.raw() &&
+                     t.q_document.raw() == t.k_document.raw() && t.q_position.dim(0) == t.k_position.dim(0)
                  ? queries
-                 : token_tiles(t.k_position, t.k_document, {}, 1, kHopperRows)) {}
+                 : token_tiles(t.k_position, t.k_document, {}, 1, kHopperRows)),
+        by_list(t.active.defined()) {}
+
+  // TMA takes rows that lie together: x (N, H, D) of queries by the lists of its heads, (rows of a list, H,
+  // D), or x itself where every head has all. Behind the end of a list a tile is filled up with zeros.
+  Tensor rows(const Tensor& x) const;
 };
 
-HopperAttention hopper_attention(const Tensor& q, const Tensor& k, const Tensor& v,
+HopperAttention hopper_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias,
                                  const TokenTileBuffers& queries, const TokenTileBuffers& keys,
                                  const AttentionOptions& options);
+
+// Of rows by list: lse in base 2 (infinity where no key was seen, so that P = 0) and delta, (H, padded) each.
+struct RowNumbers {
+  const float *log2_sum, *delta;
+  int64_t padded;
+};
+
+// Heads of more than 128 features, any weights and biases, by pieces of 64 columns.
+inline bool plain_softmax(const HopperAttention& f) {
+  return f.weighting == Weighting::softmax && f.bias.table == nullptr && !f.bias.alibi;
+}
+inline bool is_wide(const HopperAttention& f) { return std::max(f.d, f.e) > 128 || !plain_softmax(f); }
+void wide_attention_forward(const HopperAttention& f, const Tensor& o, const Tensor& lse, const Tensor& q,
+                            const Tensor& k, const Tensor& v);
+void wide_attention_backward(const HopperAttention& f, const Tensor& dq, const Tensor& dk, const Tensor& dv,
+                             const Tensor& dbias, const Tensor& q, const Tensor& k, const Tensor& v,
+                             const Tensor& d_o, const RowNumbers& rows);
 
 }  // namespace weft::cuda

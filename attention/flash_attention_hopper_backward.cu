@@ -11,36 +11,34 @@ struct BackwardMaps {
   CUtensorMap q, k, v, d_o;
 };
 
-// Of rows: lse in base 2 (infinity where no key was seen, so that P = 0) and delta, (H, padded) each.
-struct RowNumbers {
-  const float *log2_sum, *delta;
-  int64_t padded;
-};
-
-// `lanes` threads a row and head, a power of two, each of them 8 features; rows beyond n see nothing.
+// `lanes` threads a row of a list and head, a power of two, that share its features by eights; rows of nobody
+// see nothing.
 __global__ void __launch_bounds__(kThreads)
     row_numbers_kernel(float* log2_sum, float* delta, const bf16* o, const bf16* d_o, const float* lse,
-                       const float* d_lse, int64_t n, int64_t padded, int heads, int width, int lanes) {
-  const int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / lanes;
-  const int j = 8 * (static_cast<int>(threadIdx.x) & (lanes - 1));
-  int64_t head = i;
+                       const float* d_lse, const TokenTiles queries, int64_t padded, int heads, int width,
+                       int lanes) {
+  int64_t head = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / lanes;
+  const int lane = static_cast<int>(threadIdx.x) & (lanes - 1);
   const int64_t row = divide(head, heads);
+  const int64_t token =
+      row < padded ? queries.token[queries.tile(static_cast<int>(head), 0) * queries.size + row] : -1;
+  const int64_t i = token * heads + head;
   float sum = 0;
-  if (row < n && j < width) {
+  for (int j = 8 * lane; token >= 0 && j < width; j += 8 * lanes) {
     const uint4 a = *reinterpret_cast<const uint4*>(o + i * width + j);
     const uint4 b = *reinterpret_cast<const uint4*>(d_o + i * width + j);
     const auto dot = [](uint32_t x, uint32_t y) {
       const float2 p = unpack(x), q = unpack(y);
       return p.x * q.x + p.y * q.y;
     };
-    sum = (dot(a.x, b.x) + dot(a.y, b.y)) + (dot(a.z, b.z) + dot(a.w, b.w));
+    sum += (dot(a.x, b.x) + dot(a.y, b.y)) + (dot(a.z, b.z) + dot(a.w, b.w));
   }
   for (int step = lanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
-  if (j != 0 || row >= padded) return;
+  if (lane != 0 || row >= padded) return;
   const int64_t to = head * padded + row;
-  const float l = row < n ? lse[i] : -INFINITY;
+  const float l = token >= 0 ? lse[i] : -INFINITY;
   log2_sum[to] = l == -INFINITY ? INFINITY : l * kLog2e;
-  delta[to] = row < n ? sum - d_lse[i] : 0.f;
+  delta[to] = token >= 0 ? sum - d_lse[i] : 0.f;
 }
 
 // dk, dv: 128 keys of a key head a block, tiles of 64 queries.
@@ -98,13 +96,14 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
     }
     int n = 0;
     for (int head = kv * f.group; head < (kv + 1) * f.group; ++head) {
-      TileWalk<false> walk(f.visibility, f.keys.span[tile], f.queries.span, f.queries.tiles);
+      const auto first_tile = static_cast<int>(f.queries.tile(head, 0));
+      TileWalk<false> walk(f.visibility, f.keys.span[tile], f.queries.span + first_tile, f.queries.tiles);
       for (int i; (i = walk.next()) >= 0; ++n) {
         if (leader) {
           const int64_t row = int64_t{i} * queries;
           const uint32_t to = numbers + stage(n) * Shape::numbers;
           empty(n).wait(phase(n) ^ 1);
-          store_shared(notices + 4 * stage(n), static_cast<uint32_t>(notice(i, walk.all)));
+          store_shared(notices + 4 * stage(n), static_cast<uint32_t>(notice(first_tile + i, walk.all)));
           full(n).arrive_and_expect(2 * Shape::Q::bytes + Shape::numbers);
           copy_tile(q_tile(n), &maps.q, head, row, full(n));
           copy_in(to, rows.log2_sum + head * rows.padded + row, queries * 4, full(n));
@@ -173,9 +172,9 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
     }
     dk_sum.scale(f.scale, f.scale);
     const int kv_heads = f.heads / f.group;
-    const int64_t row = int64_t{tile} * kHopperRows;
-    store_rows(k, warpgroup, dk_sum, dk + kv * f.d, int64_t{kv_heads} * f.d, f.d, row, f.m);
-    store_rows(v, warpgroup, dv_sum, dv + kv * f.e, int64_t{kv_heads} * f.e, f.e, row, f.m);
+    const int32_t* token = f.keys.token + int64_t{tile} * kHopperRows;
+    store_rows(k, warpgroup, dk_sum, dk + kv * f.d, int64_t{kv_heads} * f.d, f.d, token);
+    store_rows(v, warpgroup, dv_sum, dv + kv * f.e, int64_t{kv_heads} * f.e, f.e, token);
   }
 #endif
 }
@@ -194,14 +193,17 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   const KeyStream<D> stream(places);
   constexpr int keys = KeyStream<D>::keys;
   const Barrier rows_full{places.take(8)};
+  const auto [turn, head] = f.work(f.queries.tiles, f.heads, f.section);
+  const int tile = f.queries.tiles - 1 - turn;
+  const int64_t of_all = f.queries.tile(head, tile);
+  const int32_t* token = f.queries.token + of_all * kHopperRows;
+  if (token[0] < 0) return;
   if (threadIdx.x == 0) {
     stream.init();
     rows_full.init(1);
     publish_barriers();
   }
   __syncthreads();
-  const auto [turn, head] = f.work(f.queries.tiles, f.heads, f.section);
-  const int tile = f.queries.tiles - 1 - turn;
   const int warpgroup = own_warpgroup();
 
   if (warpgroup == 2) {
@@ -212,12 +214,12 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       copy_tile(q, &maps.q, head, int64_t{tile} * kHopperRows, rows_full);
       copy_tile(g, &maps.d_o, head, int64_t{tile} * kHopperRows, rows_full);
     }
-    stream.load(f, &maps.k, &maps.v, tile, head / f.group);
+    stream.load(f, &maps.k, &maps.v, of_all, head / f.group);
   } else {
     take_registers<kComputeRegisters>();
     const float log2_scale = f.scale * kLog2e;
     const TileRows<kHopperRows, D> q_rows(q, warpgroup), g_rows(g, warpgroup);
-    const int64_t row = int64_t{tile} * kHopperRows, own = row + 64 * warpgroup + Lane().row();
+    const int64_t own = int64_t{tile} * kHopperRows + 64 * warpgroup + Lane().row();
     const float* log2_sums = rows.log2_sum + head * rows.padded + own;
     const float* deltas = rows.delta + head * rows.padded + own;
     const float log2_sum[2] = {log2_sums[0], log2_sums[8]}, delta[2] = {deltas[0], deltas[8]};
@@ -238,7 +240,8 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       Products::wait<1>();
       Products::settle(s);
       if (now % 2 == 0)
-        hide<true>(s, f.visibility, f.queries.at + row + 64 * warpgroup, f.keys.at + int64_t{now / 2} * keys);
+        hide<true>(s, f.visibility, f.queries.at + of_all * kHopperRows + 64 * warpgroup,
+                   f.keys.at + int64_t{now / 2} * keys);
 #pragma unroll
       for (int c = 0; c < keys / 8; ++c)
 #pragma unroll
@@ -260,34 +263,39 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       stream.k_empty(n).arrive_warp();
     }
     dq_sum.scale(f.scale, f.scale);
-    store_rows(q, warpgroup, dq_sum, dq + head * f.d, int64_t{f.heads} * f.d, f.d, row, f.n);
+    store_rows(q, warpgroup, dq_sum, dq + head * f.d, int64_t{f.heads} * f.d, f.d, token);
   }
 #endif
 }
 
 }  // namespace
 
-void hopper_attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& q,
-                               const Tensor& k, const Tensor& v, const AttentionTokens& t, const Tensor& o,
-                               const Tensor& lse, const Tensor& d_o, const Tensor& d_lse,
-                               const AttentionOptions& options) {
-  const HopperTiles tiles(t);
-  const TokenTileBuffers few_queries = token_tiles(t.q_position, t.q_document, {}, 1, 64);
-  const HopperAttention by_key = hopper_attention(q, k, v, few_queries, tiles.keys, options);
-  const HopperAttention by_query = hopper_attention(q, k, v, tiles.queries, tiles.keys, options);
-  const int64_t heads = q.dim(1), padded = int64_t{by_query.queries.tiles} * kHopperRows;
+void hopper_attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dbias,
+                               const Tensor& q, const Tensor& k, const Tensor& v, const AttentionTokens& t,
+                               const Tensor& bias, const Tensor& o, const Tensor& lse, const Tensor& d_o,
+                               const Tensor& d_lse, const AttentionOptions& options) {
+  const int64_t heads = q.dim(1);
+  const HopperTiles tiles(t, heads);
+  const HopperAttention by_query = hopper_attention(q, k, v, bias, tiles.queries, tiles.keys, options);
+  const int64_t padded = int64_t{by_query.queries.tiles} * kHopperRows;
   const Tensor log2_sum = empty({heads, padded}, Dtype::f32, Device::cuda), delta = empty_like(log2_sum);
-  const int lanes = by_key.e > 64 ? 16 : 8;
+  const int lanes = by_query.e > 64 ? 16 : 8;
   const int64_t blocks = (heads * padded * lanes + kThreads - 1) / kThreads;
   row_numbers_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream()>>>(
       data<float>(log2_sum), data<float>(delta), data<const bf16>(o), data<const bf16>(d_o),
-      data<const float>(lse), data<const float>(d_lse), q.dim(0), padded, static_cast<int>(heads), by_key.e,
-      lanes);
+      data<const float>(lse), data<const float>(d_lse), by_query.queries, padded, static_cast<int>(heads),
+      by_query.e, lanes);
   check_launch("attention row numbers");
   const RowNumbers rows{data<const float>(log2_sum), data<const float>(delta), padded};
+  const Tensor q_rows = tiles.rows(q), g_rows = tiles.rows(d_o);
+  if (is_wide(by_query))
+    return wide_attention_backward(by_query, dq, dk, dv, dbias, q_rows, k, v, g_rows, rows);
+  const TokenTileBuffers few_queries = token_tiles(t.q_position, t.q_document, t.active, heads, 64);
+  const HopperAttention by_key = hopper_attention(q, k, v, bias, few_queries, tiles.keys, options);
   const CUtensorMap of_keys = map_of(k, kHopperRows), of_values = map_of(v, kHopperRows);
-  const BackwardMaps by_key_maps{map_of(q, 64), of_keys, of_values, map_of(d_o, 64)};
-  const BackwardMaps by_query_maps{map_of(q, kHopperRows), of_keys, of_values, map_of(d_o, kHopperRows)};
+  const BackwardMaps by_key_maps{map_of(q_rows, 64), of_keys, of_values, map_of(g_rows, 64)};
+  const BackwardMaps by_query_maps{map_of(q_rows, kHopperRows), of_keys, of_values,
+                                   map_of(g_rows, kHopperRows)};
   const auto run = [&]<int D>() {
     launch_hopper<key_gradient_kernel<D>>("attention dk dv (hopper)", int64_t{by_key.keys.tiles} * k.dim(1),
                                           KeyShape<D>::bytes, by_key, by_key_maps, rows, data<bf16>(dk),
@@ -296,7 +304,7 @@ void hopper_attention_backward(const Tensor& dq, const Tensor& dk, const Tensor&
                                             2 * Tile<kHopperRows, D>::bytes + KeyStream<D>::bytes + 8,
                                             by_query, by_query_maps, rows, data<bf16>(dq));
   };
-  if (std::max(by_key.d, by_key.e) > 64)
+  if (std::max(by_query.d, by_query.e) > 64)
     run.template operator()<128>();
   else
     run.template operator()<64>();

@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kPlainThreads)
   const int kv_heads = f.heads / f.group, kv = head / f.group;
   const TokenRows<T> k{f.k + kv * f.d, int64_t{kv_heads} * f.d, f.d, m.k_token};
   const TokenRows<T> v{f.v + kv * f.e, int64_t{kv_heads} * f.e, f.e, m.k_token};
-  const W slope = f.slope(head);
+  const W slope = f.bias.slope(head);
   const W never = -W(INFINITY);
   PlainOutput<W, C> out;
   out.clear();

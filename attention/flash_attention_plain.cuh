@@ -18,34 +18,17 @@ template <class T>
 struct PlainAttention {
   using W = Acc<T>;
   const T *q, *k, *v;
-  const W* bias;
+  DistanceBias<W> bias;
   TokenTiles queries, keys;
   Visibility visibility;
   Weighting weighting;
   W scale;
-  bool alibi;
-  int64_t distances;
   int heads, group, d, e;  // group: query heads to a key head
 
-  // As alibi_slopes.
-  __device__ W slope(int head) const {
-    if (!alibi) return 0;
-    int power = 1;
-    while (2 * power <= heads) power *= 2;
-    const double i = head < power ? 2.0 * (head + 1) : 2.0 * (head - power) + 1;
-    return static_cast<W>(std::exp2(-4.0 * i / power));
-  }
-  __device__ int64_t bin(TokenAt q, TokenAt k) const {
-    const int64_t most = visibility.causal ? distances - 1 : distances / 2;
-    const int64_t least = visibility.causal ? 0 : -most;
-    return min(max(int64_t{q.position - k.position}, least), most) - least;
-  }
   // From a product to a score; -infinity where nothing is seen.
   __device__ W score(W product, int head, W slope, TokenAt q, TokenAt k, bool everybody) const {
     if (!everybody && !visibility.sees(q, k)) return -W(INFINITY);
-    W s = scale * product - slope * static_cast<W>(abs(q.position - k.position));
-    if (bias != nullptr) s += bias[head * distances + bin(q, k)];
-    return s;
+    return scale * product + bias(head, slope, q.position - k.position);
   }
   // Weights that depend on their own score alone, and their derivatives.
   __device__ W weight(W s) const {
@@ -219,14 +202,12 @@ PlainAttention<T> plain_attention(const Tensor& q, const Tensor& k, const Tensor
   return {data<const T>(q),
           data<const T>(k),
           data<const T>(v),
-          data<const Acc<T>>(bias),
+          DistanceBias<Acc<T>>(bias, q.dim(1), o),
           queries.view(),
           keys.view(),
           Visibility(o),
           o.weighting,
           static_cast<Acc<T>>(o.scale),
-          o.alibi,
-          bias.defined() ? bias.dim(1) : 0,
           static_cast<int>(q.dim(1)),
           static_cast<int>(q.dim(1) / k.dim(1)),
           static_cast<int>(q.dim(2)),

@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kPlainThreads)
   const int kv_heads = f.heads / f.group, kv = head / f.group;
   const TokenRows<T> k{f.k + kv * f.d, int64_t{kv_heads} * f.d, f.d, m.k_token};
   const TokenRows<T> v{f.v + kv * f.e, int64_t{kv_heads} * f.e, f.e, m.k_token};
-  const W slope = f.slope(head);
+  const W slope = f.bias.slope(head);
   PlainOutput<W, C> out;
   out.clear();
   TileWalk<true> walk(f.visibility, f.queries.span[tile], f.keys.span, f.keys.tiles);
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kPlainThreads)
   for (int head = kv * f.group; head < (kv + 1) * f.group; ++head) {
     const TokenRows<T> q{f.q + head * f.d, int64_t{f.heads} * f.d, f.d, m.q_token};
     const TokenRows<T> d_o{g.d_o + head * f.e, int64_t{f.heads} * f.e, f.e, m.q_token};
-    const W slope = f.slope(head);
+    const W slope = f.bias.slope(head);
     const int64_t first = f.queries.tile(head, 0);
     TileWalk<false> walk(f.visibility, f.keys.span[blockIdx.x], f.queries.span + first, f.queries.tiles);
     for (int i; (i = walk.next()) >= 0;) {
@@ -134,22 +134,6 @@ __global__ void __launch_bounds__(kPlainThreads)
   }
 }
 
-// to[bin] += value for every lane, lanes of one bin in their order.
-template <class W>
-__device__ void add_by_bin(W* to, int64_t bin, W value) {
-  unsigned left = __match_any_sync(~0u, bin);
-  const auto lane = static_cast<int>(threadIdx.x % kWarp);
-  const bool first = __ffs(static_cast<int>(left)) - 1 == lane;
-  W sum = 0;
-  while (__any_sync(~0u, left != 0)) {
-    const W next = __shfl_sync(~0u, value, left != 0 ? __ffs(static_cast<int>(left)) - 1 : lane);
-    if (left != 0) sum += next;
-    left &= left - 1;
-  }
-  if (first) to[bin] += sum;
-  __syncwarp();
-}
-
 // partial (blocks, warps, H, R): each warp sums what its rows of the tiles of its block give.
 constexpr int kBiasBlocks = 32;
 template <class T>
@@ -163,10 +147,10 @@ __global__ void __launch_bounds__(kPlainThreads)
   const int kv_heads = f.heads / f.group, kv = head / f.group;
   const TokenRows<T> k{f.k + kv * f.d, int64_t{kv_heads} * f.d, f.d, m.k_token};
   const TokenRows<T> v{f.v + kv * f.e, int64_t{kv_heads} * f.e, f.e, m.k_token};
-  const W slope = f.slope(head);
+  const W slope = f.bias.slope(head);
   const int64_t own = int64_t{blockIdx.x} * (kPlainThreads / kWarp) + threadIdx.x / kWarp;
-  W* sums = partial + (own * f.heads + head) * f.distances;
-  for (int64_t i = threadIdx.x % kWarp; i < f.distances; i += kWarp) sums[i] = 0;
+  W* sums = partial + (own * f.heads + head) * f.bias.distances;
+  for (int64_t i = threadIdx.x % kWarp; i < f.bias.distances; i += kWarp) sums[i] = 0;
   __syncwarp();
   for (int i = static_cast<int>(blockIdx.x); i < f.queries.tiles; i += static_cast<int>(gridDim.x)) {
     const int64_t tile = f.queries.tile(head, i);
@@ -185,7 +169,7 @@ __global__ void __launch_bounds__(kPlainThreads)
 #pragma unroll
         for (int b = 0; b < 4; ++b) {
           const TokenAt to = m.q_at[4 * ty + a], from = m.k_at[4 * tx + b];
-          add_by_bin(sums, f.bin(to, from), ds[a][b]);
+          add_by_bin(sums, f.bias.bin(to.position - from.position), ds[a][b]);
         }
     }
   }

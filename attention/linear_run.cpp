@@ -1,5 +1,7 @@
 #include "attention/linear_run.h"
 
+#include <algorithm>
+
 #include "attention/scan_kernel.h"
 #include "autograd/flops.h"
 #include "autograd/ops/arrange.h"
@@ -18,6 +20,7 @@ namespace {
 struct Sizes {
   float scale;
   int documents;
+  int64_t longest;
   bool ends;  // the states behind the segments are an output
 };
 
@@ -27,6 +30,7 @@ cuda::LinearAttention problem(const Sizes& s, const Tensor& q, const Tensor& v, 
   return {.tokens = q.dim(0),
           .documents = s.documents,
           .offsets = static_cast<const int*>(offsets.raw()),
+          .longest = s.longest,
           .heads = static_cast<int>(q.dim(1)),
           .d_k = static_cast<int>(q.dim(2)),
           .d_v = static_cast<int>(v.dim(2)),
@@ -36,6 +40,18 @@ cuda::LinearAttention problem(const Sizes& s, const Tensor& q, const Tensor& v, 
           .gate = !g.defined()    ? cuda::Gate::fixed
                   : g.rank() == 2 ? cuda::Gate::head
                                   : cuda::Gate::channel};
+}
+
+// Undefined where none is needed.
+Tensor workspace_of(const cuda::LinearAttention& shape, bool backward, Device device) {
+  const int64_t bytes = cuda::linear_attention_workspace(shape, backward);
+  return bytes > 0 ? empty({bytes / 4}, Dtype::f32, device) : Tensor();
+}
+
+int64_t longest_of(const Layout& layout) {
+  int64_t longest = 0;
+  for (const Segment& s : layout.segments) longest = std::max(longest, s.end - s.begin);
+  return longest;
 }
 
 // Of both matrix products of a state, and of those inside chunks of 64 tokens.
@@ -52,11 +68,10 @@ void backward(Backward& b, const Sizes& s) {
   const Tensor d_o = b.grad(0).contiguous();
   const Tensor d_end = s.ends && b.has_grad(1) ? b.grad(1).contiguous() : Tensor();
   const Tensor dq = b.room(0, q), dk = b.room(1, k), dv = b.room(2, v);
-  Tensor dg, workspace, d_start;
-  if (g.defined()) {
-    dg = empty(g.shape(), Dtype::f32, device);
-    workspace = empty({cuda::linear_attention_workspace(shape) / 4 + 1}, Dtype::f32, device);
-  }
+  const bool of_gate = g.defined() && b.wants(3);  // a fixed decay has none
+  const Tensor workspace = workspace_of(shape, true, device);
+  const Tensor dg = of_gate ? empty(g.shape(), Dtype::f32, device) : Tensor();
+  Tensor d_start;
   if (start.defined()) d_start = empty_like(start);
   count_forwards(q, v, 2);
   if (device == Device::cuda)
@@ -68,7 +83,8 @@ void backward(Backward& b, const Sizes& s) {
   b.add(1, dk);
   b.add(2, dv);
   int next = 3;
-  if (g.defined()) b.add(next++, dg);
+  if (of_gate) b.add(next, dg);
+  if (g.defined()) ++next;
   if (start.defined()) b.add(next, d_start);
 }
 
@@ -83,7 +99,8 @@ LinearRun linear_run(const Variable& q, const Variable& k, const Variable& v, co
   CHECK(!gate.defined() || gate.shape() == one_a_head || gate.shape() == q.shape(), "linear_run: q ",
         q.shape(), ", g ", gate.shape());
   const Variable g = gate.defined() ? cast(gate, Dtype::f32) : gate;
-  const Sizes sizes{static_cast<float>(scale), static_cast<int>(layout.segments.size()), want_end};
+  const Sizes sizes{static_cast<float>(scale), static_cast<int>(layout.segments.size()), longest_of(layout),
+                    want_end};
   const Tensor offsets = segment_offsets(layout, q.dim(0), q.device());
   const Tensor dense_g = g.defined() ? g.value().contiguous() : Tensor();
   const Tensor before = start.defined() ? start.value().contiguous() : Tensor();
@@ -92,9 +109,11 @@ LinearRun linear_run(const Variable& q, const Variable& k, const Variable& v, co
       want_end ? empty({sizes.documents, q.dim(1), q.dim(2), v.dim(2)}, Dtype::f32, q.device()) : Tensor();
   if (q.dim(0) > 0) {
     count_forwards(q, v, 1);
+    const cuda::LinearAttention shape = problem(sizes, q, v, offsets, dense_g);
+    const Tensor workspace = workspace_of(shape, false, q.device());
     if (q.device() == Device::cuda)
-      cuda::linear_attention_forward(problem(sizes, q, v, offsets, dense_g), rows_of(q), rows_of(k),
-                                     rows_of(v), floats(before), written(o), floats(end), cuda::stream());
+      cuda::linear_attention_forward(shape, rows_of(q), rows_of(k), rows_of(v), floats(before), written(o),
+                                     floats(end), floats(workspace), cuda::stream());
   }
   std::vector<Variable> inputs{q, k, v};
   if (g.defined()) inputs.push_back(g);
@@ -118,7 +137,7 @@ void use_linear_run(Scan& scan, double scale, bool gated, int64_t key, int64_t v
     const LinearRun r = linear_run(cast(b.x[0], common), cast(b.x[1], common), cast(b.x[2], common),
                                    gated ? b.x[3] : Variable(), start.empty() ? Variable() : start[1], scale,
                                    layout, want_end);
-    return ran(cast(r.o, narrow), r.end, identity());
+    return ran(cast(r.o, narrow), r.end, identity);
   };
 }
 

@@ -4,6 +4,7 @@
 #include "attention/chunks.h"
 #include "attention/crossing.h"
 #include "attention/merge.h"
+#include "attention/seen_pairs.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
 #include "autograd/planned_device.h"
@@ -172,9 +173,27 @@ Variable LocalCrossing::operator()(const Scan& part, const Block& block) {
   return out_of_chunks(part.apply(cut, folded.prefix), chunks);
 }
 
+namespace {
+
+// Tells the part of the documents, if a block's tokens are those of the layout.
+Merge of_whole_documents(Merge part, const Block& block, const Layout& layout) {
+  if (block.position.raw() != layout.position.raw() || block.document.raw() != layout.document.raw())
+    return part;
+  int64_t longest = 0;
+  for (const Segment& s : layout.segments) longest = std::max(longest, s.size());
+  part.options.documents = static_cast<int32_t>(layout.segments.size());
+  part.options.longest = static_cast<int32_t>(longest);
+  return part;
+}
+
+}  // namespace
+
 std::vector<Variable> LocalCrossing::operator()(const Merge& part, const Block& block) {
   Stream::Slot* slot = next_slot();
-  if (slot == nullptr) return merge(part, block, block);
+  if (slot == nullptr) {
+    const Segments& all = layout().segments;
+    return merge(of_whole_documents(part, block, layout()), block, block, seen_pairs(part.options, all, all));
+  }
   const auto cache_of = [&](const Segment& s) -> RowCache& {
     RowCache& cache = slot->rows[s.document];
     cache.expect(stream_->expected);
@@ -206,7 +225,7 @@ std::vector<Variable> LocalCrossing::operator()(const Merge& part, const Block& 
     RowCache& cache = cache_of(s);
     cache.append({query.x[1], query.x[2], query.position, query.document});
     const Block past{{query.x[0], cache.rows(0), cache.rows(1)}, cache.rows(2), cache.rows(3)};
-    const auto result = merge(part, query, past);
+    const auto result = merge(part, query, past, seen_pairs(part.options, {s}));
     outputs.push_back(result[0]);
     lses.push_back(result[1]);
     if (part.options.block > 0) cache.keep_last(s.end % part.options.block);  // what later tokens can see
@@ -304,6 +323,7 @@ Variable LocalCrossing::operator()(const Halo& part, const Block& block) {
 
 Variable LocalCrossing::operator()(const Carry& part, const Block& block) {
   Stream::Slot* slot = next_slot();
+  if (slot == nullptr && part.chunk > 0) return carry_abreast(part, block, layout());
   std::vector<Variable> outputs;
   int64_t at = 0;
   for (const Segment& s : layout().segments) {

@@ -37,7 +37,7 @@ Tensor fixed_rows(const Mechanism& mechanism, const Input& input, int64_t n, Dty
   const auto heads = static_cast<int64_t>(row.size());
   if (device == Device::meta) return empty({n, heads}, dtype, device);
   const Tensor one = from_values({1, heads}, dtype, row, device);
-  return gather_rows(one, from_ints(std::vector<int32_t>(static_cast<size_t>(n), 0), device));
+  return gather_rows(one, zeros({n}, Dtype::i32, device));
 }
 
 std::vector<Tensor> random_inputs(const Mechanism& mechanism, int64_t tokens, Dtype dtype, uint32_t seed) {

@@ -147,8 +147,8 @@ Variable Mega::projected(const Variable& z, int which) const {
 // The direction turned by each token's position, (N, 1, Z): the product of a query's and a key's depends on
 // their distance alone, so the bias is more features of both.
 Variable Mega::rotary_bias(const Parameter& direction, const Block& block, Dtype dtype) const {
-  const std::vector<int32_t> same(static_cast<size_t>(block.position.dim(0)), 0);
-  const Variable rows = gather_rows(direction, from_ints(same, block.position.device()));
+  const Variable one = direction;
+  const Variable rows = add(one, zeros({block.position.dim(0), 1, 1}, one.dtype(), one.device()));
   return cast(rotary(rows, block.position, kTheta), dtype);
 }
 
@@ -187,11 +187,10 @@ Variable Mega::forward(const Block& block, Crossing& cross) const {
                flash_attention_forward,
                flash_attention_backward};
   if (table_.defined()) attend.bias = table_;
-  Variable o =
-      cast(cross(attend, {{q, k, reshape(v, {n, 1, hidden})}, block.position, block.document})[0], wide);
+  Variable o = cross(attend, {{q, k, reshape(v, {n, 1, hidden})}, block.position, block.document})[0];
   o = reshape(o, {n, hidden});
-  if (by_count) o = multiply(o, count);  // of a mean the sum
-  const Variable read = multiply(cast(o, dtype), gate);
+  if (by_count) o = cast(multiply(cast(o, wide), count), dtype);  // of a mean the sum
+  const Variable read = multiply(o, gate);
   const Variable h = silu(add(parts[3], linear(read, out_, out_bias_)));
   return add(x, multiply(sigmoid(parts[0]), subtract(h, x)));
 }

@@ -40,7 +40,7 @@ struct Memory {
   std::vector<Shape> shapes;       // (H, in, out)
   // M(x): (H, n, k) -> (H, n, v)
   std::function<Variable(const Weigh&, const Variable& x)> answer;
-  // Of the inner loss at these weights.
+  // Of the inner loss at these weights; `in` of the first weight is k.
   std::function<std::vector<OuterProducts>(const State& weights, const Variable& k, const Variable& v,
                                            const Slope&)>
       gradient;
@@ -86,14 +86,16 @@ struct MemoryPolicy {
   bool momentum = false;
 };
 
-// Tokens of one document in the memory's own type. q, k (H, n, k), v (H, n, v); per token (H, n, 1): the
-// step, the part of A that is kept, and where the policy has them the momentum and the bound of the bias.
+// Tokens in the memory's own type. q, k (H, n, k), v (H, n, v); per token (H, n, 1): the step, the part of A
+// that is kept, and where the policy has them the momentum and the bound of the bias. H are the heads of one
+// document or of several; and of chunk after chunk where learn() is given several.
 struct MemoryTokens {
   Variable q, k, v, step, keep, momentum, bound;
 };
 
 // A policy by chunks. Its state: for each weight A; with momentum, S; A at the start of the chunk; and last
-// how many tokens the open chunk has (1).
+// how many tokens the open chunk has (1). Of B documents abreast, which are at one place of a chunk, the
+// state is theirs one after another along the first dimension.
 class ChunkedMemory {
  public:
   ChunkedMemory(MemoryPolicy policy, int64_t chunk) : policy_(std::move(policy)), chunk_(chunk) {}
@@ -102,18 +104,25 @@ class ChunkedMemory {
   std::vector<std::string> names() const;
   // A memory whose A is this.
   State start(const State& a) const;
-  // Tokens that the open chunk still takes.
-  int64_t room(const State& state) const;
+  // How many tokens the open chunk has. Reads the state, so the host waits for it.
+  int64_t place(const State& state) const;
   // M(W; x) with the weights at the start of the open chunk.
-  Variable recall(const State& state, const Variable& x) const;
-  // Learns from any number of tokens, and answers each query after its own token: (H, n, v).
-  std::pair<Variable, State> learn(const MemoryTokens& tokens, const State& state) const;
+  Variable recall(const State& state, int64_t place, const Variable& x) const;
+  // Learns from so many chunks, the tokens of one after those of the one before: whole ones, or a part of the
+  // open one. Answers each query after its own token: (H, n, v), in the same order.
+  std::pair<Variable, State> learn(const MemoryTokens& tokens, int64_t chunks, int64_t place,
+                                   const State& state) const;
+
+  // `tokens` more from a place on, cut where learn() wants them cut.
+  struct Cut {
+    int64_t begin, size, chunks, place;  // chunks of `size` tokens
+  };
+  std::vector<Cut> cuts(int64_t place, int64_t tokens) const;
 
  private:
-  State at_start(const State& state) const;  // A at the start of the open chunk
+  State at_start(const State& state, int64_t place) const;  // A at the start of the open chunk
   State weights_of(const State& a) const;
   Variable answer(const State& weights, const Variable& x) const;
-  std::pair<Variable, State> learn_in_chunk(const MemoryTokens& tokens, const State& state) const;
 
   MemoryPolicy policy_;
   int64_t chunk_;

@@ -54,10 +54,22 @@ State MemoryAttention::initial(Dtype type, Device device) const {
 
 namespace {
 
-// (n, H) or (n, H, d) to (H, n, 1) or (H, n, d) of a type.
-Variable by_head(const Variable& x, Dtype type) {
+// Of each of B documents the rows of a cut, (B tokens, H, ...), to (chunks B H, size, d) of a type.
+Variable by_chunk(const Variable& x, int64_t documents, const ChunkedMemory::Cut& cut, Dtype type) {
   if (!x.defined()) return x;
-  return permute(cast(x.rank() == 3 ? x : reshape(x, {x.dim(0), x.dim(1), 1}), type), {1, 0, 2});
+  const int64_t h = x.dim(1), d = x.rank() == 3 ? x.dim(2) : 1, tokens = x.dim(0) / documents;
+  const int64_t end = cut.begin + cut.chunks * cut.size;
+  const Variable rows =
+      end - cut.begin == tokens ? x : slice(reshape(x, {documents, tokens, h, d}), 1, cut.begin, end);
+  const Variable chunks = reshape(cast(rows, type), {documents, cut.chunks, cut.size, h, d});
+  return reshape(permute(chunks, {1, 0, 3, 2, 4}), {cut.chunks * documents * h, cut.size, d});
+}
+
+// And back, (B, chunks size, H, d).
+Variable by_document(const Variable& y, int64_t documents, const ChunkedMemory::Cut& cut) {
+  const int64_t h = y.dim(0) / (cut.chunks * documents), d = y.dim(2);
+  const Variable chunks = reshape(y, {cut.chunks, documents, h, cut.size, d});
+  return reshape(permute(chunks, {1, 0, 3, 2, 4}), {documents, cut.chunks * cut.size, h, d});
 }
 
 }  // namespace
@@ -66,25 +78,29 @@ Carry MemoryAttention::carry(Dtype dtype, Device device) const {
   const Dtype type = wide_of(dtype);
   Carry carry;
   carry.names = memory_.names();
+  carry.chunk = config_.chunk;
   carry.start = [this, type, device] { return memory_.start(initial(type, device)); };
   carry.step = [this, type, dtype](const Block& b, const State& state) {
+    const int64_t documents = state.back().dim(0), tokens = b.x[0].dim(0) / documents;
     const Gates g = gates(b);
-    auto [y, after] = memory_.learn(
-        {by_head(b.x[0], type), by_head(b.x[1], type), by_head(b.x[2], type), by_head(g.step, type),
-         by_head(g.keep, type), by_head(g.momentum, type), by_head(g.bound, type)},
-        state);
-    return std::pair{cast(permute(y, {1, 0, 2}), dtype), after};
+    State now = state;
+    std::vector<Variable> answers;
+    for (const ChunkedMemory::Cut& cut : memory_.cuts(memory_.place(state), tokens)) {
+      const auto own = [&](const Variable& x) { return by_chunk(x, documents, cut, type); };
+      auto [y, after] = memory_.learn(
+          {own(b.x[0]), own(b.x[1]), own(b.x[2]), own(g.step), own(g.keep), own(g.momentum), own(g.bound)},
+          cut.chunks, cut.place, now);
+      answers.push_back(by_document(y, documents, cut));
+      now = after;
+    }
+    const Variable y = answers.size() == 1 ? answers[0] : concatenate(answers, 1);
+    return std::pair{cast(reshape(y, {b.x[0].dim(0), dims().heads, dims().value}), dtype), now};
   };
   return carry;
 }
 
 Variable MemoryAttention::forward(const Block& block, Crossing& cross) const {
   return cross(carry(block.x[2].dtype(), block.x[2].device()), block);
-}
-
-Variable MemoryAttention::recall(const State& state, const Variable& q) const {
-  const Variable y = memory_.recall(state, by_head(q, state[0].dtype()));
-  return cast(permute(y, {1, 0, 2}), q.dtype());
 }
 
 Variable MemoryAttention::naive_weights_inside(const Variable& a, const Variable&) const { return a; }

@@ -24,8 +24,6 @@ class MemoryAttention : public Mechanism {
   // For mechanisms of which this is a part. Inputs of this dtype, as in a block of forward().
   Carry carry(Dtype dtype, Device device) const;
   const ChunkedMemory& memory() const { return memory_; }
-  // M(W; q) with the weights at the start of the open chunk.  q (n, H, k) -> (n, H, v)
-  Variable recall(const State& state, const Variable& q) const;
 
   // The definition, token by token with whole weights.
   struct Naive {

@@ -182,8 +182,9 @@ Variable Moh::forward(const Block& block, Crossing& cross) const {
     q = rotary(q, block.position, config_.rope_theta);
     k = rotary(k, block.position, config_.rope_theta);
   }
-  const auto y = cross(softmax_merge({.scale = config_.scale}),
-                       {{q, k, v, routing.active}, block.position, block.document});
+  Merge attend = softmax_merge({.scale = config_.scale});
+  attend.active_share = static_cast<double>(config_.shared + config_.top_k) / static_cast<double>(d.heads);
+  const auto y = cross(attend, {{q, k, v, routing.active}, block.position, block.document});
   const Variable weighted = multiply(y[0], cast(reshape(routing.weights, {n, d.heads, 1}), y[0].dtype()));
   return linear_from_heads(weighted, out_, routing.on);
 }

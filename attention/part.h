@@ -80,6 +80,9 @@ struct AttentionOptions {
   int64_t block = 0;   // > 0: keys of the query's own block of positions only; rank cuts fall on blocks
   bool alibi = false;  // score -= slope_h * distance
   Weighting weighting = Weighting::softmax;
+  // > 0: queries and keys are the same tokens, this many whole documents one after another, the longest of
+  // `longest`. Positions and documents say so too; a library that reads neither needs it.
+  int32_t documents = 0, longest = 0;
 };
 
 struct Merge {
@@ -94,6 +97,7 @@ struct Merge {
                                           const Tensor& k_position, const Tensor& k_document,
                                           const Tensor& bias, const Tensor& active);
   // Given o and lse of the whole row, the part of {dq, dk, dv} and, with a bias, dbias that these keys give.
+  // d_lse undefined: none.
   using Backward = std::vector<Tensor> (*)(const AttentionOptions&, const Tensor& q, const Tensor& k,
                                            const Tensor& v, const Tensor& q_position,
                                            const Tensor& q_document, const Tensor& k_position,
@@ -113,6 +117,7 @@ struct Merge {
                                int64_t rows) = nullptr;
   };
   Step step = {};
+  double active_share = 1;  // of all heads of all queries, those that are on; for counting the work
 };
 
 struct Halo {
@@ -130,6 +135,11 @@ struct Carry {
   std::function<State()> start;
   // Any number of tokens >= 1 of one document, cut anywhere: the state knows its place.
   std::function<std::pair<Variable, State>(const Block&, const State&)> step;
+  // > 0: `step` takes several documents abreast, as cheap as one where launching kernels is what costs. Then
+  // the block has equally many tokens of each, one document after another, and the tensors of the state are
+  // theirs, one after another along dimension 0. All began at once, and go on together from multiples of
+  // `chunk` tokens.
+  int64_t chunk = 0;
 };
 
 }  // namespace weft

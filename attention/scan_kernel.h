@@ -7,11 +7,11 @@
 namespace weft {
 
 // What a kernel gave, as the scan passes it on. end: S behind each segment, undefined where it is not wanted;
-// a row of `identity` stands for the transitions, which a state from the very start does not need.
-inline Scan::Ran ran(const Variable& y, const Variable& end, const State& identity) {
+// a row of the identity stands for the transitions, which a state from the very start does not need.
+inline Scan::Ran ran(const Variable& y, const Variable& end, const std::function<State()>& identity) {
   if (!end.defined()) return {y, {}};
   const std::vector<int32_t> same(static_cast<size_t>(end.dim(0)), 0);
-  return {y, {gather_rows(identity[0], from_ints(same, end.device())), end}};
+  return {y, {gather_rows(identity()[0], from_ints(same, end.device())), end}};
 }
 
 // Gives a scan over q, k, v and perhaps beta and g (their places in the block; -1: none), with the state

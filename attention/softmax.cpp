@@ -6,6 +6,7 @@
 #include "attention/flash_attention.h"
 #include "attention/merge.h"
 #include "attention/naive.h"
+#include "attention/seen_pairs.h"
 #include "autograd/gradcheck.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
@@ -169,16 +170,16 @@ SlidingWindow::SlidingWindow(const Config& config, Dimensions dims, const Parame
     throw Error(Exit::recipe, "a sliding window is causal here", "causal", "leave causal=true");
 }
 
-Halo window_attention(AttentionOptions options, int64_t window) {
+Halo window_attention(AttentionOptions options, int64_t window, const Layout& layout) {
   options.window = window;
   return {window - 1,
-          [options](const Block& block, const Block& before) {
+          [options, &layout](const Block& block, const Block& before) {
             Block keys{{},
                        concatenate({before.position, block.position}, 0).value(),
                        concatenate({before.document, block.document}, 0).value()};
             for (size_t i = 0; i < block.x.size(); ++i)
               keys.x.push_back(concatenate({before.x[i], block.x[i]}, 0));
-            const auto y = merge(softmax_merge(options), block, keys);
+            const auto y = merge(softmax_merge(options), block, keys, seen_pairs(options, layout.segments));
             // lse rides along as one more column, since a Halo gives one tensor.
             const Variable lse = cast(reshape(y[1], {y[1].dim(0), y[1].dim(1), 1}), y[0].dtype());
             return concatenate({y[0], lse}, 2);
@@ -187,7 +188,7 @@ Halo window_attention(AttentionOptions options, int64_t window) {
 }
 
 Variable SlidingWindow::forward(const Block& block, Crossing& cross) const {
-  const Variable y = cross(window_attention(options(), window_), prepare(block));
+  const Variable y = cross(window_attention(options(), window_, cross.layout()), prepare(block));
   const int64_t size = dims().value;
   const Variable o = slice(y, 2, 0, size), lse = slice(y, 2, size, size + 1);
   return drain(o, cast(reshape(lse, {lse.dim(0), lse.dim(1)}), wide_of(lse.dtype())));

@@ -64,6 +64,6 @@ class SlidingWindow : public Softmax {
 Merge softmax_merge(const AttentionOptions& options);
 
 // Attention over the last `window` tokens as a Halo, for mechanisms that have one among their parts.
-Halo window_attention(AttentionOptions options, int64_t window);
+Halo window_attention(AttentionOptions options, int64_t window, const Layout& layout);
 
 }  // namespace weft

@@ -4,8 +4,10 @@
 #include <cmath>
 
 #include "attention/chunks.h"
+#include "attention/kept_attention.h"
 #include "attention/merge.h"
 #include "attention/naive.h"
+#include "attention/seen_pairs.h"
 #include "attention/selected_attention.h"
 #include "attention/softmax.h"
 #include "attention/sparsek_rows.h"
@@ -137,7 +139,8 @@ SparseK::Near SparseK::near(const Block& block, const Variable& u, Crossing& cro
                                concatenate({before.document, b.document}, 0).value()};
                     for (size_t i = 0; i < b.x.size(); ++i)
                       keys.x.push_back(concatenate({before.x[i], b.x[i]}, 0));
-                    const auto y = merge(softmax_merge(options), {{b.x[0]}, b.position, b.document}, keys);
+                    const auto y = merge(softmax_merge(options), {{b.x[0]}, b.position, b.document}, keys,
+                                         seen_pairs(options, layout.segments));
                     const Tensor behind = rows_behind(layout, window, b.x[0].device());
                     const std::vector<Variable> parts{y[0], y[1], gather_rows(keys.x[1], behind),
                                                       gather_rows(keys.x[2], behind),
@@ -201,6 +204,13 @@ Scan SparseK::far(Dtype dtype, Device device) const {
                                       {.scale = factor, .gate_keys = gate_keys, .groups = r});
     const Variable both = concatenate({y[0], reshape(y[1], {r * c, 1})}, 1);
     return permute(reshape(both, {m, heads, c, e + 1}), {0, 2, 1, 3});
+  };
+  // Whole documents need no copies of kept pairs: candidates come and go.
+  scan.whole = [=, this](const Block& b, const Layout& layout) {
+    const std::vector<Variable> y = kept_attention(
+        cast(b.x[0], dtype), b.x[1], b.x[2], b.x[3], layout,
+        {.kept = kept, .support = kept + others, .scale = config_.scale, .gate_keys = config_.gate == "kv"});
+    return concatenate({y[0], reshape(y[1], {b.x[0].dim(0), heads, 1})}, 2);
   };
   return scan;
 }

@@ -1,5 +1,8 @@
 #include "attention/titans.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "autograd/gradcheck.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
@@ -11,8 +14,10 @@ Titans::Titans(const Config& config, Dimensions dims, const ParameterScope& scop
     : MemoryAttention(config, dims, scope, squared_bias(), {}, true) {}
 
 std::vector<Input> Titans::inputs() const {
-  // Both layers of an MLP move, and each makes the other's steps larger.
-  const double step = config_.memory == "mlp" ? -5 : -3;
+  // Both layers of an MLP move, and each makes the other's steps larger. The gradients of a chunk are taken
+  // at one place: where keys are alike their steps add up, so those of a longer chunk begin smaller.
+  const double longer = std::max(0.0, std::log(static_cast<double>(config_.chunk) / 16));
+  const double step = (config_.memory == "mlp" ? -5 : -3) - longer;
   return {
       {"q", "h k", Domain::direction},    {"k", "h k", Domain::direction}, {"v", "h v"},
       {"theta", "h", Domain::unit, step}, {"eta", "h", Domain::unit},      {"alpha", "h", Domain::unit, -6}};

@@ -187,7 +187,7 @@ Variable TitansLayer::windowed(const Variable& x, int64_t window, const Block& b
                     cast(turned(tokens[1], block.position), type), cast(tokens[2], type)},
                    block.position,
                    block.document};
-  const Variable near = cross(window_attention(options, window), wide);
+  const Variable near = cross(window_attention(options, window, cross.layout()), wide);
   const auto by_head = [&](const Variable& y) { return permute(cast(y, type), {1, 0, 2}); };
   const Variable scores =
       matmul(scale(by_head(tokens[0]), score_scale()), by_head(persistent[0]), {false, true});  // (H, n, P)

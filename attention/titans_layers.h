@@ -124,15 +124,18 @@ class MemoryAsContext : public TitansLayer {
   Variable reference(const Block& block) const override;
 
  private:
-  // Tokens of one segment.
-  std::pair<Variable, State> step_in_segment(const Block& block, const State& state) const;
-  Variable attend(const Variable& q, const Variable& turned, const Variable& keys, const Variable& values,
-                  int64_t before) const;
+  // Segments of B documents abreast, or a part of the open one.
+  std::pair<Variable, State> step_in_segments(const Block& block, const ChunkedMemory::Cut& cut,
+                                              const State& state) const;
+  struct Segments;  // what does not depend on the state, of all of them
+  Segments segments_of(const Block& block, const ChunkedMemory::Cut& cut, const State& state) const;
+  // Rows of a line for each of B documents, (B n, C), convolved with those kept in front of them: (B, W - 1 +
+  // n, C), of which the first W - 1 rows mean nothing; and what is kept then.
+  std::pair<Variable, Variable> convolved(const Variable& rows, const Variable& filter, const Variable& kept,
+                                          const Tensor& places, int64_t documents) const;
   // The memory's part of a state.
   State memory_part(const State& state) const;
-  // Rows behind those kept, (n, C), convolved, and what is kept then.
-  std::pair<Variable, Variable> convolved(const Variable& rows, const Variable& filter,
-                                          const Variable& kept) const;
+  int64_t reach() const { return convolves() ? config_.convolution - 1 : 0; }
 
   Parameter recalled_out_, attention_out_;
 };

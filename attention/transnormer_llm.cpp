@@ -129,16 +129,21 @@ std::vector<double> TransNormerLlm::fixed_input(const std::string& name) const {
   return tnl_decay(dims().heads, dims().layer, dims().layers, config_.decay == "paper");
 }
 
-// Angles are taken in f64: a position of a million is as exact as a small one.
+// Angles are taken in f64: a position of a million is as exact as a small one. A feature is rounded once.
 Variable lrpe_features(const Variable& x, const Variable& theta, const Variable& position) {
   const Variable t = cast(reshape(position, {x.dim(0), 1, 1}), Dtype::f64);
   const Variable angle = multiply(t, cast(theta, Dtype::f64));
-  return concatenate({multiply(x, cast(cos(angle), x.dtype())), multiply(x, cast(sin(angle), x.dtype()))}, 2);
+  const Dtype wide = wide_of(x.dtype());
+  const Variable exact = cast(x, wide);
+  const auto turned = [&](const Variable& factor) {
+    return cast(multiply(exact, cast(factor, wide)), x.dtype());
+  };
+  return concatenate({turned(cos(angle)), turned(sin(angle))}, 2);
 }
 
 std::vector<Variable> TransNormerLlm::project(const Variable& x) const {
   const auto split = [&](const Parameter& weight, int64_t size) {
-    return cast(reshape(linear(x, weight), {x.dim(0), dims().heads, size}), wide_of(x.dtype()));
+    return reshape(linear(x, weight), {x.dim(0), dims().heads, size});
   };
   const Variable v = split(v_, dims().value);
   return {silu(split(q_, dims().key)), silu(split(k_, dims().key)), lightning() ? silu(v) : v};

@@ -51,7 +51,7 @@ class TransNormerLlm : public Mechanism {
   std::vector<double> fixed_input(const std::string& name) const override;
 
  private:
-  // q and k (N, H, Dk), v (N, H, Dv), in f32 (f64): the norm behind would show what bf16 rounds away.
+  // q and k (N, H, Dk), v (N, H, Dv), in x's dtype.
   std::vector<Variable> project(const Variable& x) const;
   // The norm, the gate and the last projection behind o (N, H, Dv).
   Variable finish(const Variable& o, const Variable& x) const;

@@ -4,6 +4,8 @@
 #include <cstdlib>
 #include <string>
 
+#include "autograd/start_span.h"
+
 #ifdef WEFT_CUDA
 #include "autograd/cuda/runtime.h"
 #endif
@@ -50,6 +52,7 @@ Device default_device() { return chosen(); }
 
 void use_device(Device device, [[maybe_unused]] int index) {
   if (device == Device::cuda) {
+    const StartSpan span("driver");
     std::string why;
     const int count = count_gpus(&why);
     if (count == 0)

@@ -1,6 +1,7 @@
 #include "autograd/parameter.h"
 
-#include "autograd/parallel.h"
+#include "autograd/draw.h"
+#include "autograd/start_span.h"
 
 namespace weft {
 namespace {
@@ -11,24 +12,17 @@ int64_t aligned(int64_t numel) { return (numel + 15) / 16 * 16; }
 void initialise(const ParameterEntry& entry, uint32_t seed) {
   const Initializer& init = entry.info.init;
   const RandomKey key{seed, stream_of(entry.info.name), 0};
-  const int64_t n = entry.master.numel();
-  CHECK(init.kind != Initializer::Kind::values || static_cast<int64_t>(init.values.size()) == n,
-        entry.info.name, ": ", init.values.size(), " initial values for ", entry.info.shape);
-  const Tensor values(entry.info.shape, entry.master.dtype(), Device::cpu);
-  with_float(values.dtype(), [&]<class T>() {
-    T* p = values.data<T>();
-    parallel_for(n, 1 << 14, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        double value = init.scale;
-        if (init.kind == Initializer::Kind::normal) value = init.scale * key.normal(i);
-        if (init.kind == Initializer::Kind::uniform) value = init.scale * (2 * key.uniform(i) - 1);
-        if (init.kind == Initializer::Kind::values) value = init.values[i];
-        // One f32 rounding on every path, so that an f64 store starts from the same numbers.
-        p[i] = static_cast<T>(static_cast<float>(value));
-      }
-    });
-  });
-  entry.master.copy_from(values);
+  const Tensor& to = entry.master;
+  switch (init.kind) {
+    case Initializer::Kind::normal: return draw(to, Spread::normal, init.scale, key);
+    case Initializer::Kind::uniform: return draw(to, Spread::uniform, init.scale, key);
+    case Initializer::Kind::constant:  // rounded to f32 like all others, so that an f64 store starts the same
+      return to.copy_from(full(to.shape(), static_cast<float>(init.scale), to.dtype(), to.device()));
+    case Initializer::Kind::values: break;
+  }
+  CHECK(static_cast<int64_t>(init.values.size()) == to.numel(), entry.info.name, ": ", init.values.size(),
+        " initial values for ", entry.info.shape);
+  to.copy_from(from_values(to.shape(), Dtype::f32, init.values, Device::cpu).to(to.dtype()));
 }
 
 }  // namespace
@@ -44,6 +38,7 @@ Parameter ParameterStore::declare(ParameterInfo info) {
 void ParameterStore::commit() {
   CHECK(groups_.empty(), "parameters committed twice");
   const MemoryScope scope("parameters");
+  const StartSpan span("weights");
   const Dtype wide = wide_of(precision_);
   for (const bool trainable : {true, false})
     for (const ParameterKind kind :

@@ -39,6 +39,7 @@ if(WEFT_CUDA)
   target_compile_options(weft_flags INTERFACE
     $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr --extended-lambda -Xcompiler=-Wall,-Wno-unknown-pragmas>)
   target_link_libraries(weft_flags INTERFACE CUDA::cudart_static CUDA::cublasLt)
+  include(cmake/cudnn.cmake)
 endif()
 
 # weft_library(NAME SOURCES a.cpp ... CUDA a_cuda.cu ... DEPENDS lib ...); CUDA: sources of a build with WEFT_CUDA.

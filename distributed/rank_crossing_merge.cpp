@@ -2,6 +2,7 @@
 
 #include "attention/chunks.h"
 #include "attention/merge.h"
+#include "attention/seen_pairs.h"
 #include "autograd/ops/arrange.h"
 #include "distributed/collectives.h"
 #include "distributed/rank_crossing.h"
@@ -42,12 +43,28 @@ class HeadTrade {
   int64_t parts_, own_;
 };
 
+// The segments of this rank that are whole documents.
+Segments uncut_segments(const RankPlan& plan) {
+  Segments segments;
+  for (const Piece& p : plan.pieces())
+    if (!p.cut && p.rank == plan.rank()) segments.push_back(p.segment);
+  return segments;
+}
+
 }  // namespace
 
+Segments cut_segments(const RankPlan& plan, std::optional<int> rank) {
+  Segments segments;
+  for (const Piece& p : plan.pieces())
+    if (p.cut && (!rank || p.rank == *rank)) segments.push_back(p.segment);
+  return segments;
+}
+
 std::vector<Variable> RankCrossing::operator()(const Merge& part, const Block& block) {
+  const auto pairs_among = [&](const Segments& s) { return seen_pairs(part.options, s, s); };
   if (strategy_ == CrossingStrategy::gather) {
     const Block whole = gather_whole(block);
-    std::vector<Variable> y = merge(part, whole, whole);
+    std::vector<Variable> y = merge(part, whole, whole, pairs_among(plan_.whole().layout.segments));
     for (Variable& v : y) v = own_of_whole(v);
     return y;
   }
@@ -55,13 +72,13 @@ std::vector<Variable> RankCrossing::operator()(const Merge& part, const Block& b
     for (const Segment& s : layout().segments)
       CHECK(s.begin % size == 0, "crossing: token ", s.begin, " of document ", s.document,
             " is inside a block of ", size);
-    return merge(part, block, block);
+    return merge(part, block, block, pairs_among(layout().segments));
   }
   const RankPlan::Cut& cut = plan_.cut();
-  if (cut.rows.total == 0) return merge(part, block, block);
+  if (cut.rows.total == 0) return merge(part, block, block, pairs_among(layout().segments));
   if (cut.rest.dim(0) == 0) return merge_across(part, block);
   const Block rest = gather_block(block, cut.rest);
-  const std::vector<Variable> here = merge(part, rest, rest),
+  const std::vector<Variable> here = merge(part, rest, rest, pairs_among(uncut_segments(plan_))),
                               across = merge_across(part, gather_block(block, cut.own));
   std::vector<Variable> y;
   for (size_t i = 0; i < here.size(); ++i)
@@ -86,7 +103,8 @@ std::vector<Variable> RankCrossing::merge_across(const Merge& part, const Block&
   Block all{{{}}, rows.position, rows.document};
   for (const Variable& x : keys)
     all.x.push_back(all_gather_rows(ranks_, x, rows.counts, Recompute::repeated));
-  return merge(part, block, all);
+  return merge(part, block, all,
+               seen_pairs(part.options, cut_segments(plan_, plan_.rank()), cut_segments(plan_, {})));
 }
 
 std::vector<Variable> RankCrossing::merge_by_heads(const Merge& part, const Block& block) {
@@ -102,7 +120,8 @@ std::vector<Variable> RankCrossing::merge_by_heads(const Merge& part, const Bloc
   HeadTrade trade(ranks_, rows.counts);
   Block mine{{}, rows.position, rows.document};
   for (const Variable& x : block.x) mine.x.push_back(trade.to_heads(x));
-  const std::vector<Variable> y = merge(part, mine, mine);
+  const Segments all = cut_segments(plan_, {});
+  const std::vector<Variable> y = merge(part, mine, mine, seen_pairs(part.options, all, all));
   const Variable o = trade.to_tokens(y[0]);
   const Variable lse = trade.to_tokens(reshape(y[1], {y[1].dim(0), y[1].dim(1), 1}));
   expect(heads_bytes(plan_, row_bytes(block.x), row_bytes({o, lse})), false);

@@ -1,10 +1,15 @@
 #pragma once
 // How attention that is cut into ranks is put together.
 
+#include <optional>
+
 #include "attention/part.h"
 #include "distributed/rank_crossing_plan.h"
 
 namespace weft {
+
+// Of cut documents, the segments of one rank or of all.
+Segments cut_segments(const RankPlan& plan, std::optional<int> rank);
 
 // One op: block.x = {q, k, v} of this rank's tokens of cut documents -> {o, lse}. Keys and values travel
 // around the ranks, and once more on the way back with their gradients beside them. Partial results and

@@ -2,6 +2,8 @@
 #include <numeric>
 
 #include "attention/merge.h"
+#include "attention/seen_pairs.h"
+#include "autograd/flops.h"
 #include "autograd/ops/convert.h"
 #include "distributed/collectives.h"
 #include "distributed/rank_crossing_merge.h"
@@ -54,6 +56,8 @@ std::vector<Variable> ring_merge(Communicator& ranks, const RankPlan& plan, cons
   const Dtype wide = wide_of(q.dtype());
   const Tensor o = zeros({q.dim(0), q.dim(1), v.dim(2)}, wide, q.device());
   const Tensor lse = full({q.dim(0), q.dim(1)}, -std::numeric_limits<double>::infinity(), wide, q.device());
+  const double pairs = seen_pairs(part.options, cut_segments(plan, plan.rank()), cut_segments(plan, {}));
+  count_flops(attention_operations(part, pairs, q, v, false));
   {
     Ring ring(ranks, all.counts);
     Tensor keys = k, values = v;
@@ -67,8 +71,10 @@ std::vector<Variable> ring_merge(Communicator& ranks, const RankPlan& plan, cons
     }
   }
   const Tensor y = o.to(q.dtype());
-  const auto adjoint = [&ranks, counts = all.counts, options = part.options,
-                        backward = part.backward](const std::vector<Variable>& x) -> std::vector<Variable> {
+  const auto adjoint = [&ranks, counts = all.counts, options = part.options, backward = part.backward,
+                        operations = attention_operations(part, pairs, q, v, true)](
+                           const std::vector<Variable>& x) -> std::vector<Variable> {
+    count_flops(operations);
     const Tensor &q = x[0], &position = x[3], &document = x[4], &all_position = x[5], &all_document = x[6];
     const Dtype wide = wide_of(q.dtype()), narrow = q.dtype();
     const Tensor query = q.to(wide), bias = x[7], active = x[8], o = x[9].value().to(wide), lse = x[10],

@@ -1,6 +1,5 @@
 #include "tools/bench_cpu.h"
 
-#include <algorithm>
 #include <array>
 #include <chrono>
 #include <cmath>
@@ -33,13 +32,7 @@ void measure(BenchRow& row, double seconds, const std::function<void()>& once) {
     once();
     times.push_back(1e3 * since(begin));
   }
-  std::sort(times.begin(), times.end());
-  const auto at = [&](double share) {
-    return times[static_cast<size_t>(share * static_cast<double>(times.size() - 1) + 0.5)];
-  };
-  row.ms = at(0.5);
-  row.ms_p10 = at(0.1);
-  row.ms_p90 = at(0.9);
+  row.take(std::move(times));
 }
 
 Tensor noise(const Shape& shape, uint32_t stream) {
@@ -166,7 +159,7 @@ class MohLayer {
   BenchRow row_of(const std::string& name, const std::string& tokens) const {
     return {.name = name + heads_on(shape_), .shape = text(tokens, " H", shape_.heads, " D", shape_.size)};
   }
-  // With the operations of its products; attention counts none.
+  // With the operations that its ops count.
   static void timed(BenchRow& row, double seconds, const std::function<void()>& once) {
     const double before = counted_flops();
     once();
@@ -226,7 +219,7 @@ BenchRow step_row(const std::string& name, const std::vector<std::string>& layer
 
 }  // namespace
 
-void bench_cpu(double seconds, const std::function<void(const BenchRow&)>& done) {
+void bench_cpu(double seconds, const BenchDone& done) {
   for (const auto& [m, n, k] :
        {std::array<int64_t, 3>{512, 512, 512}, {1024, 1024, 1024}, {4096, 512, 512}, {2048, 128, 384}})
     done(gemm_row(m, n, k, seconds));
@@ -236,7 +229,7 @@ void bench_cpu(double seconds, const std::function<void(const BenchRow&)>& done)
   done(step_row("step softmax", {"softmax", "softmax", "softmax", "softmax"}, seconds));
 }
 
-void bench_heads(double seconds, const std::function<void(const BenchRow&)>& done) {
+void bench_heads(double seconds, const BenchDone& done) {
   for (const int64_t on : {2, 4, 6, 8}) {
     for (const bool backward : {false, true}) done(attention_row({1, 2048, 8, 64, on}, backward, seconds));
     done(decode_row({1, 16384, 8, 64, on}, seconds));

@@ -1,6 +1,5 @@
 #include "tools/bench_length.h"
 
-#include <algorithm>
 #include <chrono>
 
 #include "attention/registry.h"
@@ -66,15 +65,7 @@ std::vector<BenchRow> bench_length(const std::string& mechanism, int64_t rounds)
   subject.time(kShortest);  // warms up
   for (int64_t round = 0; round < rounds; ++round)
     for (size_t i = 0; i < times.size(); ++i) times[i].push_back(subject.time(kShortest << i));
-  for (size_t i = 0; i < times.size(); ++i) {
-    std::sort(times[i].begin(), times[i].end());
-    const auto at = [&](double share) {
-      return times[i][static_cast<size_t>(share * static_cast<double>(rounds - 1) + 0.5)];
-    };
-    rows[i].ms = at(0.5);
-    rows[i].ms_p10 = at(0.1);
-    rows[i].ms_p90 = at(0.9);
-  }
+  for (size_t i = 0; i < times.size(); ++i) rows[i].take(times[i]);
   return rows;
 }
 

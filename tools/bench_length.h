@@ -2,7 +2,7 @@
 // Does a mechanism's time a token grow with the text? The same number of tokens, as many short documents or
 // as few long ones, forward and backward, in f32 on the cores that OpenMP has.
 
-#include "tools/bench_cpu.h"
+#include "tools/bench_row.h"
 
 namespace weft {
 

@@ -19,7 +19,7 @@ BEGIN {
   may["training"] = "training training/tasks " data " distributed layers attention optim autograd"
   may["tools"] = "tools " may["training"]
   may["tests"] = "tests " may["tools"]
-  heavy = "^(nlohmann|yaml-cpp|CLI|fmt|spdlog|hdf5|mpi)[./]"
+  heavy = "^((nlohmann|yaml-cpp|CLI|fmt|spdlog|hdf5|mpi)[./]|cudnn)"
 }
 
 function say(message) { print FILENAME ":" FNR ": " message; failed = 1 }

@@ -24,4 +24,9 @@ std::optional<double> peak_flops(const std::string& gpu, Dtype dtype) {
   return {};
 }
 
+std::optional<double> share_of_peak(double operations, double seconds, double peak) {
+  const double share = operations / seconds / peak;
+  return share <= 1 ? std::optional(share) : std::nullopt;
+}
+
 }  // namespace weft

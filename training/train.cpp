@@ -5,8 +5,11 @@
 #include <filesystem>
 #include <fstream>
 
+#include "autograd/device_times.h"
 #include "autograd/fault.h"
+#include "autograd/notes.h"
 #include "autograd/out_of_memory.h"
+#include "autograd/start_span.h"
 #include "distributed/agree.h"
 #include "training/checkpoint/files.h"
 #include "training/checkpoint/folder.h"
@@ -56,7 +59,8 @@ class Run {
   std::vector<std::string> start_from_other();  // the same
   void start_loader();
   bool step();
-  std::optional<double> share_of_peak(double seconds) const;
+  void tell_start();
+  std::optional<double> mfu(double seconds);
   void evaluate();
   void sample();
   void save();
@@ -72,6 +76,7 @@ class Run {
   std::shared_ptr<const Tokenizer> tokenizer_;
   std::unique_ptr<Trainer> trainer_;
   std::optional<double> peak_;  // FLOP/s of the device, where known
+  bool impossible_ = false;     // more than that was counted once, and it was said
   std::optional<Datasets> data_;
   std::optional<SampleOrder> order_;
   std::unique_ptr<Loader> loader_;
@@ -207,15 +212,27 @@ void Run::rewind() {
 }
 
 // Of the device's arithmetic, by the operations that the last step counted on this rank.
-std::optional<double> Run::share_of_peak(double seconds) const {
+std::optional<double> Run::mfu(double seconds) {
   if (!peak_ || seconds <= 0) return {};
-  const double share = trainer_->step_flops() / seconds / *peak_;
-  if (share > 1)
-    throw Error(Exit::internal,
-                text("accounting mismatch: ", trainer_->step_flops(), " operations in ", seconds,
-                     " s are more than the device can do"),
-                "mfu", "report this: work was counted that was not done");
+  const std::optional<double> share = share_of_peak(trainer_->step_flops(), seconds, *peak_);
+  if (!share && !std::exchange(impossible_, true))
+    log_->warning(text(trainer_->step_flops(), " operations in ", seconds,
+                       " s are more than the device can do: work was counted that was not done, so mfu is "
+                       "left out"));
   return share;
+}
+
+// On a GPU, where a start is more than a step.
+void Run::tell_start() {
+  if (trainer_->store().device() != Device::cuda) return;
+  const auto seconds = [](double s) {
+    char out[16];
+    std::snprintf(out, sizeof out, "%.2f", s);
+    return std::string(out);
+  };
+  std::string parts;
+  for (const auto& [name, s] : start_spans()) parts += (parts.empty() ? "" : ", ") + name + " " + seconds(s);
+  log_->info("first step " + seconds(process_age()) + " s after the start: " + parts);
 }
 
 bool Run::step() {
@@ -227,7 +244,11 @@ bool Run::step() {
     const auto span = timer_->data();
     batch = loader_->next();
   }
-  const StepResult result = trainer_->step(state_.step, batch);
+  const StepResult result = [&] {
+    const StartSpan span("first step");
+    return trainer_->step(state_.step, batch);
+  }();
+  if (summary_.first_step_s == 0) tell_start();
   const int64_t tokens = trainer_->samples_per_step() * recipe_.context;
   order_hash_.update(order_->step(state_.step + state_.skipped_steps, trainer_->samples_per_step()));
   ++state_.step;
@@ -235,6 +256,7 @@ bool Run::step() {
   timer_->add_communication(result.comm_s);
   const StepTimes times = timer_->finish_step(tokens);
   if (summary_.first_step_s == 0) summary_.first_step_s = times.step_s;
+  for (const std::string& note : take_notes()) log_->info(note);
   if (!result.applied) {
     log_->event(Event::skip, state_.step, {{"reason", result.reason}});
     log_->warning(text("step ", state_.step, " was not applied: ", result.reason));
@@ -249,7 +271,7 @@ bool Run::step() {
   record.grad_norm = result.grad_norm;
   record.lr = result.lr;
   record.tokens_per_s = times.tokens_per_s;
-  record.mfu = share_of_peak(times.step_s);
+  record.mfu = mfu(times.step_s);
   record.step_s = times.step_s;
   record.data_s = times.data_s;
   record.comm_s = times.comm_s;
@@ -290,11 +312,18 @@ TrainSummary Run::train() {
   const auto start = std::chrono::steady_clock::now();
   const std::string recipe_text = resolved_recipe(recipe_);
   if (world_ != nullptr) require_same(*world_, "recipe", recipe_text);
+  {
+    const StartSpan span("driver");
+    wait_for(default_device());
+  }
   tokenizer_ = open_tokenizer(recipe_);
   const int64_t vocab = vocabulary_of(recipe_, *tokenizer_);
   trainer_ = std::make_unique<Trainer>(recipe_, *tokenizer_, world_);
   peak_ = peak_flops(describe_device(trainer_->store().device()), precision_of(recipe_));
-  data_.emplace(open_recipe_data(recipe_, *tokenizer_, vocab));
+  {
+    const StartSpan span("data");
+    data_.emplace(open_recipe_data(recipe_, *tokenizer_, vocab));
+  }
   order_.emplace(data_->train.order(static_cast<uint64_t>(recipe_.seed), recipe_.data.shuffle));
   const bool resume = prepare_folder();
 

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 
+#include "autograd/determinism.h"
 #include "autograd/fault.h"
 #include "autograd/flops.h"
 #include "autograd/ops/projected_cross_entropy.h"
@@ -77,6 +78,7 @@ Trainer::Trainer(const Recipe& recipe, const Tokenizer& tokenizer, Communicator*
               .rewinds = recipe.numerics.rewind}),
       plan_(segment_plan(recipe, model_)),
       samples_per_step_(recipe.batch_tokens / recipe.context) {
+  if (device != Device::meta) set_deterministic(recipe.determinism == "run");
   store_.commit();
   const MemoryScope scope("optimizer");
   optimizer_ = make_optimizer(optimizer_config(recipe), store_);

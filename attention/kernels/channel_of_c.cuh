@@ -1,77 +1,72 @@
 #pragma once
 // A chunk of a sweep whose gate is of the channels of c and the output: dq and dk, and with them dg. Every
-// warp decays its own 16 columns.
+// warp decays its own half of a pair's columns.
 
 #include "attention/kernels/channel_tiles.cuh"
 
 namespace weft::cuda {
 
-// One warp, for block n and the channels [64 part, 64 part + 64) of a and b: its part of the scores.
-template <class M>
-__device__ void prepare_scores(const M& memory, const typename M::Stage& g, int n, int part) {
-  Scores scores;
-  scores.clear();
-  scores.add_products(g.a, g.b, n * block, part);
-  memory.scores().store(n, part, scores);
-}
-// A bf16 operand and what was cut from it (README, "The gradient of the gate").
-struct Pair {
-  uint32_t high[4], rest[4];
-  __device__ void set(int i, uint32_t value, float2 weight) {
-    const float2 v = unpack(value);
-    const Split split(v.x * weight.x, v.y * weight.y);
-    high[i] = split.high, rest[i] = split.rest;
+// One warp, for block n: the scores as operands, of each token with itself and of the pairs of each level.
+template <bool Reverse, int D_a, class M>
+__device__ void prepare_c(const M& memory, const typename M::Stage& g, int n) {
+  Scores scores, rest;
+  scores.clear(), rest.clear();
+  scores.template add_products<D_a / 32>(g.a, g.b, n * block, 0);
+  rest.template add_products<D_a / 32>(g.a, g.b, n * block, D_a / 16);
+  scores.add(rest);
+  uint32_t p[4];
+  scores.masked(p, Scores::same);
+  store_shared_words(memory.scores().at(n, 0), p);
+#pragma unroll
+  for (int level = 0; level < 4; ++level) {
+    scores.masked(p, [&](int n, int i) { return Scores::meet<Reverse>(n, i, 1 << level); });
+    store_shared_words(memory.scores().at(n, level + 1), p);
   }
-};
+}
 
 // The ways of a block's tokens to the border of their stretch: the decay on it, for stretches of `half`
 // tokens and, from step to step, of twice as many. Upwards the border is where the stretch begins, and a way
 // holds the token's own gate; downwards it is the end. `all` is the way with the own gate.
 //
-// Those of a lane's elements of an accumulator: channels 8 i + 2t + j, tokens g + 8 r.
+// Those of a lane's elements of 8 columns of an accumulator: channels 2t + j, tokens g + 8 r.
 template <bool Up>
 struct RowWays {
-  float all[2][2][2], way[2][2][2];
+  float all[2][2], way[2][2];
 
-  template <class F>  // F(i, r): the decays of two channels
-  __device__ void start(F decay) {
+  __device__ void start(const float2 (&decay)[2]) {
 #pragma unroll
-    for (int n = 0; n < 8; ++n) {
-      const float2 of = decay(n / 4, n / 2 % 2);
-      const float own = n % 2 ? of.y : of.x;
-      all[n / 4][n / 2 % 2][n % 2] = own, way[n / 4][n / 2 % 2][n % 2] = Up ? own : 1;
+    for (int n = 0; n < 4; ++n) {
+      const float own = n % 2 ? decay[n / 2].y : decay[n / 2].x;
+      all[n / 2][n % 2] = own, way[n / 2][n % 2] = Up ? own : 1;
     }
   }
   __device__ void step(int half) {
     const Lane lane;
 #pragma unroll
-    for (int n = 0; n < 8; ++n) {
-      const int i = n / 4, r = n / 2 % 2, j = n % 2;
+    for (int n = 0; n < 4; ++n) {
+      const int r = n / 2, j = n % 2;
       if (half == 8) {
-        if (r == (Up ? 0 : 1)) continue;
-        extend(i, r, j, __shfl_sync(~0u, all[i][1 - r][j], (Up ? 7 : 0) * 4 + lane.t));
+        if (r == (Up ? 1 : 0)) extend(r, j, __shfl_sync(~0u, all[1 - r][j], (Up ? 7 : 0) * 4 + lane.t));
       } else {
-        const float other =
-            __shfl_sync(~0u, all[i][r][j], (border(lane.g, half) + (Up ? 0 : 1)) * 4 + lane.t);
-        extend(i, r, j, bool(lane.g & half) == Up ? other : 1);
+        const float other = __shfl_sync(~0u, all[r][j], (border(lane.g, half) + (Up ? 0 : 1)) * 4 + lane.t);
+        extend(r, j, bool(lane.g & half) == Up ? other : 1);
       }
     }
   }
 
  private:
-  __device__ void extend(int i, int r, int j, float by) { all[i][r][j] *= by, way[i][r][j] *= by; }
+  __device__ void extend(int r, int j, float by) { all[r][j] *= by, way[r][j] *= by; }
 };
 
-// Those of a lane's elements of c^T as an operand: tokens 2t + j + 8 (i / 2), channels g + 8 (i % 2).
+// Those of a lane's elements of eight rows of c^T as an operand: tokens 2t + j + 8 i, channel g.
 template <bool Up>
 struct TokenWays {
-  float all[4][2], way[4][2];
+  float all[2][2], way[2][2];
 
-  template <class F>  // F(i, j): the decay
-  __device__ void start(F decay) {
+  __device__ void start(const float (&decay)[2][2]) {
 #pragma unroll
-    for (int n = 0; n < 8; ++n) {
-      const float own = decay(n / 2, n % 2);
+    for (int n = 0; n < 4; ++n) {
+      const float own = decay[n / 2][n % 2];
       all[n / 2][n % 2] = own, way[n / 2][n % 2] = Up ? own : 1;
     }
   }
@@ -79,12 +74,12 @@ struct TokenWays {
     const Lane lane;
     const int last = Up ? 1 : 0;  // of two tokens side by side, the one at the border
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < 2; ++i) {
       if (half == 1) {
         extend(i, last, all[i][1 - last]);
       } else if (half == 8) {
-        if (i / 2 == last) {
-          const float other = __shfl_sync(~0u, all[(i + 2) % 4][last], lane.g * 4 + (Up ? 3 : 0));
+        if (i == last) {
+          const float other = __shfl_sync(~0u, all[1 - i][last], lane.g * 4 + (Up ? 3 : 0));
           extend(i, 0, other), extend(i, 1, other);
         }
       } else {
@@ -95,192 +90,214 @@ struct TokenWays {
       }
     }
   }
-  // Over the block, after the last step: of channels g and g + 8.
-  __device__ float total(int i) const {
-    return Up ? __shfl_sync(~0u, all[2 + i][1], Lane().g * 4 + 3) : __shfl_sync(~0u, all[i][0], Lane().g * 4);
+  // Over the block, after the last step.
+  __device__ float total() const {
+    return __shfl_sync(~0u, Up ? all[1][1] : all[0][0], Lane().g * 4 + (Up ? 3 : 0));
   }
 
  private:
   __device__ void extend(int i, int j, float by) { all[i][j] *= by, way[i][j] *= by; }
 };
 
-// Block n of one warp's 16 columns of c.
-template <bool Reverse, class M>
+// Two words of a bf16 operand, and of what was cut from it (README, "The gradient of the gate").
+struct Pair {
+  uint32_t high[2], rest[2];
+  template <bool Up>
+  __device__ Pair(const uint32_t (&c)[2], const TokenWays<Up>& ways) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float2 v = unpack(c[i]);
+      const Split split(v.x * ways.way[i][0], v.y * ways.way[i][1]);
+      high[i] = split.high, rest[i] = split.rest;
+    }
+  }
+};
+
+// One half of a pair's columns of c in block n: rows as TokenWays has them, and all ways.
+template <bool Reverse>
 struct Columns {
-  const typename M::Stage& g;
-  const int row0;
-  uint32_t c[4];  // as TokenWays
+  uint32_t c[2];
   RowWays<!Reverse> of_out;
   TokenWays<Reverse> of_c;
 
-  __device__ Columns(const typename M::Stage& g, int n, int warp) : g(g), row0(n * block) {
+  template <class G>
+  __device__ Columns(const G& g, int n, int pair, int share) {
     const Lane lane;
-    load_columns(c, g.c, row0, warp);
-    of_out.start([&](int i, int r) {
-      const float2 gate = load_shared_pair(g.gates.at(row0 + lane.g + 8 * r, 16 * warp + 8 * i + 2 * lane.t));
-      return float2{decay_of(gate.x), decay_of(gate.y)};
-    });
-    of_c.start([&](int i, int j) {
-      const int token = row0 + 2 * lane.t + j + i / 2 * 8;
-      return decay_of(load_shared_float(g.gates.at(token, 16 * warp + lane.g + i % 2 * 8)));
-    });
+    const int row0 = n * block, channel0 = 16 * pair + 8 * share;
+    load_half(c, g.c, row0, channel0);
+    float2 rows[2];
+    float tokens[2][2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      rows[i] = decay_of(load_shared_pair(g.gates.at(row0 + lane.g + 8 * i, channel0 + 2 * lane.t)));
+#pragma unroll
+      for (int j = 0; j < 2; ++j)
+        tokens[i][j] =
+            decay_of(load_shared_float(g.gates.at(row0 + 2 * lane.t + j + 8 * i, channel0 + lane.g)));
+    }
+    of_out.start(rows), of_c.start(tokens);
   }
 
   // The part of the output that comes from the block itself. Leaves the ways to the block's borders.
-  __device__ Scores own(const Scores& scores) {
-    Scores out;
-    out.clear();
-    uint32_t p[4];
-    scores.masked(p, [](int row, int column) { return row == column; });
+  template <class L>
+  __device__ void own(float (&out)[4], const L& scores, int n) {
+    for (float& x : out) x = 0;
+    multiply_scores(out, scores.at(n, 0), c);
 #pragma unroll
-    for (int i = 0; i < 2; ++i) WarpProducts::mma(out.x[i], p, c[i], c[i + 2]);
+    for (int level = 0; level < 4; ++level) {
+      const int half = 1 << level;
+      const Pair sources(c, of_c);
+      float y[4] = {};
+      multiply_scores(y, scores.at(n, level + 1), sources.high);
+      // Downwards the first ways are 1 and leave no rest.
+      if (Reverse || level > 0) multiply_scores(y, scores.at(n, level + 1), sources.rest);
 #pragma unroll
-    for (int half = 1; half < block; half *= 2) {
-      scores.masked(p, [&](int row, int column) { return meets<Reverse>(row, column, half); });
-      Pair sources;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sources.set(i, c[i], {of_c.way[i][0], of_c.way[i][1]});
-      Scores y;
-      y.clear();
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        WarpProducts::mma(y.x[i], p, sources.high[i], sources.high[i + 2]);
-        // Downwards the first ways are 1 and leave no rest.
-        if (Reverse || half > 1) WarpProducts::mma(y.x[i], p, sources.rest[i], sources.rest[i + 2]);
-#pragma unroll
-        for (int e = 0; e < 4; ++e)
-          if (half < 8 || e / 2 == (Reverse ? 0 : 1)) out.x[i][e] += y.x[i][e] * of_out.way[i][e / 2][e % 2];
-      }
-      of_out.step(half);
-      of_c.step(half);
+      for (int i = 0; i < 4; ++i)
+        if (half < 8 || i / 2 == (Reverse ? 0 : 1)) out[i] += y[i] * of_out.way[i / 2][i % 2];
+      of_out.step(half), of_c.step(half);
     }
-    return out;
   }
 
-  // out = scale * (out + what comes from the state)
-  template <int D_a>
-  __device__ void add_state(Scores& out, const WarpState<D_a>& state, float scale) const {
-    const int l = threadIdx.x % 32;
-    Scores past, rest;
-    past.clear(), rest.clear();
-#pragma unroll
-    for (int k = 0; k < D_a / 16; ++k) {
-      uint32_t a[4];
-      load_matrices(a, g.a.at(row0 + l % 16, 2 * k + l / 16));
-      const auto &s0 = state.x[2 * k], &s1 = state.x[2 * k + 1];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const Split low(s0[2 * i], s0[2 * i + 1]), high(s1[2 * i], s1[2 * i + 1]);
-        WarpProducts::mma(past.x[i], a, low.high, high.high);
-        WarpProducts::mma(rest.x[i], a, low.rest, high.rest);
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i)
-#pragma unroll
-      for (int e = 0; e < 4; ++e)
-        out.x[i][e] = scale * (out.x[i][e] + of_out.way[i][e / 2][e % 2] * (past.x[i][e] + rest.x[i][e]));
-  }
-
-  // S^T <- total * S^T + (c carried to the block's far border)^T b
-  template <int D_a>
-  __device__ void update(WarpState<D_a>& state) const {
-    const int l = threadIdx.x % 32;
-    Pair carried;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) carried.set(i, c[i], {of_c.way[i][0], of_c.way[i][1]});
-    const float total[2] = {of_c.total(0), of_c.total(1)};
-#pragma unroll
-    for (int k = 0; k < D_a / 16; ++k) {
-      uint32_t b[4];
-      load_matrices_transposed(b, g.b.at(row0 + l % 16, 2 * k + l / 16));
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        auto& s = state.x[2 * k + half];
-        s[0] *= total[0], s[1] *= total[0], s[2] *= total[1], s[3] *= total[1];
-        WarpProducts::mma(s, carried.high, b[2 * half], b[2 * half + 1]);
-        WarpProducts::mma(s, carried.rest, b[2 * half], b[2 * half + 1]);
-      }
-    }
+ private:
+  __device__ static void multiply_scores(float (&y)[4], uint32_t scores, const uint32_t (&right)[2]) {
+    const uint4 p = load_shared(scores);
+    WarpProducts::mma(y, {p.x, p.y, p.z, p.w}, right[0], right[1]);
   }
 };
 
-// What a block's output means for the gate, in a lane's four channels: the products dot * out; in reverse,
+// What a block's output means for the gate, in a lane's two channels: the products dot * out; in reverse,
 // their differences from those that dq left, summed over later tokens.
 template <bool Reverse>
 struct GateGradientLane {
-  double later[2][2] = {};
-  uint32_t dot[2][2];
-  float2 before[2][2];
+  double later[2] = {};
+  const __nv_bfloat16* rows;     // of dot, token g of the chunk
+  float* sums;                   // the same of the gradient
+  int64_t rows_step, sums_step;  // eight tokens
+  uint32_t dot[2];
+  float2 before[2];
 
-  __device__ static float* place(const Place& at, int64_t token, int i) {
-    return at.sweep.gate_gradient + (token * at.s.heads + at.head) * at.s.d_c + at.column0 + 8 * i +
-           2 * Lane().t;
+  __device__ void start(const Place& at, int share) {
+    const float* ends = at.sweep.end_sums + (int64_t(at.document) * at.s.heads + at.head) * at.s.d_c +
+                        at.column0 + 8 * share + 2 * Lane().t;
+    later[0] = ends[0], later[1] = ends[1];
   }
-  __device__ void start(const Place& at) {
-    const float* sums =
-        at.sweep.end_sums + (int64_t(at.document) * at.s.heads + at.head) * at.s.d_c + at.column0;
-    for (int i = 0; i < 4; ++i) later[i / 2][i % 2] = sums[i / 2 * 8 + Lane().t * 2 + i % 2];
+  __device__ void start_chunk(const Place& at, int share, int64_t token0) {
+    const Lane lane;
+    const int64_t column = int64_t(at.head) * at.s.d_c + at.column0 + 8 * share + 2 * lane.t;
+    const int64_t pitch = int64_t(at.s.heads) * at.s.d_c;
+    rows = static_cast<const __nv_bfloat16*>(at.sweep.dot.data) + (token0 + lane.g) * at.sweep.dot.pitch +
+           column;
+    sums = at.sweep.gate_gradient + (token0 + lane.g) * pitch + column;
+    rows_step = 8 * at.sweep.dot.pitch, sums_step = 8 * pitch;
   }
-  __device__ void fetch(const Place& at, int64_t token0, int valid) {
+  // Of block n, with `valid` tokens.
+  __device__ void fetch(int n, int valid) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i)
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const int row = Lane().g + 8 * r;
-        dot[i][r] = 0, before[i][r] = {0, 0};
-        if (row >= valid) continue;
-        const int64_t column = int64_t(at.head) * at.s.d_c + at.column0 + 8 * i + 2 * Lane().t;
-        dot[i][r] = *reinterpret_cast<const uint32_t*>(static_cast<const __nv_bfloat16*>(at.sweep.dot.data) +
-                                                       (token0 + row) * at.sweep.dot.pitch + column);
-        if (Reverse) before[i][r] = *reinterpret_cast<const float2*>(place(at, token0 + row, i));
-      }
-  }
-  __device__ void store(const Place& at, int64_t token0, int valid, const Scores& out) {
-    const int l = threadIdx.x % 32;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      float x[4];
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const float2 of = unpack(dot[i][j / 2]);
-        x[j] = out.x[i][j] * (j % 2 ? of.y : of.x);
-        if (!Reverse) continue;
-        x[j] = (j % 2 ? before[i][j / 2].y : before[i][j / 2].x) - x[j];
-#pragma unroll
-        for (int step = 4; step < 32; step *= 2) {
-          const float other = __shfl_down_sync(~0u, x[j], step);
-          if (l + step < 32) x[j] += other;
-        }
-      }
-#pragma unroll
-      for (int j = 0; Reverse && j < 2; ++j) {
-        const float first = __shfl_sync(~0u, x[j], l % 4), second = __shfl_sync(~0u, x[j + 2], l % 4);
-        x[j] = static_cast<float>(later[i][j] + (second + x[j]));
-        x[j + 2] = static_cast<float>(later[i][j] + x[j + 2]);
-        later[i][j] += first + second;
-      }
-#pragma unroll
-      for (int r = 0; r < 2; ++r)
-        if (const int row = Lane().g + 8 * r; row < valid)
-          *reinterpret_cast<float2*>(place(at, token0 + row, i)) = {x[2 * r], x[2 * r + 1]};
+    for (int r = 0; r < 2; ++r) {
+      dot[r] = 0, before[r] = {0, 0};
+      if (Lane().g + 8 * r >= valid) continue;
+      dot[r] = *reinterpret_cast<const uint32_t*>(rows + (2 * n + r) * rows_step);
+      if (Reverse) before[r] = *reinterpret_cast<const float2*>(sums + (2 * n + r) * sums_step);
     }
+  }
+  __device__ void store(int n, int valid, const float (&out)[4]) {
+    const int l = threadIdx.x % 32;
+    float x[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 of = unpack(dot[i / 2]);
+      const float product = out[i] * (i % 2 ? of.y : of.x);
+      x[i] = Reverse ? (i % 2 ? before[i / 2].y : before[i / 2].x) - product : product;
+    }
+    if (Reverse) {
+#pragma unroll
+      for (int step = 4; step < 32; step *= 2)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float other = __shfl_down_sync(~0u, x[i], step);
+          if (l + step < 32) x[i] += other;
+        }
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const float first = __shfl_sync(~0u, x[j], l % 4), second = __shfl_sync(~0u, x[j + 2], l % 4);
+        x[j] = static_cast<float>(later[j] + (second + x[j]));
+        x[j + 2] = static_cast<float>(later[j] + x[j + 2]);
+        later[j] += first + second;
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+      if (Lane().g + 8 * r < valid)
+        *reinterpret_cast<float2*>(sums + (2 * n + r) * sums_step) = {x[2 * r], x[2 * r + 1]};
   }
 };
 
-// One warp: block n of its columns, of a chunk that begins at token0 and has `valid` tokens.
+// One of a pair of warps: block n of its columns, of a chunk that has `valid` tokens. State, and the rows of
+// c that meet a's, are read as pairs of bf16.
 template <bool Reverse, int D_a, class M>
 __device__ void step_c(WarpState<D_a>& state, GateGradientLane<Reverse>& gradient, const Place& at,
-                       const M& memory, const typename M::Stage& g, int64_t token0, int valid, int n,
-                       int warp) {
-  const int row0 = n * block;
-  if (at.sweep.gate_gradient) gradient.fetch(at, token0 + row0, valid - row0);
-  Columns<Reverse, M> columns(g, n, warp);
-  Scores out = columns.own(memory.scores().load(n));
-  columns.add_state(out, state, at.s.scale);
-  columns.update(state);
-  store_block(g.c, out, row0, warp);
-  if (at.sweep.gate_gradient) gradient.store(at, token0 + row0, valid - row0, out);
+                       const M& memory, const typename M::Stage& g, int valid, int n, int pair, int share) {
+  const int l = threadIdx.x % 32, row0 = n * block, unit0 = share * (D_a / 16);
+  if (at.sweep.gate_gradient) gradient.fetch(n, valid - row0);
+  Columns<Reverse> columns(g, n, pair, share);
+
+  Scores past, rest;
+  past.clear(), rest.clear();
+#pragma unroll
+  for (int k = 0; k < D_a / 32; ++k) {
+    uint32_t a[4];
+    load_matrices(a, g.a.at(row0 + l % 16, unit0 + 2 * k + l / 16));
+    const auto &s0 = state.x[2 * k], &s1 = state.x[2 * k + 1];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const Split low(s0[2 * i], s0[2 * i + 1]), high(s1[2 * i], s1[2 * i + 1]);
+      WarpProducts::mma(past.x[i], a, low.high, high.high);
+      WarpProducts::mma(rest.x[i], a, low.rest, high.rest);
+    }
+  }
+  float out[4], kept[4], give[4];
+  columns.own(out, memory.scores(), n);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float first = past.x[0][i] + rest.x[0][i], second = past.x[1][i] + rest.x[1][i];
+    kept[i] = share ? second : first, give[i] = share ? first : second;
+  }
+
+  // Each warp carries its own columns of c to the block's far border, and finishes its own of the output.
+  const Exchange pasts = memory.exchange(pair, 0), carries = memory.exchange(pair, 1),
+                 totals = memory.exchange(pair, 2);
+  const Pair mine(columns.c, columns.of_c);
+  store_shared_floats(pasts.at(n, share), give);
+  store_shared_words(carries.at(n, share), {mine.high[0], mine.high[1], mine.rest[0], mine.rest[1]});
+  const float my_total = columns.of_c.total();
+  store_shared(totals.at(n, share), __float_as_uint(my_total));
+  sync_pair(pair);
+  const float4 other = load_shared_floats(pasts.at(n, 1 - share));
+  const uint4 c0 = load_shared(carries.at(n, 0)), c1 = load_shared(carries.at(n, 1));
+  const float total[2] = {load_shared_float(totals.at(n, 0)), load_shared_float(totals.at(n, 1))};
+  const uint32_t high[4] = {c0.x, c1.x, c0.y, c1.y}, low[4] = {c0.z, c1.z, c0.w, c1.w};
+#pragma unroll
+  for (int k = 0; k < D_a / 32; ++k) {
+    uint32_t b[4];
+    load_matrices_transposed(b, g.b.at(row0 + l % 16, unit0 + 2 * k + l / 16));
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      auto& s = state.x[2 * k + half];
+      s[0] *= total[0], s[1] *= total[0], s[2] *= total[1], s[3] *= total[1];
+      WarpProducts::mma(s, high, b[2 * half], b[2 * half + 1]);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      WarpProducts::mma(state.x[2 * k + half], low, b[2 * half], b[2 * half + 1]);
+  }
+
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float from_other = i == 0 ? other.x : i == 1 ? other.y : i == 2 ? other.z : other.w;
+    out[i] = at.s.scale * (out[i] + columns.of_out.way[i / 2][i % 2] * (kept[i] + from_other));
+  }
+  store_half(g.c, out, row0, pair, share);
+  if (at.sweep.gate_gradient) gradient.store(n, valid - row0, out);
 }
 
 }  // namespace weft::cuda

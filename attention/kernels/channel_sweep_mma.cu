@@ -1,5 +1,5 @@
 // Sweeps with a gate for each channel (channel_sweep.h) on mma.sync. A block of threads has 16 columns of c
-// to a warp, and chunks of 64 tokens in two stages.
+// to a pair of warps, and chunks of 64 tokens in two stages.
 
 #include "attention/kernels/channel_of_a.cuh"
 #include "attention/kernels/channel_of_c.cuh"
@@ -11,13 +11,13 @@ namespace weft::cuda {
 namespace {
 
 template <GateOf gate, bool Reverse, int D_a, int D_c>
-__global__ void __launch_bounds__(2 * D_c) channel_sweep_mma_kernel(const __grid_constant__ Sweeps s) {
+__global__ void __launch_bounds__(4 * D_c) channel_sweep_mma_kernel(const __grid_constant__ Sweeps s) {
   using M = ChannelMemory<gate, D_a, D_c>;
-  constexpr int warps = D_c / 16;
-  const int splits = s.d_c / D_c, warp = threadIdx.x / 32;
+  constexpr int warps = D_c / 8;
+  const int splits = s.d_c / D_c, warp = threadIdx.x / 32, pair = warp / 2, share = warp % 2;
   const int column0 = int(blockIdx.x) % splits * D_c;
   const Place at{s, s.sweep[0], int(blockIdx.x) / splits / s.heads, int(blockIdx.x) / splits % s.heads,
-                 column0 + 16 * warp};
+                 column0 + 16 * pair};
   const int2 range = document_range(s, at.document);
   const int chunks = (range.y + chunk - 1) / chunk;
   auto first_token = [&](int n) { return int64_t(range.x) + (Reverse ? chunks - 1 - n : n) * chunk; };
@@ -43,9 +43,9 @@ __global__ void __launch_bounds__(2 * D_c) channel_sweep_mma_kernel(const __grid
   };
 
   WarpState<D_a> state;
-  state.load(at);
+  state.load(at, share);
   GateGradientLane<Reverse> gradient;
-  if (Reverse && gate == GateOf::c && at.sweep.end_sums) gradient.start(at);
+  if (Reverse && gate == GateOf::c && at.sweep.end_sums) gradient.start(at, share);
   fetch(0);
   fetch(1);
   for (int n = 0; n < chunks; ++n) {
@@ -54,30 +54,39 @@ __global__ void __launch_bounds__(2 * D_c) channel_sweep_mma_kernel(const __grid
     const int valid = valid_tokens(n);
     asm volatile("cp.async.wait_group 1;" ::: "memory");
     __syncthreads();
-    for (int task = warp; task < blocks * M::parts; task += warps)
-      if constexpr (gate == GateOf::a)
+    if constexpr (gate == GateOf::a) {
+      for (int task = warp; task < blocks * M::parts; task += warps)
         prepare_a<Reverse>(memory, g, task / M::parts, task % M::parts);
-      else
-        prepare_scores(memory, g, task / M::parts, task % M::parts);
+      __syncthreads();
+      if (warp < blocks) sum_scores(memory, warp);
+    } else {
+      if (at.sweep.gate_gradient) gradient.start_chunk(at, share, token0);
+      if (warp < blocks) prepare_c<Reverse, D_a>(memory, g, warp);
+    }
     __syncthreads();
     for (int i = 0; i < blocks; ++i) {
       const int of = Reverse ? blocks - 1 - i : i;
       if constexpr (gate == GateOf::a)
-        step_a<Reverse>(state, at, memory, g, of, warp);
+        step_a<Reverse>(state, at, memory, g, of, pair, share);
       else
-        step_c<Reverse>(state, gradient, at, memory, g, token0, valid, of, warp);
+        step_c<Reverse>(state, gradient, at, memory, g, valid, of, pair, share);
     }
-    __syncwarp();
+    sync_pair(pair);
     auto* out = static_cast<__nv_bfloat16*>(at.sweep.out.data) + token0 * at.sweep.out.pitch +
                 int64_t(at.head) * s.d_c + at.column0;
-    for (int i = threadIdx.x % 32; i < 2 * valid; i += 32)
-      *reinterpret_cast<uint4*>(out + i / 2 * at.sweep.out.pitch + i % 2 * 8) =
-          load_shared(g.c.at(i / 2, 2 * warp + i % 2));
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int row = (share * 2 + i) * block + threadIdx.x % 32 / 2, unit = threadIdx.x % 2;
+      if (row < valid)
+        *reinterpret_cast<uint4*>(out + row * at.sweep.out.pitch + unit * 8) =
+            load_shared(g.c.at(row, 2 * pair + unit));
+    }
     __syncthreads();
     fetch(n + 2);
   }
-  state.finish(at);
-  if (gate == GateOf::c && !Reverse && at.sweep.end_dot) state.store_end_sums(at);
+  state.finish(at, share);
+  if (gate == GateOf::c && !Reverse && at.sweep.end_dot)
+    state.store_end_sums(at, share, pair, memory.exchange(pair, 0));
 }
 
 // launchers
@@ -88,7 +97,7 @@ void launch(const Sweeps& s, cudaStream_t stream) {
   constexpr int bytes = ChannelMemory<gate, D_a, D_c>::bytes;
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
              "channel gate");
-  kernel<<<s.documents * s.heads*(s.d_c / D_c), 2 * D_c, bytes, stream>>>(s);
+  kernel<<<s.documents * s.heads*(s.d_c / D_c), 4 * D_c, bytes, stream>>>(s);
   check_cuda(cudaGetLastError(), "channel gate");
 }
 

@@ -11,8 +11,8 @@ namespace weft::cuda {
 
 constexpr int kEmaWarps = 4, kEmaThreads = 32 * kEmaWarps;
 constexpr int kEmaUnroll = 8;  // tokens that are computed without a branch
-// Tiles of one warp: 2 KB each, one in work and two under way.
-constexpr int kEmaStages = 3, kEmaTileBytes = 2048;
+// Tiles of one warp: 4 KB each, one in work and two under way.
+constexpr int kEmaStages = 3, kEmaTileBytes = 4096;
 template <class T>
 constexpr int kEmaRow = 32 * sizeof(T);  // bytes of a token in a tile
 template <class T>
@@ -77,7 +77,8 @@ class EmaMover {
     const int lane = threadIdx.x % 32, column = lane % kPacks * kPack;
     own_ = channel + lane < m.channels ? m.data + channel + lane : nullptr;
     mine_ = channel + column < m.channels;
-    stride_ = kRows * m.pitch * static_cast<int64_t>(sizeof(T));
+    // From a lane, so that it stays in registers.
+    stride_ = __shfl_sync(~0u, kRows * m.pitch * static_cast<int64_t>(sizeof(T)), 0);
     at_ = reinterpret_cast<Byte*>(m.data + (low + lane / kPacks) * m.pitch + channel + column);
   }
 
@@ -86,11 +87,12 @@ class EmaMover {
     const int lane = threadIdx.x % 32;
     if (packed_ && low_ >= begin_ && low_ + kTile <= end_) {
       const Byte* from = at_;
+      if (mine_) {
 #pragma unroll
-      for (int i = 0; i < kMoves; ++i, from += stride_)
-        if (mine_)
+        for (int i = 0; i < kMoves; ++i, from += stride_)
           asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(tile + i * 512 + lane * 16),
                        "l"(from));
+      }
     } else if (own_ != nullptr) {
       for (int token = max(low_, begin_); token < min(low_ + kTile, end_); ++token)
         put<Element>(tile + (token - low_) * kEmaRow<T> + lane * static_cast<int>(sizeof(T)),
@@ -111,9 +113,10 @@ class EmaMover {
                      : "=r"(held[i].x), "=r"(held[i].y), "=r"(held[i].z), "=r"(held[i].w)
                      : "r"(tile + i * 512 + lane * 16));
       Byte* to = at_;
+      if (mine_) {
 #pragma unroll
-      for (int i = 0; i < kMoves; ++i, to += stride_)
-        if (mine_) *reinterpret_cast<uint4*>(to) = held[i];
+        for (int i = 0; i < kMoves; ++i, to += stride_) *reinterpret_cast<uint4*>(to) = held[i];
+      }
     } else if (own_ != nullptr) {
       for (int token = max(low_, begin_); token < min(low_ + kTile, end_); ++token)
         own_[token * pitch_] = Element(number<Element>(
@@ -203,10 +206,16 @@ __device__ inline double power(double base, int exponent) {
 // Floats of one array of scratch of one span.
 __host__ __device__ inline int64_t ema_row(const Ema& e) { return int64_t{e.channels} * e.size; }
 
-inline unsigned ema_blocks(const Ema& e) {
+// A kernel whose warps walk, with tiles of `matrices` in shared memory.
+template <class... P, class... A>
+void launch(void (*kernel)(P...), const Ema& e, int matrices, cudaStream_t stream, const A&... arguments) {
   const int64_t blocks = int64_t{(e.channels + kEmaThreads - 1) / kEmaThreads} * e.spans;
   CHECK(blocks <= INT32_MAX, "ema: ", e.spans, " spans of ", e.channels, " channels");
-  return static_cast<unsigned>(blocks);
+  const int bytes = matrices * kEmaWarps * kEmaStages * kEmaTileBytes;
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+             "moving average");
+  kernel<<<static_cast<unsigned>(blocks), kEmaThreads, bytes, stream>>>(arguments...);
+  check_cuda(cudaGetLastError(), "moving average");
 }
 
 // Calls f<T, N>() for the element type and the number of states that a thread holds.

@@ -9,6 +9,12 @@ namespace weft::cuda {
 
 namespace {
 
+// Tokens of a phase: as many as registers hold.
+template <int N, bool Unit>
+constexpr int kTogether = N > 16 ? 1
+                          : Unit ? 4
+                                 : 2;
+
 struct Backward {
   Ema shape;
   const float *start, *d_end;
@@ -24,7 +30,7 @@ template <class T, int N, bool Unit, bool Summary>
 __global__ void __launch_bounds__(kEmaThreads)
     backward_kernel(const Backward g, const EmaRows<const T> x, const EmaRows<const T> dy,
                     const EmaRows<T> dx) {
-  __shared__ uint4 shared[2 * kEmaWarps * kEmaStages * kEmaTileBytes / 16];
+  extern __shared__ uint4 shared[];
   const Ema& e = g.shape;
   const EmaPlace place(e);
   if (place.channel >= e.channels) return;
@@ -45,7 +51,7 @@ __global__ void __launch_bounds__(kEmaThreads)
 
   constexpr int general = Unit ? 1 : N;
   float q[N], v[N], r[N], b[N], d_in[N], d_decay[N];
-  float u[general], a[general], d_out[general];
+  float u[general] = {}, a[general] = {}, d_out[general];
   load(q, e.decay, channel, e);
   load(v, e.out, channel, e);
   clear(d_in), clear(d_decay), clear(d_out);
@@ -78,42 +84,43 @@ __global__ void __launch_bounds__(kEmaThreads)
       }
     }
   };
-  // Tokens by twos, the later one first; see ema_forward.cu.
+  const auto entered = [&](int n, float in) { return Unit ? in : __fmul_rn(u[Unit ? 0 : n], in); };
+  // The later token first; in phases, see ema_forward.cu.
   const auto step = [&]<int K>(const float(&in)[K], const float(&grad)[K], float(&out)[K]) {
-    float now[K][N], part[K][2];  // the adjoint: of h / out if Unit, else of h
+    float adjoint[K][N], slope[K][N];  // of h / out and its derivative if Unit, else of h and its
 #pragma unroll
     for (int k = 0; k < K; ++k)
 #pragma unroll
       for (int n = 0; n < N; ++n) {
         if constexpr (Unit) {
-          b[n] = fmaf(q[n], b[n], r[n]);
-          now[k][n] = r[n] = fmaf(q[n], r[n], grad[k]);
-          if constexpr (Summary) continue;
-          d_decay[n] = fmaf(in[k], b[n], d_decay[n]);
-          d_in[n] = fmaf(in[k], r[n], d_in[n]);
+          slope[k][n] = b[n] = fmaf(q[n], b[n], r[n]);
+          adjoint[k][n] = r[n] = fmaf(q[n], r[n], grad[k]);
         } else {
-          const float adjoint = now[k][n] = fmaf(v[n], grad[k], a[n]);
+          const float l = adjoint[k][n] = fmaf(v[n], grad[k], a[n]);
+          slope[k][n] = b[n];
           r[n] = fmaf(q[n], r[n], grad[k]);
-          if constexpr (!Summary) {
-            const float entered = __fmul_rn(u[n], in[k]);
-            d_in[n] = fmaf(in[k], adjoint, d_in[n]);
-            d_out[n] = fmaf(entered, r[n], d_out[n]);
-            d_decay[n] = fmaf(entered, b[n], d_decay[n]);
-          }
-          b[n] = fmaf(q[n], b[n], adjoint);
-          a[n] = __fmul_rn(q[n], adjoint);
+          if constexpr (!Summary) d_out[n] = fmaf(entered(n, in[k]), r[n], d_out[n]);
+          b[n] = fmaf(q[n], b[n], l);
+          a[n] = __fmul_rn(q[n], l);
         }
       }
-    if constexpr (Summary) return;
-#pragma unroll
-    for (int n = 0; n < N; ++n)
+    if constexpr (!Summary) {
 #pragma unroll
       for (int k = 0; k < K; ++k) {
-        const float factor = Unit ? v[n] : u[Unit ? 0 : n];
-        part[k][n % 2] = n < 2 ? __fmul_rn(factor, now[k][n]) : fmaf(factor, now[k][n], part[k][n % 2]);
+#pragma unroll
+        for (int n = 0; n < N; ++n) d_in[n] = fmaf(in[k], adjoint[k][n], d_in[n]);
+#pragma unroll
+        for (int n = 0; n < N; ++n) d_decay[n] = fmaf(entered(n, in[k]), slope[k][n], d_decay[n]);
       }
 #pragma unroll
-    for (int k = 0; k < K; ++k) out[k] = __fadd_rn(part[k][0], part[k][1]);
+      for (int k = 0; k < K; ++k) out[k] = __fmul_rn(Unit ? v[0] : u[0], adjoint[k][0]);
+      if (N > 16 || e.size > 0) {  // always
+#pragma unroll
+        for (int n = 1; n < N; ++n)
+#pragma unroll
+          for (int k = 0; k < K; ++k) out[k] = fmaf(Unit ? v[n] : u[Unit ? 0 : n], adjoint[k][n], out[k]);
+      }
+    }
   };
 
   if (place.offsets[document + 1] == end) {
@@ -128,6 +135,7 @@ __global__ void __launch_bounds__(kEmaThreads)
   }
 
   // Tiles are counted from the end; the last one may reach below `begin`. Those of dy lie behind those of x.
+  constexpr int together = kTogether<N, Unit>;
   constexpr int size = kEmaTile<T>, row = kEmaRow<T>, apart = kEmaStages * kEmaTileBytes;
   const uint32_t tiles = ema_tiles(shared, 2 * kEmaStages);
   EmaMover<const T, -1> x_source(x, place.channel, end - size, begin, end);
@@ -171,11 +179,17 @@ __global__ void __launch_bounds__(kEmaThreads)
         }
         look(token - 2 * kEmaUnroll >= until ? own - kEmaUnroll * row : own);
 #pragma unroll
-        for (int j = 0; j < kEmaUnroll; j += 2) {
-          const float ins[2] = {in[j], in[j + 1]}, grads[2] = {grad[j], grad[j + 1]};
-          float out[2];
+        for (int j = 0; j < kEmaUnroll; j += together) {
+          float ins[together], grads[together], out[together];
+#pragma unroll
+          for (int k = 0; k < together; ++k) ins[k] = in[j + k], grads[k] = grad[j + k];
           step(ins, grads, out);
-          if constexpr (!Summary) put_pair<T>(own + apart - j * row, -row, out[0], out[1]);
+          if constexpr (!Summary) {
+            if constexpr (together == 1) put<T>(own + apart - j * row, out[0]);
+#pragma unroll
+            for (int k = 0; k + 1 < together; k += 2)
+              put_pair<T>(own + apart - (j + k) * row, -row, out[k], out[k + 1]);
+          }
         }
       }
 #pragma unroll 1
@@ -273,10 +287,10 @@ void backward_as(const Backward& g, Rows x, Rows dy, void* dx, cudaStream_t stre
                          grad = ema_rows(e, static_cast<const T*>(dy.data), dy.pitch);
   const EmaRows<T> to = ema_rows(e, static_cast<T*>(dx), e.channels);
   if (e.cut) {
-    backward_kernel<T, N, Unit, true><<<ema_blocks(e), kEmaThreads, 0, stream>>>(g, from, grad, to);
+    launch(backward_kernel<T, N, Unit, true>, e, 2, stream, g, from, grad, to);
     fold_kernel<Unit><<<blocks_of_row(e), 256, 0, stream>>>(g);
   }
-  backward_kernel<T, N, Unit, false><<<ema_blocks(e), kEmaThreads, 0, stream>>>(g, from, grad, to);
+  launch(backward_kernel<T, N, Unit, false>, e, 2, stream, g, from, grad, to);
 }
 
 }  // namespace

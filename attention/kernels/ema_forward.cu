@@ -9,6 +9,8 @@ namespace weft::cuda {
 
 namespace {
 
+constexpr int kTogether = 4;  // tokens of a phase
+
 struct Forward {
   Ema shape;
   const float* start;
@@ -21,7 +23,7 @@ struct Forward {
 template <class T, int N, bool Unit, bool Summary>
 __global__ void __launch_bounds__(kEmaThreads)
     forward_kernel(const Forward f, const EmaRows<const T> x, const EmaRows<T> y) {
-  __shared__ uint4 shared[kEmaWarps * kEmaStages * kEmaTileBytes / 16];
+  extern __shared__ uint4 shared[];
   const Ema& e = f.shape;
   const EmaPlace place(e);
   if (place.channel >= e.channels) return;
@@ -56,8 +58,9 @@ __global__ void __launch_bounds__(kEmaThreads)
     for (int n = 0; n < N; ++n)
       if (n < e.size) to[n] = Unit ? e.in[int64_t{channel} * e.size + n] * h[n] : h[n];
   };
-  // Tokens by twos, so that a factor read from a register serves two products: two reads a cycle are all that
-  // a scheduler has.
+  // A scheduler reads one register of even and one of odd number a cycle, so a product of three new registers
+  // takes two. Kept apart by a branch, one phase shares the token and the other the factor between
+  // neighbours, and both run at nearly a product a cycle.
   const auto step = [&]<int K>(const float(&in)[K], float(&out)[K]) {
     float now[K][N];
 #pragma unroll
@@ -65,14 +68,14 @@ __global__ void __launch_bounds__(kEmaThreads)
 #pragma unroll
       for (int n = 0; n < N; ++n) h[n] = now[k][n] = fmaf(q[n], h[n], Unit ? in[k] : __fmul_rn(u[n], in[k]));
     if constexpr (!Summary) {
-      float part[K][2];
 #pragma unroll
-      for (int n = 0; n < N; ++n)
+      for (int k = 0; k < K; ++k) out[k] = __fmul_rn(v[0], now[k][0]);
+      if (e.size > 0) {  // always
 #pragma unroll
-        for (int k = 0; k < K; ++k)
-          part[k][n % 2] = n < 2 ? __fmul_rn(v[n], now[k][n]) : fmaf(v[n], now[k][n], part[k][n % 2]);
+        for (int n = 1; n < N; ++n)
 #pragma unroll
-      for (int k = 0; k < K; ++k) out[k] = __fadd_rn(part[k][0], part[k][1]);
+          for (int k = 0; k < K; ++k) out[k] = fmaf(v[n], now[k][n], out[k]);
+      }
     }
   };
 
@@ -115,11 +118,15 @@ __global__ void __launch_bounds__(kEmaThreads)
         for (int j = 0; j < kEmaUnroll; ++j) in[j] = number<T>(ahead[j]);
         look(token + 2 * kEmaUnroll <= until ? own + kEmaUnroll * row : own);
 #pragma unroll
-        for (int j = 0; j < kEmaUnroll; j += 2) {
-          const float two[2] = {in[j], in[j + 1]};
-          float out[2];
-          step(two, out);
-          if constexpr (!Summary) put_pair<T>(own + j * row, row, out[0], out[1]);
+        for (int j = 0; j < kEmaUnroll; j += kTogether) {
+          float some[kTogether], out[kTogether];
+#pragma unroll
+          for (int k = 0; k < kTogether; ++k) some[k] = in[j + k];
+          step(some, out);
+          if constexpr (!Summary) {
+#pragma unroll
+            for (int k = 0; k < kTogether; k += 2) put_pair<T>(own + (j + k) * row, row, out[k], out[k + 1]);
+          }
         }
       }
 #pragma unroll 1
@@ -169,10 +176,10 @@ void forward_as(const Forward& f, Rows x, void* y, cudaStream_t stream) {
   const EmaRows<const T> from = ema_rows(e, static_cast<const T*>(x.data), x.pitch);
   const EmaRows<T> to = ema_rows(e, static_cast<T*>(y), e.channels);
   if (e.cut) {
-    forward_kernel<T, N, Unit, true><<<ema_blocks(e), kEmaThreads, 0, stream>>>(f, from, to);
+    launch(forward_kernel<T, N, Unit, true>, e, 1, stream, f, from, to);
     fold_kernel<<<static_cast<unsigned>((ema_row(e) + 255) / 256), 256, 0, stream>>>(f);
   }
-  forward_kernel<T, N, Unit, false><<<ema_blocks(e), kEmaThreads, 0, stream>>>(f, from, to);
+  launch(forward_kernel<T, N, Unit, false>, e, 1, stream, f, from, to);
   check_cuda(cudaGetLastError(), "moving average");
 }
 

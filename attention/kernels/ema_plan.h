@@ -22,7 +22,7 @@ struct EmaPlan {
 // Documents of up to `most` tokens are put together as long as no span exceeds `most`; longer ones are cut
 // into equal pieces of whole tiles.
 inline EmaPlan ema_spans(const std::vector<int64_t>& lengths, int64_t most) {
-  constexpr int64_t tile = 32;
+  constexpr int64_t tile = 64;
   std::vector<int32_t> offsets{0}, rows, spans{0}, first;
   EmaPlan plan;
   int64_t filled = 0;  // of the span that is still open

@@ -6,6 +6,7 @@
 
 #include "attention/kernels/channel_sweep.h"
 #include "attention/kernels/check.h"
+#include "attention/kernels/segments.h"
 
 namespace weft::cuda {
 
@@ -76,41 +77,24 @@ int end_parts(Path path, int d_a, int d_c) {
                              : wgmma_end_parts(d_a, d_c);
 }
 
-}  // namespace
+// Of documents as they are
 
-void linear_attention_forward(const LinearAttention& p, Rows q, Rows k, Rows v, const float* initial_state,
-                              MutableRows o, float* final_state, cudaStream_t stream) {
-  check(p);
-  check("q", q, p.heads, p.d_k), check("k", k, p.heads, p.d_k);
-  check("v", v, p.heads, p.d_v), check("o", read_only(o), p.heads, p.d_v);
-  if (p.tokens == 0 && !final_state) return;
-
+void forward_whole(const LinearAttention& p, Path path, Rows q, Rows k, Rows v, const float* initial_state,
+                   MutableRows o, float* final_state, cudaStream_t stream) {
   Sweeps s = sweeps_of(p, p.d_k, p.d_v);
   s.count = 1;
   Sweep& o_sweep = s.sweep[0];
   o_sweep.a = q, o_sweep.b = k, o_sweep.c = v, o_sweep.out = o;
   o_sweep.state_in = initial_state, o_sweep.state_out = final_state;
-  const Path path = choose(p, {q, k, v, read_only(o)});
   if (p.gate == Gate::channel)
     run(s, GateOf::a, path, p.dtype, stream);
   else
     run(s, path, p.dtype, stream);
 }
 
-void linear_attention_backward(const LinearAttention& p, Rows q, Rows k, Rows v, const float* initial_state,
-                               Rows d_o, const float* d_final_state, const LinearAttentionGradients& d,
-                               cudaStream_t stream) {
-  check(p);
-  check("q", q, p.heads, p.d_k), check("k", k, p.heads, p.d_k), check("v", v, p.heads, p.d_v),
-      check("d_o", d_o, p.heads, p.d_v);
-  const Rows dq_rows = read_only(d.q), dk_rows = read_only(d.k), dv_rows = read_only(d.v);
-  check("dq", dq_rows, p.heads, p.d_k), check("dk", dk_rows, p.heads, p.d_k),
-      check("dv", dv_rows, p.heads, p.d_v);
-  require(!d.log_decay || p.gate != Gate::fixed, "a gradient of log_decay without a gate", "set gate");
-  require(!d.log_decay || d.workspace, "the gradient of a gate needs workspace",
-          "give linear_attention_workspace() bytes");
-  const Path path = choose(p, {q, k, v, d_o, dq_rows, dk_rows, dv_rows});
-
+void backward_whole(const LinearAttention& p, Path path, Rows q, Rows k, Rows v, const float* initial_state,
+                    Rows d_o, const float* d_final_state, const LinearAttentionGradients& d, float* workspace,
+                    cudaStream_t stream) {
   Sweep dq, dk, dv;
   dq.a = d_o, dq.b = v, dq.c = k, dq.out = d.q;
   dk.a = v, dk.b = d_o, dk.c = q, dk.out = d.k;
@@ -128,7 +112,7 @@ void linear_attention_backward(const LinearAttention& p, Rows q, Rows k, Rows v,
       dq.dot = q, dk.dot = k;
       dq.gate_gradient = dk.gate_gradient = d.log_decay;
       dq.end_dot = d_final_state;
-      if (d_final_state) dq.end_sums = dk.end_sums = d.workspace;
+      if (d_final_state) dq.end_sums = dk.end_sums = workspace;
     }
     auto run_one = [&](const Sweep& sweep, GateOf gate, int d_a, int d_c) {
       Sweeps one = sweeps_of(p, d_a, d_c);
@@ -146,11 +130,11 @@ void linear_attention_backward(const LinearAttention& p, Rows q, Rows k, Rows v,
   if (d.log_decay) {
     const int columns = path == Path::plain ? plain_columns : tile_columns;
     gate.splits = (p.d_k + columns - 1) / columns;
-    dq.dot = q, dq.dot_sums = d.workspace;
-    dk.dot = k, dk.dot_sums = d.workspace + gate.splits * p.tokens * p.heads;
+    dq.dot = q, dq.dot_sums = workspace;
+    dk.dot = k, dk.dot_sums = workspace + gate.splits * p.tokens * p.heads;
     gate.q_sums = dq.dot_sums, gate.k_sums = dk.dot_sums, gate.d_log_decay = d.log_decay;
     if (d_final_state) {
-      dq.end_dot = d_final_state, dq.end_sums = d.workspace + 2 * gate.splits * p.tokens * p.heads;
+      dq.end_dot = d_final_state, dq.end_sums = workspace + 2 * gate.splits * p.tokens * p.heads;
       gate.end_sums = dq.end_sums, gate.end_parts = end_parts(path, p.d_v, p.d_k);
     }
   }
@@ -167,10 +151,140 @@ void linear_attention_backward(const LinearAttention& p, Rows q, Rows k, Rows v,
   if (d.log_decay) gate_gradient(gate, stream);
 }
 
-int64_t linear_attention_workspace(const LinearAttention& p) {
-  if (p.gate == Gate::channel) return int64_t(p.documents) * p.heads * p.d_k * int64_t(sizeof(float));
+int64_t gate_floats(const LinearAttention& p) {
+  if (p.gate == Gate::channel) return int64_t(p.documents) * p.heads * p.d_k;
+  if (p.gate == Gate::fixed) return 0;
   const int64_t splits = (p.d_k + plain_columns - 1) / plain_columns;  // as many as the plain path needs
-  return (2 * splits * p.tokens + most_end_parts * p.documents) * p.heads * int64_t(sizeof(float));
+  return (2 * splits * p.tokens + most_end_parts * p.documents) * p.heads;
+}
+
+// Of documents in segments
+
+Cut cut_of(const LinearAttention& p, bool backward) {
+  if (p.dtype != Dtype::bf16 || !has_tiles(p, p.d_k) || !has_tiles(p, p.d_v)) return {};
+  static const CutDevice device = [] {  // asking for a clock takes long
+    CutDevice d;
+    d.multiprocessors = device_attribute(cudaDevAttrMultiProcessorCount);
+    int id = 0, kilohertz = 0, bits = 0;
+    const bool known = cudaGetDevice(&id) == cudaSuccess &&
+                       cudaDeviceGetAttribute(&kilohertz, cudaDevAttrMemoryClockRate, id) == cudaSuccess &&
+                       cudaDeviceGetAttribute(&bits, cudaDevAttrGlobalMemoryBusWidth, id) == cudaSuccess;
+    // Of two transfers a cycle 0.88 are reached.
+    if (known && kilohertz > 0 && bits > 0) d.bytes_us = 0.88 * 2 * (kilohertz / 1000.0) * (bits / 8.0);
+    cudaGetLastError();  // without a GPU plans are made all the same
+    return d;
+  }();
+  return choose_cut(p, backward ? 3 : 1, device);
+}
+
+// The workspace of a call, in floats from its start.
+struct Room {
+  int64_t offsets = 0, first, decay, state, d_state, gate, end;
+  Room(const LinearAttention& p, const Cut& cut, bool backward) {
+    auto after = [](int64_t place, int64_t floats) { return place + (floats + 3) / 4 * 4; };
+    const int64_t states = int64_t(cut.most) * p.heads * p.d_k * p.d_v;
+    first = after(offsets, cut.length ? cut.most + 1 : 0);
+    decay = after(first, cut.length ? p.documents + 1 : 0);
+    state = after(decay, int64_t(cut.most) * p.heads * (p.gate == Gate::channel ? p.d_k : 1));
+    d_state = after(state, states);
+    gate = after(d_state, backward ? states : 0);
+    LinearAttention of_gate = p;
+    if (cut.length) of_gate.documents = cut.most;
+    end = after(gate, backward ? gate_floats(of_gate) : 0);
+  }
+};
+
+LinearAttention segments_of(const LinearAttention& p, const Cut& cut, float* workspace, const Room& room,
+                            cudaStream_t stream) {
+  require(workspace, "cutting documents needs workspace", "give linear_attention_workspace() bytes");
+  LinearAttention segments = p;
+  segments.documents = cut.most, segments.offsets = reinterpret_cast<int*>(workspace + room.offsets);
+  cut_documents(p, cut, reinterpret_cast<int*>(workspace + room.offsets),
+                reinterpret_cast<int*>(workspace + room.first), stream);
+  return segments;
+}
+
+void run_states(const Sweeps& s, Gate gate, float* decay, Path path, cudaStream_t stream) {
+  if (gate == Gate::channel)
+    channel_segment_states(s, decay, hopper(), stream);
+  else
+    segment_states(s, decay, path == Path::wgmma, stream);
+}
+
+Fold fold_of(const LinearAttention& p, float* workspace, const Room& room) {
+  Fold f;
+  f.documents = p.documents, f.heads = p.heads, f.d_k = p.d_k, f.d_v = p.d_v;
+  f.first = reinterpret_cast<int*>(workspace + room.first), f.decay = workspace + room.decay;
+  f.channels = p.gate == Gate::channel;
+  return f;
+}
+
+}  // namespace
+
+void linear_attention_forward(const LinearAttention& p, Rows q, Rows k, Rows v, const float* initial_state,
+                              MutableRows o, float* final_state, void* workspace, cudaStream_t stream) {
+  check(p);
+  check("q", q, p.heads, p.d_k), check("k", k, p.heads, p.d_k);
+  check("v", v, p.heads, p.d_v), check("o", read_only(o), p.heads, p.d_v);
+  if (p.tokens == 0 && !final_state) return;
+  const Path path = choose(p, {q, k, v, read_only(o)});
+  const Cut cut = path == Path::plain ? Cut{} : cut_of(p, false);
+  if (cut.length == 0) return forward_whole(p, path, q, k, v, initial_state, o, final_state, stream);
+
+  auto* const floats = static_cast<float*>(workspace);
+  const Room room(p, cut, false);
+  const LinearAttention segments = segments_of(p, cut, floats, room, stream);
+  Sweeps s = sweeps_of(segments, p.d_k, p.d_v);
+  s.count = 1;
+  s.sweep[0].b = k, s.sweep[0].c = v, s.sweep[0].state_out = floats + room.state;
+  run_states(s, p.gate, floats + room.decay, path, stream);
+  Fold fold = fold_of(p, floats, room);
+  fold.states = floats + room.state, fold.from = initial_state, fold.to = final_state;
+  fold_segments(fold, stream);
+  forward_whole(segments, path, q, k, v, floats + room.state, o, nullptr, stream);
+}
+
+void linear_attention_backward(const LinearAttention& p, Rows q, Rows k, Rows v, const float* initial_state,
+                               Rows d_o, const float* d_final_state, const LinearAttentionGradients& d,
+                               cudaStream_t stream) {
+  check(p);
+  check("q", q, p.heads, p.d_k), check("k", k, p.heads, p.d_k), check("v", v, p.heads, p.d_v),
+      check("d_o", d_o, p.heads, p.d_v);
+  const Rows dq_rows = read_only(d.q), dk_rows = read_only(d.k), dv_rows = read_only(d.v);
+  check("dq", dq_rows, p.heads, p.d_k), check("dk", dk_rows, p.heads, p.d_k),
+      check("dv", dv_rows, p.heads, p.d_v);
+  require(!d.log_decay || p.gate != Gate::fixed, "a gradient of log_decay without a gate", "set gate");
+  require(!d.log_decay || d.workspace, "the gradient of a gate needs workspace",
+          "give linear_attention_workspace() bytes");
+  const Path path = choose(p, {q, k, v, d_o, dq_rows, dk_rows, dv_rows});
+  const Cut cut = path == Path::plain ? Cut{} : cut_of(p, true);
+  const Room room(p, cut, true);
+  auto* const floats = static_cast<float*>(d.workspace);
+  float* const of_gate = floats ? floats + room.gate : nullptr;
+  if (cut.length == 0)
+    return backward_whole(p, path, q, k, v, initial_state, d_o, d_final_state, d, of_gate, stream);
+
+  const LinearAttention segments = segments_of(p, cut, floats, room, stream);
+  Sweeps s = sweeps_of(segments, p.d_k, p.d_v);
+  s.count = 2;
+  s.sweep[0].b = k, s.sweep[0].c = v, s.sweep[0].state_out = floats + room.state;
+  s.sweep[1].b = q, s.sweep[1].c = d_o, s.sweep[1].state_out = floats + room.d_state;
+  s.sweep[1].reverse = true;
+  run_states(s, p.gate, floats + room.decay, path, stream);
+  Fold fold = fold_of(p, floats, room);
+  fold.states = floats + room.state, fold.from = initial_state;
+  fold_segments(fold, stream);
+  fold.states = floats + room.d_state, fold.from = d_final_state, fold.to = d.initial_state;
+  fold.scale = p.scale, fold.reverse = true;
+  fold_segments(fold, stream);
+  LinearAttentionGradients of_segments = d;
+  of_segments.initial_state = nullptr;
+  backward_whole(segments, path, q, k, v, floats + room.state, d_o, floats + room.d_state, of_segments,
+                 of_gate, stream);
+}
+
+int64_t linear_attention_workspace(const LinearAttention& p, bool backward) {
+  return Room(p, cut_of(p, backward), backward).end * int64_t(sizeof(float));
 }
 
 }  // namespace weft::cuda

@@ -40,6 +40,7 @@ struct LinearAttention {
   int documents = 1;
   const int* offsets =
       nullptr;  // (documents + 1) on the device, or null: all documents have tokens / documents tokens
+  int64_t longest = 0;  // tokens of the longest document, 0 if not known
   int heads = 0, d_k = 0, d_v = 0;
   Dtype dtype = Dtype::bf16;  // of q, k, v, o and their gradients: bf16 or f32
   float scale = 1;            // > 0
@@ -47,19 +48,22 @@ struct LinearAttention {
   const float* log_decay = nullptr;
   Gate gate = Gate::fixed;
   Path path = Path::automatic;
+  // Long documents of few heads are cut into segments that run side by side, of so many tokens, a multiple of
+  // 64; 0: never; -1: as sizes suggest. Not on the plain path.
+  int64_t segment = -1;
 };
 
 // o (tokens, heads, d_v). States are (documents, heads, d_k, d_v) f32; a null initial state is zero, a null
-// final one is not wanted.
+// final one is not wanted. workspace has linear_attention_workspace(shape, false) bytes, null if that is 0.
 void linear_attention_forward(const LinearAttention& shape, Rows q, Rows k, Rows v,
-                              const float* initial_state, MutableRows o, float* final_state,
+                              const float* initial_state, MutableRows o, float* final_state, void* workspace,
                               cudaStream_t stream);
 
 struct LinearAttentionGradients {
   MutableRows q, k, v;
   float* initial_state = nullptr;  // null: not wanted
   float* log_decay = nullptr;      // as the gate, unless that is fixed; null: not wanted
-  float* workspace = nullptr;      // linear_attention_workspace() bytes, only with log_decay
+  void* workspace = nullptr;       // linear_attention_workspace(shape, true) bytes, null if that is 0
 };
 
 // d_final_state may be null.
@@ -67,8 +71,8 @@ void linear_attention_backward(const LinearAttention& shape, Rows q, Rows k, Row
                                const float* initial_state, Rows d_o, const float* d_final_state,
                                const LinearAttentionGradients& d, cudaStream_t stream);
 
-// Bytes of scratch that the gradient of a gate needs: a few f32 per token and head, or per document and
-// channel.
-int64_t linear_attention_workspace(const LinearAttention& shape);
+// Bytes of scratch, aligned to 16: for the gradient of a gate a few f32 per token and head, or per document
+// and channel; where documents of few heads are cut, the states between segments.
+int64_t linear_attention_workspace(const LinearAttention& shape, bool backward);
 
 }  // namespace weft::cuda

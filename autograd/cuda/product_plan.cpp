@@ -16,6 +16,7 @@
 #include <sstream>
 
 #include "autograd/cuda/runtime.h"
+#include "autograd/start_span.h"
 
 namespace weft::cuda {
 namespace {
@@ -230,6 +231,7 @@ class Found {
 };
 
 ProductPlan make_plan(const Problem& p, const Tensor& c, const Tensor& a, const Tensor& b) {
+  const StartSpan span("products planned");
   ProductPlan plan = describe(p);
   const bool large = p.worth_timing();
   static const Found found;

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <mutex>
 
+#include "autograd/cuda/copy_rows.h"
 #include "autograd/cuda/replay.h"
 
 namespace weft::cuda {
@@ -95,6 +96,8 @@ void copy(const Tensor& to, const Tensor& from) {
   if (dense)
     CUDA_CHECK(
         cudaMemcpyAsync(to.raw(), from.raw(), static_cast<size_t>(to.bytes()), cudaMemcpyDefault, stream()));
+  else if (to.device() == Device::cuda && from.device() == Device::cuda)
+    copy_rows(to, from);
   else
     CUDA_CHECK(cudaMemcpy2DAsync(to.raw(), pitch(to), from.raw(), pitch(from),
                                  static_cast<size_t>(to.row_size()) * item, static_cast<size_t>(to.dim(0)),

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "autograd/cuda/kernel.cuh"
 #include "autograd/ops/convert.h"
 
@@ -11,31 +13,45 @@ void fill_as(const Tensor& to, T value) {
 }
 
 // to = from where `sum` is false, to += from in to's accumulator type where it is true.
+template <bool sum, class To, class From>
+__device__ void move_one(To& to, From from) {
+  const auto value = static_cast<Acc<From>>(from);
+  if constexpr (sum)
+    to = static_cast<To>(static_cast<Acc<To>>(to) + static_cast<Acc<To>>(value));
+  else
+    to = static_cast<To>(value);
+}
+
+template <class T, int N>
+struct alignas(N * sizeof(T)) Several {
+  T v[N];
+};
+
 template <class To, class From, bool sum>
 void move(const Tensor& to, const Tensor& from) {
   To* y = data<To>(to);
   const From* x = data<From>(from);
-  if (to.dense() && from.dense() && sizeof(To) == sizeof(From)) {
-    if constexpr (sizeof(To) == sizeof(From)) {
-      if constexpr (sum)
-        map(
-            to.numel(), y, [] __device__(Acc<To> a, Acc<From> b) { return a + Acc<To>(b); },
-            static_cast<const To*>(y), x);
-      else
-        map(
-            to.numel(), y, [] __device__(Acc<From> b) { return b; }, x);
-    }
-    return;
+  const int64_t n = to.numel();
+  if (to.dense() && from.dense()) {
+    constexpr int at_once = 16 / std::max(sizeof(To), sizeof(From));
+    const int64_t groups = aligned(y) && aligned(x) ? n / at_once : 0;
+    each(groups, [=] __device__(int64_t i) {
+      const auto in = reinterpret_cast<const Several<From, at_once>*>(x)[i];
+      auto* place = reinterpret_cast<Several<To, at_once>*>(y) + i;
+      Several<To, at_once> out{};
+      if constexpr (sum) out = *place;
+#pragma unroll
+      for (int j = 0; j < at_once; ++j) move_one<sum>(out.v[j], in.v[j]);
+      *place = out;
+    });
+    const int64_t rest = groups * at_once;
+    return each(n - rest, [=] __device__(int64_t i) { move_one<sum>(y[rest + i], x[rest + i]); });
   }
   const int64_t width = to.row_size(), to_pitch = to.pitch(), from_pitch = from.pitch();
-  each(to.numel(), [=] __device__(int64_t i) {
-    const int64_t row = i / width, column = i - row * width;
-    const auto value = static_cast<Acc<From>>(x[row * from_pitch + column]);
-    To& target = y[row * to_pitch + column];
-    if constexpr (sum)
-      target = static_cast<To>(static_cast<Acc<To>>(target) + static_cast<Acc<To>>(value));
-    else
-      target = static_cast<To>(value);
+  each(n, [=] __device__(int64_t i) {
+    int64_t column = i;
+    const int64_t row = divide(column, width);
+    move_one<sum>(y[row * to_pitch + column], x[row * from_pitch + column]);
   });
 }
 

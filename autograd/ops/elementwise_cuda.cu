@@ -23,6 +23,22 @@ __device__ Place place_of(const Walk& w, int64_t i) {
   return at;
 }
 
+// f(i, place of i) for each element i of an output. Where rows allow it a thread takes four neighbours, to
+// look for their place once.
+template <class F>
+void each_place(const Walk& w, int64_t n, F f) {
+  constexpr int kNeighbours = 4;
+  const int64_t step_a = w.a[w.rank - 1], step_b = w.b[w.rank - 1];
+  if (w.extent[w.rank - 1] % kNeighbours != 0)
+    return each(n, [=] __device__(int64_t i) { f(i, place_of(w, i)); });
+  each(n / kNeighbours, [=] __device__(int64_t group) {
+    const int64_t i = kNeighbours * group;
+    const Place at = place_of(w, i);
+#pragma unroll
+    for (int j = 0; j < kNeighbours; ++j) f(i + j, Place{at.a + j * step_a, at.b + j * step_b});
+  });
+}
+
 template <class T, class F>
 void unary_forward_as(const Tensor& y, const Tensor& x) {
   map(
@@ -45,8 +61,7 @@ void binary_forward_as(const Tensor& y, const Tensor& ta, const Tensor& tb) {
   if (w.together())
     return map(
         y.numel(), p, [] __device__(Acc<T> u, Acc<T> v) { return F::forward(u, v); }, a, b);
-  each(y.numel(), [=] __device__(int64_t i) {
-    const Place at = place_of(w, i);
+  each_place(w, y.numel(), [=] __device__(int64_t i, Place at) {
     p[i] = static_cast<T>(F::forward(Acc<T>(a[at.a]), Acc<T>(b[at.b])));
   });
 }
@@ -65,8 +80,7 @@ void binary_backward_as(const Tensor& d, const Tensor& ta, const Tensor& tb, con
   if (w.together())
     return map(
         d.numel(), p, [=] __device__(Acc<T> u, Acc<T> v, Acc<T> h) { return slope(u, v) * h; }, a, b, g);
-  each(d.numel(), [=] __device__(int64_t i) {
-    const Place at = place_of(w, i);
+  each_place(w, d.numel(), [=] __device__(int64_t i, Place at) {
     p[i] = static_cast<T>(slope(Acc<T>(a[at.a]), Acc<T>(b[at.b])) * Acc<T>(g[i]));
   });
 }

@@ -4,36 +4,10 @@
 
 #include "autograd/ops/rows.h"
 #include "autograd/ops/sparsek.h"
+#include "autograd/ops/sparsek_threshold.h"
 #include "autograd/parallel.h"
 
 namespace weft::cpu {
-namespace {
-
-// The tau of sum clip(z - tau, 0, 1) = k for descending z, more than k of them. With u elements at 1 and w
-// above 0, tau = (u + sum of z[u] ... z[w-1] - k) / (w - u) wherever that keeps them so. Walking tau down
-// from z[0], either the next element rises above 0 or the highest one reaches 1: both pointers only move
-// forward.
-template <class A>
-A threshold(const std::vector<A>& z, int64_t k) {
-  const auto m = static_cast<int64_t>(z.size());
-  int64_t u = 0, w = 0;
-  A between = 0;  // sum of z[u] ... z[w-1]
-  for (;;) {
-    if (w > u) {
-      const A tau = (A(u - k) + between) / A(w - u);
-      const bool enough = (w == m || tau >= z[w]) && tau >= z[u] - 1;
-      if (enough) return tau;
-    }
-    // The higher of the two events comes first.
-    if (w < m && (u == w || z[w] >= z[u] - 1))
-      between += z[w++];
-    else
-      between -= z[u++];
-  }
-}
-
-}  // namespace
-
 void sparsek_forward(const Tensor& p, const Tensor& z, int64_t k) {
   const int64_t m = z.dim(-1);
   with_float(z.dtype(), [&]<class T>() {
@@ -53,7 +27,7 @@ void sparsek_forward(const Tensor& p, const Tensor& z, int64_t k) {
         const bool all = static_cast<int64_t>(sorted.size()) <= k;
         const double top = sorted.empty() ? 0 : sorted[0];
         for (double& s : sorted) s -= top;
-        const double tau = all ? 0 : threshold(sorted, k);
+        const double tau = all ? 0 : sparsek_threshold(sorted, k);
         for (int64_t j = 0; j < m; ++j) {
           const auto score = static_cast<double>(row[j]);
           const bool none = score == -std::numeric_limits<double>::infinity();

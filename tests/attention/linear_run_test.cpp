@@ -2,6 +2,7 @@
 // bf16 against f64, with gradients, over packed documents and piece by piece.
 
 #include <cmath>
+#include <numeric>
 
 #include "attention/crossing.h"
 #include "tests/attention/conformance.h"
@@ -29,22 +30,34 @@ double error(const Tensor& a, const Tensor& b) {
   return std::sqrt(apart / all);
 }
 
+// bf16 against f64, with gradients.
+void expect_definition(const Subject::Make& make, int64_t key, int64_t value,
+                       const std::vector<int64_t>& lengths) {
+  const Dimensions dims{2, 2, key, value, 32};
+  Subject exact(dims, Dtype::f64, make), narrow(dims, Dtype::bf16, make);
+  exact.take_parameters(narrow);
+  const Layout layout = whole_documents(lengths);
+  const int64_t tokens = std::accumulate(lengths.begin(), lengths.end(), int64_t(0));
+  const std::vector<Tensor> inputs = random_inputs(*narrow.mechanism, tokens, Dtype::bf16);
+  std::vector<Tensor> wide;
+  for (const Tensor& x : inputs) wide.push_back(x.to(Dtype::f64));
+  const Outcome got = run_with_gradients(narrow, layout, inputs);
+  const Outcome expected = run_with_gradients(exact, layout, wide, nullptr,
+                                              random_adjoint(got.output.shape(), Dtype::bf16).to(Dtype::f64));
+  EXPECT_LE(error(got.output, expected.output), tolerance::kBf16Norm);
+  for (size_t i = 0; i < got.gradients.size(); ++i)
+    EXPECT_LE(error(got.gradients[i], expected.gradients[i]), tolerance::kBf16Norm) << "gradient " << i;
+}
+
 TEST_P(LinearRunHeads, EqualTheDefinition) {
-  for (const auto& [key, value] : {std::pair{64, 64}, {64, 128}, {128, 64}, {128, 128}}) {
-    const Dimensions dims{2, 2, key, value, 32};
-    Subject exact(dims, Dtype::f64, make()), narrow(dims, Dtype::bf16, make());
-    exact.take_parameters(narrow);
-    const Layout layout = whole_documents({70, 1, 0, 130});
-    const std::vector<Tensor> inputs = random_inputs(*narrow.mechanism, 201, Dtype::bf16);
-    std::vector<Tensor> wide;
-    for (const Tensor& x : inputs) wide.push_back(x.to(Dtype::f64));
-    const Outcome got = run_with_gradients(narrow, layout, inputs);
-    const Outcome expected = run_with_gradients(
-        exact, layout, wide, nullptr, random_adjoint(got.output.shape(), Dtype::bf16).to(Dtype::f64));
-    EXPECT_LE(error(got.output, expected.output), tolerance::kBf16Norm);
-    for (size_t i = 0; i < got.gradients.size(); ++i)
-      EXPECT_LE(error(got.gradients[i], expected.gradients[i]), tolerance::kBf16Norm) << "gradient " << i;
-  }
+  for (const auto& [key, value] : {std::pair{64, 64}, {64, 128}, {128, 64}, {128, 128}})
+    expect_definition(make(), key, value, {70, 1, 0, 130});
+}
+
+// Which kernels cut into segments.
+TEST_P(LinearRunHeads, LongDocumentsEqualTheDefinition) {
+  if (default_device() != Device::cuda) GTEST_SKIP() << "kernels need a GPU";
+  expect_definition(make(), 128, 128, {5000, 70});
 }
 
 TEST_P(LinearRunHeads, PiecesEqualTheWhole) {

@@ -70,7 +70,7 @@ TEST(MergeOptions, AgainstTheDefinition) {
   for (const Setting& s : settings) {
     SCOPED_TRACE(s.name);
     const Block block{{c.inputs[0], c.inputs[1], c.inputs[2]}, c.layout.position, c.layout.document};
-    const std::vector<Variable> y = merge(part_of(s, c.inputs[3]), block, block);
+    const std::vector<Variable> y = merge(part_of(s, c.inputs[3]), block, block, 0);
     const std::vector<double> o = to_values(y[0]), lse = to_values(y[1]);
     const AttentionOptions& option = s.options;
     double worst = 0;
@@ -113,7 +113,7 @@ TEST(MergeOptions, Gradients) {
     expect_gradients(
         [&](const std::vector<Variable>& x) {
           const Block block{{x[0], x[1], x[2]}, c.layout.position, c.layout.document};
-          return merge(part_of(s, s.bias ? x[3] : Variable()), block, block);
+          return merge(part_of(s, s.bias ? x[3] : Variable()), block, block, 0);
         },
         inputs);
   }

@@ -1,8 +1,9 @@
 #include "autograd/tensor.h"
 
 #include <cmath>
+#include <numbers>
 
-#include "autograd/philox.h"
+#include "autograd/draw.h"
 #include "tests/autograd/test_tensors.h"
 
 namespace weft {
@@ -69,6 +70,36 @@ TEST(Philox, MomentsOfTheNormal) {
   }
   EXPECT_NEAR(sum / n, 0, 0.03);
   EXPECT_NEAR(squares / n, 1, 0.04);
+}
+
+// Against the C library's longest types, at the ends of their ranges too.
+TEST(Philox, NormalsAreRight) {
+  for (uint32_t i = 0; i < 20000; ++i) {
+    PhiloxBlock r = RandomKey{4, 5}.draw(i);
+    if (i < 256) r[1] = i << 24;
+    if (i < 512 && i >= 256) r[0] = ~0u - (i - 256);
+    if (i < 768 && i >= 512) r[0] = i - 512;
+    const long double u = (static_cast<long double>(r[0]) + 1) * 0x1p-32L,
+                      angle = 2 * std::numbers::pi_v<long double> * static_cast<long double>(r[1]) * 0x1p-32L,
+                      expected = std::sqrt(-2 * std::log(u)) * std::cos(angle);
+    ASSERT_NEAR(normal_of(r), static_cast<double>(expected), 2e-15) << r[0] << " " << r[1];
+  }
+}
+
+// Bits of this device are those of the CPU.
+TEST(Draw, IsTheSameOnEveryDevice) {
+  for (const Spread spread : {Spread::normal, Spread::uniform})
+    for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16}) {
+      const Shape shape{3, 70001};
+      const Tensor here = empty(shape, dtype, Device::cpu), there = empty(shape, dtype);
+      draw(here, spread, 0.02, {7, 8});
+      draw(there, spread, 0.02, {7, 8});
+      EXPECT_EQ(to_values(there), to_values(here)) << name_of(dtype);
+    }
+  const Tensor x = empty({4}, Dtype::f32);
+  draw(x, Spread::normal, 0.5, {7, 8});
+  const RandomKey key{7, 8};
+  for (uint64_t i = 0; i < 4; ++i) EXPECT_EQ(to_values(x)[i], static_cast<float>(0.5 * key.normal(i)));
 }
 
 TEST(Tensor, ViewsMoveBetweenDevices) {

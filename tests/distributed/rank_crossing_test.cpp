@@ -3,6 +3,10 @@
 
 #include "distributed/rank_crossing.h"
 
+#include <mutex>
+
+#include "attention/softmax.h"
+#include "autograd/flops.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/matmul.h"
 #include "autograd/ops/reduce.h"
@@ -343,6 +347,36 @@ TEST(RankCrossing, AWholeModel) {
         EXPECT_LE(difference(sum, one.gradients[i]), tolerance::of(Dtype::f64)) << "gradient " << i;
       }
     }
+  }
+}
+
+// The ranks together compute what one does, wherever keys and queries are.
+TEST(RankCrossing, AttentionCountsItsOperationsOnce) {
+  const Dimensions dims{.heads = 4, .kv_heads = 4, .key = 4, .value = 4, .width = 16};
+  double operations = 0;
+  std::mutex mutex;
+  const MakeSubject subject =
+      bare(dims, {{"q", "h k"}, {"k", "g k"}, {"v", "g v"}}, [&](const Block& block, Crossing& cross) {
+        const double before = counted_flops();
+        const Variable o = cross(softmax_merge({}), block)[0];
+        const std::lock_guard lock(mutex);
+        if (Tape::current() != nullptr)  // and not where only shapes are asked for
+          operations += counted_flops() - before;
+        return o;
+      });
+  const auto counted = [&](const std::function<void()>& run) {
+    operations = 0;
+    run();
+    return operations;
+  };
+  for (const std::vector<int64_t>& lengths : {std::vector<int64_t>{37}, {5, 0, 23, 1, 14}, {1, 2}}) {
+    const double alone = counted([&] { run_on_one(subject, {1, contiguous, native, lengths}); });
+    EXPECT_GT(alone, 0);
+    for (const SegmentPlan plan : {contiguous, zigzag, balanced})
+      for (const CrossingStrategy strategy : {native, CrossingStrategy::ring, CrossingStrategy::heads}) {
+        const Placing placing{4, plan, strategy, lengths};
+        EXPECT_EQ(counted([&] { run_on_ranks(subject, placing); }), alone) << placing;
+      }
   }
 }
 

@@ -162,6 +162,30 @@ echo '{"peer":"other 1.0","name":"gemm","shape":"512x512x512","ms":1e9}')");
   EXPECT_EQ(run_weft({"bench", "abacus"}).code, 64);
 }
 
+// Everything small and once, on whatever device is there.
+TEST(Bench, KernelsOfAGpu) {
+  const Ran ran = run_weft({"bench", "gpu", "--ms", "0", "--json"});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  std::set<std::string> names;
+  for (const std::string& line : ran.out_lines()) {
+    const Json row = Json::parse(line);
+    SCOPED_TRACE(line);
+    EXPECT_EQ(row["dtype"], "bf16");
+    EXPECT_GT(row["ms"], 0);
+    EXPECT_TRUE(row["note"].is_null() || row["note"].is_string());
+    const bool bytes = row["tbs"].is_number(), work = row["tflops"].is_number();
+    EXPECT_FALSE(bytes && work);
+    const std::string name = row["name"];
+    EXPECT_EQ(row["of_floor"].is_number(), (bytes || work) && name != "copy" && name != "product");
+    names.insert(name);
+  }
+  for (const char* name : {"rms_norm backward", "add_rms_norm backward", "rotary", "swiglu backward", "adamw",
+                           "1.3B down dw", "projection + cross-entropy", "attention forward+backward",
+                           "linear op forward+backward, host included", "step lightning, packed"})
+    EXPECT_TRUE(names.contains(name)) << name;
+  EXPECT_EQ(run_weft({"bench", "gpu", "abacus", "--ms", "0"}).code, 64);
+}
+
 TEST(Bench, TimeOverLength) {
   const Ran ran = run_weft({"bench", "length", "retention", "--rounds", "1", "--json"});
   ASSERT_EQ(ran.code, 0) << ran.err;

@@ -13,5 +13,11 @@ TEST(DevicePeak, IsThatOfTheNameAndType) {
   EXPECT_FALSE(peak_flops("cpu", Dtype::bf16));
 }
 
+TEST(DevicePeak, NoShareAboveAll) {
+  EXPECT_EQ(share_of_peak(400e12, 0.5, 1000e12), 0.8);
+  EXPECT_EQ(share_of_peak(500e12, 0.5, 1000e12), 1.0);
+  EXPECT_FALSE(share_of_peak(501e12, 0.5, 1000e12)) << "no device does that: the count is wrong";
+}
+
 }  // namespace
 }  // namespace weft

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "autograd/determinism.h"
 #include "training/recipe/load.h"
 #include "training/trainer.h"
 
@@ -48,6 +49,15 @@ class TrainerTest : public testing::TestWithParam<const char*> {
   Trainer trainer_;
 };
 
+TEST_P(TrainerTest, DeterminismOfTheRecipeReachesKernels) {
+  EXPECT_TRUE(deterministic());  // by default
+  Recipe fastest = recipe_;
+  fastest.determinism = "off";
+  const Trainer other(fastest, *tokenizer_, nullptr);
+  EXPECT_FALSE(deterministic());
+  set_deterministic(true);
+}
+
 TEST_P(TrainerTest, NoLabelAtAll) {
   Batch empty = batch(16);
   empty.targets.assign(64, -1);
@@ -73,6 +83,22 @@ TEST_P(TrainerTest, DocumentsOfOneToken) {
   EXPECT_TRUE(std::isfinite(result.loss) && std::isfinite(result.grad_norm));
   EXPECT_GT(result.loss, 1);
   for (const double w : weights()) ASSERT_TRUE(std::isfinite(w));
+}
+
+// Documents decide how many pairs attention sees, so a plan has to know them.
+TEST_P(TrainerTest, APlanCountsTheOperationsOfTheStep) {
+  Trainer plan(recipe_, *tokenizer_, nullptr, Device::meta);
+  double lengthy = 0;
+  for (const int64_t document : {16, 4}) {
+    trainer_.step(0, batch(document));
+    plan.step(0, batch(document));
+    EXPECT_GT(plan.step_flops(), 0);
+    EXPECT_EQ(plan.step_flops(), trainer_.step_flops()) << document;
+    if (document == 16) lengthy = plan.step_flops();
+  }
+  if (std::string(GetParam()) == "softmax") {
+    EXPECT_LT(plan.step_flops(), lengthy);
+  }
 }
 
 // One micro-batch has no label, the others carry on.

@@ -1,5 +1,6 @@
 // `weft bench`: how fast this machine computes what training is made of, beside PyTorch where asked; what
-// heads that are off save; whether a mechanism's time a token grows with the text; how fast it decodes.
+// heads that are off save; whether a mechanism's time a token grows with the text; what a GPU's kernels
+// reach; how fast it decodes.
 
 #include <algorithm>
 #include <cstdio>
@@ -10,6 +11,7 @@
 
 #include "tools/bench_cpu.h"
 #include "tools/bench_decode.h"
+#include "tools/bench_gpu.h"
 #include "tools/bench_length.h"
 #include "tools/commands.h"
 #include "tools/commands/json_line.h"
@@ -49,7 +51,7 @@ Json row_json(const BenchRow& r, const std::string& device) {
           {"ms_p10", r.ms_p10},
           {"ms_p90", r.ms_p90},
           {"tflops", counted(r.tflops())},
-          {"tbs", counted(r.bytes / r.ms * 1e-9)},
+          {"tbs", counted(r.tbs())},
           {"floor_ms", counted(r.floor_ms)},
           {"of_floor", counted(r.floor_ms / r.ms)},
           {"tokens_per_s", counted(r.tokens_per_s())},
@@ -57,6 +59,7 @@ Json row_json(const BenchRow& r, const std::string& device) {
           {"peer_ms", nullptr},
           {"ratio", nullptr},
           {"max_rel_err", nullptr},
+          {"note", r.note.empty() ? Json() : Json(r.note)},
           {"commit", build_commit()},
           {"date", today()}};
 }
@@ -68,9 +71,9 @@ std::string quoted(const std::string& word) {
 }
 
 // What the peer's script prints, a row a line: {"peer":"torch 2.11.0","name":…,"shape":…,"ms":…}.
-std::vector<Json> run_peer(const std::string& python, const std::string& script, int64_t milliseconds) {
-  const std::string command =
-      quoted(python) + " " + quoted(script) + " " + text(static_cast<double>(milliseconds) / 1000);
+std::vector<Json> run_peer(const std::string& python, const std::string& script, const Words& arguments) {
+  std::string command = quoted(python) + " " + quoted(script);
+  for (const std::string& a : arguments) command += " " + quoted(a);
   FILE* pipe = popen(command.c_str(), "r");
   if (pipe == nullptr) throw Error(Exit::io, "cannot start " + python, "--peer");
   std::vector<Json> rows;
@@ -115,6 +118,31 @@ void print_table(const std::vector<Json>& rows) {
   for (const Json& r : rows)
     line({r["name"], r["shape"], number(r["ms"], "%.3f"), number(r["tflops"], "%.1f", 1e3),
           number(r["tokens_per_s"], "%.0f"), number(r["peer_ms"], "%.3f"), number(r["ratio"], "%.2f")});
+}
+
+void print_gpu_line(const Words& cells) {
+  char out[240];
+  std::snprintf(out, sizeof out, "  %-32s  %-26s %9s %8s %6s %6s %9s %6s  %s\n", cells[0].c_str(),
+                cells[1].c_str(), cells[2].c_str(), cells[3].c_str(), cells[4].c_str(), cells[5].c_str(),
+                cells[6].c_str(), cells[7].c_str(), cells[8].c_str());
+  print(out);
+}
+void print_gpu_table(const std::vector<Json>& rows) {
+  print_gpu_line({"NAME", "SHAPE", "MS", "TFLOP/S", "TB/S", "FLOOR", "PEER MS", "RATIO", ""});
+  for (const Json& r : rows)
+    print_gpu_line({r["name"], r["shape"], number(r["ms"], "%.4f"), number(r["tflops"], "%.0f"),
+                    number(r["tbs"], "%.2f"), number(r["of_floor"], "%.2f"), number(r["peer_ms"], "%.4f"),
+                    number(r["ratio"], "%.2f"), r["note"].is_null() ? "" : r["note"]});
+}
+
+GpuRows gpu_rows(const std::string& name) {
+  return flag_choice<GpuRows>("bench gpu", name,
+                              {{"memory", GpuRows::memory},
+                               {"products", GpuRows::products},
+                               {"loss", GpuRows::loss},
+                               {"attention", GpuRows::attention},
+                               {"small", GpuRows::small},
+                               {"step", GpuRows::step}});
 }
 
 // What a full look at the past costs grows with it, so those with a Merge are timed only if named.
@@ -181,44 +209,66 @@ std::vector<Json> decode_rows(const Words& words, int64_t steps, bool json) {
 int run_bench(const Words& words) {
   bool json = false;
   int64_t milliseconds = 1000, rounds = 5, steps = 50;
-  std::string peer, script = "tools/peers/torch_cpu.py", device_name;
+  std::string peer, script, device_name;
   Flags flags(
-      "bench", "WHAT [MECHANISM...]",
-      "Times, in f32 on the CPU but for `decode`. WHAT is\n"
-      "  cpu      matrix products, attention and whole training steps\n"
-      "  heads    attention and layers of MoH with some heads of each token off\n"
+      "bench", "WHAT [NAME...]",
+      "WHAT is\n"
+      "  cpu      matrix products, attention and whole training steps, in f32 on the CPU\n"
+      "  heads    attention and layers of MoH with some heads of each token off, likewise\n"
       "  length   mechanisms, forward and backward, on 32768 tokens as short documents and as long ones;\n"
-      "           by default those that should cost the same\n"
+      "           those named, by default those that should cost the same\n"
+      "  gpu      kernels, layers and steps in bf16 on a GPU: the named of memory, products, loss, "
+      "attention,\n"
+      "           small, step; by default all. FLOOR is the share of what a copy or a large product reached\n"
       "  decode   a step of generation beside the time of its bytes, in bf16 on a GPU; of the sizes tiny,\n"
       "           124M and 1.3B and the layers softmax, lightning and hybrid that are named, or of all");
-  flags.add("--ms", milliseconds, "N", "measure each row for so many milliseconds; 0: once, cold",
-            {.min = 0});
-  flags.add("--peer", peer, "PYTHON",
-            "a python with PyTorch: the same shapes there, afterwards, on the same cores");
-  flags.add("--script", script, "FILE", "what --peer runs");
+  flags.add(
+      "--ms", milliseconds, "N",
+      "measure each row for so many milliseconds; 0: once, cold; `gpu` takes no other number and is then "
+      "small enough for a CPU",
+      {.min = 0});
+  flags.add("--peer", peer, "PYTHON", "a python with PyTorch: the same shapes there, afterwards");
+  flags.add("--script", script, "FILE",
+            "what --peer runs; default tools/peers/torch_cpu.py, of `gpu` torch_gpu.py");
   flags.add("--rounds", rounds, "N", "of `length`: the median of so many; default 5", {.min = 1});
   flags.add("--steps", steps, "N", "of `decode`: the median of so many; default 50", {.min = 1});
   flags.add("--device", device_name, "cpu|cuda", kDeviceHelp);
   flags.add("--json", json, "a line a row, bench/1");
   if (!flags.parse(words)) return 0;
-  const std::string what = flags.arguments()[0], device = processor();
-  if (what != "cpu" && what != "heads" && what != "length" && what != "decode")
-    throw Error(Exit::usage, "there is no bench '" + what + "'", "", "write cpu, heads, length or decode");
+  const std::string what = flags.arguments()[0];
+  const Words names(flags.arguments().begin() + 1, flags.arguments().end());
+  const bool gpu = what == "gpu";
+  if (!gpu && what != "cpu" && what != "heads" && what != "length" && what != "decode")
+    throw Error(Exit::usage, "there is no bench '" + what + "'", "",
+                "write cpu, heads, length, gpu or decode");
+  if (gpu) use_device(milliseconds > 0 ? Device::cuda : best_device());
+  const std::string device =
+      gpu && default_device() == Device::cuda ? describe_device(Device::cuda) : processor();
+  if (script.empty()) script = gpu ? "tools/peers/torch_gpu.py" : "tools/peers/torch_cpu.py";
   std::vector<Json> rows;
   const double seconds = static_cast<double>(milliseconds) / 1000;
-  const auto keep = [&](const BenchRow& row) { rows.push_back(row_json(row, device)); };
+  const auto keep = [&](const BenchRow& row) {
+    rows.push_back(row_json(row, device));
+    if (gpu && json && peer.empty()) print_line(rows.back());  // as soon as it is there
+  };
   if (what == "cpu") bench_cpu(seconds, keep);
   if (what == "heads") bench_heads(seconds, keep);
-  const Words named{flags.arguments().begin() + 1, flags.arguments().end()};
-  if (what == "length") rows = length_rows(named, rounds, device);
+  if (what == "length") rows = length_rows(names, rounds, device);
+  if (gpu) {
+    GpuBench bench{.smaller = milliseconds > 0 ? 1 : 64};
+    if (!names.empty()) bench.rows.clear();
+    for (const std::string& name : names) bench.rows.push_back(gpu_rows(name));
+    bench_gpu(bench, keep);
+  }
   if (what == "decode") {
     compute_on(device_name);
-    rows = decode_rows(named, steps, json);
+    rows = decode_rows(names, steps, json);
   }
-  if (!peer.empty()) add_peer(rows, run_peer(peer, script, milliseconds));
-  if (!json && what != "decode") what == "length" ? print_lengths(rows) : print_table(rows);
+  if (!peer.empty()) add_peer(rows, run_peer(peer, script, gpu ? names : Words{text(seconds)}));
+  if (!json && what != "decode")
+    gpu ? print_gpu_table(rows) : what == "length" ? print_lengths(rows) : print_table(rows);
   for (const Json& row : rows)
-    if (json) print_line(row);
+    if (json && !(gpu && peer.empty())) print_line(row);
   return 0;
 }
 

@@ -10,7 +10,8 @@ import math
 import sys
 
 import torch
-from lab import BF16, PATHS, Rows, error, library, median_ms, pointer, poison, print_copy_rate, rows, show
+from lab import BF16, PATHS, Rows, beside_fla, error, library, median_ms, pointer, poison, print_copy_rate
+from lab import rows, show
 
 F64 = torch.float64
 CHUNK = 64
@@ -320,10 +321,10 @@ def profile(run):
 
 
 def peer():
-    import triton
+    import fla.ops.common.chunk_o as chunk_o
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
-    print("torch", torch.__version__, "triton", triton.__version__, flush=True)
+    chunk_o.TRITON_ABOVE_3_7_1 = True  # it refuses this Triton
     for b, t, h, d, _ in SHAPES[:2]:
         p = Problem([t] * b, h, d, d, "days", states=False, equal=True)
         q, k, v, beta, g, d_o = (
@@ -337,13 +338,7 @@ def peer():
         def both():
             return torch.autograd.grad(forward(), [q, k, v, beta, g], d_o)
 
-        both()
-        with torch.no_grad():
-            f = median_ms(forward)
-        fb = median_ms(both)
-        p.call("automatic")
-        ours = median_ms(p.again)
-        print(f"B{b} T{t} H{h} D{d}: fla {f:.3f} / {fb:.3f} ms  weft f+b {ours:.3f} ms", flush=True)
+        beside_fla(f"B{b} T{t} H{h} D{d} gated delta rule", p, forward, both)
 
 
 if __name__ == "__main__":

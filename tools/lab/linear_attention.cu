@@ -2,6 +2,8 @@
 
 #include "attention/kernels/linear_attention.h"
 
+#include <algorithm>
+
 #include "tools/lab/guarded.h"
 
 using namespace weft;
@@ -9,7 +11,7 @@ using namespace weft::cuda;
 
 // As in linear_attention.py.
 struct Arguments {
-  int64_t tokens, documents, heads, d_k, d_v, is_f32, gate, path;
+  int64_t tokens, documents, heads, d_k, d_v, is_f32, gate, path, longest, segment;
   double scale;
   const int* offsets;
   const float* log_decay;
@@ -27,6 +29,7 @@ LinearAttention shape_of(const Arguments& a) {
   p.d_k = int(a.d_k), p.d_v = int(a.d_v), p.dtype = a.is_f32 ? Dtype::f32 : Dtype::bf16,
   p.scale = float(a.scale);
   p.log_decay = a.log_decay, p.gate = Gate(a.gate), p.path = Path(a.path);
+  p.longest = a.longest, p.segment = a.segment;
   return p;
 }
 
@@ -34,7 +37,8 @@ LinearAttention shape_of(const Arguments& a) {
 
 extern "C" int forward(const Arguments* a, cudaStream_t stream) {
   return guarded([&] {
-    linear_attention_forward(shape_of(*a), a->q, a->k, a->v, a->initial_state, a->o, a->final_state, stream);
+    linear_attention_forward(shape_of(*a), a->q, a->k, a->v, a->initial_state, a->o, a->final_state,
+                             a->workspace, stream);
   });
 }
 
@@ -46,4 +50,7 @@ extern "C" int backward(const Arguments* a, cudaStream_t stream) {
   });
 }
 
-extern "C" int64_t workspace(const Arguments* a) { return linear_attention_workspace(shape_of(*a)); }
+extern "C" int64_t workspace(const Arguments* a) {
+  return std::max(linear_attention_workspace(shape_of(*a), false),
+                  linear_attention_workspace(shape_of(*a), true));
+}

@@ -6,14 +6,13 @@ Needs torch and a GPU; `peer` also flash-linear-attention on PYTHONPATH.
 """
 
 import ctypes
-import gc
 import math
 import os
 import sys
-import time
 
 import torch
-from lab import BF16, PATHS, Rows, error, library, median_ms, pointer, poison, print_copy_rate, rows, show
+from lab import BF16, PATHS, Rows, beside_fla, error, library, median_ms, pointer, poison, print_copy_rate
+from lab import rows, show, triton_tuners
 
 
 # Gates whose memory is a few, tens and hundreds of tokens, from standard normal noise.
@@ -33,7 +32,7 @@ CHANNEL_GATES = {
 
 class Arguments(ctypes.Structure):
     _fields_ = (
-        [(n, ctypes.c_int64) for n in "tokens documents heads d_k d_v is_f32 gate path".split()]
+        [(n, ctypes.c_int64) for n in "tokens documents heads d_k d_v is_f32 gate path longest segment".split()]
         + [("scale", ctypes.c_double), ("offsets", ctypes.c_void_p), ("log_decay", ctypes.c_void_p)]
         + [(n, Rows) for n in "q k v d_o o d_q d_k_rows d_v_rows".split()]
         + [
@@ -62,8 +61,10 @@ class Problem:
         equal=False,
         scale=None,
         seed=0,
+        segment=-1,
     ):
         torch.manual_seed(seed)
+        self.segment = segment
         self.gate = 1 if decay in GATES else 2 if decay in CHANNEL_GATES else 0
         self.lengths, self.heads, self.d_k, self.d_v, self.decay = lengths, heads, d_k, d_v, decay
         n, self.tokens = sum(lengths), sum(lengths)
@@ -122,7 +123,7 @@ class Problem:
         )
         if self.gate:
             out["dg"] = poison(*self.g.shape, dtype=torch.float32)
-            out["workspace"] = poison(library.workspace(ctypes.byref(a)) // 4, dtype=torch.float32)
+        out["workspace"] = poison(library.workspace(ctypes.byref(a)) // 4, dtype=torch.float32)
         a.o, a.d_q, a.d_k_rows, a.d_v_rows = (rows(out[n]) for n in ("o", "dq", "dk", "dv"))
         a.final_state, a.d_initial_state = pointer(out["s1"]), pointer(out["ds0"])
         a.d_log_decay, a.workspace = pointer(out.get("dg")), pointer(out.get("workspace"))
@@ -140,6 +141,8 @@ class Problem:
             self.q.dtype == torch.float32,
             self.gate,
             PATHS[path],
+            max(self.lengths),
+            self.segment,
             self.scale,
         )
         a.offsets, a.log_decay = pointer(self.offsets), pointer(self.g)
@@ -253,17 +256,49 @@ def channels():
     print("channels:", "PASS" if good and same else "FAIL")
 
 
+def segments():
+    """Documents cut into segments: the definition, every length, one long document, equal bits."""
+    good = True
+    for path, widths in (
+        ("wgmma", [(64, 64), (128, 128), (64, 128), (256, 64), (128, 256)]),
+        ("mma", [(64, 64), (128, 128)]),
+    ):
+        for d_k, d_v in widths:
+            for decay in ("none", "fixed", "gated"):
+                p = Problem([300, 0, 1, 129, 64, 577], 2, d_k, d_v, decay, packed=True, segment=128)
+                good &= show(f"{path} segments {d_k}x{d_v} {decay}", errors(p.call(path), p.definition()), 8e-3)
+    for d_k, d_v in [(64, 64), (128, 128), (64, 128), (128, 64)]:
+        for decay in CHANNEL_GATES:
+            p = Problem([300, 0, 1, 129, 64, 77], 2, d_k, d_v, decay, packed=True, segment=64)
+            good &= show(f"segments {d_k}x{d_v} {decay}", errors(p.call("automatic"), p.definition()), 8e-3)
+    for decay in ("gated", "channels"):
+        p = Problem(list(range(1, 257)), 1, 128, 128, decay, segment=64)
+        good &= show(f"T 1..256 in segments, {decay}", errors(p.call("automatic"), p.f32().call("plain")), 8e-3)
+    for decay in ("fixed", *GATES, *CHANNEL_GATES):
+        p = Problem([16384], 2, 128, 128, decay)
+        ref = p.f32().call("plain")
+        for p.segment in (0, -1):
+            label = f"T 16384 {decay}, {'cut' if p.segment else 'whole'}"
+            good &= show(label, errors(p.call("automatic"), ref), 8e-3)
+    first = {n: x.clone() for n, x in p.call("automatic").items()}
+    same = all(torch.equal(first[n].nan_to_num(7), x.nan_to_num(7)) for n, x in p.call("automatic").items())
+    print("same bits twice:", same)
+    print("segments:", "PASS" if good and same else "FAIL")
+
+
 SHAPES = [(8, 8192, 16, 128, 128), (2, 16384, 16, 128, 128)]
+FEW = [(1, 131072, 8, 128, 128), (2, 16384, 16, 128, 128), (1, 32768, 12, 64, 64), (1, 16384, 16, 256, 256)]
 MORE = [(4, 4096, 64, 128, 128), (8, 8192, 16, 64, 64), (8, 2048, 32, 256, 256), (1, 256, 16, 64, 64)]
 
 
-def timings(shapes=SHAPES, paths=("wgmma",), decays=("none", "fixed", "gated")):
+def timings(shapes=SHAPES, paths=("wgmma",), decays=("none", "fixed", "gated"), segments=(-1,), repeat=50):
     print_copy_rate()
     for b, t, h, d_k, d_v in shapes:
         for decay in decays:
-            for path in paths:
+            for path, segment in [(path, segment) for path in paths for segment in segments]:
                 sets = [
-                    Problem([t] * b, h, d_k, d_v, decay, states=False, equal=True, seed=i) for i in range(2)
+                    Problem([t] * b, h, d_k, d_v, decay, states=False, equal=True, seed=i, segment=segment)
+                    for i in range(2)
                 ]
                 for p in sets:
                     p.call(path)
@@ -273,39 +308,41 @@ def timings(shapes=SHAPES, paths=("wgmma",), decays=("none", "fixed", "gated")):
                     turn[0] += 1
                     sets[turn[0] % 2].again(**what)
 
-                f = median_ms(lambda: run(backward=False))
-                back = median_ms(lambda: run(forward=False))
-                both = median_ms(run)
+                f = median_ms(lambda: run(backward=False), repeat)
+                back = median_ms(lambda: run(forward=False), repeat)
+                both = median_ms(run, repeat)
+                cut = "" if segment < 0 else f" in {segment}" if segment else " whole"
                 unit = 2e-9 * b * t * h
                 print(
-                    f"{path} B{b} T{t} H{h} D{d_k}x{d_v} {decay:6s} fwd {f:.3f} ms ({unit * (2 * d_k + 2 * d_v) / f:.2f} TB/s)"
+                    f"{path} B{b} T{t} H{h} D{d_k}x{d_v} {decay:6s}{cut} fwd {f:.3f} ms ({unit * (2 * d_k + 2 * d_v) / f:.2f} TB/s)"
                     f"  bwd {back:.3f}  f+b {both:.3f} ms",
                     flush=True,
                 )
 
 
-def simple_gla(p):
+def fla_of(p):
     """fla on the problem's inputs: what computes o, and what computes o and the gradients."""
     import fla.ops.common.chunk_o as chunk_o
-    import triton
+    from fla.ops.gla import chunk_gla
     from fla.ops.simple_gla import chunk_simple_gla
 
     chunk_o.TRITON_ABOVE_3_7_1 = (
         True  # it refuses this Triton; at D 128 the gradients are compared in `accuracy`
     )
     if os.environ.get("LAB_UNTUNED"):  # minutes of tuning change no result: for accuracy only
-        for tuner in [x for x in gc.get_objects() if isinstance(x, triton.runtime.Autotuner)]:
+        for tuner in triton_tuners():
             tuner.configs = [next((c for c in tuner.configs if c.num_warps == 4), tuner.configs[0])]
     b, t = len(p.lengths), p.lengths[0]
     q, k, v, g_o = (
         x.view(b, t, p.heads, -1).clone().requires_grad_(i < 3) for i, x in enumerate((p.q, p.k, p.v, p.d_o))
     )
-    gate = p.g.view(b, t, p.heads).clone().requires_grad_() if p.gate else None
+    gate = p.g.view(b, t, p.heads, *p.g.shape[2:]).clone().requires_grad_() if p.gate else None
     how = dict(g=gate) if p.gate else dict(g_gamma=p.g)
     inputs = [q, k, v] + ([gate] if p.gate else [])
 
     def forward():
-        return chunk_simple_gla(q, k, v, scale=p.scale, **how)[0]
+        f = chunk_gla if p.gate == 2 else chunk_simple_gla
+        return f(q, k, v, scale=p.scale, **how)[0]
 
     return forward, lambda: torch.autograd.grad(forward(), inputs, g_o)
 
@@ -317,7 +354,7 @@ def accuracy(with_fla=True):
             p = Problem([t] * b, h, 128, 128, decay, states=False, equal=True)
             ref, ours = p.f32().call("plain"), p.call("automatic")
             if with_fla:
-                forward, both = simple_gla(p)
+                forward, both = fla_of(p)
                 theirs = {
                     n: x.reshape(ref[n].shape)
                     for n, x in zip(("o", "dq", "dk", "dv", "dg"), (forward().detach(), *both()))
@@ -331,27 +368,11 @@ def accuracy(with_fla=True):
 
 
 def peer(decays=("fixed",), shapes=SHAPES):
-    import triton
-
-    print("torch", torch.__version__, "triton", triton.__version__, flush=True)
-    for b, t, h, d, _ in shapes:
+    for b, t, h, d, _ in shapes[-1:] if os.environ.get("LAB_SHARE") else shapes:
         for decay in decays:
             p = Problem([t] * b, h, d, d, decay, states=False, equal=True)
-            forward, both = simple_gla(p)
-            start = time.time()
-            both()
-            torch.cuda.synchronize()
-            tuned = time.time() - start
-            p.call("automatic")
-            with torch.no_grad():
-                f = median_ms(forward, 50)
-            fb = median_ms(both, 50)
-            our_f, our_fb = median_ms(lambda: p.again(backward=False)), median_ms(p.again)
-            print(
-                f"B{b} T{t} H{h} D{d} {decay}: fla {f:.3f} / {fb:.3f} ms (tuning {tuned:.0f} s)  weft {our_f:.3f} / {our_fb:.3f}"
-                f"  ratio {f / our_f:.2f} / {fb / our_fb:.2f}",
-                flush=True,
-            )
+            forward, both = fla_of(p)
+            beside_fla(f"B{b} T{t} H{h} D{d} {decay}", p, forward, both)
 
 
 def small():
@@ -373,6 +394,10 @@ if __name__ == "__main__":
             "time": timings,
             "peer": peer,
             "peer_gated": lambda: peer(("gated",)),
+            "peer_channels": lambda: peer(("channels",)),
+            "segments": segments,
+            "few": lambda: timings(FEW, decays=("fixed", "gated"), segments=(0, -1), repeat=20),
+            "few_channels": lambda: timings(FEW[:3], ("automatic",), ("channels",), (0, -1), 20),
             "accuracy": accuracy,
             "ours": lambda: accuracy(False),
             "small": small,

@@ -18,8 +18,8 @@ void Recipe::fields(FieldVisitor& f) {
   f("precision", precision, "type of activations and matrices; masters and reductions stay f32",
     {.choices = {"bf16", "f32", "f64"}, .fixed = true});
   f("determinism", determinism,
-    "run: the same bits whenever the world size is the same; off: the fastest kernels, which today are the "
-    "same",
+    "run: the same bits whenever the world size is the same; off: the fastest kernels, so that equal runs "
+    "may differ in their last bits on a GPU",
     {.choices = {"off", "run"}});
   f.section("model", model, "shape of the network");
   f.section("optim", optim, "optimizer and learning rate");

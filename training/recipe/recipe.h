@@ -158,7 +158,7 @@ struct Recipe {
   int64_t context = 512;
   int64_t micro_tokens = 0;  // 0 = derived
   std::string precision = "bf16";
-  std::string determinism = "off";
+  std::string determinism = "run";
   Model model;
   Optim optim;
   Data data;

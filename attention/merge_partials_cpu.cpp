@@ -1,0 +1,72 @@
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "attention/merge_partials.h"
+#include "autograd/ops/rows.h"
+#include "autograd/parallel.h"
+
+namespace weft::cpu {
+namespace {
+
+// What the first and the second are worth; neither where there is no key.
+template <class A>
+struct Shares {
+  A first, second, lse;
+  Shares(A l, A m) {
+    const A top = std::max(l, m);
+    if (top == -std::numeric_limits<A>::infinity()) {
+      first = second = 0;
+      lse = top;
+      return;
+    }
+    const A p = std::exp(l - top), r = std::exp(m - top);
+    first = p / (p + r);
+    second = r / (p + r);
+    lse = top + std::log(p + r);
+  }
+};
+
+}  // namespace
+
+void merge_partials(const Tensor& o, const Tensor& lse, const Tensor& o1, const Tensor& lse1,
+                    const Tensor& o2, const Tensor& lse2) {
+  const int64_t d = o.dim(2);
+  with_float(o.dtype(), [&]<class T>() {
+    using A = Acc<T>;
+    parallel_for(lse.numel(), row_grain(d), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const Shares<A> s(lse1.data<A>()[i], lse2.data<A>()[i]);
+        lse.data<A>()[i] = s.lse;
+        for (int64_t c = i * d; c < (i + 1) * d; ++c)
+          store(o.data<T>()[c], s.first * A(o1.data<T>()[c]) + s.second * A(o2.data<T>()[c]));
+      }
+    });
+  });
+}
+
+void merge_partials_backward(const Tensor& d1, const Tensor& dlse1, const Tensor& d2, const Tensor& dlse2,
+                             const Tensor& o1, const Tensor& lse1, const Tensor& o2, const Tensor& lse2,
+                             const Tensor& d_o, const Tensor& d_lse) {
+  const int64_t d = o1.dim(2);
+  with_float(o1.dtype(), [&]<class T>() {
+    using A = Acc<T>;
+    parallel_for(lse1.numel(), row_grain(d), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const Shares<A> s(lse1.data<A>()[i], lse2.data<A>()[i]);
+        A along = 0;
+        for (int64_t c = i * d; c < (i + 1) * d; ++c) {
+          const A g = A(d_o.data<T>()[c]);
+          along += g * (A(o1.data<T>()[c]) - A(o2.data<T>()[c]));
+          store(d1.data<T>()[c], s.first * g);
+          store(d2.data<T>()[c], s.second * g);
+        }
+        const A whole = d_lse.data<A>()[i], both = along * s.first * s.second;
+        dlse1.data<A>()[i] = s.first * whole + both;
+        dlse2.data<A>()[i] = s.second * whole - both;
+      }
+    });
+  });
+}
+
+}  // namespace weft::cpu

@@ -82,10 +82,8 @@ TEST_P(Decoding, GreedyTakesWhatTheWholeModelSays) {
 // What a graph does is what its calls would have done one by one, to the last bit.
 TEST(Decoder, ReplaysOnAGpuWhereNothingNeedsTheHost) {
   if (default_device() != Device::cuda) GTEST_SKIP() << "for a GPU";
-  for (const auto& [layers, short_conv] :
-       std::vector<std::pair<std::vector<std::string>, int64_t>>{{{"softmax", "lightning"}, 0},
-                                                                 {{"gla", "gated_delta_rule"}, 0},
-                                                                 {{"linear", "simple_gla"}, 4}}) {
+  for (const auto& [layers, short_conv] : std::vector<std::pair<std::vector<std::string>, int64_t>>{
+           {{"softmax", "lightning"}, 0}, {{"gla", "gated_delta_rule"}, 0}, {{"linear", "simple_gla"}, 4}}) {
     SCOPED_TRACE(layers[0] + ", " + layers[1]);
     const Subject s(layers, Dtype::bf16, short_conv);
     const DrawOptions draws{.temperature = 1, .top_k = 20};

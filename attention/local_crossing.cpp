@@ -218,6 +218,8 @@ std::vector<Variable> LocalCrossing::operator()(const Merge& part, const Block& 
     const std::vector<Tensor> y =
         part.step.run(part.options, block.x[0], block.x[1], block.x[2], block.position, block.document,
                       slot->addresses.of(addresses, 4, block.x[0].device()), rows);
+    count_flops(attention_operations(part, seen_pairs(part.options, layout().segments), block.x[0],
+                                     block.x[2], false));
     return {y[0], y[1]};
   }
   std::vector<Variable> outputs, lses;

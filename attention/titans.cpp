@@ -1,6 +1,5 @@
 #include "attention/titans.h"
 
-#include <algorithm>
 #include <cmath>
 
 #include "autograd/gradcheck.h"
@@ -14,10 +13,12 @@ Titans::Titans(const Config& config, Dimensions dims, const ParameterScope& scop
     : MemoryAttention(config, dims, scope, squared_bias(), {}, true) {}
 
 std::vector<Input> Titans::inputs() const {
-  // Both layers of an MLP move, and each makes the other's steps larger. The gradients of a chunk are taken
-  // at one place: where keys are alike their steps add up, so those of a longer chunk begin smaller.
-  const double longer = std::max(0.0, std::log(static_cast<double>(config_.chunk) / 16));
-  const double step = (config_.memory == "mlp" ? -5 : -3) - longer;
+  // Both layers of an MLP move, and each makes the other's steps larger.
+  double step = config_.memory == "mlp" ? -5 : -3;
+  // A chunk's gradients are taken at one place, and where its keys are alike its steps add up: to 4 theta C
+  // times the error, with momentum 1/2. So those of a long chunk begin at theta = 1 / (4 C), where the first
+  // ones pass no answer by; those of up to 16 tokens begin where docs/learning.md has them.
+  if (config_.chunk > 16) step -= std::log(static_cast<double>(config_.chunk) / 5);
   return {
       {"q", "h k", Domain::direction},    {"k", "h k", Domain::direction}, {"v", "h v"},
       {"theta", "h", Domain::unit, step}, {"eta", "h", Domain::unit},      {"alpha", "h", Domain::unit, -6}};

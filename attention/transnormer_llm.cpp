@@ -150,7 +150,9 @@ std::vector<Variable> TransNormerLlm::project(const Variable& x) const {
 }
 
 Variable TransNormerLlm::finish(const Variable& o, const Variable& x) const {
-  const Variable all = reshape(o, {x.dim(0), dims().heads * dims().value});
+  // Wide: the gradient of a norm is a difference, which would show what bf16 rounds away between here and
+  // there.
+  const Variable all = cast(reshape(o, {x.dim(0), dims().heads * dims().value}), wide_of(x.dtype()));
   const Variable normed =
       lightning() ? layer_norm(all, norm_gain_, norm_bias_, kLayerNormEps) : rms_norm(all, {}, kNormEps);
   const Variable gate = lightning() ? linear(linear(x, gate_down_), gate_up_) : linear(x, u_);

@@ -138,16 +138,6 @@ __device__ Operand<64> weigh(const Accumulator<64>& scores, const float* level, 
   return p;
 }
 
-// tile = p
-__device__ inline void store(SquareTile tile, const Operand<64>& p) {
-  const Lane lane;
-#pragma unroll
-  for (int k = 0; k < 4; ++k)
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      store_shared(tile.at(lane.row() + (i % 2) * 8, 2 * k + i / 2) + 4 * lane.t, p.x[k][i]);
-}
-
 // The operand tile^T.
 __device__ inline Operand<64> load_transposed(SquareTile tile) {
   const int l = threadIdx.x % 32, row = (l / 16) * 8 + l % 8, unit = Lane().warp * 2 + (l / 8) % 2;

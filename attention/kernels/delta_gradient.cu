@@ -22,18 +22,21 @@ struct Memory {
   using Keys = Tile<64, D_k>;
   using Values = Tile<64, D_v>;
   using States = Tile<D_v, D_k>;  // transposed, in parts of 64 columns of v that lie one after another
-  static constexpr int bytes =
-      2 * Keys::bytes + 4 * Values::bytes + 4 * States::bytes + (2 * 64 + 5 * 64 + threads / 32) * 4;
+  // dk's first part in f32, dq and dk lie over the states of this chunk, if these are large enough.
+  static constexpr int exchange_bytes = 64 * D_k * 4, results_bytes = exchange_bytes + 2 * Keys::bytes;
+  static constexpr bool over_states = results_bytes <= 2 * States::bytes;
+  static constexpr int bytes = 2 * Keys::bytes + 4 * Values::bytes + 4 * States::bytes +
+                               (over_states ? 0 : results_bytes) + (4 * 64 + 5 * 64 + threads / 32) * 4;
 
-  Keys q, k;
+  Keys q, k, dq, dk;
   Values v, d_o, writes, d_rhs;
   States state, d_state;
-  float* exchange;  // over the two: 64 D_k floats
+  float* exchange;
   float *level, *beta;
   float *of_q, *of_k, *of_write, *of_end, *d_beta;  // row sums, one a token
   float* of_state;                                  // one a warp
 
-  // Of two places for the states, turn says which.
+  // Of two places for the states and for the gates, turn says which.
   __device__ Memory(char* raw, int turn) {
     uint32_t next = shared_address(raw);
     auto take = [&](int size) {
@@ -46,12 +49,14 @@ struct Memory {
     writes.address = take(v.bytes), d_rhs.address = take(v.bytes);
     state.address = take(4 * state.bytes) + turn * 2 * state.bytes;
     d_state.address = state.address + state.bytes;
-    exchange = reinterpret_cast<float*>(raw + (state.address - shared_address(raw)));
-    level = reinterpret_cast<float*>(raw + (next - shared_address(raw)));
-    beta = level + 64;
-    of_q = level + 128, of_k = level + 192, of_write = level + 256, of_end = level + 320,
-    d_beta = level + 384;
-    of_state = level + 448;
+    const uint32_t results = over_states ? state.address : take(results_bytes);
+    exchange = reinterpret_cast<float*>(raw + (results - shared_address(raw)));
+    dq.address = results + exchange_bytes, dk.address = dq.address + dq.bytes;
+    auto* const gates = reinterpret_cast<float*>(raw + (next - shared_address(raw)));
+    level = gates + turn * 128, beta = level + 64;
+    of_q = gates + 256, of_k = gates + 320, of_write = gates + 384, of_end = gates + 448,
+    d_beta = gates + 512;
+    of_state = gates + 576;
   }
   __device__ static Tile<64, D_k> part_of(States states, int split) {
     return {states.address + split * Tile<64, D_k>::bytes};
@@ -255,24 +260,22 @@ __global__ void __launch_bounds__(threads)
     const Memory<D_k, D_v> m(raw, turn);
     fetch_tile(m.state, s.states, unit);
     fetch_tile(m.d_state, s.d_states, unit);
-  };
-  auto fetch_values = [&](int unit, const DeltaChunk& at) {
-    const Memory<D_k, D_v> m(raw, 0);
-    fetch_rows(m.d_o, d_o, at.token0, at.valid, int64_t(head_of(unit)) * D_v);
-    fetch_rows(m.v, v, at.token0, at.valid, int64_t(head_of(unit)) * D_v);
-    fetch_tile(m.writes, s.writes, unit);
-  };
-  auto fetch_rest = [&](int unit, const DeltaChunk& at) {
-    const Memory<D_k, D_v> m(raw, 0);
-    fetch_tile(m.d_rhs, s.d_rhs, unit);
-    fetch_rows(m.k, k, at.token0, at.valid, int64_t(head_of(unit)) * D_k);
-    fetch_rows(m.q, q, at.token0, at.valid, int64_t(head_of(unit)) * D_k);
     fetch_gates(s, m.level, unit);
+  };
+  auto fetch_tokens = [&](int unit, const DeltaChunk& at) {
+    const Memory<D_k, D_v> m(raw, 0);
+    const int64_t head = head_of(unit);
+    fetch_rows(m.d_o, d_o, at.token0, at.valid, head * D_v);
+    fetch_tile(m.writes, s.writes, unit);
+    fetch_tile(m.d_rhs, s.d_rhs, unit);
+    fetch_rows(m.k, k, at.token0, at.valid, head * D_k);
+    fetch_rows(m.q, q, at.token0, at.valid, head * D_k);
+    fetch_rows(m.v, v, at.token0, at.valid, head * D_v);
   };
 
   DeltaChunk at, next_at;
   int unit = find(blockIdx.x, at);
-  if (unit < units) fetch_states(unit, 0), fetch_values(unit, at), fetch_rest(unit, at);
+  if (unit < units) fetch_states(unit, 0), fetch_tokens(unit, at);
   for (int turn = 0; unit < units; turn ^= 1) {
     const Memory<D_k, D_v> m(raw, turn);
     const int head = head_of(unit), next = find(unit + gridDim.x, next_at);
@@ -288,13 +291,13 @@ __global__ void __launch_bounds__(threads)
     else
       writer<Products>(out, m, s.scale);
     multiply_states(m);
-    __syncthreads();
-    if (next < units) fetch_values(next, next_at);
-
     store_d_values(d.v, at, int64_t(head) * D_v, m);
+    __syncthreads();
+    if (next < units) fetch_tokens(next, next_at);
+
     if (threadIdx.x < 32) store_numbers(s, at, head, m, d.beta, d.log_decay);
     float* mine = m.exchange + threadIdx.x % 128;
-    if (role == 0) store(m.q, 0, out);
+    if (role == 0) store(m.dq, 0, out);
     if (role == 1) {
 #pragma unroll
       for (int i = 0; i < D_k / 2; ++i) mine[i * 128] = out.x[i / 4][i % 4];
@@ -303,13 +306,11 @@ __global__ void __launch_bounds__(threads)
     if (role == 2) {
 #pragma unroll
       for (int i = 0; i < D_k / 2; ++i) out.x[i / 4][i % 4] += mine[i * 128];
-      store(m.k, 0, out);
+      store(m.dk, 0, out);
     }
     __syncthreads();
-    store_rows(d.q, at.token0, at.valid, int64_t(head) * D_k, m.q);
-    store_rows(d.k, at.token0, at.valid, int64_t(head) * D_k, m.k);
-    __syncthreads();
-    if (next < units) fetch_rest(next, next_at);
+    store_rows(d.q, at.token0, at.valid, int64_t(head) * D_k, m.dq);
+    store_rows(d.k, at.token0, at.valid, int64_t(head) * D_k, m.dk);
     unit = next, at = next_at;
   }
 }

@@ -53,12 +53,13 @@ __device__ void substitute(float (&x)[32], const float* a) {
     }
 }
 
-// (row r, columns c .. c + 7) of the product of two 32 by 32 matrices, left[r][m] at left[m * pitch + r] and
+// (row r, columns c .. c + 7) of a product over m in [first, last): left[r][m] at left[m * pitch + r],
 // right[m][c] at right[m * pitch + c].
-__device__ void multiply(float (&x)[8], const float* left, const float* right, int r, int c) {
+__device__ void multiply(float (&x)[8], const float* left, const float* right, int r, int c, int first,
+                         int last) {
   for (float& v : x) v = 0;
 #pragma unroll 8
-  for (int m = 0; m < 32; ++m) {
+  for (int m = first; m < last; ++m) {
     const float l = left[m * pitch + r];
     const float4 low = *reinterpret_cast<const float4*>(right + m * pitch + c);
     const float4 high = *reinterpret_cast<const float4*>(right + m * pitch + c + 4);
@@ -93,18 +94,48 @@ __device__ void invert(float* a, SquareTile inverse) {
     }
   }
   __syncthreads();
-  const int row = threadIdx.x / 4, column = threadIdx.x % 4 * 8;
   float x[8];
-  multiply(x, a + 32, t1, row, column);  // A21 T1, into A11's place
+  multiply(x, a + 32, t1, lane, 8 * warp, 8 * warp, 32);  // A21 T1, into A11's place
 #pragma unroll
   for (int i = 0; i < 8; i += 4)
-    *reinterpret_cast<float4*>(a + row * pitch + column + i) = {x[i], x[i + 1], x[i + 2], x[i + 3]};
+    *reinterpret_cast<float4*>(a + lane * pitch + 8 * warp + i) = {x[i], x[i + 1], x[i + 2], x[i + 3]};
   __syncthreads();
-  multiply(x, t2, a, row, column);
-  const uint32_t to = inverse.at(32 + row, column / 8);
-  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(pack(-x[0], -x[1])),
-               "r"(pack(-x[2], -x[3])), "r"(pack(-x[4], -x[5])), "r"(pack(-x[6], -x[7]))
+  const int row = 8 * warp + lane / 4, unit = lane % 4;
+  multiply(x, t2, a, row, 8 * unit, 0, 8 * warp + 8);
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(inverse.at(32 + row, unit)),
+               "r"(pack(-x[0], -x[1])), "r"(pack(-x[2], -x[3])), "r"(pack(-x[4], -x[5])),
+               "r"(pack(-x[6], -x[7]))
                : "memory");
+}
+
+// A, element A_ij at a[j * pitch + i] (above the diagonal only within 8 by 8 blocks on it), and P, from
+// k k^T and q k^T.
+__device__ void weigh_both(float* a, SquareTile p, const Accumulator<64>& of_k, const Accumulator<64>& of_q,
+                           const float* level, const float* beta, float scale) {
+  const Lane lane;
+  const float from[2] = {level[lane.row()], level[lane.row() + 8]};
+  const float b[2] = {beta[lane.row()], beta[lane.row() + 8]};
+#pragma unroll
+  for (int n = 0; n < 8; ++n) {
+    const uint32_t to = p.at(lane.row(), n) + 4 * lane.t;
+    if (n >= 2 * lane.warp + 2) {  // later than all of the warp's rows
+      store_shared(to, 0), store_shared(to + 1024, 0);
+      continue;
+    }
+    const int column = 8 * n + 2 * lane.t;
+    const float2 past = *reinterpret_cast<const float2*>(level + column);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = lane.row() + 8 * half;
+      const float x = exp2_fast(from[half] - past.x), y = exp2_fast(from[half] - past.y);
+      const float* q = of_q.x[n] + 2 * half;
+      const float* k = of_k.x[n] + 2 * half;
+      store_shared(to + 1024 * half,
+                   pack(column <= row ? scale * x * q[0] : 0.f, column < row ? scale * y * q[1] : 0.f));
+      a[column * pitch + row] = column < row ? b[half] * x * k[0] : 0.f;
+      a[(column + 1) * pitch + row] = column + 1 < row ? b[half] * y * k[1] : 0.f;
+    }
+  }
 }
 
 template <int D_k>
@@ -129,21 +160,11 @@ __global__ void __launch_bounds__(128, 5)
   __syncthreads();
 
   s.gates[int64_t(blockIdx.x) * 128 + threadIdx.x] = gates[threadIdx.x];
-  Accumulator<64> scores;
-  WarpProducts::a_bt(scores, TileRows<64, D_k>(q, 0), k, false);
-  const Operand<64> p = weigh<false, false>(scores, level, s.scale);
-  WarpProducts::a_bt(scores, TileRows<64, D_k>(k, 0), k, false);
+  Accumulator<64> of_q, of_k;
+  WarpProducts::a_bt(of_q, TileRows<64, D_k>(q, 0), k, false);
+  WarpProducts::a_bt(of_k, TileRows<64, D_k>(k, 0), k, false);
   __syncthreads();
-  store(weighed, p);
-  const Lane lane;
-#pragma unroll
-  for (int n = 0; n < 8; ++n)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int row = lane.row() + (i / 2) * 8, column = 8 * n + 2 * lane.t + i % 2;
-      const float x = beta[row] * exp2_fast(level[row] - level[column]) * scores.x[n][i];
-      a[column * pitch + row] = column < row ? x : 0.f;
-    }
+  weigh_both(a, weighed, of_k, of_q, level, beta, s.scale);
   __syncthreads();
   invert(a, inverse);
   __syncthreads();

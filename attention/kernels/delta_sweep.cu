@@ -40,9 +40,9 @@ struct Part {
 
 template <int D_k, int W>
 struct Memory {
-  Tile<64, D_k> q, k, shadow;              // the shadow, v and between are the warpgroup's own
-  SquareTile v, between, inverse, scores;  // v or do; what lies between two products
-  float *level, *beta, *weight, *second_weight;
+  Tile<64, D_k> q, k, shadow;                    // the shadow, v and between are the warpgroup's own
+  SquareTile v, between, inverse, scores;        // v or do; what lies between two products
+  float *level, *beta, *weight, *second_weight;  // forward, weights of both warpgroups
 
   static constexpr int bytes = (2 + W) * Tile<64, D_k>::bytes + (2 + 2 * W) * SquareTile::bytes + 4 * 64 * 4;
 
@@ -97,25 +97,26 @@ __device__ void forward(const DeltaStages& s, const Rows& q, const Rows& k, cons
   const Part at(s, W);
   const int row = Lane().row();
   const int64_t column_k = int64_t(at.head) * D_k;
-  auto fetch_first = [&](int n) {  // what is needed last is free last
+  auto fetch_first = [&](int n) {
+    fetch_rows(m.k, k, at.token0(n), at.valid(n), column_k);
     fetch_rows(m.q, q, at.token0(n), at.valid(n), column_k);
     fetch_tile(m.inverse, s.inverse, at.unit(s, n));
-    fetch_tile(m.scores, s.scores, at.unit(s, n));
-  };
-  auto fetch_last = [&](int n) {
-    fetch_rows(m.k, k, at.token0(n), at.valid(n), column_k);
-    fetch_rows(m.v, v, at.token0(n), at.valid(n), at.column, at.crew());
     fetch_gates(s, m.level, at.unit(s, n));
   };
+  auto fetch_last = [&](int n) {
+    fetch_rows(m.v, v, at.token0(n), at.valid(n), at.column, at.crew());
+    fetch_tile(m.scores, s.scores, at.unit(s, n));
+  };
+  float* weight = m.weight + threadIdx.x / 128 * 64;  // the warpgroup's own
   Accumulator<D_k> state;
   state.fill(0);
   if (state_in) each(state, s, at, [&](float& x, int64_t i) { x = state_in[i]; });
   if (at.chunks > 0) fetch_first(0), fetch_last(0);
+  store(m.shadow, 0, state);
   for (int n = 0; n < at.chunks; ++n) {
-    store(m.shadow, 0, state);
     wait_fetched();
     publish_tiles<Products>();
-    if (threadIdx.x < 64) m.weight[threadIdx.x] = exp2_fast(m.total() - m.level[threadIdx.x]);
+    if (threadIdx.x % 128 < 64) weight[threadIdx.x % 64] = exp2_fast(m.total() - m.level[threadIdx.x % 64]);
 
     Accumulator<64> x;
     Products::start(x);
@@ -133,28 +134,29 @@ __device__ void forward(const DeltaStages& s, const Rows& q, const Rows& k, cons
     store(m.v, 0, x);  // in v's place
     publish_tiles<Products>(false);
 
-    Products::start(x);  // o
-    Products::a_bt(x, TileRows<64, D_k>(m.q, 0), m.shadow, false);
-    finish<Products>(x);
-    x.scale(s.scale * exp2_fast(m.level[row]), s.scale * exp2_fast(m.level[row + 8]));
-    Products::start(x);
-    Products::add_a_b(x, load(m.scores), m.v);
-    finish<Products>(x);
-    store(m.between, 0, x);
-    __syncthreads();
-    if (n + 1 < at.chunks) fetch_first(n + 1);
-
-    const Operand<64> weighted = cuda::load_transposed<false>(m.v, m.weight).high;
     const float total = exp2_fast(m.total());
+    const Operand<64> weighted = cuda::load_transposed<false>(m.v, weight).high;
     state.scale(total, total);
     Products::start(state);
     Products::add_a_b(state, weighted, m.k);
+    if constexpr (W == 2) finish<Products>(state);  // no registers for both at once
+    Products::start(x);
+    Products::a_bt(x, TileRows<64, D_k>(m.q, 0), m.shadow, false);  // o
+    finish<Products>(x, state);
+    x.scale(s.scale * exp2_fast(m.level[row]), s.scale * exp2_fast(m.level[row + 8]));
+    __syncthreads();
+    if (n + 1 < at.chunks) fetch_first(n + 1);
+
+    Products::start(x);
+    Products::add_a_b(x, load(m.scores), m.v);
     Products::commit();
-    store_rows(o, at.token0(n), at.valid(n), at.column, m.between, at.crew());
+    store(m.shadow, 0, state);
     if (s.writes) store_tile(s.writes, at.split_unit(s, n), m.v, at.crew());
-    finish<Products>(state);
+    finish<Products>(x);
+    store(m.between, 0, x);
     __syncthreads();
     if (n + 1 < at.chunks) fetch_last(n + 1);
+    store_rows(o, at.token0(n), at.valid(n), at.column, m.between, at.crew());
   }
   if (state_out) each(state, s, at, [&](float& x, int64_t i) { state_out[i] = x; });
 }

@@ -34,7 +34,8 @@ struct CutDevice {
 // as long as memory keeps up with all that run at once.
 inline Cut choose_cut(const LinearAttention& p, int sweeps, const CutDevice& device) {
   const bool channels = p.gate == Gate::channel;
-  const double chunk_us = channels ? 6 : 1.5, state_chunk_us = channels ? 1.5 : 1;
+  const double chunk_us = channels ? 6.8 : sweeps > 1 && p.gate == Gate::head ? 3 : 1.6;
+  const double state_chunk_us = channels ? 3 : 1.5;
   constexpr double launches_us = 15;
   if (p.documents > most_cut_documents || p.tokens == 0 || p.segment == 0) return {};
   if (p.segment > 0) return {p.segment, int(p.documents + p.tokens / p.segment)};

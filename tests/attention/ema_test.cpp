@@ -3,6 +3,7 @@
 #include "attention/ema_run.h"
 
 #include <algorithm>
+
 #include "attention/kernels/ema_plan.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
@@ -101,8 +102,8 @@ TEST(EmaRun, EqualsTheRecurrence) {
     for (const Dtype dtype : {Dtype::f32, Dtype::bf16})
       for (const int64_t size : {int64_t{1}, int64_t{16}, int64_t{17}}) {
         SCOPED_TRACE(text(lengths.back(), " tokens, ", name_of(dtype), ", ", size));
-        const int64_t channels = 40, documents = static_cast<int64_t>(lengths.size());
         const Layout layout = whole_documents(lengths);
+        const int64_t channels = 40, documents = static_cast<int64_t>(layout.segments.size());
         const Shape coefficients{channels, size}, states{documents, channels, size};
         const Tensor decay = sigmoid(random_tensor(coefficients, 3));
         std::vector<Tensor> inputs{random_tensor({layout.tokens(), channels}, 0),

@@ -22,13 +22,14 @@ __device__ inline void multiply_tile(float (&c)[4], uint32_t a0, uint32_t a1, ui
 
 // x (rows, k), w (n, k) bf16 with pitches, both in packs of 16 bytes; y (rows, n). A block makes 16 columns
 // of y: rows of w are what the tiles have 16 of. Its warps share out k and are summed in order, so an element
-// of y has the same bits whatever `rows` is. kTiles: of 8 rows of x. It starts early (replay.h): w is written
-// by no recording.
-template <class To, int kTiles>
+// of y has the same bits whatever `rows` is. kTiles: of 8 rows of x. kAbreast: pairs
+// of packs of w that a lane has under way. It starts early (replay.h): w are weights, which no recording
+// writes.
+template <class To, int kTiles, int kAbreast>
 __global__ void __launch_bounds__(kFewRowsThreads)
     few_rows_kernel(To* y, const bf16* x, const bf16* w, int rows, int64_t n, int64_t k, int64_t y_pitch,
                     int64_t x_pitch, int64_t w_pitch, float alpha, float beta) {
-  constexpr int kWarps = kFewRowsThreads / static_cast<int>(kWarp), kAbreast = 4;
+  constexpr int kWarps = kFewRowsThreads / static_cast<int>(kWarp);
   __shared__ float sums[kWarps][kTiles * 8][kFewRowsColumns + 1];
   const int warp = static_cast<int>(threadIdx.x / kWarp), lane = static_cast<int>(threadIdx.x % kWarp);
   const int group = lane / 4, packs = static_cast<int>(k / 8);

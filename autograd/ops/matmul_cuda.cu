@@ -38,6 +38,8 @@ void add_row_as(const Tensor& y, const Tensor& bias) {
   });
 }
 
+constexpr unsigned kFewBlocks = 256;
+
 // Whether c = op(a) op(b) is a few rows by the rows of b, in packs.
 bool few_rows(const Tensor& c, const Tensor& a, const Tensor& b, Transpose t) {
   constexpr int kPack = Pack<bf16>::kSize;
@@ -55,7 +57,11 @@ void multiply_few_rows(const Tensor& c, const Tensor& a, const Tensor& b, double
         c.pitch(), a.pitch(), b.pitch(), static_cast<float>(alpha), static_cast<float>(beta));
     if (!is_recorded(b.raw())) starts_early();  // what the recording itself makes may be under way
   };
-  c.dim(0) > 8 ? launch(few_rows_kernel<To, 2>) : launch(few_rows_kernel<To, 1>);
+  // Few blocks have to read far ahead to keep the memory busy.
+  if (blocks <= kFewBlocks)
+    c.dim(0) > 8 ? launch(few_rows_kernel<To, 2, 8>) : launch(few_rows_kernel<To, 1, 8>);
+  else
+    c.dim(0) > 8 ? launch(few_rows_kernel<To, 2, 4>) : launch(few_rows_kernel<To, 1, 4>);
   check_launch("product of a few rows");
 }
 

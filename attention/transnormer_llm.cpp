@@ -15,6 +15,7 @@
 #include "autograd/ops/reduce.h"
 #include "autograd/ops/rms_norm.h"
 #include "autograd/ops/triangle.h"
+#include "autograd/planned_device.h"
 
 namespace weft {
 namespace {
@@ -150,9 +151,7 @@ std::vector<Variable> TransNormerLlm::project(const Variable& x) const {
 }
 
 Variable TransNormerLlm::finish(const Variable& o, const Variable& x) const {
-  // Wide: the gradient of a norm is a difference, which would show what bf16 rounds away between here and
-  // there.
-  const Variable all = cast(reshape(o, {x.dim(0), dims().heads * dims().value}), wide_of(x.dtype()));
+  const Variable all = reshape(o, {x.dim(0), dims().heads * dims().value});
   const Variable normed =
       lightning() ? layer_norm(all, norm_gain_, norm_bias_, kLayerNormEps) : rms_norm(all, {}, kNormEps);
   const Variable gate = lightning() ? linear(linear(x, gate_down_), gate_up_) : linear(x, u_);
@@ -170,9 +169,12 @@ Variable TransNormerLlm::forward(const Block& block, Crossing& cross) const {
               {{full({x.dim(0), 1}, 1, wide, x.device())}, block.position, block.document});
     for (int i = 0; i < 2; ++i) in[i] = lrpe_features(in[i], theta_, position);
   }
-  in.emplace_back(fixed_rows(*this, {"g", "h"}, x.dim(0), wide, x.device()));
   const Scan scan =
       linear_scan(1, config_.chunk, true, dims().heads, in[0].dim(2), dims().value, wide, x.device());
+  // By chunks q, k and v are read more than once: wide, their gradients add up before they are rounded.
+  if (!scan.kernel.on(computed_on(x.device())))
+    for (Variable& each : in) each = cast(each, wide);
+  in.emplace_back(fixed_rows(*this, {"g", "h"}, x.dim(0), wide, x.device()));
   return finish(cross(scan, {in, block.position, block.document}), x);
 }
 

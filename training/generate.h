@@ -18,9 +18,9 @@ struct SamplingOptions {
 
 // Continues every prompt (at least one token each), side by side. each(i, token) is called as the tokens of
 // prompt i come; false ends its text. Returns the new tokens, without `stop`. Every text is drawn from the
-// same numbers, so a text depends on its prompt and the options alone: on the CPU, and on a GPU in
-// bf16 with up to 16 prompts, bit for bit; else up to the rounding of products, whose kernels there depend on
-// how many rows they have.
+// same numbers, so a text depends on its prompt and the options alone: on the CPU bit for bit; on a
+// GPU too in bf16, for up to 16 prompts and layers that decode by steps (attention/steps.h), else up to
+// rounding, since other kernels there may depend on how many rows they have.
 std::vector<std::vector<int32_t>> generate(const Model& model,
                                            const std::vector<std::vector<int32_t>>& prompts,
                                            const SamplingOptions& options,

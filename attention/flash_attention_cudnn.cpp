@@ -237,13 +237,17 @@ Plan make_plan(const Problem& p) {
   return {std::move(graph), bytes};
 }
 
-bool serves(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionOptions& options) {
-  const auto fits = [](const Tensor& x) {
-    return x.dense() && x.dim(2) % 8 == 0 && reinterpret_cast<uintptr_t>(x.raw()) % 16 == 0;
-  };
-  return options.documents > 0 && q.dtype() == Dtype::bf16 && q.numel() > 0 && k.numel() > 0 &&
-         v.numel() > 0 && q.dim(0) == k.dim(0) && options.weighting == Weighting::softmax &&
-         options.window == 0 && options.block == 0 && !options.alibi && fits(q) && fits(k) && fits(v) &&
+// What cuDNN reads: dense rows at multiples of 16 bytes.
+bool fits(const Tensor& x) {
+  return x.dense() && x.numel() > 0 && x.dim(2) % 8 == 0 && reinterpret_cast<uintptr_t>(x.raw()) % 16 == 0;
+}
+
+bool serves(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
+            const AttentionOptions& options) {
+  return options.documents > 0 && q.dtype() == Dtype::bf16 && q.dim(0) == k.dim(0) &&
+         options.weighting == Weighting::softmax && options.window == 0 && options.block == 0 &&
+         !options.alibi && fits(q) && fits(k) && fits(v) && fits(o) &&
+         std::max(q.numel(), o.numel()) <= INT32_MAX &&  // offsets of ragged documents
          library().handle() != nullptr;
 }
 
@@ -284,14 +288,14 @@ std::string cudnn_version() { return library().version(); }
 
 bool cudnn_attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k,
                              const Tensor& v, const Tensor& position, const AttentionOptions& options) {
-  if (!serves(q, k, v, options)) return false;
+  if (!serves(q, k, v, o, options)) return false;
   return run(Problem(false, q, k, v, options), {&q, &k, &v, &o, &lse}, position);
 }
 
 bool cudnn_attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& q,
                               const Tensor& k, const Tensor& v, const Tensor& position, const Tensor& o,
                               const Tensor& lse, const Tensor& d_o, const AttentionOptions& options) {
-  if (!serves(q, k, v, options)) return false;
+  if (!serves(q, k, v, o, options) || !fits(d_o)) return false;
   const Problem p(true, q, k, v, options);
   if (!p.lse_by_head()) return run(p, {&q, &k, &v, &o, &lse, &d_o, &dq, &dk, &dv}, position);
   const Tensor by_head = empty({p.documents, p.heads, p.longest}, Dtype::f32, Device::cuda);

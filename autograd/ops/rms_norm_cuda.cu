@@ -8,7 +8,7 @@
 namespace weft::cuda {
 namespace {
 
-constexpr int kHold = 3, kMostThreads = 512;
+constexpr int kHold = 4, kHoldBack = 3, kMostThreads = 512;
 
 // Rows of what may be absent: data null.
 template <class T>
@@ -23,8 +23,8 @@ struct MaybeRows {
   bool whole() const { return aligned(data); }  // beside x, whose rows are as wide
 };
 
-// y and rstd of x, or of x + branch, which is left in sum.
-template <class T, int kHeld, bool whole>
+// y and rstd of x, or, if kSum, of x + branch, which is left in sum.
+template <class T, int kHeld, bool whole, bool kSum>
 __global__ void __launch_bounds__(kMostThreads)
     rms_norm_kernel(PitchedRows<T> y, Acc<T>* rstd, MaybeRows<T> sum, PitchedRows<T> x, MaybeRows<T> branch,
                     const Acc<T>* gain, int64_t rows, int n, int lanes, Acc<T> eps) {
@@ -34,10 +34,10 @@ __global__ void __launch_bounds__(kMostThreads)
   const int64_t row = int64_t{blockIdx.x} * (blockDim.x / lanes) + group.index;
   const int width = row < rows ? n : 0;  // the last block's spare groups only keep step
   wait_for_earlier();
-  const HeldRow<T, kHeld, whole> a(x[row], width, group), b(branch[row], branch.there() ? width : 0, group);
+  const HeldRow<T, kHeld, whole> a(x[row], width, group), b(branch[row], kSum ? width : 0, group);
   const auto value = [&](int k, int j) {
     auto v = widen<T, V>(a.at(k, j));
-    if (branch.there()) {
+    if constexpr (kSum) {
       const auto u = widen<T, V>(b.at(k, j));
 #pragma unroll
       for (int e = 0; e < V; ++e) v.v[e] = A(static_cast<T>(v.v[e] + u.v[e]));
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kMostThreads)
   A squares = 0;
   each_vector<kHeld, V>(width, group, [&](int k, int j) {
     const auto v = value(k, j);
-    if (branch.there()) store<whole, V>(sum[row] + j, narrow<T, V>(v), width - j);
+    if constexpr (kSum) store<whole, V>(sum[row] + j, narrow<T, V>(v), width - j);
 #pragma unroll
     for (int e = 0; e < V; ++e) squares += v.v[e] * v.v[e];
   });
@@ -140,29 +140,38 @@ const Acc<T>* data_or_null(const Tensor& x) {
 }
 
 // As with_plan, with one more size for bf16.
-template <class T, class F>
+template <class T, int kMost, class F>
 void with_norm_plan(const RowPlan& plan, int64_t n, bool whole, F f) {
   if constexpr (std::is_same_v<T, bf16>)
-    if (whole && plan.held == kHold && n <= int64_t{2} * plan.lanes * Pack<T>::kSize)
+    if (whole && plan.held == kMost && n <= int64_t{2} * plan.lanes * Pack<T>::kSize)
       return f.template operator()<2, true>();
-  with_plan<kHold>(plan, whole, f);
+  with_plan<kMost>(plan, whole, f);
+}
+
+template <class T, bool kSum>
+void forward_as(const Tensor& y, const Tensor& rstd, const Tensor& sum, const Tensor& x, const Tensor& branch,
+                const Tensor& gain, double eps) {
+  const int64_t n = x.dim(-1), rows = row_count(x);
+  const PitchedRows<T> to(y), from(x);
+  const MaybeRows<T> of_sum(sum), of_branch(branch);
+  const Acc<T>* g = data_or_null<T>(gain);
+  const RowPlan plan = plan_rows<T>(n, kHold, kMostThreads);
+  const bool whole_rows = to.whole() && from.whole() && of_sum.whole() && of_branch.whole() && aligned(g);
+  with_norm_plan<T, kHold>(plan, n, whole_rows, [&]<int kHeld, bool whole>() {
+    launch_early(rms_norm_kernel<T, kHeld, whole, kSum>, plan.blocks(rows), plan.threads, 0, to,
+                 data<Acc<T>>(rstd), of_sum, from, of_branch, g, rows, static_cast<int>(n), plan.lanes,
+                 static_cast<Acc<T>>(eps));
+  });
 }
 
 void forward(const Tensor& y, const Tensor& rstd, const Tensor& sum, const Tensor& x, const Tensor& branch,
              const Tensor& gain, double eps) {
-  const int64_t n = x.dim(-1), rows = row_count(x);
-  if (rows == 0) return;
+  if (row_count(x) == 0) return;
   with_float(x.dtype(), [&]<class T>() {
-    const PitchedRows<T> to(y), from(x);
-    const MaybeRows<T> of_sum(sum), of_branch(branch);
-    const Acc<T>* g = data_or_null<T>(gain);
-    const RowPlan plan = plan_rows<T>(n, kHold, kMostThreads);
-    const bool whole_rows = to.whole() && from.whole() && of_sum.whole() && of_branch.whole() && aligned(g);
-    with_norm_plan<T>(plan, n, whole_rows, [&]<int kHeld, bool whole>() {
-      launch_early(rms_norm_kernel<T, kHeld, whole>, plan.blocks(rows), plan.threads, 0, to,
-                   data<Acc<T>>(rstd), of_sum, from, of_branch, g, rows, static_cast<int>(n), plan.lanes,
-                   static_cast<Acc<T>>(eps));
-    });
+    if (branch.defined())
+      forward_as<T, true>(y, rstd, sum, x, branch, gain, eps);
+    else
+      forward_as<T, false>(y, rstd, sum, x, branch, gain, eps);
   });
   check_launch("rms_norm_forward");
 }
@@ -176,10 +185,10 @@ void backward(const Tensor& dx, const Tensor& dgain, const Tensor& x, const Tens
     const PitchedRows<T> to(dx), from(x), gradient(dy);
     const MaybeRows<T> of_sum(dsum);
     const Acc<T>* g = data_or_null<T>(gain);
-    const RowPlan plan = plan_rows<T>(n, kHold, kThreads, kThreads);
+    const RowPlan plan = plan_rows<T>(n, kHoldBack, kThreads, kThreads);
     if (plan.held == 0) dgain.zero();  // such sums live in memory
     const bool whole_rows = to.whole() && from.whole() && gradient.whole() && of_sum.whole() && aligned(g);
-    with_norm_plan<T>(plan, n, whole_rows, [&]<int kHeld, bool whole>() {
+    with_norm_plan<T, kHoldBack>(plan, n, whole_rows, [&]<int kHeld, bool whole>() {
       rms_norm_backward_kernel<T, kHeld, whole>
           <<<static_cast<unsigned>(blocks.count), kThreads, fold_bytes<Acc<T>>(plan, n), stream()>>>(
               to, data<Acc<T>>(dgain), from, data<const Acc<T>>(rstd), g, gradient, of_sum, rows,

@@ -213,8 +213,6 @@ std::vector<Variable> LocalCrossing::operator()(const Merge& part, const Block& 
       rows = std::max(rows, cache.capacity());
     }
     slot->steady = true;
-    count_flops(attention_operations(part, seen_pairs(part.options, layout().segments), block.x[0].value(),
-                                     block.x[2].value(), false));
     const std::vector<Tensor> y =
         part.step.run(part.options, block.x[0], block.x[1], block.x[2], block.position, block.document,
                       slot->addresses.of(addresses, 4, block.x[0].device()), rows);

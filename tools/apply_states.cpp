@@ -161,6 +161,7 @@ Variable StatesCrossing::operator()(const Carry& part, const Block& block) {
   PartStates& states = next_part(part.names, part.start(), 0);
   if (block.position.device() == Device::meta) return inner_(steps, block);
   Carry carry = steps;
+  carry.chunk = 0;  // document by document
   carry.step = [&](const Block& tokens, const State& state) {
     const int document = ints_of(tokens.document)[0];
     const int64_t first = ints_of(tokens.position)[0];

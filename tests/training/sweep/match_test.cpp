@@ -66,7 +66,7 @@ INSTANTIATE_TEST_SUITE_P(Sizes, Matching,
                                                           "yaad*2", "sliding_window*2")));
 
 TEST(Match, ASecondKeyHelpsWhereOneDoesNotReachIt) {
-  const Recipe first = with("gla*2", {});
+  const Recipe first = with("linear*2", {"model.ffn=8"});
   const Planner planner(first);
   const double target = model_size(first, MatchBy::flops, planner);
   const auto titans = [&](const auto& more) { return with("titans_mac*2", more); };

@@ -130,7 +130,7 @@ TEST(EmaRun, EqualsTheRecurrence) {
             inputs, seeds);
         const char* const names[] = {"y", "end", "dx", "din", "dout", "ddecay", "dstart"};
         for (size_t i = 0; i < got.size(); ++i)
-          EXPECT_LE(difference(got[i], expected[i]), tolerance::of(got[i].dtype())) << names[i];
+          EXPECT_LE(norm_difference(got[i], expected[i]), tolerance::of(got[i].dtype())) << names[i];
 
         // The form without states.
         const Tensor none = zeros(states, Dtype::f32);
@@ -145,7 +145,8 @@ TEST(EmaRun, EqualsTheRecurrence) {
             outputs_and_gradients([&](const std::vector<Variable>& v) { return definition(v, layout); },
                                   exact(from_zero), {seeds[0].to(Dtype::f64), none.to(Dtype::f64)});
         for (size_t i = 0; i < 5; ++i)
-          EXPECT_LE(difference(plain[i], zero_start[i + (i > 0 ? 1 : 0)]), tolerance::of(plain[i].dtype()))
+          EXPECT_LE(norm_difference(plain[i], zero_start[i + (i > 0 ? 1 : 0)]),
+                    tolerance::of(plain[i].dtype()))
               << names[i + (i > 0 ? 1 : 0)];
       }
 }

@@ -22,14 +22,6 @@ class LinearRunHeads : public testing::TestWithParam<const char*> {
 INSTANTIATE_TEST_SUITE_P(Registry, LinearRunHeads,
                          testing::Values("lightning", "simple_gla", "gla", "regla"));
 
-// The norm of a - b over that of b.
-double error(const Tensor& a, const Tensor& b) {
-  const std::vector<double> x = to_values(a), y = to_values(b);
-  double apart = 0, all = 0;
-  for (size_t i = 0; i < x.size(); ++i) apart += (x[i] - y[i]) * (x[i] - y[i]), all += y[i] * y[i];
-  return std::sqrt(apart / all);
-}
-
 // bf16 against f64, with gradients.
 void expect_definition(const Subject::Make& make, int64_t key, int64_t value,
                        const std::vector<int64_t>& lengths) {
@@ -44,9 +36,10 @@ void expect_definition(const Subject::Make& make, int64_t key, int64_t value,
   const Outcome got = run_with_gradients(narrow, layout, inputs);
   const Outcome expected = run_with_gradients(exact, layout, wide, nullptr,
                                               random_adjoint(got.output.shape(), Dtype::bf16).to(Dtype::f64));
-  EXPECT_LE(error(got.output, expected.output), tolerance::kBf16Norm);
+  EXPECT_LE(norm_difference(got.output, expected.output), tolerance::kBf16Norm);
   for (size_t i = 0; i < got.gradients.size(); ++i)
-    EXPECT_LE(error(got.gradients[i], expected.gradients[i]), tolerance::kBf16Norm) << "gradient " << i;
+    EXPECT_LE(norm_difference(got.gradients[i], expected.gradients[i]), tolerance::kBf16Norm)
+        << "gradient " << i;
 }
 
 TEST_P(LinearRunHeads, EqualTheDefinition) {
@@ -73,7 +66,7 @@ TEST_P(LinearRunHeads, PiecesEqualTheWhole) {
     std::vector<Variable> part;
     for (const Tensor& x : inputs) part.push_back(x.rows(at, at + count));
     const Tensor y = s.mechanism->forward(block_of(part, piece), cross);
-    EXPECT_LE(error(y, whole.rows(at, at + count)), tolerance::kBf16Norm) << "at " << at;
+    EXPECT_LE(norm_difference(y, whole.rows(at, at + count)), tolerance::kBf16Norm) << "at " << at;
     at += count;
   }
 }

@@ -52,23 +52,16 @@ choose_preset() {
   preset=cuda
 }
 
-# Attention by cuDNN needs the library and the headers of its front end, which no CUDA package brings: 4 MB, MIT,
-# in a wheel of PyPI.
+# Attention by cuDNN needs the library and the headers of its front end.
 add_cudnn() {
-  local folder=build/third_party package=nvidia-cudnn-frontend==1.32.0 toolkit
-  local download="python3 -m pip download --no-deps --only-binary=:all: -d $folder $package"
+  local toolkit
   toolkit=$(dirname "$(dirname "$(readlink -f "$(command -v nvcc)")")")
   if ! has_header cudnn_version.h && [ ! -e "$toolkit/include/cudnn_version.h" ]; then
     left_out+=("attention by cuDNN, so that our own kernels serve: cuDNN 9 is not here. NVIDIA's repository has it:" \
       "  apt-get install cudnn9-cuda-13, then ./setup.sh again")
-    return
-  fi
-  if has_header cudnn_frontend.h || [ -e $folder/cudnn_frontend/include/cudnn_frontend.h ]; then return; fi
-  mkdir -p $folder/cudnn_frontend
-  if ! compgen -G "$folder/nvidia_cudnn_frontend-*.whl" >/dev/null; then $download >/dev/null 2>&1 || true; fi
-  if ! python3 -m zipfile -e $folder/nvidia_cudnn_frontend-*.whl $folder/cudnn_frontend 2>/dev/null; then
+  elif ! fetch_cudnn_frontend; then
     left_out+=("attention by cuDNN, so that our own kernels serve: the headers of its front end. To add them:" \
-      "  $download && ./setup.sh")
+      "  $cudnn_frontend_download && ./setup.sh")
   fi
 }
 

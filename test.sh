@@ -115,10 +115,11 @@ part_nvcc() {
     echo "nvcc: NOT RUN, there is no CUDA toolkit here"
     return
   fi
+  fetch_cudnn_frontend || echo "nvcc: attention by cuDNN is left out, the headers of its front end are not here"
   # One architecture is enough to see that the code compiles.
   configure cuda ${CI:+-DCMAKE_CUDA_ARCHITECTURES=90a-real} || return
   local objects
-  objects=$(ninja -C build/cuda -t targets all | sed -n 's/\(.*\.cu\.o\): .*/\1/p')
+  objects=$(ninja -C build/cuda -t targets all | sed -nE 's/(.*(\.cu|_cudnn\.cpp)\.o): .*/\1/p')
   built=$(printf '%s\n' "$objects" | sed -E 's#CMakeFiles/[^/]*\.dir/##; s#\.o$##' | sort -u)
   local forgotten
   forgotten=$(comm -23 <(printf '%s\n' "$wanted") <(printf '%s\n' "$built"))

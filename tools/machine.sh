@@ -115,6 +115,20 @@ find_toolkit() {
   return 1
 }
 
+# The headers of cuDNN's front end, which no CUDA package brings: 4 MB, MIT, in a wheel of PyPI. Fails where they
+# cannot be had.
+cudnn_frontend_download="python3 -m pip download --no-deps --only-binary=:all: -d build/third_party \
+nvidia-cudnn-frontend==1.32.0"
+fetch_cudnn_frontend() {
+  local folder=build/third_party
+  if has_header cudnn_frontend.h || [ -e $folder/cudnn_frontend/include/cudnn_frontend.h ]; then return; fi
+  mkdir -p $folder/cudnn_frontend
+  if ! compgen -G "$folder/nvidia_cudnn_frontend-*.whl" >/dev/null; then
+    $cudnn_frontend_download >/dev/null 2>&1 || true
+  fi
+  python3 -m zipfile -e $folder/nvidia_cudnn_frontend-*.whl $folder/cudnn_frontend 2>/dev/null
+}
+
 # Open MPI as root and with more ranks than cores: version 4, then 5.
 mpi_on_a_small_machine() {
   export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1

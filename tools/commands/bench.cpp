@@ -156,30 +156,21 @@ Words linear_mechanisms() {
   return ids;
 }
 
-std::vector<Json> length_rows(Words ids, int64_t rounds, const std::string& device) {
+// Each mechanism as it comes, a row a length or, for people, a line.
+void print_lengths(Words ids, int64_t rounds, const std::string& device, bool json) {
   if (ids.empty()) ids = linear_mechanisms();
-  std::vector<Json> rows;
+  if (!json) print("  ms for 32768 tokens, as documents of 1K 2K 4K 8K 16K 32K; rise of the fitted line\n");
   for (const std::string& id : ids) {
     const std::vector<BenchRow> bench = bench_length(find_mechanism(id).id, rounds);
+    std::string line = text("  ", bench[0].name, ": ");
     for (const BenchRow& row : bench) {
-      rows.push_back(row_json(row, device));
-      rows.back()["rise"] = rise_of(bench);
+      Json out = row_json(row, device);
+      out["rise"] = rise_of(bench);
+      if (json) print_line(out);
+      line += number(row.ms, "%.1f ");
     }
-  }
-  return rows;
-}
-
-// A line a mechanism: ms by length.
-void print_lengths(const std::vector<Json>& rows) {
-  for (size_t i = 0; i < rows.size(); ++i) {
-    const Json& r = rows[i];
-    const bool first = i == 0 || rows[i - 1]["name"] != r["name"];
-    if (first && i == 0)
-      print("  ms for 32768 tokens, as documents of 1K 2K 4K 8K 16K 32K; rise of the fitted line\n");
-    if (first) print(text("  ", r["name"].get<std::string>(), ": "));
-    print(number(r["ms"], "%.1f "));
-    if (i + 1 == rows.size() || rows[i + 1]["name"] != r["name"])
-      print(text(" ", number(r["rise"], "%+.1f", 100), " %\n"));
+    if (!json) print(line + number(rise_of(bench), " %+.1f %%\n", 100));
+    std::fflush(stdout);
   }
 }
 
@@ -253,7 +244,10 @@ int run_bench(const Words& words) {
   };
   if (what == "cpu") bench_cpu(seconds, keep);
   if (what == "heads") bench_heads(seconds, keep);
-  if (what == "length") rows = length_rows(names, rounds, device);
+  if (what == "length") {
+    print_lengths(names, rounds, device, json);
+    return 0;
+  }
   if (gpu) {
     GpuBench bench{.smaller = milliseconds > 0 ? 1 : 64};
     if (!names.empty()) bench.rows.clear();
@@ -265,8 +259,7 @@ int run_bench(const Words& words) {
     rows = decode_rows(names, steps, json);
   }
   if (!peer.empty()) add_peer(rows, run_peer(peer, script, gpu ? names : Words{text(seconds)}));
-  if (!json && what != "decode")
-    gpu ? print_gpu_table(rows) : what == "length" ? print_lengths(rows) : print_table(rows);
+  if (!json && what != "decode") gpu ? print_gpu_table(rows) : print_table(rows);
   for (const Json& row : rows)
     if (json && !(gpu && peer.empty())) print_line(row);
   return 0;

@@ -354,7 +354,9 @@ TrainSummary Run::train() {
   for (const std::string& w : warnings) log_->warning(w);
   if (resume) {
     log_->event(Event::resume, state_.step);
-    log_->info(text("continuing at step ", state_.step));
+    const bool same_bits = recipe_.determinism == "run" || default_device() == Device::cpu;
+    log_->info(text("continuing at step ", state_.step,
+                    same_bits ? "" : "; determinism is off: equal in data, schedule and state, not in bits"));
   }
   const std::string source = recipe_.data.task.empty() ? text(data_->train.tokens(), " tokens an epoch")
                                                        : "new examples in every step";

@@ -96,8 +96,7 @@ struct Stream {
     bool steady = false;  // it did the last time what it will do the next
   };
   std::vector<Slot> slots;
-  std::map<int, int64_t> tokens;  // seen so far, by document
-  int64_t expected = 0;           // tokens a document will have, where that is known: caches never grow then
+  int64_t expected = 0;  // tokens a document will have, where that is known: caches never grow then
 
   int64_t bytes() const;
   // Whether the last call was a step of one token a document by kernels alone, which find on the device

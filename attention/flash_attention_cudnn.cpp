@@ -51,7 +51,7 @@ enum Uid : int64_t {
 // All that a plan depends on.
 struct Problem {
   bool backward, causal, ragged;
-  int64_t documents, longest, tokens, heads, kv_heads, d, e;
+  int64_t documents, longest, tokens, heads, kv_heads, d, e;  // tokens: of the way back alone
   float scale;
 
   Problem(bool way_back, const Tensor& q, const Tensor& k, const Tensor& v, const AttentionOptions& options)
@@ -60,7 +60,7 @@ struct Problem {
         ragged(int64_t{options.documents} * options.longest != q.dim(0)),
         documents(options.documents),
         longest(options.longest),
-        tokens(q.dim(0)),
+        tokens(way_back ? q.dim(0) : 0),
         heads(q.dim(1)),
         kv_heads(k.dim(1)),
         d(q.dim(2)),
@@ -97,8 +97,9 @@ struct Problem {
 class Library {
  public:
   Library() {
-    const cudnnStatus_t status = cudnnCreate(&handle_);
-    if (status != CUDNN_STATUS_SUCCESS || cudnnSetStream(handle_, stream()) != CUDNN_STATUS_SUCCESS) {
+    cudnnStatus_t status = cudnnCreate(&handle_);
+    if (status == CUDNN_STATUS_SUCCESS) status = cudnnSetStream(handle_, stream());
+    if (status != CUDNN_STATUS_SUCCESS) {
       handle_ = nullptr;
       note_once(text("cuDNN does not start here (", cudnnGetErrorString(status), "): our own kernels serve"));
       return;

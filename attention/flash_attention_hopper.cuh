@@ -1,5 +1,5 @@
 #pragma once
-// What the kernels for Hopper share: softmax attention of bf16 by wgmma and TMA. A block has two warpgroups
+// What the kernels for Hopper share: attention of bf16 by wgmma and TMA. A block has two warpgroups
 // that compute, 64 rows each, and a third of which one warp loads tiles.
 
 #include "attention/flash_attention.cuh"
@@ -255,10 +255,10 @@ struct RowNumbers {
   int64_t padded;
 };
 
-// Heads of more than 128 features, any weights and biases, by pieces of 64 columns.
 inline bool plain_softmax(const HopperAttention& f) {
   return f.weighting == Weighting::softmax && f.bias.table == nullptr && !f.bias.alibi;
 }
+// By pieces of 64 columns: heads of more than 128 features, other weights or biases.
 inline bool is_wide(const HopperAttention& f) { return std::max(f.d, f.e) > 128 || !plain_softmax(f); }
 void wide_attention_forward(const HopperAttention& f, const Tensor& o, const Tensor& lse, const Tensor& q,
                             const Tensor& k, const Tensor& v);

@@ -1,7 +1,7 @@
-// Attention of heads of more than 128 features on Hopper. No tile of such a head fits into shared memory:
-// both sides of a product come by in pieces of 64 columns, and a block makes 128 or 256 columns of one
-// result. Each block works out the scores anew, so that every number has one writer and nothing is kept
-// between blocks.
+// Attention on Hopper of heads of more than 128 features, and of other weights and biases at any size. No
+// tile of a wide head fits into shared memory: both sides of a product come by in pieces of 64 columns, and a
+// block makes 128 or 256 columns of one result. Each block works out the scores anew, so that every number
+// has one writer and nothing is kept between blocks.
 
 #include <algorithm>
 #include <numbers>
@@ -92,7 +92,6 @@ struct WideStream {
 __device__ inline void sum_pieces(Accumulator<kHopperRows>& s, const WideStream& stream, int& n, int pieces,
                                   int warpgroup) {
   using Products = WarpgroupProducts;
-#pragma unroll 1
   s.fill(0);
 #pragma unroll 1
   for (int c = 0; c < pieces; ++c, ++n) {

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 
+#include "attention/seen_pairs.h"
+#include "autograd/flops.h"
+
 namespace weft {
 namespace {
 
@@ -19,6 +22,21 @@ KeptRows rows_of(const Layout& layout, Device device) {
   const auto count = static_cast<int64_t>(tiles.size() / 3);
   return {from_ints(first, device), from_ints(tiles, device).reshape({count, 3}), from_ints(tile, device)};
 }
+
+// How many pairs the tokens attend to, of the first `kept` of each document all before them.
+double pairs_of(const Layout& layout, int64_t kept) {
+  double pairs = 0;
+  for (const Segment& s : layout.segments) {
+    const auto most = static_cast<double>(std::min(s.size(), kept));
+    pairs += most * (static_cast<double>(s.size()) - 0.5 * (most - 1));
+  }
+  return pairs;
+}
+
+struct Attributes {
+  KeptOptions options;
+  double operations;  // of the way back
+};
 
 }  // namespace
 
@@ -46,10 +64,13 @@ std::vector<Variable> kept_attention(const Variable& q, const Variable& k, const
     ON_DEVICE(device, kept_select(pairs, U, rows, options));
     ON_DEVICE(device, kept_forward(o, lse, Q, K, V, U, pairs, rows, options));
   }
+  const double pairs_seen = pairs_of(layout, options.kept);
+  count_flops(attention_operations(Merge{}, pairs_seen, Q, V, false));
   return record_many(
       "kept_attention", {q, k, v, u}, {o, lse},
       save(Q, K, V, U, pairs.leave, pairs.tau, pairs.between, rows.first, rows.tiles, rows.tile, o, lse),
-      options, [](Backward& b, const KeptOptions& a) {
+      Attributes{options, attention_operations(Merge{}, pairs_seen, Q, V, true)},
+      [](Backward& b, const Attributes& a) {
         const Tensor dq = empty_like(b.saved(0)), dk = empty_like(b.saved(1)), dv = empty_like(b.saved(2)),
                      du = empty_like(b.saved(3));
         const Tensor d_o = b.grad(0).contiguous(), d_lse = b.grad(1).contiguous();
@@ -57,7 +78,8 @@ std::vector<Variable> kept_attention(const Variable& q, const Variable& k, const
         const KeptRows rows{b.saved(7), b.saved(8), b.saved(9)};
         if (dq.numel() > 0)
           ON_DEVICE(dq.device(), kept_backward(dq, dk, dv, du, b.saved(0), b.saved(1), b.saved(2), b.saved(3),
-                                               pairs, rows, b.saved(10), b.saved(11), d_o, d_lse, a));
+                                               pairs, rows, b.saved(10), b.saved(11), d_o, d_lse, a.options));
+        count_flops(a.operations);
         b.add(0, dq);
         b.add(1, dk);
         b.add(2, dv);

@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "attention/kept_attention.h"
+#include "attention/row_math.h"
 #include "autograd/ops/sparsek_threshold.h"
 #include "autograd/ops/vector_math.h"
 #include "autograd/parallel.h"
@@ -12,28 +13,6 @@ namespace {
 
 template <class T>
 constexpr T kNever = -std::numeric_limits<T>::infinity();
-
-template <class T>
-T dot(const T* a, const T* b, int64_t n) {
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
-  return sum;
-}
-
-template <class T>
-void add_scaled(T* to, T factor, const T* from, int64_t n) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) to[i] += factor * from[i];
-}
-
-template <class F>
-void with_wide(Dtype dtype, F f) {
-  if (dtype == Dtype::f64)
-    f.template operator()<double>();
-  else
-    f.template operator()<float>();
-}
 
 // f(head, first, end) for each document and head, those of one head one after another.
 template <class F>

@@ -312,14 +312,6 @@ Inputs<T> inputs_of(const Tensor& q, const Tensor& k, const Tensor& v, const Ten
           static_cast<int>(q.dim(2)), static_cast<int>(v.dim(2))};
 }
 
-template <class F>
-void with_wide(Dtype dtype, F f) {
-  if (dtype == Dtype::f64)
-    f.template operator()<double>();
-  else
-    f.template operator()<float>();
-}
-
 unsigned parts_of(int64_t width, int columns) {
   return static_cast<unsigned>((width + columns - 1) / columns);
 }

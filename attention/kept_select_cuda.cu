@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kSelectThreads)
     select_kernel(int32_t* leave, T* scores, int32_t* rows, const T* __restrict__ u,
                   const int32_t* __restrict__ first, int64_t n, int heads, int kept, int support) {
   __shared__ alignas(16) T arrival[kArrivals];
-  const int head = blockIdx.x, document = blockIdx.y, tid = threadIdx.x;
+  const int head = blockIdx.y, document = blockIdx.x, tid = threadIdx.x;
   const int64_t own = (int64_t{document} * heads + head) * 2 * support;
   Ranked<T> now{scores + own, rows + own}, then{scores + own + support, rows + own + support};
   int32_t *of_kept = leave + head * n, *of_support = leave + (heads + head) * n;
@@ -189,7 +189,7 @@ void select_as(const KeptPairs& pairs, const Tensor& u, const KeptRows& rows, co
   {
     const Tensor scores = empty({documents, heads, 2, o.support}, u.dtype(), u.device());
     const Tensor places = empty(scores.shape(), Dtype::i32, u.device());
-    const dim3 grid(static_cast<unsigned>(heads), static_cast<unsigned>(documents));
+    const dim3 grid(static_cast<unsigned>(documents), static_cast<unsigned>(heads));
     select_kernel<T><<<grid, kSelectThreads, 0, stream()>>>(
         data<int32_t>(pairs.leave), data<T>(scores), data<int32_t>(places), data<const T>(u),
         data<const int32_t>(rows.first), n, static_cast<int>(heads), static_cast<int>(o.kept),
@@ -229,10 +229,7 @@ KeptLists kept_lists(const KeptPairs& pairs, const KeptRows& rows, int which, in
 }
 
 void kept_select(const KeptPairs& pairs, const Tensor& u, const KeptRows& rows, const KeptOptions& options) {
-  if (u.dtype() == Dtype::f64)
-    select_as<double>(pairs, u, rows, options);
-  else
-    select_as<float>(pairs, u, rows, options);
+  with_wide(u.dtype(), [&]<class T>() { select_as<T>(pairs, u, rows, options); });
 }
 
 }  // namespace weft::cuda

@@ -8,17 +8,6 @@
 #include "autograd/parallel.h"
 
 namespace weft::cpu {
-namespace {
-
-template <class F>
-void with_wide(Dtype dtype, F f) {
-  if (dtype == Dtype::f64)
-    f.template operator()<double>();
-  else
-    f.template operator()<float>();
-}
-
-}  // namespace
 
 // A column of coefficients is the recurrence itself, of 1 in the place of A_0, S_0 or a g_j.
 void learning_coefficients(const Tensor& from_a, const Tensor& from_s, const Tensor& taken,

@@ -1,20 +1,11 @@
 #include "attention/memory_ops.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "autograd/cuda/kernel.cuh"
 
 namespace weft::cuda {
 namespace {
-
-template <class F>
-void with_wide(Dtype dtype, F f) {
-  if (dtype == Dtype::f64)
-    f.template operator()<double>();
-  else
-    f.template operator()<float>();
-}
 
 // Step, keep and momentum of a head's tokens, in shared memory.
 template <class T>

@@ -14,6 +14,7 @@
 #include "autograd/ops/rotary.h"
 #include "autograd/ops/softmax.h"
 #include "autograd/ops/top_k.h"
+#include "autograd/planned_device.h"
 
 namespace weft {
 namespace {
@@ -149,8 +150,8 @@ Moh::Routing Moh::route(const Variable& x, const Variable& q, Crossing& cross) c
   const Tensor times_chosen = balance(share, chosen, cross);
   Variable active = chosen;
   if (config_.shared > 0) active = concatenate({ones(x.dim(0), config_.shared, wide), chosen}, 1);
-  const HeadTokens on = x.device() == Device::cuda ? all_heads(x.dim(0), dims().heads)
-                                                   : heads_of(picked, config_.shared, routed());
+  const HeadTokens on = computed_on(x.device()) == Device::cuda ? all_heads(x.dim(0), dims().heads)
+                                                                : heads_of(picked, config_.shared, routed());
   return {weights(wide, share, chosen), active.value().to(x.dtype()), on, looked_at(times_chosen, cross)};
 }
 

@@ -1,5 +1,7 @@
 #include "attention/selected_attention.h"
 
+#include "autograd/flops.h"
+
 namespace weft {
 
 std::vector<Variable> selected_attention(const Variable& q, const Variable& k, const Variable& v,
@@ -21,6 +23,9 @@ std::vector<Variable> selected_attention(const Variable& q, const Variable& k, c
   const Tensor o = empty({q.dim(0), v.dim(1)}, q.dtype(), q.device()),
                lse = empty({q.dim(0)}, q.dtype(), q.device());
   ON_DEVICE(q.device(), selected_forward(o, lse, Q, K, V, G, rows, options));
+  const auto pairs = static_cast<double>(gate.value().numel()), d = static_cast<double>(q.dim(1)),
+             e = static_cast<double>(v.dim(1));
+  count_flops(2 * pairs * (d + e));
   return record_many("selected_attention", {q, k, v, gate}, {o, lse}, save(Q, K, V, G, rows, o, lse), options,
                      [](Backward& b, const SelectedOptions& a) {
                        const Tensor dq = empty_like(b.saved(0)), dk = empty_like(b.saved(1)),
@@ -29,6 +34,8 @@ std::vector<Variable> selected_attention(const Variable& q, const Variable& k, c
                        ON_DEVICE(dq.device(), selected_backward(dq, dk, dv, d_gate, b.saved(0), b.saved(1),
                                                                 b.saved(2), b.saved(3), b.saved(4),
                                                                 b.saved(5), b.saved(6), d_o, d_lse, a));
+                       const auto pairs = static_cast<double>(d_gate.numel());
+                       count_flops(2 * pairs * static_cast<double>(3 * dq.dim(1) + 2 * dv.dim(1)));
                        b.add(0, dq);
                        b.add(1, dk);
                        b.add(2, dv);

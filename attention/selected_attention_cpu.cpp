@@ -4,35 +4,11 @@
 #include <cmath>
 #include <limits>
 
+#include "attention/row_math.h"
 #include "autograd/ops/vector_math.h"
 #include "autograd/parallel.h"
 
 namespace weft::cpu {
-namespace {
-
-template <class T>
-T dot(const T* a, const T* b, int64_t n) {
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
-  return sum;
-}
-
-template <class T>
-void add_scaled(T* to, T factor, const T* from, int64_t n) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) to[i] += factor * from[i];
-}
-
-template <class F>
-void with_wide(Dtype dtype, F f) {
-  if (dtype == Dtype::f64)
-    f.template operator()<double>();
-  else
-    f.template operator()<float>();
-}
-
-}  // namespace
 
 void selected_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
                       const Tensor& gate, const Tensor& index, const SelectedOptions& options) {

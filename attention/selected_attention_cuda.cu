@@ -208,10 +208,7 @@ void with_pack(const Tensor& q, const Tensor& v, std::initializer_list<Tensor> t
     else
       f.template operator()<T, 1>();
   };
-  if (q.dtype() == Dtype::f64)
-    choose.template operator()<double>();
-  else
-    choose.template operator()<float>();
+  with_wide(q.dtype(), choose);
 }
 
 template <class T>

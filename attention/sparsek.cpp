@@ -6,6 +6,7 @@
 #include "attention/chunks.h"
 #include "attention/kept_attention.h"
 #include "attention/merge.h"
+#include "attention/merge_partials.h"
 #include "attention/naive.h"
 #include "attention/seen_pairs.h"
 #include "attention/selected_attention.h"
@@ -227,9 +228,9 @@ Variable SparseK::forward(const Block& given, Crossing& cross) const {
       cross(far(wide, u.device()), {{block.x[0], close.k, close.v, close.u}, block.position, block.document});
   const Variable o = slice(y, 2, 0, e), lse = slice(y, 2, e, e + 1);
   if (config_.window == 0) return cast(o, block.x[2].dtype());
-  // One softmax over both, by their shares (attention/README.md).
-  const Variable share = sigmoid(subtract(close.lse, lse));
-  return cast(add(o, multiply(share, subtract(close.o, o))), block.x[2].dtype());
+  const Shape rows = close.u.shape();
+  return cast(merge_partials(close.o, reshape(close.lse, rows), o, reshape(lse, rows))[0],
+              block.x[2].dtype());
 }
 
 namespace {

@@ -64,7 +64,8 @@ std::vector<Tensor> attention_step(const AttentionOptions& options, const Tensor
                                    const Tensor& caches, int64_t rows) {
   const int64_t m = q.dim(0), heads = q.dim(1);
   CHECK(q.rank() == 3 && k.rank() == 3 && v.rank() == 3 && k.dim(0) == m && v.dim(0) == m &&
-            q.dim(2) == k.dim(2) && k.dim(1) == v.dim(1) && heads % k.dim(1) == 0,
+            q.dim(2) == k.dim(2) && k.dim(1) == v.dim(1) && heads % k.dim(1) == 0 && k.dtype() == q.dtype() &&
+            v.dtype() == q.dtype(),
         "attention step: q ", q.shape(), ", k ", k.shape(), ", v ", v.shape());
   CHECK(position.shape() == Shape{m} && document.shape() == Shape{m} && caches.shape() == Shape({m, 8}),
         "attention step: ", m, " documents, positions ", position.shape(), ", caches ", caches.shape());

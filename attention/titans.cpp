@@ -16,8 +16,9 @@ std::vector<Input> Titans::inputs() const {
   // Both layers of an MLP move, and each makes the other's steps larger.
   double step = config_.memory == "mlp" ? -5 : -3;
   // A chunk's gradients are taken at one place, and where its keys are alike its steps add up: to 4 theta C
-  // times the error, with momentum 1/2. So those of a long chunk begin at theta = 1 / (4 C), where the first
-  // ones pass no answer by; those of up to 16 tokens begin where docs/learning.md has them.
+  // times the error, with momentum 1/2. So those of a long chunk begin at theta = 1 / (4 C) (an MLP's at e^-2
+  // of that), where the first ones pass no answer by; those of up to 16 tokens begin where docs/learning.md
+  // has them.
   if (config_.chunk > 16) step -= std::log(static_cast<double>(config_.chunk) / 5);
   return {
       {"q", "h k", Domain::direction},    {"k", "h k", Domain::direction}, {"v", "h v"},

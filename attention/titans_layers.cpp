@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "attention/initialize.h"
+#include "attention/merge_partials.h"
 #include "attention/naive.h"
 #include "attention/short_convolution.h"
 #include "attention/softmax.h"
@@ -176,7 +177,7 @@ std::vector<Variable> TitansLayer::persistent_inputs() const {
 
 double TitansLayer::score_scale() const { return 1 / std::sqrt(static_cast<double>(dims().key)); }
 
-// Two partial results of softmax attention: each is worth sigmoid of the difference of their log-sum-exps.
+// Attention to the window and to the persistent tokens, merged.
 Variable TitansLayer::windowed(const Variable& x, int64_t window, const Block& block, Crossing& cross) const {
   const std::vector<Variable> tokens = attention_inputs(x), persistent = persistent_inputs();
   const Dtype type = wide_of(x.dtype());
@@ -193,10 +194,8 @@ Variable TitansLayer::windowed(const Variable& x, int64_t window, const Block& b
       matmul(scale(by_head(tokens[0]), score_scale()), by_head(persistent[0]), {false, true});  // (H, n, P)
   const Variable always = permute(matmul(softmax(scores), by_head(persistent[1])), {1, 0, 2});
   const Variable lse = log_sum_exp(scores);  // (H, n)
-  const Variable more = subtract(slice(near, 2, value, value + 1),
-                                 permute(reshape(lse, {lse.dim(0), lse.dim(1), 1}), {1, 0, 2}));
-  const Variable y =
-      add(multiply(slice(near, 2, 0, value), sigmoid(more)), multiply(always, sigmoid(negate(more))));
+  const Variable near_lse = reshape(slice(near, 2, value, value + 1), {x.dim(0), dims().heads});
+  const Variable y = merge_partials(slice(near, 2, 0, value), near_lse, always, permute(lse, {1, 0}))[0];
   return cast(reshape(y, {x.dim(0), dims().heads * value}), x.dtype());
 }
 

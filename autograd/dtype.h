@@ -71,4 +71,12 @@ decltype(auto) with_float(Dtype dtype, F&& f) {
   throw Error(Exit::internal, "a floating-point tensor is needed, got i32");
 }
 
+// The same where all is in the type of sums.
+template <class F>
+decltype(auto) with_wide(Dtype dtype, F&& f) {
+  CHECK(dtype == wide_of(dtype), "a tensor of f32 or f64 is needed, got ", name_of(dtype));
+  if (dtype == Dtype::f64) return f.template operator()<double>();
+  return f.template operator()<float>();
+}
+
 }  // namespace weft

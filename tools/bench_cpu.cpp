@@ -7,6 +7,8 @@
 
 #include "attention/flash_attention.h"
 #include "attention/moh.h"
+#include "attention/registry.h"
+#include "autograd/draw.h"
 #include "autograd/flops.h"
 #include "autograd/ops/matmul.h"
 #include "autograd/ops/projected_cross_entropy.h"
@@ -37,9 +39,7 @@ void measure(BenchRow& row, double seconds, const std::function<void()>& once) {
 
 Tensor noise(const Shape& shape, uint32_t stream) {
   const Tensor x = empty(shape, Dtype::f32);
-  const RandomKey random{42, stream};
-  for (int64_t i = 0; i < x.numel(); ++i)
-    x.data<float>()[i] = static_cast<float>(random.normal(static_cast<uint64_t>(i)));
+  draw(x, Spread::normal, 1, {42, stream});
   return x;
 }
 
@@ -184,12 +184,7 @@ BenchRow step_row(const std::string& name, const std::vector<std::string>& layer
       .layers = layers, .width = kWidth, .heads = kHeads, .kv_heads = kHeads, .head_size = kWidth / kHeads};
   config.vocab = kVocabulary;
   config.attributes = [](const std::string& id) {
-    FieldValue attributes;
-    if (id != "softmax") return attributes;
-    attributes.kind = FieldValue::Kind::map;
-    attributes.items.push_back(text_value("rope"));
-    attributes.items.back().key = "position";
-    return attributes;
+    return id == "softmax" ? parse_attributes({"position=rope"}) : FieldValue();
   };
   ParameterStore store;
   const Model model(config, store);

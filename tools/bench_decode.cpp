@@ -1,29 +1,15 @@
 #include "tools/bench_decode.h"
 
 #include <algorithm>
-#include <chrono>
+#include <utility>
 
+#include "attention/registry.h"
 #include "autograd/check.h"
+#include "autograd/device_times.h"
 #include "training/decoder.h"
-#ifdef WEFT_CUDA
-#include "autograd/cuda/runtime.h"
-#endif
 
 namespace weft {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double milliseconds_since(Clock::time_point start) {
-  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
-}
-
-void wait_for(Device device) {
-#ifdef WEFT_CUDA
-  if (device == Device::cuda) cuda::synchronize();
-#endif
-  static_cast<void>(device);
-}
 
 struct Size {
   const char* name;
@@ -47,12 +33,7 @@ ModelConfig config_of(const Size& size, const std::string& layers) {
   c.head_size = size.width / size.heads;
   c.vocab = size.vocab;
   c.attributes = [](const std::string& id) {
-    FieldValue attributes;
-    if (id != "softmax") return attributes;
-    attributes.kind = FieldValue::Kind::map;
-    attributes.items.push_back(text_value("rope"));
-    attributes.items.back().key = "position";
-    return attributes;
+    return id == "softmax" ? parse_attributes({"position=rope"}) : FieldValue();
   };
   return c;
 }
@@ -91,19 +72,11 @@ double measure_copy_rate() {
   const Device device = default_device();
   const int64_t floats = int64_t{1} << (device == Device::cuda ? 28 : 24);
   const Tensor from = zeros({floats}, Dtype::f32, device), to = zeros({floats}, Dtype::f32, device);
-  double best = 0;
-  for (int i = 0; i < 10; ++i) {
-    wait_for(device);
-    const auto start = Clock::now();
-    to.copy_from(from);
-    wait_for(device);
-    best = std::max(best, 2.0 * static_cast<double>(from.bytes()) / (milliseconds_since(start) * 1e-3));
-  }
-  return best;
+  const std::vector<double> ms = device_times(device, 10, [&](int64_t) { to.copy_from(from); });
+  return 2.0 * static_cast<double>(from.bytes()) / (*std::min_element(ms.begin(), ms.end()) * 1e-3);
 }
 
-void bench_decode(const DecodeModel& which, int64_t steps, double copy_rate,
-                  const std::function<void(const BenchRow&)>& done) {
+void bench_decode(const DecodeModel& which, int64_t steps, double copy_rate, const BenchDone& done) {
   const Size& size =
       *std::find_if(sizes().begin(), sizes().end(), [&](const Size& s) { return s.name == which.size; });
   const bool gpu = default_device() == Device::cuda;
@@ -122,24 +95,20 @@ void bench_decode(const DecodeModel& which, int64_t steps, double copy_rate,
       Decoder decoder(model, prompts, steps + kWarmUp, {.temperature = 1});
       const std::vector<bool> none(prompts.size(), false);
       std::vector<double> times;
+      int64_t kept = 0;  // by the texts, before the first that counts
       for (int64_t i = 0; i < steps + kWarmUp; ++i) {
-        const auto start = Clock::now();
+        if (i == kWarmUp) kept = decoder.state_bytes();
+        const auto start = BenchClock::now();
         decoder.step(none);
         decoder.tokens();
-        if (i >= kWarmUp) times.push_back(milliseconds_since(start));
+        if (i >= kWarmUp) times.push_back(ms_since(start));
       }
-      std::sort(times.begin(), times.end());
-      const auto at = [&](double share) {
-        return times[static_cast<size_t>(share * static_cast<double>(times.size() - 1) + 0.5)];
-      };
       BenchRow row{.name = "decode " + which.size + " " + which.layers,
                    .shape = text("B", batch, " T", context, decoder.replays() ? ", graph" : "")};
       row.dtype = gpu ? "bf16" : "f32";
-      row.ms = at(0.5);
-      row.ms_p10 = at(0.1);
-      row.ms_p90 = at(0.9);
+      row.take(std::move(times));
       row.tokens = batch;
-      row.bytes = static_cast<double>(weights + decoder.state_bytes());
+      row.bytes = static_cast<double>(weights + kept);
       row.floor_ms = row.bytes / copy_rate * 1e3;
       done(row);
     }

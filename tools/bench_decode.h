@@ -2,7 +2,7 @@
 // Times decoding as `weft generate` does it: a step of the model for every text of a batch, the draw, and the
 // read of the tokens, with random weights, in bf16 on a GPU and f32 on the CPU.
 
-#include "tools/bench_cpu.h"
+#include "tools/bench_row.h"
 
 namespace weft {
 
@@ -17,8 +17,7 @@ std::vector<DecodeModel> decode_models(const std::vector<std::string>& words, bo
 // A row for each batch of {1, 16} and context of {2048, 32768} (tiny: {1, 2} and {64}) of a model, handed to
 // `done` once measured: the time of a step, the median over `steps` of them. bytes: the weights, and what the
 // texts keep, once; copy_rate: bytes a second that a large copy reads and writes, measured here.
-void bench_decode(const DecodeModel& model, int64_t steps, double copy_rate,
-                  const std::function<void(const BenchRow&)>& done);
+void bench_decode(const DecodeModel& model, int64_t steps, double copy_rate, const BenchDone& done);
 double measure_copy_rate();
 
 }  // namespace weft

@@ -16,11 +16,6 @@ namespace {
 constexpr int64_t kRepeats = 50, kFewest = 10;
 constexpr double kPatience = 2000;  // ms a row
 
-using Clock = std::chrono::steady_clock;
-double ms_since(Clock::time_point start) {
-  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
-}
-
 Tensor flat(const Tensor& x) { return x.reshape({x.numel()}); }
 
 void poison(const std::vector<Tensor>& outputs) {
@@ -61,7 +56,7 @@ void GpuRun::device(BenchRow row, const std::vector<Tensor>& outputs,
   if (!small()) {
     for (int64_t i = 0; i < 3; ++i) once(i);
     wait_for(default_device());
-    const auto start = Clock::now();
+    const auto start = BenchClock::now();
     once(0);
     wait_for(default_device());
     repeats = std::clamp(static_cast<int64_t>(kPatience / ms_since(start)), kFewest, kRepeats);
@@ -79,7 +74,7 @@ void GpuRun::host(BenchRow row, int64_t calls, const std::function<void()>& once
   std::vector<double> times;
   for (int64_t r = 0; r < repeats; ++r) {
     wait_for(default_device());
-    const auto start = Clock::now();
+    const auto start = BenchClock::now();
     for (int64_t i = 0; i < calls; ++i) once();
     wait_for(default_device());
     times.push_back(ms_since(start) / static_cast<double>(calls));

@@ -7,7 +7,6 @@
 #include "attention/flash_attention.h"
 #include "attention/registry.h"
 #include "autograd/device_times.h"
-#include "autograd/ops/elementwise.h"
 #include "autograd/ops/projected_cross_entropy.h"
 #include "layers/model.h"
 #include "optim/gradient_norm.h"
@@ -143,11 +142,6 @@ class Step {
   Tensor inputs_, targets_, seed_;
 };
 
-using Clock = std::chrono::steady_clock;
-double ms_since(Clock::time_point start) {
-  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
-}
-
 // Documents of random lengths up to `longest` that fill `tokens`.
 Layout packed(int64_t tokens, int64_t longest, uint32_t step) {
   std::vector<int64_t> lengths;
@@ -179,19 +173,19 @@ void steps(GpuRun& run, const std::string& mechanism, int64_t heads) {
     run.finish(std::move(row));
   };
   measure("", text(tokens, " tokens, T", context), 50, [&](uint32_t) {
-    const auto start = Clock::now();
+    const auto start = BenchClock::now();
     step(even, true);
     wait_for(default_device());
     return ms_since(start);
   });
   measure(", packed", text(tokens, " tokens, T1..", 2 * context), 100, [&](uint32_t i) {
-    const auto start = Clock::now();
+    const auto start = BenchClock::now();
     step(packed(tokens, 2 * context, i), true);
     wait_for(default_device());
     return ms_since(start);
   });
   measure(", host alone", text(tokens, " tokens, T", context), 20, [&](uint32_t) {
-    const auto start = Clock::now();
+    const auto start = BenchClock::now();
     step(even, false);
     const double ms = ms_since(start);
     wait_for(default_device());

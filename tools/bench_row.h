@@ -2,6 +2,7 @@
 // One line of `weft bench`.
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -35,6 +36,11 @@ struct BenchRow {
     return sorted[static_cast<size_t>(share * static_cast<double>(sorted.size() - 1) + 0.5)];
   }
 };
+
+using BenchClock = std::chrono::steady_clock;
+inline double ms_since(BenchClock::time_point start) {
+  return std::chrono::duration<double, std::milli>(BenchClock::now() - start).count();
+}
 
 using BenchDone = std::function<void(const BenchRow&)>;
 

@@ -30,7 +30,8 @@ Decoder::Decoder(const Model& model, const std::vector<std::vector<int32_t>>& pr
     : model_(model),
       draws_(draws),
       vocab_(vocab),
-      crossings_(static_cast<int>(model.config().layers.size()), longest(prompts) + steps) {
+      crossings_(static_cast<int>(model.config().layers.size()), longest(prompts) + steps),
+      left_(steps) {
   const NoTape pause;
   const auto texts = std::ssize(prompts);
   const Device device = default_device();
@@ -83,6 +84,7 @@ void Decoder::advance(const Group& group) {
 }
 
 void Decoder::step(const std::vector<bool>& finished) {
+  CHECK(left_-- > 0, "decoder: more steps than were announced");
   const NoTape pause;
   if (replays() || same_work_) return step_by_replay();
   const int64_t copies = host_copies();

@@ -22,7 +22,7 @@ class Decoder {
   std::vector<int32_t> tokens() const;
   // One token more. Those of texts that are `finished` mean nothing any more.
   void step(const std::vector<bool>& finished);
-  // What the texts keep, in bytes.
+  // What the texts keep, in bytes; replayed steps are not counted.
   int64_t state_bytes() const { return crossings_.bytes(); }
   bool replays() const;
 
@@ -43,6 +43,7 @@ class Decoder {
   std::vector<int64_t> lengths_;  // tokens the model has seen
   Tensor tokens_, document_;      // (texts) i32
   Tensor position_, drawn_;       // (texts) i32: of the last token; how many were drawn
+  int64_t left_;                  // steps that there is room for
   bool same_work_ = false;        // the last step is the next one too, without the host
 #ifdef WEFT_CUDA
   cuda::Replay replay_;

@@ -6,7 +6,7 @@
 //   fold_segments      along each document: the state that every segment starts from
 //
 // Then the ordinary sweeps run with segments as documents. Sums have one order, so equal inputs give equal
-// bits; where cuts lie depends on sizes alone.
+// bits; where cuts lie depends on sizes and on the kind of GPU.
 
 #include <algorithm>
 #include <cmath>
@@ -35,7 +35,8 @@ struct CutDevice {
 inline Cut choose_cut(const LinearAttention& p, int sweeps, const CutDevice& device) {
   const bool channels = p.gate == Gate::channel;
   const double chunk_us = channels ? 6.8 : sweeps > 1 && p.gate == Gate::head ? 3 : 1.6;
-  const double state_chunk_us = channels ? 3 : 1.5;
+  const bool wide = p.d_k == 256;  // segment_states has one block to a multiprocessor then
+  const double state_chunk_us = channels ? 3 : wide ? 3.5 : 1.5;
   constexpr double launches_us = 15;
   if (p.documents > most_cut_documents || p.tokens == 0 || p.segment == 0) return {};
   if (p.segment > 0) return {p.segment, int(p.documents + p.tokens / p.segment)};
@@ -64,10 +65,10 @@ inline Cut choose_cut(const LinearAttention& p, int sweeps, const CutDevice& dev
     if (length < 256) break;
     const auto segments = int64_t(p.documents * std::ceil(mean / double(length)));
     const double states = 16.0 * double(segments) * p.heads * p.d_k * p.d_v;
-    const double total =
-        time(segments, length) + launches_us +
-        kernel(segments, length, p.heads * passes, (channels ? 1 : 2) * device.multiprocessors,
-               state_chunk_us, passes * (rows * row_bytes + states));
+    const double total = time(segments, length) + launches_us +
+                         kernel(segments, length, p.heads * passes * std::max(1, p.d_v / 128),
+                                (channels || wide ? 1 : 2) * device.multiprocessors, state_chunk_us,
+                                passes * (rows * row_bytes + states));
     if (total < least) {
       least = total;
       best = {length, int(p.offsets ? p.documents + p.tokens / length : segments)};

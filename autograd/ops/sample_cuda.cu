@@ -1,5 +1,3 @@
-#include <climits>
-
 #include "autograd/cuda/kernel.cuh"
 #include "autograd/ops/sample.h"
 #include "autograd/philox.h"

@@ -2,6 +2,7 @@
 // The threshold of SPARSEK (sparsek.h) on the CPU.
 
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 namespace weft::cpu {
@@ -24,8 +25,10 @@ A sparsek_threshold(const std::vector<A>& z, int64_t k) {
     // The higher of the two events comes first.
     if (w < m && (u == w || z[w] >= z[u] - 1))
       between += z[w++];
-    else
+    else if (u < w)
       between -= z[u++];
+    else
+      return std::numeric_limits<A>::quiet_NaN();  // of a score that is infinite
   }
 }
 

@@ -101,6 +101,11 @@ TEST(FlashAttention, Bf16OfPackedDocuments) {
   }
 }
 
+TEST(FlashAttention, Bf16BiasOfMoreTilesThanFitAtATime) {
+  const Layout layout = whole_documents({8500});
+  expect_close(Attention({"", {.scale = 0.12, .block = 150}, 1, 1, 64, 64, false, 30}, layout, layout));
+}
+
 // Keys of a gather: other segments, another order, rows that are nobody.
 TEST(FlashAttention, Bf16OfKeysInAnyOrder) {
   const Layout queries = make_layout({{1, 5, 20}, {0, 40, 240}, {3, 0, 3}});

@@ -12,7 +12,7 @@ namespace {
 // Texts of many tiles and more candidates than meet a list at once, with many equal scores, as a crossing
 // without a stream takes them, and as one with a stream does, which folds lists of pairs chunk by chunk.
 TEST(KeptAttention, LongTextsAreAsTheyAreByChunks) {
-  const Dimensions dims{.heads = 4, .kv_heads = 2, .key = 72, .value = 40, .width = 8};
+  const Dimensions dims{.heads = 4, .kv_heads = 2, .key = 72, .value = 136, .width = 8};
   for (const char* gate : {"kv", "v"}) {
     ParameterStore store(Dtype::f64);
     const SparseK layer({.k = 37, .window = 5, .support = 150, .slope = 0.001, .gate = gate}, dims,

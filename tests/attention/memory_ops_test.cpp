@@ -94,10 +94,11 @@ TEST(MemoryOps, LongChunks) {
   const int64_t n = 600;
   const auto run = [&](const Tensor& keep) {
     Tape tape;
-    const Variable step = tape.input(gates({1, n, 1}, 1)), kept = tape.input(keep);
-    const auto c = learning_coefficients(step, kept, gates({1, n, 1}, 3));
+    const Variable step = tape.input(gates({1, n, 1}, 1)), kept = tape.input(keep),
+                   momentum = tape.input(gates({1, n, 1}, 3));
+    const auto c = learning_coefficients(step, kept, momentum);
     tape.backward({c.taken, c.last}, {random_tensor({1, n, n}, 5), random_tensor({1, 2, n + 2}, 6)});
-    return std::vector{c.taken.value(), tape.gradient(step), tape.gradient(kept)};
+    return std::vector{c.taken.value(), tape.gradient(step), tape.gradient(kept), tape.gradient(momentum)};
   };
   const Tensor keep = gates({1, n, 1}, 2);
   const std::vector<Tensor> y = run(keep);
@@ -114,6 +115,24 @@ TEST(MemoryOps, LongChunks) {
       sum += g[t * n + j] * a;
     }
     EXPECT_NEAR(dstep[j], sum + e[2 + j] * a + e[n + 2 + 2 + j] * s, 1e-10) << j;
+  }
+  // One keep or momentum alone enters linearly.
+  const auto loss = [&](const std::vector<double>& keeps, const std::vector<double>& momenta) {
+    const auto c = learning_coefficients(gates({1, n, 1}, 1), from_values({1, n, 1}, Dtype::f64, keeps),
+                                         from_values({1, n, 1}, Dtype::f64, momenta));
+    const std::vector<double> all = to_values(c.taken), last = to_values(c.last);
+    double sum = 0;
+    for (size_t i = 0; i < all.size(); ++i) sum += all[i] * g[i];
+    for (size_t i = 0; i < last.size(); ++i) sum += last[i] * e[i];
+    return sum;
+  };
+  const std::vector<double> dkeep = to_values(y[2]), dmomentum = to_values(y[3]);
+  for (const size_t t : {0, 1, 40, 300, 599}) {
+    std::vector<double> keeps = kept, momenta = eta;
+    keeps[t] += 1;
+    momenta[t] += 1;
+    EXPECT_NEAR(dkeep[t], loss(keeps, eta) - loss(kept, eta), 1e-8) << t;
+    EXPECT_NEAR(dmomentum[t], loss(kept, momenta) - loss(kept, eta), 1e-8) << t;
   }
 }
 

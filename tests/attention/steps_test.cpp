@@ -106,6 +106,7 @@ TEST(AttentionStep, EqualsAttention) {
 TEST(AttentionStep, OptionsAndLongTexts) {
   const Sizes s{6, 3, 32, 32};
   expect_attention({{1, 50, 400}, 500}, s, Dtype::f32, {.scale = 0.3, .window = 50});
+  expect_attention({{1, 299, 300, 301, 2000}, 2001}, s, Dtype::f32, {.scale = 0.3, .window = 300});
   expect_attention({{1, 50, 400}, 500}, s, Dtype::f32, {.scale = 0.3, .alibi = true});
   expect_attention({{4096, 4097, 9000, 3}, 9001}, s, Dtype::f32, {.scale = 0.3});
   expect_attention({{5000}, 5000}, {12, 1, 256, 256}, Dtype::bf16, {.scale = 0.05});
@@ -196,6 +197,20 @@ TEST(AddressTable, IsUploadedWhenOneMoved) {
   const Tensor moved = table.of({&b, &a}, 1, default_device());
   const Tensor here = moved.to(Device::cpu);
   EXPECT_EQ(*static_cast<void* const*>(here.raw()), &b);
+}
+
+TEST(ShiftWindow, MovesUpByOne) {
+  for (const Dtype dtype : {Dtype::f32, Dtype::bf16})
+    for (const int64_t columns : {16, 6, 5}) {
+      const Tensor window = random({6, columns}, dtype, 1), before = empty_like(window);
+      before.copy_from(window);
+      const Tensor rows = random({2, columns + 3}, dtype, 2).columns(3, columns + 3);
+      shift_window(window, rows);
+      for (int64_t m = 0; m < 2; ++m) {
+        EXPECT_EQ(difference(window.rows(3 * m, 3 * m + 2), before.rows(3 * m + 1, 3 * m + 3)), 0);
+        EXPECT_EQ(difference(window.rows(3 * m + 2, 3 * m + 3), rows.rows(m, m + 1)), 0);
+      }
+    }
 }
 
 }  // namespace

@@ -121,6 +121,18 @@ TEST(Decoder, ReplaysAWindow) {
   }
 }
 
+TEST(Decoder, ALongPromptIsReadInPieces) {
+  const Subject s({"lightning", "softmax"}, Dtype::f64);
+  std::vector<int32_t> prompt;
+  for (int32_t i = 0; i < 4099; ++i) prompt.push_back(i * i % 61);
+  Decoder decoder(*s.model, {prompt}, 1, {.temperature = 0});
+  EXPECT_EQ(decoder.tokens()[0], likeliest(*s.model, prompt).back());
+  prompt.push_back(decoder.tokens()[0]);
+  decoder.step({false});
+  EXPECT_EQ(decoder.tokens()[0], likeliest(*s.model, prompt).back());
+  EXPECT_THROW(decoder.step({false}), Error) << "there is no room for more";
+}
+
 TEST(Generation, ATextDependsOnItsPromptAlone) {
   for (const std::string id : {"softmax", "gated_delta_rule", "sliding_window"}) {
     const bool gpu = default_device() == Device::cuda;  // of bf16 its products keep their bits

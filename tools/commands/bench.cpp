@@ -232,6 +232,9 @@ int run_bench(const Words& words) {
   if (!gpu && what != "cpu" && what != "heads" && what != "length" && what != "decode")
     throw Error(Exit::usage, "there is no bench '" + what + "'", "",
                 "write cpu, heads, length, gpu or decode");
+  if (what != "decode" && !device_name.empty()) refuse_flag("--device", device_name, "only decode takes it");
+  if ((what == "length" || what == "decode") && !peer.empty())
+    refuse_flag("--peer", peer, "cpu, heads and gpu take it");
   if (gpu) use_device(milliseconds > 0 ? Device::cuda : best_device());
   const std::string device =
       gpu && default_device() == Device::cuda ? describe_device(Device::cuda) : processor();

@@ -126,13 +126,14 @@ TEST(Gemm, FewRowsOfBf16) {
       for (const Dtype to : {Dtype::bf16, Dtype::f32}) {
         SCOPED_TRACE(text(m, " x ", n, " x ", k, " into ", name_of(to)));
         const Tensor wide = random_tensor({m, k + 16}, 1).to(Dtype::bf16), a = wide.columns(8, k + 8),
-                     b = random_tensor({n, k}, 2).to(Dtype::bf16), start = random_tensor({m, n}, 3).to(to);
+                     b = random_tensor({n, k + 8}, 2).to(Dtype::bf16).columns(8, k + 8),
+                     start = random_tensor({m, n}, 3).to(to);
         const Tensor exact = start.to(Dtype::f64), c = empty({m, n}, to);
         c.copy_from(start);
-        gemm(exact, a.contiguous().to(Dtype::f64), b.to(Dtype::f64), {false, true}, 0.5, 2);
+        gemm(exact, a.contiguous().to(Dtype::f64), b.contiguous().to(Dtype::f64), {false, true}, 0.5, 2);
         gemm(c, a, b, {false, true}, 0.5, 2);
         EXPECT_LE(largest_difference(c.to(Dtype::f64), exact) / (1 + std::sqrt(k)), tolerance::of(to));
-        gemm(exact, a.contiguous().to(Dtype::f64), b.to(Dtype::f64), {false, true}, 1, 0);
+        gemm(exact, a.contiguous().to(Dtype::f64), b.contiguous().to(Dtype::f64), {false, true}, 1, 0);
         const Tensor fresh = empty({m, n}, to);
         gemm(fresh, a, b, {false, true}, 1, 0);
         EXPECT_LE(largest_difference(fresh.to(Dtype::f64), exact) / (1 + std::sqrt(k)), tolerance::of(to));

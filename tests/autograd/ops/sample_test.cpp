@@ -89,12 +89,14 @@ TEST(Sample, FrequenciesAreTheProbabilities) {
 
 TEST(Sample, ViewsAndOtherRows) {
   const Tensor logits = logits_of(4, 100, 2), few = logits.columns(0, 60);
-  const DrawOptions d{.temperature = 1, .top_k = 5};
-  const std::vector<int32_t> all = drawn(few, {3, 3, 3, 3}, d);
-  for (int64_t i = 0; i < 4; ++i)
-    EXPECT_EQ(drawn(few.rows(i, i + 1).contiguous(), {3}, d)[0], all[i]) << "alone, row " << i;
-  EXPECT_LT(*std::max_element(all.begin(), all.end()), 60);
-  EXPECT_THROW(sample_rows(logits, from_ints({1}), d), Error);
+  for (const DrawOptions& d :
+       {DrawOptions{.temperature = 1, .top_k = 5}, {.temperature = 1}, {.temperature = 0}}) {
+    const std::vector<int32_t> all = drawn(few, {3, 3, 3, 3}, d);
+    for (int64_t i = 0; i < 4; ++i)
+      EXPECT_EQ(drawn(few.rows(i, i + 1).contiguous(), {3}, d)[0], all[i]) << "alone, row " << i;
+    EXPECT_LT(*std::max_element(all.begin(), all.end()), 60);
+  }
+  EXPECT_THROW(sample_rows(logits, from_ints({1}), {}), Error);
   const Tensor count = from_ints({1, 2});
   increment(count);
   EXPECT_EQ(to_values(count), (std::vector<double>{2, 3}));

@@ -1,0 +1,22 @@
+#pragma once
+// What CPU kernels of attention to chosen rows do with them.
+
+#include <cstdint>
+
+namespace weft::cpu {
+
+template <class T>
+T dot(const T* a, const T* b, int64_t n) {
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+template <class T>
+void add_scaled(T* to, T factor, const T* from, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) to[i] += factor * from[i];
+}
+
+}  // namespace weft::cpu

@@ -13,7 +13,7 @@ const Tensor& AddressTable::of(const std::vector<void*>& addresses, int columns,
   static_assert(sizeof(void*) == 2 * sizeof(int32_t));
   if (!addresses.empty()) std::memcpy(halves.data(), addresses.data(), addresses.size() * sizeof(void*));
   const auto rows = static_cast<int64_t>(addresses.size()) / columns;
-  table_ = from_ints(halves, device).reshape({rows, 2 * columns});
+  table_ = from_ints(halves, device).reshape({rows, int64_t{2} * columns});
   last_ = addresses;
   return table_;
 }

@@ -29,6 +29,12 @@ constexpr double kDecayTemperature = 16;
 
 constexpr int64_t kFewRows = 64;
 
+// Queries, keys and values are convolved, as in GLA, ReGLA and the delta rules; a gate of each channel is its
+// token's.
+bool convolved(const Input& input) {
+  return input.domain == Domain::real || input.domain == Domain::direction;
+}
+
 // Decays and strengths in f32 (f64): what is kept may be so near to 1 that bf16 would keep it all.
 Variable in_domain(const Variable& x, Domain domain) {
   const Dtype wide = wide_of(x.dtype());
@@ -51,14 +57,16 @@ AttentionLayer::AttentionLayer(const AttentionLayerConfig& config, const Paramet
   inputs_ = mechanism_->inputs();
   const Dimensions& dims = config.dims;
   std::vector<int64_t> parts;
-  int64_t packed = 0;
+  int64_t packed = 0, filtered = 0;
   std::vector<double> gates;  // where each starts
   for (const Input& input : inputs_) {
     const int64_t size = input_shape(input, dims, 1).numel();
     const Source source = source_of(*mechanism_, input);
     if (source == Source::heads) {
       parts.push_back(size);
+      CHECK(!convolved(input) || filtered == packed, input.name, " stands behind a gate");
       packed += size;
+      if (convolved(input)) filtered += size;
     }
     if (source == Source::gate) gates.insert(gates.end(), static_cast<size_t>(size), input.start);
   }
@@ -72,7 +80,7 @@ AttentionLayer::AttentionLayer(const AttentionLayerConfig& config, const Paramet
   }
   if (config.short_conv > 0 && packed > 0)
     conv_ = scope.declare({"conv.weight",
-                           {packed, config.short_conv},
+                           {filtered, config.short_conv},
                            ParameterKind::vector,
                            Initializer::uniform(1 / std::sqrt(static_cast<double>(config.short_conv)))});
   if (mechanism_->normalize_output())
@@ -87,7 +95,13 @@ AttentionLayer::AttentionLayer(const AttentionLayerConfig& config, const Paramet
 
 Variable AttentionLayer::convolve(const Variable& packed, Crossing& cross) const {
   const Layout& layout = cross.layout();
-  return silu(cross(short_convolution(conv_, layout), {{packed}, layout.position, layout.document}));
+  const int64_t filtered = conv_->info.shape[0], all = packed.dim(1);
+  const auto convolved = [&](const Variable& x) {
+    return silu(cross(short_convolution(conv_, layout), {{x}, layout.position, layout.document}));
+  };
+  if (filtered == all) return convolved(packed);
+  const std::vector<Variable> parts = split_columns(packed, std::vector<int64_t>{filtered, all - filtered});
+  return concatenate({convolved(parts[0]), parts[1]}, 1);
 }
 
 Tensor AttentionLayer::fixed(const Input& input, int64_t n, Dtype dtype, Device device) const {

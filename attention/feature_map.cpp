@@ -13,6 +13,8 @@ namespace weft {
 namespace {
 
 constexpr uint32_t kFavorSeed = 1;
+// Of hedgehog, as in its authors' code: a sum of weights is then never 0.
+constexpr double kLeastFeature = 1e-12;
 
 // x (N, H, D) with a matrix a head, W (H, F, D): W x, (N, H, F)
 Variable mapped_by_head(const Variable& x, const Variable& w) {
@@ -64,27 +66,34 @@ int64_t FeatureMap::size() const {
   return name_ == "hedgehog" ? 2 * d : d;
 }
 
-Variable FeatureMap::queries(const Variable& x) const { return map(x, of_queries_, true); }
-Variable FeatureMap::keys(const Variable& x) const { return map(x, of_keys_, false); }
+Variable FeatureMap::queries(const Variable& x) const {
+  return needs_normaliser() ? exp(less_its_largest(exponents(x, of_queries_))) : map(x, of_queries_);
+}
 
-Variable FeatureMap::map(const Variable& x, const Parameter& own, bool query) const {
+Variable FeatureMap::keys(const Variable& x) const {
+  return needs_normaliser() ? exp(key_exponents(x)) : map(x, of_keys_);
+}
+
+Variable FeatureMap::key_exponents(const Variable& x) const { return exponents(x, of_keys_); }
+
+Variable FeatureMap::exponents(const Variable& x, const Parameter& own) const {
+  const Variable wide = cast(x, wide_of(x.dtype()));
+  if (name_ == "lln") return multiply(wide, own);
+  const double d = static_cast<double>(dims_.key);
+  const Variable scaled = scale(wide, 1 / std::sqrt(std::sqrt(d)));
+  const Variable half_square = scale(sum(square(scaled), -1, true), 0.5, 0.5 * std::log(d));
+  return subtract(linear(scaled, own), half_square);
+}
+
+Variable FeatureMap::map(const Variable& x, const Parameter& own) const {
   if (name_ == "elu") return elu_plus_one(x);
   if (name_ == "relu") return relu(x);
   if (name_ == "identity") return x;
   const Variable wide = cast(x, wide_of(x.dtype()));
   if (name_ == "taylor") return taylor_features(wide);
-  if (name_ == "hedgehog") {
-    const Variable y = mapped_by_head(wide, own);
-    return concatenate({softmax(y), softmax(negate(y))}, 2);
-  }
-  const auto bounded = [query](const Variable& exponent) {
-    return exp(query ? less_its_largest(exponent) : exponent);
-  };
-  if (name_ == "lln") return bounded(multiply(wide, own));
-  const double d = static_cast<double>(dims_.key);
-  const Variable scaled = scale(wide, 1 / std::sqrt(std::sqrt(d)));
-  const Variable half_square = scale(sum(square(scaled), -1, true), 0.5, 0.5 * std::log(d));
-  return bounded(subtract(linear(scaled, own), half_square));
+  const Variable y = mapped_by_head(wide, own);
+  const Variable both = concatenate({softmax(y), softmax(negate(y))}, 2);
+  return maximum(both, full({1}, kLeastFeature, both.dtype(), both.device()));
 }
 
 Variable taylor_features(const Variable& x) {

@@ -6,15 +6,17 @@
 //   elu       elu(x) + 1                                        (Katharopoulos et al. 2020)
 //   relu      max(x, 0)
 //   taylor    phi(q) . phi(k) = 1 + s + s^2/2, s = q . k / sqrt(d)         (Based: Arora et al. 2024)
-//   hedgehog  [softmax(W x), softmax(-W x)] over features, W learned a head and side, from the unit matrix
-//             (Zhang et al. 2024)
+//   hedgehog  [softmax(W x), softmax(-W x)] over features, none below 1e-12, W learned a head and side, from
+//   the
+//             unit matrix (Zhang et al. 2024)
 //   favor     e^{w_i . x - |x|^2 / 2} / sqrt(m), x scaled by d^{-1/4}: unbiased for e^{q . k / sqrt(d)} over
 //             random w of orthogonal rows, drawn once and kept with the weights (Choromanski et al. 2021)
 //   lln       e^{a x}, a fixed a head and side so that log weights vary as those of softmax do
 //             (Nahshan et al. 2024, arXiv 2311.13541)
 //
-// favor and lln divide the features of a query by their largest: no overflow, and the same for every key, so
-// it has to be divided out again by a normaliser.
+// favor and lln are exponentials. The features of a query are divided by their largest: no overflow, and the
+// same for every key, so it has to be divided out again by a normaliser. So has what divides those of all
+// keys: the largest so far (running_max.h), for which key_exponents() are the exponents alone.
 
 #include "attention/mechanism.h"
 
@@ -28,10 +30,12 @@ class FeatureMap {
   int64_t size() const;                       // features of a head
   Variable queries(const Variable& x) const;  // (N, H, Dk) -> (N, H, size)
   Variable keys(const Variable& x) const;
+  Variable key_exponents(const Variable& x) const;  // of favor and lln, wide
   bool needs_normaliser() const { return name_ == "favor" || name_ == "lln"; }
 
  private:
-  Variable map(const Variable& x, const Parameter& own, bool query) const;
+  Variable map(const Variable& x, const Parameter& own) const;
+  Variable exponents(const Variable& x, const Parameter& own) const;
 
   std::string name_;
   Dimensions dims_;

@@ -5,8 +5,10 @@
 #include "attention/flash_attention.h"
 #include "attention/in_chunk.h"
 #include "attention/linear_run.h"
+#include "attention/running_max.h"
 #include "autograd/gradcheck.h"
 #include "autograd/ops/matmul.h"
+#include "autograd/ops/reduce.h"
 
 namespace weft {
 
@@ -70,26 +72,56 @@ std::vector<Input> LinearAttention::inputs() const { return {{"q", "h k"}, {"k",
 
 namespace {
 
+// Smaller sums of weights count as 0. Its square is still a number of f32.
+constexpr double kLeastSum = 1e-18;
+
 // v with a column of ones: its output is the sum of the weights.
 Variable with_ones(const Variable& v) {
   const Tensor ones = full({v.dim(0), v.dim(1), 1}, 1, v.dtype(), v.device());
   return concatenate({v, ones}, 2);
 }
 
+// 1, or 0 where the weights sum to nothing, as those of relu may.
+Variable any_weight(const Variable& sum) {
+  const Variable size = abs(sum.value());
+  return minimum(relu(scale(size, 1 / kLeastSum, -1)), full({1}, 1, size.dtype(), size.device()));
+}
+
+// Where no weight is, 0 and no gradient.
 Variable normalized(const Variable& o) {
   const int64_t d = o.dim(2) - 1;
-  return divide(slice(o, 2, 0, d), slice(o, 2, d, d + 1));
+  const Variable sum = slice(o, 2, d, d + 1), any = any_weight(sum);
+  return multiply(slice(o, 2, 0, d), multiply(any, reciprocal(add(sum, scale(any, -1, 1)))));
 }
+
+// Below every exponent of a key, and far enough from all of them to tell.
+constexpr double kNoKey = -1e30;
 
 }  // namespace
 
 Variable LinearAttention::forward(const Block& block, Crossing& cross) const {
   Block in = block;
+  const int64_t n = block.x[0].dim(0), heads = dims().heads;
   in.x[0] = map_.queries(in.x[0]);
-  in.x[1] = map_.keys(in.x[1]);
+  if (map_.needs_normaliser()) {
+    const Variable exponents = map_.key_exponents(in.x[1]);
+    const SoFar largest =
+        largest_so_far(max(exponents.value(), -1).value(), kNoKey, config_.chunk, block, cross);
+    in.x[1] = exp(subtract(exponents, reshape(largest.now, {n, heads, 1})));
+    // 0 at a document's first token, which has no state to shrink, else 1.
+    const Variable after = minimum(relu(scale(largest.before, -2 / kNoKey, 1)),
+                                   full({1}, 1, exponents.dtype(), exponents.device()));
+    const Variable shrinks = multiply(subtract(largest.before, largest.now), after);
+    if (gated())
+      in.x[3] = add(cast(in.x[3], shrinks.dtype()), shrinks);
+    else
+      in.x.push_back(shrinks);
+  } else {
+    in.x[1] = map_.keys(in.x[1]);
+  }
   if (config_.normalize) in.x[2] = with_ones(in.x[2]);
-  const Scan scan = linear_scan(config_.scale, config_.chunk, gated(), dims().heads, map_.size(),
-                                in.x[2].dim(2), in.x[2].dtype(), in.x[2].device());
+  const Scan scan = linear_scan(config_.scale, config_.chunk, gated() || map_.needs_normaliser(), heads,
+                                map_.size(), in.x[2].dim(2), in.x[2].dtype(), in.x[2].device());
   const Variable o = cross(scan, in);
   return config_.normalize ? normalized(o) : o;
 }
@@ -110,7 +142,9 @@ Variable LinearAttention::reference(const Block& block) const {
         reshape(scale(matmul(reshape(slice(q, 0, t, t + 1), {h, 1, d}), s), config_.scale), {1, h, e}));
   }
   const Variable o = concatenate(outputs, 0);
-  return config_.normalize ? normalized(o) : o;
+  if (!config_.normalize) return o;
+  const Variable sum = slice(o, 2, e - 1, e);
+  return divide(slice(o, 2, 0, e - 1), add(sum, scale(any_weight(sum), -1, 1)));
 }
 
 std::vector<double> Lightning::fixed_input(const std::string& name) const {
@@ -118,6 +152,20 @@ std::vector<double> Lightning::fixed_input(const std::string& name) const {
   std::vector<double> decay = alibi_slopes(dims().heads);
   for (double& d : decay) d = -d;
   return decay;
+}
+
+std::vector<Identity> Lightning::identities() const {
+  std::vector<Identity> out = SimpleGla::identities();
+  out.push_back(
+      {"decays of 6 heads are ALiBi's: of 4 heads, then every other one of 8", 1e-15, [] {
+         ParameterStore store(Dtype::f64);
+         const Lightning m({}, {.heads = 6, .kv_heads = 6, .key = 2, .value = 2, .width = 4}, {store, ""});
+         const std::vector<double> decay = m.fixed_input("g"), power{2, 4, 6, 8, 1, 3};
+         double worst = 0;
+         for (size_t h = 0; h < 6; ++h) worst = std::max(worst, std::abs(decay[h] + std::exp2(-power[h])));
+         return worst;
+       }});
+  return out;
 }
 
 std::vector<Input> SimpleGla::inputs() const {
@@ -156,6 +204,28 @@ std::vector<Identity> LinearAttention::identities() const {
                product += std::exp(both - squares) / static_cast<double>(draws);
              }
              return std::abs(product / std::exp(exact) - 1);
+           }},
+          {"orthogonal rows estimate e^{q k} with less than 0.9 of the variance of independent ones", 0.9,
+           [] {
+             const int64_t draws = 4000, size = 8;
+             const std::vector<double> rows = orthogonal_rows(draws * size, size, 4),
+                                       free = to_values(random_tensor({draws * size, size}, 5)),
+                                       sum{0.4, -0.1, -0.2, 0.3, 0.1, 0.2, -0.4, 0.2};  // q + k
+             const auto variance = [&](const std::vector<double>& w) {
+               double mean = 0, squares = 0;
+               for (int64_t i = 0; i < draws; ++i) {
+                 double estimate = 0;
+                 for (int64_t r = i * size; r < (i + 1) * size; ++r) {
+                   double both = 0;
+                   for (int64_t c = 0; c < size; ++c) both += w[r * size + c] * sum[c];
+                   estimate += std::exp(both) / size;
+                 }
+                 mean += estimate / draws;
+                 squares += estimate * estimate / draws;
+               }
+               return squares - mean * mean;
+             };
+             return variance(rows) / variance(free);
            }},
           {"log weights of lln vary as those of softmax for normal q and k of 64 features", 0.05,
            [] {

@@ -61,6 +61,7 @@ class Lightning : public SimpleGla {
  public:
   using SimpleGla::SimpleGla;
   std::vector<double> fixed_input(const std::string& name) const override;
+  std::vector<Identity> identities() const override;
 };
 
 }  // namespace weft

@@ -6,6 +6,7 @@
 #include "attention/gla.h"
 #include "attention/in_chunk.h"
 #include "attention/naive.h"
+#include "attention/running_max.h"
 #include "autograd/gradcheck.h"
 #include "autograd/ops/reduce.h"
 #include "autograd/ops/rms_norm.h"
@@ -13,7 +14,7 @@
 namespace weft {
 namespace {
 
-constexpr double kNormEps = 1e-12;
+constexpr double kNormEps = 1e-12, kLeastRatio = 1e-30;
 
 // 1 over the deviation of a product of features of `size` normal queries and keys.
 double variance_factor(int64_t size) {
@@ -21,42 +22,13 @@ double variance_factor(int64_t size) {
   return 1 / (e * std::sqrt(static_cast<double>(size) * (e * e - 1)));
 }
 
-// The largest of x (M, C, H) up to each of C, in as many steps as C can be halved.
-Variable running_max(const Variable& x) {
-  Variable y = x;
-  for (int64_t back = 1; back < x.dim(1); back *= 2) {
-    const Variable first = slice(y, 1, 0, back), rest = slice(y, 1, back, x.dim(1));
-    y = concatenate({first, maximum(rest, slice(y, 1, 0, x.dim(1) - back))}, 1);
-  }
-  return y;
-}
-
-// The largest of all tokens so far, or 0, before each token and behind it: (M, C, H) -> (M, C, 2 H).
-Scan largest_so_far(int64_t chunk, int64_t heads, Dtype dtype, Device device) {
-  Scan scan;
-  scan.names = {"m"};
-  scan.pad = {0};
-  scan.chunk = chunk;
-  scan.identity = [=] { return State{zeros({1, heads}, dtype, device)}; };
-  scan.summarize = [](const Block& b) {
-    const Variable most = max(b.x[0], 1);
-    return State{maximum(most, zeros(most.shape(), most.dtype(), most.device()))};
-  };
-  scan.combine = [](const State& before, const State& after) { return State{maximum(before[0], after[0])}; };
-  scan.apply = [](const Block& b, const State& prefix) {
-    const Variable past = reshape(prefix[0], {prefix[0].dim(0), 1, prefix[0].dim(1)});
-    const Variable now = maximum(running_max(b.x[0]), past);
-    return concatenate({concatenate({past, slice(now, 1, 0, now.dim(1) - 1)}, 1), now}, 2);
-  };
-  return scan;
-}
-
 }  // namespace
 
-// f / g = 1 + (2 r - 1)(1 - g), which is above g and never 0.
+// f / g = 1 + (2 r - 1)(1 - g), which is above g: 0 only where r and g are, rounded.
 Variable refined_log_gate(const Variable& log_gate, const Variable& refine) {
   const Variable open = scale(exp(log_gate), -1, 1);
-  return add(log_gate, log(scale(multiply(scale(refine, 2, -1), open), 1, 1)));
+  const Variable ratio = scale(multiply(scale(refine, 2, -1), open), 1, 1);
+  return add(log_gate, log(maximum(ratio, full({1}, kLeastRatio, ratio.dtype(), ratio.device()))));
 }
 
 void ReglaConfig::fields(FieldVisitor& f) {
@@ -81,12 +53,8 @@ Variable Regla::forward(const Block& block, Crossing& cross) const {
   const Dtype wide = wide_of(v.dtype());  // a gate near 1 is 1 in bf16
   const int64_t n = v.dim(0), heads = dims().heads;
   const Variable q = cast(block.x[0], wide), k = cast(block.x[1], wide);
-  const Variable largest = cross(largest_so_far(config_.chunk, heads, wide, v.device()),
-                                 {{max(k.value(), -1)}, block.position, block.document});
-  const auto column = [&](int64_t first) {
-    return reshape(slice(largest, 1, first, first + heads), {n, heads, 1});
-  };
-  const Variable before = column(0), now = column(heads);
+  const SoFar largest = largest_so_far(max(k.value(), -1).value(), 0, config_.chunk, block, cross);
+  const Variable before = reshape(largest.before, {n, heads, 1}), now = reshape(largest.now, {n, heads, 1});
   const Variable gate =
       add(refined_log_gate(cast(block.x[3], wide), cast(block.x[4], wide)), subtract(before, now));
   const Scan scan = channel_decay_scan(config_.scale, config_.chunk, heads, dims().key, dims().value,
@@ -165,34 +133,49 @@ double normal_mean_of_exp(double a) {
 }  // namespace
 
 std::vector<Identity> Regla::identities() const {
-  return {{"r = 1/2 is the plain gate", 1e-15,
-           [] {
-             const Variable g = negate(square(random_tensor({50, 2, 3}, 1)));
-             return largest_difference(refined_log_gate(g, full(g.shape(), 0.5, Dtype::f64)), g);
-           }},
-          {"the refined gate lies between g^2 and 1 - (1 - g)^2", 1e-15,
-           [] {
-             const Variable g = negate(square(random_tensor({500}, 1))), r = sigmoid(random_tensor({500}, 2));
-             const std::vector<double> f = to_values(exp(refined_log_gate(g, r))), gate = to_values(exp(g));
-             double outside = 0;
-             for (size_t i = 0; i < f.size(); ++i)
-               outside = std::max({outside, gate[i] * gate[i] - f[i], f[i] - gate[i] * (2 - gate[i])});
-             return outside;
-           }},
-          {"a key whose features are all larger by 2 weighs e^2 as much", 1e-9,
-           [d = dims()] { return error_of_a_larger_key(d, 2); }},
-          {"products of features of normal queries and keys have variance 1 (theorem 3.1)", 1e-9,
-           [] {
-             const double size = 64, once = normal_mean_of_exp(1), twice = normal_mean_of_exp(2);
-             const double variance = size * (twice * twice - std::pow(once, 4));
-             return std::abs(variance * std::pow(variance_factor(64), 2) - 1);
-           }},
-          {"outputs keep their size however long the text is: the mean square of a head is 1", 1e-6,
-           [d = dims()] {
-             ReglaTrial trial(d, 300, 1e3);  // so that the eps of the norm does not show
-             const Variable size = mean(square(trial.run()), -1);
-             return largest_difference(size, full(size.shape(), 1, Dtype::f64));
-           }}};
+  return {
+      {"r = 1/2 is the plain gate", 1e-15,
+       [] {
+         const Variable g = negate(square(random_tensor({50, 2, 3}, 1)));
+         return largest_difference(refined_log_gate(g, full(g.shape(), 0.5, Dtype::f64)), g);
+       }},
+      {"the refined gate lies between g^2 and 1 - (1 - g)^2", 1e-15,
+       [] {
+         const Variable g = negate(square(random_tensor({500}, 1))), r = sigmoid(random_tensor({500}, 2));
+         const std::vector<double> f = to_values(exp(refined_log_gate(g, r))), gate = to_values(exp(g));
+         double outside = 0;
+         for (size_t i = 0; i < f.size(); ++i)
+           outside = std::max({outside, gate[i] * gate[i] - f[i], f[i] - gate[i] * (2 - gate[i])});
+         return outside;
+       }},
+      {"its slope is 2 (1 - r) g + 2 r (1 - g): of a gate of 0.99 up to twice that of the plain one", 1e-12,
+       [] {
+         const Tensor g = full({101}, 0.99, Dtype::f64);
+         std::vector<double> r, slope;
+         for (int i = 0; i <= 100; ++i) {
+           r.push_back(i / 100.0);
+           slope.push_back(2 * (1 - r.back()) * 0.99 + 2 * r.back() * 0.01);
+         }
+         Tape tape;
+         const Variable gate = tape.input(g);
+         const Variable f = exp(refined_log_gate(log(gate), from_values({101}, Dtype::f64, r)));
+         tape.backward(f, full({101}, 1, Dtype::f64));
+         return largest_difference(tape.gradient(gate), from_values({101}, Dtype::f64, slope));
+       }},
+      {"a key whose features are all larger by 2 weighs e^2 as much", 1e-9,
+       [d = dims()] { return error_of_a_larger_key(d, 2); }},
+      {"products of features of normal queries and keys have variance 1 (theorem 3.1)", 1e-9,
+       [] {
+         const double size = 64, once = normal_mean_of_exp(1), twice = normal_mean_of_exp(2);
+         const double variance = size * (twice * twice - std::pow(once, 4));
+         return std::abs(variance * std::pow(variance_factor(64), 2) - 1);
+       }},
+      {"outputs keep their size however long the text is: the mean square of a head is 1", 1e-6,
+       [d = dims()] {
+         ReglaTrial trial(d, 300, 1e3);  // so that the eps of the norm does not show
+         const Variable size = mean(square(trial.run()), -1);
+         return largest_difference(size, full(size.shape(), 1, Dtype::f64));
+       }}};
 }
 
 }  // namespace weft

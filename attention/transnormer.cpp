@@ -30,6 +30,9 @@ TransNormer::TransNormer(Config config, Dimensions dims, const ParameterScope& s
     : Mechanism(dims), config_(std::move(config)), map_(config_.feature_map, dims, scope) {
   if (config_.scale == 0) config_.scale = 1 / std::sqrt(static_cast<double>(dims.key));
   require_equal_heads(dims, "TransNormer");
+  if (map_.needs_normaliser())
+    throw Error(Exit::recipe, text("the feature map ", config_.feature_map, " needs a denominator"),
+                "feature_map", "choose elu or relu, or the mechanism linear");
   const int64_t channels = config_.norm_per_head ? dims.value : dims.heads * dims.value;
   gain_ = scope.declare({"norm", {channels}, ParameterKind::vector, Initializer::constant(1)});
 }

@@ -65,7 +65,8 @@ Variable Based::reference(const Block& block) const {
 }
 
 std::vector<Identity> Based::identities() const {
-  return {{"phi(q) . phi(k) = 1 + s + s^2/2", 1e-12, [d = dims()] {
+  return {{"phi(q) . phi(k) = 1 + s + s^2/2", 1e-12,
+           [d = dims()] {
              const Tensor q = random_tensor({6, 2, d.key}, 1), k = random_tensor({6, 2, d.key}, 2);
              const std::vector<double> features =
                  to_values(sum(multiply(taylor_features(q), taylor_features(k)), 2));
@@ -76,6 +77,16 @@ std::vector<Identity> Based::identities() const {
                worst = std::max(worst, std::abs(features[i] - (1 + s + s * s / 2)));
              }
              return worst;
+           }},
+          {"no weight is below 1/2, so the sum over t tokens is at least t/2", 1e-12, [d = dims()] {
+             const Variable q = scale(random_tensor({400, 1, d.key}, 1), 2),
+                            k = random_tensor({400, 1, d.key}, 2);
+             double worst = 0, least = INFINITY;
+             for (const double w : to_values(sum(multiply(taylor_features(q), taylor_features(k)), 2))) {
+               worst = std::max(worst, 0.5 - w);
+               least = std::min(least, w);
+             }
+             return least < 0.6 ? worst : INFINITY;  // some come near it
            }}};
 }
 

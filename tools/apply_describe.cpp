@@ -30,7 +30,7 @@ struct SizeTrials {
   std::vector<Dimensions> dims;  // base, then one a letter
 };
 
-SizeTrials size_trials(const std::vector<InputInfo>& inputs) {
+SizeTrials size_trials(const std::vector<InputInfo>& inputs, const FieldValue& attributes) {
   const bool grouped = std::any_of(inputs.begin(), inputs.end(), [](const InputInfo& info) {
     return std::string_view(info.input.dims).find('g') != std::string_view::npos;
   });
@@ -40,7 +40,7 @@ SizeTrials size_trials(const std::vector<InputInfo>& inputs) {
                     {"Dv", &Dimensions::value},
                     {"C", &Dimensions::width}};
   if (grouped) trials.letters.insert(trials.letters.begin() + 1, {"Hkv", &Dimensions::kv_heads});
-  const Dimensions base = placeholder_dimensions(grouped);
+  const Dimensions base = placeholder_dimensions(attributes, grouped);
   trials.dims.push_back(base);
   for (const auto& letter : trials.letters) {
     Dimensions d = base;
@@ -90,7 +90,7 @@ struct Shapes {
 };
 
 Shapes shapes_of(const MechanismEntry& entry, const FieldValue& attributes) {
-  const SizeTrials trials = size_trials(inputs_of(entry, attributes));
+  const SizeTrials trials = size_trials(inputs_of(entry, attributes), attributes);
   std::vector<Signature> signatures;
   for (const Dimensions& d : trials.dims) signatures.push_back(signature_of(entry, attributes, d));
   const auto formula = [&](const auto& shape_in, const std::string& before) {

@@ -1,5 +1,7 @@
 #include "tools/apply_signature.h"
 
+#include <algorithm>
+#include <cstdlib>
 #include <map>
 
 #include "tools/apply_states.h"
@@ -30,13 +32,16 @@ std::vector<InputInfo> inputs_of(const Mechanism& mechanism) {
 
 }  // namespace
 
-Dimensions placeholder_dimensions(bool grouped) {
-  return {.heads = 4, .kv_heads = grouped ? 2 : 4, .key = 6, .value = 10, .width = 64};
+Dimensions placeholder_dimensions(const FieldValue& attributes, bool grouped) {
+  const FieldValue* said = attributes.find("heads");  // what is no number its own reader refuses
+  const int64_t times = said ? std::clamp(std::atoi(said->text.c_str()), 1, 1 << 16) : 1;
+  return {
+      .heads = 4, .kv_heads = grouped ? 2 : 4, .key = 6 * times, .value = 10 * times, .width = 64 * times};
 }
 
 std::vector<InputInfo> inputs_of(const MechanismEntry& entry, const FieldValue& attributes) {
   ParameterStore store(Dtype::f32, Device::meta);
-  return inputs_of(*entry.make(attributes, placeholder_dimensions(false), {store, ""}));
+  return inputs_of(*entry.make(attributes, placeholder_dimensions(attributes, false), {store, ""}));
 }
 
 Signature signature_of(const MechanismEntry& entry, const FieldValue& attributes, const Dimensions& dims,

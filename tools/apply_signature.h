@@ -32,8 +32,8 @@ struct Signature {
   std::vector<PartCall> calls;  // of one forward, in order
 };
 
-// Sizes with which any mechanism can be built.
-Dimensions placeholder_dimensions(bool grouped);
+// Sizes with which any mechanism can be built, with these attributes: a number of heads divides them.
+Dimensions placeholder_dimensions(const FieldValue& attributes, bool grouped);
 // The inputs alone, which depend on the attributes but on no size.
 std::vector<InputInfo> inputs_of(const MechanismEntry& entry, const FieldValue& attributes);
 Signature signature_of(const MechanismEntry& entry, const FieldValue& attributes, const Dimensions& dims,

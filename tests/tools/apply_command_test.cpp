@@ -285,6 +285,22 @@ TEST(ApplyCommand, DescribeShapes) {
   EXPECT_EQ(of({"delta_rule"}).at("states").at("S"), "B H Dk Dv");
 }
 
+// A width of 15 has 3 or 5 heads, whatever the sizes with which shapes are looked at.
+TEST(ApplyCommand, AnyNumberOfHeadsThatDividesTheWidth) {
+  for (const char* id : {"moh", "transnormer_llm", "titans_mac"})
+    for (const char* heads : {"heads=3", "heads=5"}) {
+      const Words words{id, heads, id == std::string("titans_mac") ? "position=none" : "chunk=4"};
+      const Words said(words.begin(), words.begin() + (id == std::string("moh") ? 2 : 3));
+      Words with_flags = said;
+      with_flags.insert(with_flags.end(), {"--init", "1"});
+      const Tensors out = apply_to(with_flags, {{"x", random_tensor({1, 7, 15}, 1)}});
+      EXPECT_EQ(out.at("y").shape(), (Shape{1, 7, 15})) << id << " " << heads;
+      with_flags = said;
+      with_flags.emplace_back("--describe");
+      EXPECT_FALSE(printed(with_flags).empty()) << id << " " << heads;
+    }
+}
+
 TEST(ApplyCommand, JsonIsOneLine) {
   const ApplyFolder folder;
   write_tensors(folder.path("a"), gla().in);

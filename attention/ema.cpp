@@ -48,7 +48,8 @@ DampedEma::DampedEma(int64_t channels, int64_t size, const ParameterScope& scope
   const auto declare = [&](const char* name, const Initializer& init) {
     return scope.declare({name, {channels, size}, ParameterKind::vector, init});
   };
-  // As the authors start them; signs that alternate over the dimensions keep the sum small.
+  // As the authors start them, but for noise of 0.02 on beta; signs that alternate over the dimensions keep
+  // the sum small.
   std::vector<double> signs;
   for (int64_t i = 0; i < channels * size; ++i) signs.push_back(i % size % 2 == 0 ? 1 : -1);
   alpha_ = declare("alpha", Initializer::normal(0.2));

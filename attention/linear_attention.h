@@ -7,6 +7,8 @@
 //               RetNet, Sun et al. 2023)
 //   simple_gla  one decay a head and token (Mamba-2's and GLA's scalar gate; Yang et al. 2024)
 //
+// RetNet's own decays are 1 - 2^{-5-h}, to be given as g; its xPos rotation is not here.
+//
 // With b the running sum of g inside a chunk, only e^{b_i - b_j} with j <= i is formed, which never exceeds
 // 1: no power of an inverse decay appears anywhere, so long chunks and strong decays are safe.
 

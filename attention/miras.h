@@ -10,6 +10,11 @@
 //   -
 //            eta_t grad, up to a constant of each slice
 //
+// Of the paper, transcriptions of section 5 were at hand. There the gates are a number a channel (here a
+// head), sign is tanh(a x) (here x / |x| smoothed, the slope of the smoothed loss), and Memora's chunk starts
+// with a token whose step is exact, at whose weights the others take their gradients, to be read by weights
+// without the softmax.
+//
 // |x| is smoothed to sqrt(x^2 + epsilon), in Moneta alone. Chunks as in memory.h: where W is not linear in A,
 // it is applied in full at the last token of each chunk; before, Moneta keeps the factor and Memora the
 // weights of the chunk's start.

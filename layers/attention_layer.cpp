@@ -23,8 +23,9 @@ Source source_of(const Mechanism& mechanism, const Input& input) {
   return std::string_view(input.dims) == "h" ? Source::gate : Source::heads;
 }
 
-// Log decays start near -1/16 of log 2 a token and stay there until learning says otherwise (Yang et al. 2024
-// divide the logit by the same 16).
+// Log decays start near -1/16 of log 2 a token and stay there until learning says otherwise: GLA's gate (Yang
+// et al. 2024, which divides by the same 16) for every mechanism. The papers of Mamba-2 and Gated DeltaNet
+// have -e^a softplus(logit + b) a head, ReGLA's transcriptions no divisor.
 constexpr double kDecayTemperature = 16;
 
 constexpr int64_t kFewRows = 64;

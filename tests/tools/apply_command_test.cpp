@@ -287,17 +287,14 @@ TEST(ApplyCommand, DescribeShapes) {
 
 // A width of 15 has 3 or 5 heads, whatever the sizes with which shapes are looked at.
 TEST(ApplyCommand, AnyNumberOfHeadsThatDividesTheWidth) {
-  for (const char* id : {"moh", "transnormer_llm", "titans_mac"})
+  for (const Words& of : {Words{"moh"}, Words{"transnormer_llm"}, Words{"titans_mac", "position=none"}})
     for (const char* heads : {"heads=3", "heads=5"}) {
-      const Words words{id, heads, id == std::string("titans_mac") ? "position=none" : "chunk=4"};
-      const Words said(words.begin(), words.begin() + (id == std::string("moh") ? 2 : 3));
-      Words with_flags = said;
-      with_flags.insert(with_flags.end(), {"--init", "1"});
-      const Tensors out = apply_to(with_flags, {{"x", random_tensor({1, 7, 15}, 1)}});
-      EXPECT_EQ(out.at("y").shape(), (Shape{1, 7, 15})) << id << " " << heads;
-      with_flags = said;
-      with_flags.emplace_back("--describe");
-      EXPECT_FALSE(printed(with_flags).empty()) << id << " " << heads;
+      Words words = of, described = of;
+      words.insert(words.end(), {heads, "--init", "1"});
+      described.insert(described.end(), {heads, "--describe"});
+      EXPECT_EQ(apply_to(words, {{"x", random_tensor({1, 7, 15}, 1)}}).at("y").shape(), (Shape{1, 7, 15}))
+          << of[0] << " " << heads;
+      EXPECT_FALSE(printed(described).empty()) << of[0] << " " << heads;
     }
 }
 

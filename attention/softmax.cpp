@@ -156,6 +156,33 @@ std::vector<Identity> Softmax::identities() const {
          t.block.position = moved;
          return largest_difference(t.run(m), here);
        }},
+      {"with normed queries and keys their sizes change nothing (the eps aside)", 1e-9,
+       [d] {
+         Trial t(d, 9);
+         ParameterStore store(Dtype::f64);
+         const Softmax m({.qk_norm = true}, d, {store, ""});
+         store.commit();
+         for (int i = 0; i < 2; ++i) t.block.x[i] = scale(t.block.x[i], 1e4);
+         const Tensor before = t.run(m);
+         t.block.x[0] = scale(t.block.x[0], 7);
+         t.block.x[1] = scale(t.block.x[1], 0.3);
+         return largest_difference(t.run(m), before);
+       }},
+      {"a sink of score z takes e^z / (e^z + n) of n keys with score 0", 1e-12,
+       [d] {
+         Trial t(d, 9);
+         t.block.x[0] = zeros(t.block.x[0].shape(), Dtype::f64);
+         ParameterStore store(Dtype::f64);
+         const Softmax drained({.sink = true}, d, {store, "a."}), plain({}, d, {store, "b."});
+         store.commit();
+         const Parameter sink = store.find("a.sink");
+         sink->master.copy_from(full(sink->master.shape(), 0.7, Dtype::f64));
+         store.refresh_working();
+         std::vector<double> left;
+         for (int n = 1; n <= 9; ++n) left.push_back(n / (n + std::exp(0.7)));
+         return largest_difference(t.run(drained),
+                                   multiply(t.run(plain), from_values({9, 1, 1}, Dtype::f64, left)));
+       }},
   };
 }
 

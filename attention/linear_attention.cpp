@@ -105,17 +105,17 @@ Variable LinearAttention::forward(const Block& block, Crossing& cross) const {
   in.x[0] = map_.queries(in.x[0]);
   if (map_.needs_normaliser()) {
     const Variable exponents = map_.key_exponents(in.x[1]);
-    const SoFar largest =
-        largest_so_far(max(exponents.value(), -1).value(), kNoKey, config_.chunk, block, cross);
+    const SoFar largest = largest_so_far(max(exponents, -1), kNoKey, config_.chunk, block, cross);
     in.x[1] = exp(subtract(exponents, reshape(largest.now, {n, heads, 1})));
     // 0 at a document's first token, which has no state to shrink, else 1.
-    const Variable after = minimum(relu(scale(largest.before, -2 / kNoKey, 1)),
+    const Variable after = minimum(relu(scale(largest.before.value(), -2 / kNoKey, 1)),
                                    full({1}, 1, exponents.dtype(), exponents.device()));
     const Variable shrinks = multiply(subtract(largest.before, largest.now), after);
     if (gated())
       in.x[3] = add(cast(in.x[3], shrinks.dtype()), shrinks);
     else
       in.x.push_back(shrinks);
+    in.x[2] = cast(in.x[2], exponents.dtype());  // what cancels in a quotient has to be exact
   } else {
     in.x[1] = map_.keys(in.x[1]);
   }
@@ -123,7 +123,7 @@ Variable LinearAttention::forward(const Block& block, Crossing& cross) const {
   const Scan scan = linear_scan(config_.scale, config_.chunk, gated() || map_.needs_normaliser(), heads,
                                 map_.size(), in.x[2].dim(2), in.x[2].dtype(), in.x[2].device());
   const Variable o = cross(scan, in);
-  return config_.normalize ? normalized(o) : o;
+  return config_.normalize ? cast(normalized(o), block.x[2].dtype()) : o;
 }
 
 // Token by token, as the recurrence is written.

@@ -53,7 +53,7 @@ Variable Regla::forward(const Block& block, Crossing& cross) const {
   const Dtype wide = wide_of(v.dtype());  // a gate near 1 is 1 in bf16
   const int64_t n = v.dim(0), heads = dims().heads;
   const Variable q = cast(block.x[0], wide), k = cast(block.x[1], wide);
-  const SoFar largest = largest_so_far(max(k.value(), -1).value(), 0, config_.chunk, block, cross);
+  const SoFar largest = largest_so_far(max(k.value(), -1), 0, config_.chunk, block, cross);
   const Variable before = reshape(largest.before, {n, heads, 1}), now = reshape(largest.now, {n, heads, 1});
   const Variable gate =
       add(refined_log_gate(cast(block.x[3], wide), cast(block.x[4], wide)), subtract(before, now));

@@ -39,10 +39,10 @@ Scan max_scan(double least, int64_t chunk, int64_t heads, Dtype dtype, Device de
 
 }  // namespace
 
-SoFar largest_so_far(const Tensor& x, double least, int64_t chunk, const Block& block, Crossing& cross) {
+SoFar largest_so_far(const Variable& x, double least, int64_t chunk, const Block& block, Crossing& cross) {
   const int64_t heads = x.dim(1);
-  const Variable both = cross(max_scan(least, chunk, heads, x.dtype(), x.device()),
-                              {{Variable(x)}, block.position, block.document});
+  const Variable both =
+      cross(max_scan(least, chunk, heads, x.dtype(), x.device()), {{x}, block.position, block.document});
   return {slice(both, 1, 0, heads), slice(both, 1, heads, 2 * heads)};
 }
 

@@ -7,10 +7,11 @@
 namespace weft {
 
 // Of each token of a block, per head: the largest of x (N, H) over the tokens of its document before it, and
-// over those up to it; `least` where there is none. Wide, and without a gradient.
+// over those up to it; `least` where there is none. A state is in units of it: a gradient that is to hold for
+// states too goes through it, where one of outputs, in which it cancels, need not.
 struct SoFar {
   Variable before, now;
 };
-SoFar largest_so_far(const Tensor& x, double least, int64_t chunk, const Block& block, Crossing& cross);
+SoFar largest_so_far(const Variable& x, double least, int64_t chunk, const Block& block, Crossing& cross);
 
 }  // namespace weft

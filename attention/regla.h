@@ -10,8 +10,9 @@
 // M is one number for all keys, so that a larger key counts for more: in the paper the largest feature of all
 // keys of the sequence. Later ones are among these, so here it is M_t, the largest so far or 0: M_t
 // multiplies all that a token reads and cancels in the norm, but for its eps, so no gradient goes through it
-// (one that should be 0 would be what bf16 rounds away). When it grows the state shrinks by e^{M_{t-1} -
-// M_t}, which is one more decay.
+// (one that should be 0 would be what bf16 rounds away). States are in units of e^{M_t}: an adjoint of S
+// gives what holds with M fixed. When it grows the state shrinks by e^{M_{t-1} - M_t}, which is one more
+// decay.
 //
 // The factor that gives products of the features of normal q and k variance 1 is 1 / (e sqrt(d (e^2 - 1)))
 // (the paper's theorem 3.1), the default of `scale`; it cancels in the norm as well, whose eps is small

@@ -141,6 +141,7 @@ GpuRows gpu_rows(const std::string& name) {
                                {"products", GpuRows::products},
                                {"loss", GpuRows::loss},
                                {"attention", GpuRows::attention},
+                               {"recurrence", GpuRows::recurrence},
                                {"small", GpuRows::small},
                                {"step", GpuRows::step}});
 }
@@ -210,7 +211,8 @@ int run_bench(const Words& words) {
       "           those named, by default those that should cost the same\n"
       "  gpu      kernels, layers and steps in bf16 on a GPU: the named of memory, products, loss, "
       "attention,\n"
-      "           small, step; by default all. FLOOR is the share of what a copy or a large product reached\n"
+      "           recurrence, small, step; by default all. FLOOR is the share of what a copy or a large "
+      "product reached\n"
       "  decode   a step of generation beside the time of its bytes, in bf16 on a GPU; of the sizes tiny,\n"
       "           124M and 1.3B and the layers softmax, lightning and hybrid that are named, or of all");
   flags.add(

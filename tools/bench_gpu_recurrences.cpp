@@ -1,5 +1,5 @@
 // Rows of recurrences as a layer calls them, from the tape to the gradients: linear attention with its
-// decays, the gated delta rule, Mega's moving average. tools/peers/fla_ops.py has the same rows.
+// decays, the gated delta rule, Mega's moving average. tools/peers/recurrences.py has the same rows.
 
 #include "attention/ema.h"
 #include "attention/registry.h"

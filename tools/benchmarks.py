@@ -3,7 +3,7 @@
 
     tools/benchmarks.py add FILE...      JSON lines of `weft bench --json`, of tools/lab and of tools/peers, and run folders
                                          of `weft train`, go to rows.jsonl; rows of peers stand beside weft's of one run
-    tools/benchmarks.py show FILE...     the same as a short table, nothing is kept
+    tools/benchmarks.py show FILE...     the same as a short table, nothing is kept; rows FILE...: as JSON
     tools/benchmarks.py write            docs/benchmarks.md and docs/benchmarks/targets.svg anew
     tools/benchmarks.py check            does docs/benchmarks.md say what the rows say? marks of age apart
 
@@ -40,12 +40,12 @@ LINEAR = [KERNELS + x for x in ("sweep*", "chunk.cuh", "tile.cuh", "hopper.cuh",
 STEP = ["autograd/cuda", "autograd/ops/*.cu", "attention/*.cu", "attention/flash_attention_cudnn.cpp", "layers", "optim",
         "training/trainer*"]
 STANDS_ON = [
-    (r"^(copy|product)$|dx$|dw$|^\d.* (qkv|out|gate_up|down) forward", ["autograd/cuda/*gemm*", "autograd/ops/gemm*cuda*"]),
-    (r"rms_norm", ["autograd/ops/rms_norm_cuda.cu", "autograd/ops/add_rms_norm_cuda.cu"]),
+    (r"^(copy|product)$|dx$|dw$|^\d.* (qkv|out|gate_up|down) forward", ["autograd/cuda/product_plan.cpp", "autograd/ops/matmul_cuda.cu"]),
+    (r"rms_norm", ["autograd/ops/rms_norm_cuda.cu"]),
     (r"^rotary", ["autograd/ops/rotary_cuda.cu"]),
     (r"^swiglu", ["autograd/ops/swiglu_cuda.cu"]),
     (r"^gradient norm|^adamw", ["optim/*.cu"]),
-    (r"^projection", ["autograd/ops/projected_cross_entropy*", "autograd/ops/cross_entropy*"]),
+    (r"^projection", ["autograd/ops/projected_cross_entropy*", "autograd/cuda/product_plan.cpp"]),
     (r"cuDNN", ["attention/flash_attention_cudnn.cpp"]),
     (r"^(lightning|simple_gla|linear) (forward|backward)", LINEAR),
     (r"^gla (forward|backward)", [KERNELS + "channel*"]),
@@ -55,8 +55,8 @@ STANDS_ON = [
     (r"^(train|step|start|linear op|linear block)", STEP),
 ]
 ON_CPU = [
-    (r"^gemm", ["autograd/ops/gemm*cpu*"]),
-    (r"^attention|^moh", ["attention/flash_attention_cpu.cpp", "attention/moh.cpp", "autograd/ops/gemm*cpu*"]),
+    (r"^gemm", ["autograd/ops/gemm_kernel*"]),
+    (r"^attention|^moh", ["attention/flash_attention_cpu.cpp", "attention/moh.cpp", "autograd/ops/gemm_kernel*"]),
     (r"^step", ["autograd/ops/*_cpu.cpp", "attention/*_cpu.cpp", "layers", "optim/*.cpp"]),
     (r"", ["attention/*.cpp", "autograd/ops/*_cpu.cpp"]),
 ]
@@ -121,7 +121,7 @@ def row_of_run(folder):
     row = {"weft": "bench/1", "name": "train " + name, "shape": f"T{recipe['context']}",
            "dtype": recipe.get("precision", "f32"), "device": where["device"], "ms": 1e3 * batch / rate, "tokens_per_s": rate,
            "peak_gib": max(x.get("peak_bytes") or 0 for x in steps) / 2**30, "commit": where.get("commit", ""),
-           "date": where.get("time", str(datetime.date.today()))[:10], "command": "weft " + " ".join(words[1:]),
+           "date": where.get("start_time", str(datetime.date.today()))[:10], "command": "weft " + " ".join(w for w in words[1:] if not w.startswith("run=")),
            "note": f"{batch} tokens a step" + (", equal bits" if recipe.get("determinism") == "run" else "")}
     mfu = [x["mfu"] for x in steps if x.get("mfu")]
     if mfu:
@@ -133,25 +133,30 @@ def incoming(paths):
     """Rows of weft in these files and folders, beside the fastest peer of the same name and shape."""
     ours, peers = [], {}
     for path in paths:
+        command = ""
         for row in [row_of_run(path)] if os.path.isdir(path) else read_lines(path):
+            command = row["command"] if "ms" not in row and "command" in row else command  # of the rows that follow
             if row.get("weft") == "bench/1" and row.get("ms"):
-                ours.append({k: v for k, v in row.items() if v is not None})
+                ours.append({"command": command, **{k: v for k, v in row.items() if v not in (None, "")}})
             elif row.get("peer") and row.get("ms"):
-                at = row["name"], row["shape"]
-                if at not in peers or row["ms"] < peers[at]["ms"]:
-                    peers[at] = row
+                peers[row["name"], row["shape"], row["peer"]] = row  # the last of each says what the others did
+    commits = {row["commit"] for row in ours if row.get("commit")}
     for row in ours:
-        peer = peers.get((row["name"], row["shape"]))
-        if peer and peer["ms"] < row.get("peer_ms", float("inf")):
-            row["peer"], row["peer_ms"] = peer["peer"], peer["ms"]
-            row.update({"peer_" + k: peer[k] for k in ("peak_gib", "note") if peer.get(k)})
+        for (name, shape, _), peer in peers.items():
+            ms = peer["ms"]
+            if peer.get("tokens_per_s") and row.get("tokens_per_s"):  # steps of another size
+                ms = row["ms"] * row["tokens_per_s"] / peer["tokens_per_s"]
+            if (name, shape) == (row["name"], row["shape"]) and ms < row.get("peer_ms", float("inf")):
+                row["peer"], row["peer_ms"] = peer["peer"], ms
+                row.update({"peer_" + k: peer[k] for k in ("peak_gib", "note") if peer.get(k)})
+        if len(commits) == 1:
+            row.setdefault("commit", *commits)  # a script that knows none ran beside a program that does
         if "peer_ms" in row:
             row["ratio"] = row["peer_ms"] / row["ms"]
         spread = re.fullmatch(r"p99/p50 ([\d.]+)", row.get("note", ""))
         if spread:
             row["p99_p50"] = float(spread[1])
         row.pop("exit", None)
-        row.setdefault("command", "")
         row.setdefault("stands_on", stands_on(row))
     return ours
 
@@ -413,23 +418,26 @@ def read(path):
 
 
 def show(rows):
-    print(f"{'row':34s} {'shape':24s} {'ms':>9s} {'rate':>12s} {'floor':>6s} {'tokens/s':>10s} {'peer ms':>9s} {'ratio':>6s}")
+    print(f"{'row':42s} {'shape':24s} {'ms':>9s} {'rate':>12s} {'floor':>6s} {'tokens/s':>10s} {'peer ms':>9s} {'ratio':>6s}")
     for r in rows:
         floor = percent(r.get("of_floor"))
-        print(f"{r['name'][:34]:34s} {r['shape'][:24]:24s} {number(r['ms'], 4):>9s} {rate(r):>12s} {floor:>6s}"
+        print(f"{r['name'][:42]:42s} {r['shape'][:24]:24s} {number(r['ms'], 4):>9s} {rate(r):>12s} {floor:>6s}"
               f" {number(r.get('tokens_per_s')):>10s} {number(r.get('peer_ms'), 4):>9s}"
               f" {number(r.get('ratio')):>6s}  {r.get('note', '')}")
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", choices=["add", "show", "write", "check"])
+    p.add_argument("what", choices=["add", "show", "rows", "write", "check"])
     p.add_argument("files", nargs="*")
     p.add_argument("--command", help="of add: what printed the rows that do not say it")
     a = p.parse_args()
     paths = [x for f in a.files for x in sorted(glob.glob(f)) or [f]]
     if a.what == "show":
         show(incoming(paths))
+    if a.what == "rows":
+        for row in incoming(paths):
+            print(json.dumps(row, ensure_ascii=False))
     if a.what == "add":
         rows = incoming(paths)
         for row in rows:

@@ -79,7 +79,7 @@ report() { printf '%-26s %4d s  %s\n' "$@" | tee -a "$logs/summary.txt"; }
 
 # bench NAME LIMIT COMMAND...   rows of its stdout to rows/NN-NAME.jsonl, the rest to NAME.log. 2: its time was over.
 bench() {
-  local name=$1 limit=$2 begin=$SECONDS code=0 verdict=good rows=$logs/rows/$((++count))-$1.jsonl
+  local name=$1 limit=$2 begin=$SECONDS code=0 verdict=good found rows=$logs/rows/$((++count))-$1.jsonl
   shift 2
   if [ "$(left)" -lt "$limit" ]; then limit=$(left); fi
   if [ "$limit" -lt 3 ]; then
@@ -88,12 +88,15 @@ bench() {
   fi
   printf '{"command": "%s"}\n' "$(sed "s#$weft#weft#g; s#$logs/##g" <<<"$*")" >"$rows"
   timeout -k 3 "$limit" "$@" >>"$rows" 2>"$logs/$name.log" || code=$?
+  found=$(grep -c '"ms"' "$rows" || true)
+  if [ "$code$found" = 00 ]; then code=no; fi
   case $code in
     0) ;;
+    no) verdict="FAILED: it printed no row" ;;
     124 | 137) verdict="stopped at its limit" ;;
     *) verdict="FAILED with exit code $code: $(tail -n 1 "$logs/$name.log" | cut -c1-100)" ;;
   esac
-  report "$name" $((SECONDS - begin)) "$(grep -c '"ms"' "$rows") rows, $verdict"
+  report "$name" $((SECONDS - begin)) "$found rows, $verdict"
   case $code in
     0) return 0 ;;
     124 | 137) return 2 ;;
@@ -142,15 +145,15 @@ tests() {
 # train_steps STEPS RUN ARGUMENTS...   a row of so many steps; ends weft train then, before it saves gigabytes that nobody wants
 # shellcheck disable=SC2317  # bash -c calls it
 train_steps() {
-  local steps=$1 run=$2 pid done
+  local steps=$1 run=$2 pid logged
   "$weft" train "${@:3}" run="$run" steps=100000 log.every=1 eval.every=0 checkpoint.every=0 data.val=0 data.train="$corpus" >&2 &
   pid=$!
   while kill -0 "$pid" 2>/dev/null; do
-    done=$(grep -c tokens_per_s "$run/metrics.jsonl" 2>/dev/null || true)
-    if [ "${done:-0}" -ge "$steps" ]; then
+    logged=$(grep -c tokens_per_s "$run/metrics.jsonl" 2>/dev/null || true)
+    if [ "${logged:-0}" -ge "$steps" ]; then
       kill -KILL "$pid"
       wait "$pid" || true
-      if [ -n "$python" ]; then "$python" tools/benchmarks.py rows "$run"; fi
+      "$python" tools/benchmarks.py rows "$run"
       return 0
     fi
     sleep 0.1
@@ -159,6 +162,10 @@ train_steps() {
 }
 train() {
   local sizes=() contexts="1024 8192 32768" context recipe
+  if [ -z "$python" ]; then
+    report train 0 "NOT RUN: its rows need python3"
+    return
+  fi
   export -f train_steps
   export weft python corpus=$logs/corpus.txt
   if [ "$WEFT_DEVICE" = cpu ]; then

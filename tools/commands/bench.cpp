@@ -187,9 +187,10 @@ std::vector<Json> decode_rows(const Words& words, int64_t steps, bool json) {
   for (const DecodeModel& model : models)
     bench_decode(model, steps, rate, [&](const BenchRow& row) {
       rows.push_back(row_json(row, device));
-      std::snprintf(line, sizeof line, "  %-24s  %-20s %9.3f ms %10.0f tokens/s  floor %9.3f ms %4.0f %%\n",
+      std::snprintf(line, sizeof line,
+                    "  %-24s  %-12s %9.3f ms %10.0f tokens/s  floor %9.3f ms %4.0f %%  %s\n",
                     row.name.c_str(), row.shape.c_str(), row.ms, row.tokens_per_s(), row.floor_ms,
-                    100 * row.floor_ms / row.ms);
+                    100 * row.floor_ms / row.ms, row.note.c_str());
       if (!json) print(line);
       std::fflush(stdout);
     });

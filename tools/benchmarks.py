@@ -13,7 +13,7 @@ changed behind its commit is marked †, one whose commit is not in this clone ?
 docs/benchmarks/targets.jsonl, "must" and "stretch" of one value of the rows whose name and shape match.
 
 In docs/benchmarks.md `<!-- rows {...} -->` begins a table of the newest row of each name, shape, type and device, whose name,
-shape, device and dtype match the patterns given; with "pivot": "shape" (or "name"), these side by side. `<!-- targets -->` begins the first table.
+shape, device and dtype match the patterns given; with "pivot": "shape" or "pass" these side by side. `<!-- targets -->` begins the first table.
 """
 
 import argparse
@@ -262,31 +262,38 @@ def percent(x):
     return "" if x is None else f"{100 * x:.0f} %"
 
 
+def kept_columns(columns, lines):
+    """A table of these (head, cell of a line), less those that are empty in every line."""
+    cells = [[get(x) for _, get in columns] for x in lines]
+    kept = [i for i in range(len(columns)) if any(line[i] for line in cells)]
+    return markdown([columns[i][0] for i in kept], [[line[i] for i in kept] for line in cells])
+
+
+def where_and_when(rows):
+    """Columns of what the caption does not say for all."""
+    return [(head, get) for head, get in [
+        ("peer", lambda r: r.get("peer", "")), ("type", lambda r: r.get("dtype", "")), ("device", lambda r: short(r["device"])),
+        ("date", lambda r: r["date"]), ("commit", commit_of)] if len({get(r) for r in rows} - {""}) > 1]
+
+
 def rows_table(pattern, rows, targets):
     rows = [r for r in rows if matches(pattern, r)]
     if not rows:
         return "No row.\n"
-    if "pivot" in pattern:
-        return caption(rows) + pivot(rows, pattern["pivot"])
-
-    def target_of(row):
-        return "; ".join(asked(t) for t in targets if matches(t, row) and t["of"] in row)
-
+    if pattern.get("pivot") == "shape":
+        return caption(rows) + by_shape(rows)
+    if pattern.get("pivot") == "pass":
+        return caption(rows) + by_pass(rows)
     columns = [
         ("row", lambda r: r["name"] + age(r)), ("shape", lambda r: r["shape"]), ("ms", lambda r: number(r["ms"])),
         ("rate", rate), ("of the floor", lambda r: percent(r.get("of_floor"))),
         ("tokens/s", lambda r: f"{r['tokens_per_s']:,.0f}" if r["name"].startswith(("train", "decode")) else ""),
         ("GiB", lambda r: number(r.get("peak_gib"))), ("peer ms", lambda r: number(r.get("peer_ms"))),
         ("ratio", lambda r: f"{r['ratio']:.2f}" if "ratio" in r else ""),
-        ("asked for", target_of), ("", lambda r: r.get("note", "")),
+        ("asked for", lambda r: "; ".join(asked(t) for t in targets if matches(t, r) and t["of"] in r)),
+        ("", lambda r: r.get("note", "")),
     ]
-    for name, get in [("peer", lambda r: r.get("peer", "")), ("device", lambda r: short(r["device"])),
-                      ("date", lambda r: r["date"]), ("commit", commit_of)]:
-        if len({get(r) for r in rows} - {""}) > 1:
-            columns.append((name, get))
-    cells = [[get(r) for _, get in columns] for r in rows]
-    kept = [i for i in range(len(columns)) if any(line[i] for line in cells)]
-    return caption(rows) + markdown([columns[i][0] for i in kept], [[line[i] for i in kept] for line in cells])
+    return caption(rows) + kept_columns(columns + where_and_when(rows), rows)
 
 
 def caption(rows):
@@ -298,32 +305,54 @@ def caption(rows):
         if len(values) == 1:
             parts.append(values.pop())
     commands = list(dict.fromkeys(r["command"] for r in rows if r.get("command")))
-    return ", ".join(parts) + "".join(f"; `{c}`" for c in commands[:2]) + ("; ..." if len(commands) > 2 else "") + "\n\n"
+    said = ([", ".join(parts)] if parts else []) + [f"`{c}`" for c in commands[:2]] + (["..."] if len(commands) > 2 else [])
+    return "; ".join(said) + "\n\n"
 
 
-def pivot(rows, across):
-    """Milliseconds, with the peer's ratio or the share of the floor; `across` ("shape" or "name") goes along the columns."""
-    down = "shape" if across == "name" else "name"
-    heads = list(dict.fromkeys(r[across] for r in rows))
+def cell(row, peers):
+    """Milliseconds, in brackets the peer's ratio or, of a table without peers, the share of the floor."""
+    if row is None:
+        return ""
+    beside = f"{row['ratio']:.2f}x" if "ratio" in row else "" if peers else percent(row.get("of_floor"))
+    return number(row["ms"]) + (f" ({beside})" if beside else "")
+
+
+def mark(rows):
+    marks = {age(r) for r in rows} - {""}
+    return min(marks) if marks else ""
+
+
+def by_shape(rows):
+    """A line a name, a column a shape."""
+    heads = list(dict.fromkeys(r["shape"] for r in rows))
     lines = {}
     for r in rows:
-        lines.setdefault((r[down], r["device"]), {})[r[across]] = r
+        lines.setdefault((r["name"], r["device"]), {})[r["shape"]] = r
     several = len({r["device"] for r in rows}) > 1
     peers = any("ratio" in r for r in rows)
-
-    def cell(r):
-        if r is None:
-            return ""
-        beside = f"{r['ratio']:.2f}x" if "ratio" in r else "" if peers else percent(r.get("of_floor"))
-        return number(r["ms"]) + (f" ({beside})" if beside else "")
-
     out = []
     for (label, device), found in lines.items():
-        marks = {age(r) for r in found.values()} - {""}
-        label += (", " + short(device) if several else "") + (min(marks) if marks else "")
+        label += (", " + short(device) if several else "") + mark(found.values())
         rise = next(iter(found.values())).get("rise")
-        out.append([label] + [cell(found.get(h)) for h in heads] + ([] if rise is None else [f"{100 * rise:+.1f} %"]))
+        out.append([label] + [cell(found.get(h), peers) for h in heads] + ([] if rise is None else [f"{100 * rise:+.1f} %"]))
     return markdown(["ms"] + heads + (["rise"] if len(out[0]) > len(heads) + 1 else []), out, 1)
+
+
+def by_pass(rows):
+    """A line a name without its pass and a shape, a column a pass."""
+    passes, lines = [], {}
+    for r in rows:
+        name, which, rest = re.fullmatch(r"(.*?),? (forward\+backward|forward|backward|dx|dw)(.*)", r["name"]).groups()
+        lines.setdefault((name + rest, r["shape"], r.get("dtype"), r["device"], r["date"], commit_of(r)), {})[which] = r
+        if which not in passes:
+            passes.append(which)
+    peers = any("ratio" in r for r in rows)
+    first = {id(found): next(iter(found.values())) for found in lines.values()}
+    columns = [("ms", lambda x: x[0][0] + mark(x[1].values())), ("shape", lambda x: x[0][1])]
+    columns += [(p, lambda x, p=p: cell(x[1].get(p), peers)) for p in passes]
+    columns += [("", lambda x: "; ".join(dict.fromkeys(f"{w}: {r['note']}" for w, r in x[1].items() if "note" in r)))]
+    columns += [(head, lambda x, get=get: get(first[id(x[1])])) for head, get in where_and_when(rows) if head != "peer"]
+    return kept_columns(columns, list(lines.items()))
 
 
 def targets_table(rows, targets):

@@ -114,7 +114,15 @@ class House(unittest.TestCase):
         self.write("docs/benchmarks.md", self.page().replace("3.00 TB/s", "4.00 TB/s"))
         self.tool("check", fails=True)
 
-    def test_names_across_and_ratios_of_two_shapes(self):
+    def test_passes_side_by_side(self):
+        self.write("docs/benchmarks.md", PAGE.replace("{}", '{"pivot": "pass"}'))
+        both = {"name": "gla forward+backward", "ms": 4.0, "peer": "fla", "peer_ms": 10.0}
+        self.tool("add", self.rows(ROW | {"name": "gla forward", "note": "in segments"}, ROW | both, commit="abc"))
+        self.tool("write")
+        self.assertIn("| ms | shape | forward | forward+backward |  |", self.page())
+        self.assertIn("| gla ? | 2 x 8 | 2 | 4 (2.50x) | forward: in segments |", self.page())
+
+    def test_shapes_side_by_side_and_ratios_of_two(self):
         target = {"group": "G", "says": "few", "name": "^gla forward$", "shape": "^B1$", "of": "times", "beside": "B8", "must": 1.5}
         self.write("docs/benchmarks/targets.jsonl", json.dumps(target))
         self.write("docs/benchmarks.md", PAGE.replace("{}", '{"pivot": "shape"}'))

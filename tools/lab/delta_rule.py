@@ -300,7 +300,7 @@ def timings(paths=("wgmma", "mma"), repeat=50):
             )
             name, shape = "gated_delta_rule" + (" by mma.sync" if path == "mma" else ""), f"B{b} T{t} H{h} D{d_k}"
             for what, ms in (("forward", alone), ("backward", back), ("forward+backward", both)):
-                keep(f"{name} {what}", shape, ms)
+                keep(f"{name} {what}, kernel alone", shape, ms)
             for p in sets:
                 p.prepared.backward_follows = 1
             profile(run)

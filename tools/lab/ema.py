@@ -195,7 +195,7 @@ def timings():
         size = b * t * c * problems[0].x.element_size()
         if not most:
             for what, ms in (("forward", f), ("backward", back), ("forward+backward", both)):
-                keep(f"ema {what}", f"B{b} T{t} C{c} N{n}", ms, dtype="bf16" if dtype == BF16 else "f32")
+                keep(f"ema {what}, kernel alone", f"B{b} T{t} C{c} N{n}", ms, dtype="bf16" if dtype == BF16 else "f32")
         print(
             f"B{b} T{t} C{c} N{n} {str(dtype)[6:]} {problems[0].spans} spans{' cut' if problems[0].cut else ''}: "
             f"forward {f:.3f} ms ({2e-9 * size / f:.2f} TB/s)  backward {back:.3f} ({3e-9 * size / back:.2f})  both {both:.3f}",
@@ -226,8 +226,8 @@ def peer(b=8, t=8192, c=2048, n=16):
         f = median_ms(forward, 10)
     fb = median_ms(both, 10)
     for what, weft, theirs in (("forward", ours[0], f), ("forward+backward", ours[2], fb)):
-        keep(f"ema {what}", f"B{b} T{t} C{c} N{n}", weft)
-        keep(f"ema {what}", f"B{b} T{t} C{c} N{n}", theirs, "transforms in torch " + torch.__version__)
+        keep(f"ema {what}, kernel alone", f"B{b} T{t} C{c} N{n}", weft)
+        keep(f"ema {what}, kernel alone", f"B{b} T{t} C{c} N{n}", theirs, "transforms in torch " + torch.__version__)
     print(
         f"B{b} T{t} C{c} N{n}: transform {f:.2f} / {fb:.2f} ms  weft {ours[0]:.3f} / {ours[2]:.3f}"
         f"  ratio {f / ours[0]:.1f} / {fb / ours[2]:.1f}",

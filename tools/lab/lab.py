@@ -100,8 +100,8 @@ def beside_fla(name, shape, problem, forward, both):
 
     fla = "flash-linear-attention " + version("flash-linear-attention")
     for what, ours, theirs in (("forward", our_f, f), ("forward+backward", our_fb, fb)):
-        keep(f"{name} {what}", shape, ours)
-        keep(f"{name} {what}", shape, theirs, fla, note=tried)
+        keep(f"{name} {what}, kernel alone", shape, ours)
+        keep(f"{name} {what}, kernel alone", shape, theirs, fla, note=tried)
     print(
         f"{name} {shape}: fla {f:.3f} / {fb:.3f} ms ({tried}, {tuned:.0f} s, Triton {triton.__version__})"
         f"  weft {our_f:.3f} / {our_fb:.3f}  ratio {f / our_f:.2f} / {fb / our_fb:.2f}{error}",

@@ -320,7 +320,7 @@ def timings(shapes=SHAPES, paths=("wgmma",), decays=("none", "fixed", "gated"), 
                 name = NAMES[decay] + (" by mma.sync" if path == "mma" else "") + ("" if segment < 0 else ", whole")
                 shape = f"B{b} T{t} H{h} D{d_k}" + ("" if d_k == d_v else f"x{d_v}")
                 for what, ms in (("forward", f), ("backward", back), ("forward+backward", both)):
-                    keep(f"{name} {what}", shape, ms)
+                    keep(f"{name} {what}, kernel alone", shape, ms)
                 print(
                     f"{path} B{b} T{t} H{h} D{d_k}x{d_v} {decay:6s}{cut} fwd {f:.3f} ms ({unit * (2 * d_k + 2 * d_v) / f:.2f} TB/s)"
                     f"  bwd {back:.3f}  f+b {both:.3f} ms",

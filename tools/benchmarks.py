@@ -243,8 +243,12 @@ def commit_of(row):
 # ---- tables
 
 
-def markdown(head, rows, left=2):
-    dashes = ["---"] * left + ["---:"] * (len(head) - left)
+WORDS = {"", "shape", "asked for", "must / stretch", "peer", "beside", "on", "of", "type", "device", "date", "commit"}
+
+
+def markdown(head, rows):
+    """Columns of numbers to the right."""
+    dashes = ["---" if i == 0 or h in WORDS else "---:" for i, h in enumerate(head)]
     return "\n".join("| " + " | ".join(x) + " |" for x in [head, dashes, *rows]) + "\n"
 
 
@@ -335,7 +339,7 @@ def by_shape(rows):
         label += (", " + short(device) if several else "") + mark(found.values())
         rise = next(iter(found.values())).get("rise")
         out.append([label] + [cell(found.get(h), peers) for h in heads] + ([] if rise is None else [f"{100 * rise:+.1f} %"]))
-    return markdown(["ms"] + heads + (["rise"] if len(out[0]) > len(heads) + 1 else []), out, 1)
+    return markdown(["ms"] + heads + (["rise"] if len(out[0]) > len(heads) + 1 else []), out)
 
 
 def by_pass(rows):
@@ -371,7 +375,7 @@ def targets_table(rows, targets):
         peer = f"{row['peer']}, {row['ratio']:.2f}x" if "ratio" in row else ""
         out.append([t["says"] + age(row), asked(t), said(t, value), word, peer, short(row["device"]),
                     f"{row['date']}, {commit_of(row)}"])
-    return markdown(["", "must / stretch", "reached", "", "beside", "on", "of"], out, 1)
+    return markdown(["", "must / stretch", "reached", "", "beside", "on", "of"], out)
 
 
 # ---- the picture

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import unittest
 
-TOOL = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../tools/benchmarks.py")
+TOOLS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../tools")
 ROW = {"weft": "bench/1", "exit": 0, "name": "rotary", "shape": "2 x 8", "dtype": "bf16", "device": "NVIDIA H100 80GB HBM3",
        "ms": 2.0, "tbs": 3.0, "of_floor": 0.8, "peer": None, "peer_ms": None, "note": None, "commit": "", "date": "2026-11-29"}
 TARGET = {"group": "Kernels", "says": "rotary positions", "name": "^rotary", "of": "of_floor", "must": 0.75, "stretch": 0.9}
@@ -21,7 +21,8 @@ class House(unittest.TestCase):
         self.addCleanup(shutil.rmtree, self.home)
         os.makedirs(self.path("docs/benchmarks"))
         os.makedirs(self.path("tools"))
-        shutil.copy(TOOL, self.path("tools"))
+        for name in ("benchmarks", "benchmarks_rows", "benchmarks_page"):
+            shutil.copy(os.path.join(TOOLS, name + ".py"), self.path("tools"))
         self.write("kernel.cu", "one")
         self.write("docs/benchmarks.md", PAGE)
         self.write("docs/benchmarks/targets.jsonl", json.dumps(TARGET))
@@ -133,14 +134,14 @@ class House(unittest.TestCase):
         self.assertIn("| few ? | ≤ 1.50x | 2.00x | **missed** |", self.page())
 
     def test_what_rows_stand_on_is_in_the_tree(self):
-        sys.path.insert(0, os.path.dirname(TOOL))
+        sys.path.insert(0, TOOLS)
         import glob
 
-        import benchmarks
+        import benchmarks_rows
 
-        for _, files in benchmarks.STANDS_ON + benchmarks.ON_CPU:
+        for _, files in benchmarks_rows.STANDS_ON + benchmarks_rows.ON_CPU:
             for pattern in files:
-                self.assertTrue(glob.glob(os.path.join(benchmarks.ROOT, pattern)), pattern)
+                self.assertTrue(glob.glob(os.path.join(benchmarks_rows.ROOT, pattern)), pattern)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ bench() {
     report "$name" 0 "NOT RUN: no time left"
     return 2
   fi
-  printf '{"command": "%s"}\n' "$(sed "s#$weft#weft#g; s#$logs/##g" <<<"$*")" >"$rows"
+  printf '{"command": "%s"}\n' "$(sed "s#$weft#weft#g; s#$logs/##g; s#[\"\\\\]##g" <<<"$*")" >"$rows"
   timeout -k 3 "$limit" "$@" >>"$rows" 2>"$logs/$name.log" || code=$?
   found=$(grep -c '"ms"' "$rows" || true)
   if [ "$code$found" = 00 ]; then code=no; fi

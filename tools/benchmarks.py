@@ -13,7 +13,7 @@ changed behind its commit is marked †, one whose commit is not in this clone ?
 docs/benchmarks/targets.jsonl, "must" and "stretch" of one value of the rows whose name and shape match.
 
 In docs/benchmarks.md `<!-- rows {...} -->` begins a table of the newest row of each name, shape, type and device, whose name,
-shape, device and dtype match the patterns given; with "pivot": "shape" or "pass" these side by side. `<!-- targets -->` begins the first table.
+shape, device (a GPU, unless given) and dtype match the patterns given; with "pivot": "shape" or "pass" these side by side. `<!-- targets -->` begins the first table.
 """
 import argparse
 import glob

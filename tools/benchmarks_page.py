@@ -9,6 +9,8 @@ AT_MOST = {"ms", "peak_gib", "p99_p50", "rise", "times"}  # of other values more
 
 
 def matches(pattern, row):
+    """Of GPUs, unless it says another device."""
+    pattern = {"device": "NVIDIA", **pattern}
     return all(re.search(pattern[k], str(row.get(k, ""))) for k in ("name", "shape", "device", "dtype") if k in pattern)
 
 

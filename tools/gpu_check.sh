@@ -52,8 +52,9 @@ done
 
 export WEFT_DEVICE=${WEFT_DEVICE:-cuda}
 logs=${LOGS:-build/gpu_logs}
-rm -rf "$logs"
-mkdir -p "$logs/rows"
+mkdir -p "$logs"
+rm -rf "$logs"/rows "$logs"/run-* "$logs"/*.log "$logs"/{summary.txt,corpus.txt,rows.jsonl}
+mkdir "$logs/rows"
 if [ "$WEFT_DEVICE" = cpu ]; then
   bin=${BUILD:-build/cpu}
 elif [ -e .carry/gpu.tar.gz ]; then
@@ -229,6 +230,7 @@ if wants lab; then
   fi
 fi
 
+rm -f "$logs/corpus.txt"
 echo
 if [ -z "$(ls "$logs/rows")" ]; then
   :

@@ -92,13 +92,14 @@ def row_of_run(folder):
     words = where["command_line"]
     name = next((w for w in words if w.endswith(".yaml")), recipe.get("name", folder))
     name = name.removeprefix("recipes/").removesuffix(".yaml")
+    name += ", equal bits" if "determinism=run" in words else ""
     rate = statistics.median(x["tokens_per_s"] for x in steps)
     batch = int(recipe["batch_tokens"])
     row = {"weft": "bench/1", "name": "train " + name, "shape": f"T{recipe['context']}",
            "dtype": recipe.get("precision", "f32"), "device": where["device"], "ms": 1e3 * batch / rate, "tokens_per_s": rate,
            "peak_gib": max(x.get("peak_bytes") or 0 for x in steps) / 2**30, "commit": where.get("commit", ""),
            "date": where.get("start_time", str(datetime.date.today()))[:10], "command": "weft " + " ".join(w for w in words[1:] if not w.startswith("run=")),
-           "note": f"{batch} tokens a step" + (", equal bits" if recipe.get("determinism") == "run" else "")}
+           "note": f"{batch} tokens a step"}
     mfu = [x["mfu"] for x in steps if x.get("mfu")]
     if mfu:
         row["mfu"] = statistics.median(mfu)

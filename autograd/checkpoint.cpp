@@ -66,15 +66,13 @@ std::vector<Variable> checkpoint(const std::vector<Variable>& inputs, const Func
       [](Backward& b, const NoAttributes&) {
         Tape inner;
         std::vector<Variable> leaves;
-        for (size_t i = 0; i < b.inputs().size(); ++i) {
-          const Tensor& x = b.saved(static_cast<int>(i));
-          leaves.push_back(b.wants(static_cast<int>(i)) ? inner.input(x) : Variable(x));
-        }
+        for (int i = 0; i < b.inputs(); ++i)
+          leaves.push_back(b.wants(i) ? inner.input(b.saved(i)) : Variable(b.saved(i)));
         std::vector<Variable> again;
         {
-          std::vector<Tensor> saved = b.saved().tensors;
+          std::vector<Tensor> saved = b.all_saved();
           const Run second(saved, leaves.size(), true);
-          again = b.saved().replay(leaves);
+          again = b.replay(leaves);
           CHECK(second.used_up(), "checkpoint: the recompute keeps less than the first run");
         }
         std::vector<Tensor> seeds;

@@ -1,5 +1,9 @@
 #include "autograd/tape.h"
 
+#include <algorithm>
+#include <cstring>
+#include <iterator>
+#include <span>
 #include <unordered_set>
 
 #include "autograd/ops/convert.h"
@@ -13,38 +17,44 @@ void add_in_place(const Tensor& to, const Tensor& from) { ON_DEVICE(to.device(),
 
 }  // namespace
 
-const std::vector<Variable>& Backward::inputs() const { return tape_.entries_[entry_].inputs; }
-const Saved& Backward::saved() const { return tape_.entries_[entry_].saved; }
-const Tensor& Backward::saved(int i) const { return tape_.entries_[entry_].saved.tensors[i]; }
-const Shape& Backward::shape(int i) const { return tape_.entries_[entry_].shapes[i]; }
-bool Backward::wants(int i) const { return inputs()[i].differentiable(); }
-bool Backward::has_grad(int i) const {
-  return tape_.slots_[tape_.entries_[entry_].outputs[i]].gradient.defined();
+const auto& Backward::input(int i) const { return tape_.inputs_[tape_.entries_[entry_].first_input + i]; }
+auto& Backward::output(int i) const { return tape_.slots_[tape_.entries_[entry_].first_output + i]; }
+int Backward::inputs() const { return tape_.entries_[entry_].inputs; }
+const Tensor& Backward::saved(int i) const { return tape_.saved_[tape_.entries_[entry_].first_saved + i]; }
+std::vector<Tensor> Backward::all_saved() const {
+  const Tape::Entry& entry = tape_.entries_[entry_];
+  const auto first = tape_.saved_.begin() + entry.first_saved;
+  return {first, first + entry.saved};
 }
+std::vector<Variable> Backward::replay(const std::vector<Variable>& arguments) const {
+  return tape_.entries_[entry_].replay(arguments);
+}
+const Shape& Backward::shape(int i) const { return input(i).shape; }
+bool Backward::wants(int i) const { return input(i).wanted(); }
+bool Backward::has_grad(int i) const { return output(i).gradient.defined(); }
 
 const Tensor& Backward::grad(int i) {
-  Tape::Slot& slot = tape_.slots_[tape_.entries_[entry_].outputs[i]];
+  Tape::Slot& slot = output(i);
   if (!slot.gradient.defined()) slot.gradient = zeros(slot.shape, slot.dtype, slot.device);
   return slot.gradient;
 }
 
 Tensor Backward::joined() {
-  const std::vector<int>& outputs = tape_.entries_[entry_].outputs;
-  for (int i = 0; i < static_cast<int>(outputs.size()); ++i) {
-    const Tensor place = tape_.slots_[outputs[i]].place(), &gradient = grad(i);
+  for (int i = 0; i < tape_.entries_[entry_].outputs; ++i) {
+    const Tensor place = output(i).place(), &gradient = grad(i);
     const bool there = place.buffer() == gradient.buffer() && place.raw() == gradient.raw();
     if (!there) place.copy_from(gradient);
   }
-  return tape_.slots_[outputs[0]].joined->whole;
+  return output(0).joined->whole;
 }
 
 void Backward::add(int i, const Tensor& gradient) {
-  const Variable& input = inputs()[i];
-  if (!input.differentiable()) return;
-  if (input.parameter_.defined()) {
+  const Tape::Input& to = input(i);
+  if (!to.wanted()) return;
+  if (to.parameter.defined()) {
     const Into target = into(i);
     CHECK(gradient.numel() == target.target.numel(), tape_.entries_[entry_].name, ": gradient ",
-          gradient.shape(), " for ", input.parameter_->info.name, " ", target.target.shape());
+          gradient.shape(), " for ", to.parameter->info.name, " ", target.target.shape());
     const Tensor shaped = gradient.contiguous().reshape(target.target.shape());
     if (target.beta == 0)
       target.target.copy_from(shaped);
@@ -52,7 +62,7 @@ void Backward::add(int i, const Tensor& gradient) {
       add_in_place(target.target, shaped);
     return;
   }
-  Tape::Slot& slot = tape_.slots_[input.slot_];
+  Tape::Slot& slot = tape_.slots_[to.slot];
   CHECK(gradient.shape() == slot.shape && gradient.dtype() == slot.dtype, tape_.entries_[entry_].name,
         ": gradient ", gradient.shape(), " ", name_of(gradient.dtype()), " of input ", i, " ", slot.shape,
         " ", name_of(slot.dtype));
@@ -69,9 +79,8 @@ void Backward::add(int i, const Tensor& gradient) {
 }
 
 Tensor Backward::room(int i, const Tensor& like) {
-  const Variable& input = inputs()[i];
-  if (input.tape_ != nullptr) {
-    Tape::Slot& slot = tape_.slots_[input.slot_];
+  if (const int at = input(i).slot; at >= 0) {
+    Tape::Slot& slot = tape_.slots_[at];
     const bool free = slot.joined != nullptr && !slot.taken && !slot.gradient.defined();
     if (free && slot.dtype == like.dtype()) {
       slot.taken = true;  // an input may be there twice
@@ -82,15 +91,15 @@ Tensor Backward::room(int i, const Tensor& like) {
 }
 
 Into Backward::into(int i) {
-  const Variable& input = inputs()[i];
-  CHECK(input.differentiable(), tape_.entries_[entry_].name, ": nobody wants the gradient of input ", i);
-  if (input.parameter_.defined()) {
-    ParameterEntry& p = *input.parameter_;
+  const Tape::Input& to = input(i);
+  CHECK(to.wanted(), tape_.entries_[entry_].name, ": nobody wants the gradient of input ", i);
+  if (to.parameter.defined()) {
+    ParameterEntry& p = *to.parameter;
     const double beta = p.written ? 1.0 : 0.0;
     p.written = true;
     return {p.gradient, beta};
   }
-  Tape::Slot& slot = tape_.slots_[input.slot_];
+  Tape::Slot& slot = tape_.slots_[to.slot];
   if (!slot.gradient.defined()) {
     slot.gradient = empty(slot.shape, slot.dtype, slot.device);
     return {slot.gradient, 0.0};
@@ -146,44 +155,55 @@ Variable Tape::input(const Tensor& value) {
   return v;
 }
 
-std::vector<Variable> Tape::push(const char* name, std::vector<Variable> inputs,
+std::vector<Variable> Tape::push(const char* name, const std::vector<Variable>& inputs,
                                  const std::vector<Tensor>& outputs, Saved saved, bool collective,
                                  const void* attributes, size_t attribute_bytes, void (*rule)(),
                                  Invoke invoke) {
   CHECK(!walked_, name, ": recorded after backward()");
-  std::vector<Shape> shapes;
-  for (Variable& v : inputs) {
+  const auto count = [](const auto& list) { return static_cast<int>(list.size()); };
+  entries_.push_back({name,
+                      count(inputs_),
+                      count(inputs),
+                      count(slots_),
+                      count(outputs),
+                      count(saved_),
+                      count(saved.tensors),
+                      std::move(saved.replay),
+                      collective,
+                      rule,
+                      invoke,
+                      {}});
+  std::move(saved.tensors.begin(), saved.tensors.end(), std::back_inserter(saved_));
+  std::memcpy(entries_.back().attributes, attributes, attribute_bytes);
+  for (const Variable& v : inputs) {
     CHECK(v.tape_ == nullptr || v.tape_ == this, name, ": an input belongs to another tape");
-    shapes.push_back(v.shape());
-    v.value_ = Tensor();
+    inputs_.push_back({v.shape(), v.tape_ == nullptr ? -1 : v.slot_, v.parameter_});
   }
-  Entry entry{name, std::move(inputs), std::move(shapes), {}, std::move(saved), collective, {}, rule, invoke};
-  std::memcpy(entry.attributes, attributes, attribute_bytes);
   std::vector<Variable> variables;
+  variables.reserve(outputs.size());
   for (const Tensor& output : outputs) {
-    Variable v(output);
+    Variable& v = variables.emplace_back(output);
     v.tape_ = this;
     v.slot_ = new_slot(output);
-    entry.outputs.push_back(v.slot_);
-    variables.push_back(v);
   }
-  entries_.push_back(std::move(entry));
   return variables;
 }
 
 void Tape::run(int index) {
   Entry& entry = entries_[index];
+  const std::span<Slot> outputs(slots_.data() + entry.first_output, entry.outputs);
   bool reached = entry.collective;
-  for (int slot : entry.outputs) reached |= slots_[slot].gradient.defined();
+  for (const Slot& slot : outputs) reached |= slot.gradient.defined();
   if (reached) {
     Backward b(*this, index);
     entry.invoke(b, entry.attributes, entry.rule);
   }
-  entry.saved = {};  // its memory is free from here on
-  for (int slot : entry.outputs)
-    if (!slots_[slot].keep) {
-      slots_[slot].gradient = Tensor();
-      slots_[slot].joined = nullptr;
+  saved_.resize(entry.first_saved);  // their memory is free from here on
+  entry.replay = nullptr;
+  for (Slot& slot : outputs)
+    if (!slot.keep) {
+      slot.gradient = Tensor();
+      slot.joined = nullptr;
     }
 }
 
@@ -227,9 +247,8 @@ Tensor Tape::gradient(const Variable& input) const {
 int64_t Tape::saved_bytes() const {
   std::unordered_set<const Buffer*> seen;
   int64_t bytes = 0;
-  for (const Entry& entry : entries_)
-    for (const Tensor& t : entry.saved.tensors)
-      if (t.defined() && seen.insert(t.buffer()).second) bytes += t.buffer()->bytes();
+  for (const Tensor& t : saved_)
+    if (t.defined() && seen.insert(t.buffer()).second) bytes += t.buffer()->bytes();
   return bytes;
 }
 

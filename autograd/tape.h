@@ -90,12 +90,15 @@ class Backward {
   Tensor accumulator(int i);
   // The gradients of outputs that Tape::join puts side by side, as one tensor; zero where none arrived.
   Tensor joined();
-  const std::vector<Variable>& inputs() const;
-  const Saved& saved() const;
+  int inputs() const;  // how many
+  std::vector<Tensor> all_saved() const;
+  std::vector<Variable> replay(const std::vector<Variable>& arguments) const;
 
  private:
   friend class Tape;
   Backward(Tape& tape, int entry) : tape_(tape), entry_(entry) {}
+  inline const auto& input(int i) const;
+  inline auto& output(int i) const;
   Tape& tape_;
   int entry_;
 };
@@ -132,23 +135,30 @@ class Tape {
 
   using Invoke = void (*)(Backward&, const std::byte* attributes, void (*rule)());
 
-  std::vector<Variable> push(const char* name, std::vector<Variable> inputs,
+  std::vector<Variable> push(const char* name, const std::vector<Variable>& inputs,
                              const std::vector<Tensor>& outputs, Saved saved, bool collective,
                              const void* attributes, size_t attribute_bytes, void (*rule)(), Invoke invoke);
 
  private:
   friend class Backward;
   static constexpr size_t kAttributeBytes = 64;
+  // Where a gradient goes; without slot and parameter, nowhere.
+  struct Input {
+    Shape shape;
+    int slot;
+    Parameter parameter;
+    bool wanted() const { return slot >= 0 || parameter.defined(); }
+  };
   struct Entry {
     const char* name;
-    std::vector<Variable> inputs;  // values dropped: only where gradients go
-    std::vector<Shape> shapes;     // of the inputs
-    std::vector<int> outputs;      // slots
-    Saved saved;
+    int first_input, inputs;    // in inputs_
+    int first_output, outputs;  // in slots_
+    int first_saved, saved;     // in saved_
+    Function replay;
     bool collective;
-    alignas(std::max_align_t) std::byte attributes[kAttributeBytes];
     void (*rule)();
     Invoke invoke;
+    alignas(std::max_align_t) std::byte attributes[kAttributeBytes];
   };
   struct Joined {
     int64_t columns = 0;
@@ -168,8 +178,11 @@ class Tape {
   int new_slot(const Tensor& value);
   void run(int entry);
 
+  // Flat, so that an entry takes no memory of its own. The way back drops what is saved from the end on.
   std::vector<Entry> entries_;
+  std::vector<Input> inputs_;
   std::vector<Slot> slots_;
+  std::vector<Tensor> saved_;
   Tape* previous_;
   bool walked_ = false;
 };
@@ -189,7 +202,7 @@ class NoTape {
 // Records an op, and returns its outputs as variables. The rule is a function without captures (a lambda that
 // captures does not compile here); what it needs besides tensors is a small plain struct.
 template <class Attributes>
-std::vector<Variable> record_many(const char* name, std::vector<Variable> inputs,
+std::vector<Variable> record_many(const char* name, const std::vector<Variable>& inputs,
                                   const std::vector<Tensor>& outputs, Saved saved,
                                   const Attributes& attributes,
                                   std::type_identity_t<void (*)(Backward&, const Attributes&)> rule,
@@ -201,8 +214,8 @@ std::vector<Variable> record_many(const char* name, std::vector<Variable> inputs
   bool wanted = collective;
   for (const Variable& v : inputs) wanted |= v.differentiable();
   if (tape == nullptr || !wanted) return {outputs.begin(), outputs.end()};
-  return tape->push(name, std::move(inputs), outputs, std::move(saved), collective, &attributes,
-                    sizeof(Attributes), reinterpret_cast<void (*)()>(rule),
+  return tape->push(name, inputs, outputs, std::move(saved), collective, &attributes, sizeof(Attributes),
+                    reinterpret_cast<void (*)()>(rule),
                     [](Backward& b, const std::byte* bytes, void (*erased)()) {
                       Attributes a;
                       std::memcpy(static_cast<void*>(&a), bytes, sizeof(Attributes));
@@ -211,10 +224,10 @@ std::vector<Variable> record_many(const char* name, std::vector<Variable> inputs
 }
 
 template <class Attributes>
-Variable record(const char* name, std::vector<Variable> inputs, const Tensor& output, Saved saved,
+Variable record(const char* name, const std::vector<Variable>& inputs, const Tensor& output, Saved saved,
                 const Attributes& attributes,
                 std::type_identity_t<void (*)(Backward&, const Attributes&)> rule) {
-  return record_many(name, std::move(inputs), {output}, std::move(saved), attributes, rule)[0];
+  return record_many(name, inputs, {output}, std::move(saved), attributes, rule)[0];
 }
 
 }  // namespace weft

@@ -86,12 +86,13 @@ std::vector<Variable> record_collective(const char* name, std::vector<Variable> 
     int outputs;
   };
   return record_many(
-      name, std::move(inputs), outputs, Saved{std::move(saved), std::move(adjoint)},
+      name, inputs, outputs, Saved{std::move(saved), std::move(adjoint)},
       Attributes{static_cast<int>(outputs.size())},
       [](Backward& b, const Attributes& a) {
-        std::vector<Variable> arguments(b.saved().tensors.begin(), b.saved().tensors.end());
+        const std::vector<Tensor> saved = b.all_saved();
+        std::vector<Variable> arguments(saved.begin(), saved.end());
         for (int i = 0; i < a.outputs; ++i) arguments.emplace_back(b.grad(i).contiguous());
-        const std::vector<Variable> gradients = b.saved().replay(arguments);
+        const std::vector<Variable> gradients = b.replay(arguments);
         for (size_t i = 0; i < gradients.size(); ++i) b.add(static_cast<int>(i), gradients[i].value());
       },
       true);

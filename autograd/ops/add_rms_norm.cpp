@@ -28,7 +28,7 @@ SumAndNorm add_rms_norm(const Variable& first, const Variable& second, const Var
         ON_DEVICE(dy.device(), add_rms_norm_backward(dx, dgain, sum, rstd, grads.saved(2), dsum, dy));
         grads.add(0, dx);
         grads.add(1, dx);
-        if (grads.inputs().size() == 3 && grads.wants(2)) {
+        if (grads.inputs() == 3 && grads.wants(2)) {
           const Into into = grads.into(2);
           ON_DEVICE(dy.device(), sum_rows(into.target, dgain, into.beta));
         }

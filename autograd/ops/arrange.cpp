@@ -90,7 +90,7 @@ Variable concatenate(const std::vector<Variable>& parts, int axis) {
   return record("concatenate", parts, y, save(), Range{axis, 0, total}, [](Backward& b, const Range& r) {
     const Tensor g = b.grad().contiguous();
     int64_t at = 0;
-    for (int i = 0; i < static_cast<int>(b.inputs().size()); ++i) {
+    for (int i = 0; i < b.inputs(); ++i) {
       const int64_t n = b.shape(i)[r.axis];
       if (b.wants(i)) b.add(i, copy_slice(g, r.axis, at, at + n));
       at += n;

@@ -90,7 +90,7 @@ Variable linear(const Variable& x, const Variable& weight, const Variable& bias)
                   const Tensor g = as_matrix(grads.grad().contiguous());
                   gradient_product(grads, 0, g, grads.saved(1), {});
                   gradient_product(grads, 1, g, grads.saved(0), {true, false});
-                  if (grads.inputs().size() == 3 && grads.wants(2)) {
+                  if (grads.inputs() == 3 && grads.wants(2)) {
                     const Into into = grads.into(2);
                     ON_DEVICE(g.device(), sum_rows(into.target, g, into.beta));
                   }

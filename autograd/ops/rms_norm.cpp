@@ -23,7 +23,7 @@ Variable rms_norm(const Variable& x, const Variable& gain, double eps) {
         const Tensor dgain = empty({row_blocks(rstd.dim(0)).count, dy.dim(-1)}, rstd.dtype(), dy.device());
         ON_DEVICE(dy.device(), rms_norm_backward(dx, dgain, grads.saved(0), rstd, grads.saved(2), dy));
         grads.add(0, dx);
-        if (grads.inputs().size() == 2 && grads.wants(1)) {
+        if (grads.inputs() == 2 && grads.wants(1)) {
           const Into into = grads.into(1);
           ON_DEVICE(dy.device(), sum_rows(into.target, dgain, into.beta));
         }

@@ -35,7 +35,7 @@ std::vector<Variable> rotary(const std::vector<Variable>& turning, const std::ve
   ON_DEVICE(first.device(), rotary(parts, position, turn.theta, turn.rotated, 1));
   return record_many("rotary", inputs, outputs, save(position), turn, [](Backward& grads, const Turn& turn) {
     std::vector<cpu::RotaryPart> parts;
-    for (int i = 0; i < static_cast<int>(grads.inputs().size()); ++i) {
+    for (int i = 0; i < grads.inputs(); ++i) {
       const Tensor dy = grads.grad(i);
       parts.push_back({grads.room(i, dy), dy, i < turn.turning});
     }

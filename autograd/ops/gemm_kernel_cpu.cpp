@@ -29,14 +29,14 @@ double widen(double x) { return x; }
 float widen(float x) { return x; }
 float widen(bf16 x) { return __builtin_bit_cast(float, static_cast<uint32_t>(x.bits) << 16); }
 
-// c (kRows, kColumns) = alpha times the product of two panels + beta c
+// c (kRows, kColumns) = alpha times the product of two panels + beta c; rows of b's are b_row apart
 template <class T>
-void multiply_panels(int64_t k, const T* a, const T* b, T* c, int64_t pitch, T alpha, T beta) {
+void multiply_panels(int64_t k, const T* a, const T* b, int64_t b_row, T* c, int64_t pitch, T alpha, T beta) {
   typedef T Vector __attribute__((vector_size(kBytes)));
   Vector sum[kRows][2];
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i) sum[i][0] = sum[i][1] = Vector{};
-  for (int64_t p = 0; p < k; ++p, a += kRows, b += kColumns<T>) {
+  for (int64_t p = 0; p < k; ++p, a += kRows, b += b_row) {
     Vector b0, b1;
     __builtin_memcpy(&b0, b, kBytes);
     __builtin_memcpy(&b1, b + kLanes<T>, kBytes);
@@ -63,13 +63,13 @@ void multiply_panels(int64_t k, const T* a, const T* b, T* c, int64_t pitch, T a
 
 // The same for a tile that sticks out of c: only `rows` and `columns` of it are there.
 template <class T>
-void multiply_edge(int64_t k, const T* a, const T* b, T* c, int64_t pitch, int64_t rows, int64_t columns,
-                   T alpha, T beta) {
+void multiply_edge(int64_t k, const T* a, const T* b, int64_t b_row, T* c, int64_t pitch, int64_t rows,
+                   int64_t columns, T alpha, T beta) {
   T whole[kRows * kColumns<T>] = {};
   if (beta != 0)
     for (int64_t i = 0; i < rows; ++i)
       for (int64_t j = 0; j < columns; ++j) whole[i * kColumns<T> + j] = c[i * pitch + j];
-  multiply_panels(k, a, b, whole, kColumns<T>, alpha, beta);
+  multiply_panels(k, a, b, b_row, whole, kColumns<T>, alpha, beta);
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < columns; ++j) c[i * pitch + j] = whole[i * kColumns<T> + j];
 }
@@ -124,15 +124,20 @@ void pack(T* to, MatrixView<X> x, int64_t n, int64_t k) {
 
 template <class T, class A, class B>
 void multiply(Product<T, A, B> x, T* space) {
+  // For a few rows of c packing takes longer than it saves: whole panels of b are read where they lie.
+  constexpr bool same = sizeof(T) == sizeof(B);
+  const bool direct = same && x.b.column == 1 && x.m <= 4 * kRows;
   T* const panel = space + (-reinterpret_cast<uintptr_t>(space) % 64) / sizeof(T);
   T* const block = panel + 16 * kPackDepth;  // both begin at a cache line
   for (int64_t p = 0; p < x.k || p == 0; p += kPackDepth, x.beta = 1) {
     const int64_t depth = least(kPackDepth, x.k - p);
     for (int64_t across = 0; across < x.n; across += kPackWidth) {
       const int64_t width = least(kPackWidth, x.n - across);
-      pack<kColumns<T>>(block,
-                        MatrixView<B>{x.b.data + p * x.b.row + across * x.b.column, x.b.column, x.b.row},
-                        width, depth);
+      const B* const corner = x.b.data + p * x.b.row + across * x.b.column;
+      const int64_t whole = direct ? width / kColumns<T> * kColumns<T> : 0;
+      pack<kColumns<T>>(block + whole * depth,
+                        MatrixView<B>{corner + whole * x.b.column, x.b.column, x.b.row}, width - whole,
+                        depth);
       for (int64_t i = 0; i < x.m; i += kRows) {
         const int64_t rows = least(kRows, x.m - i);
         pack<kRows>(panel, MatrixView<A>{x.a.data + i * x.a.row + p * x.a.column, x.a.row, x.a.column}, rows,
@@ -140,10 +145,14 @@ void multiply(Product<T, A, B> x, T* space) {
         for (int64_t j = 0; j < width; j += kColumns<T>) {
           const int64_t columns = least(kColumns<T>, width - j);
           T* to = x.c + i * x.pitch + across + j;
+          const T* b = block + j * depth;
+          int64_t b_row = kColumns<T>;
+          if constexpr (same)
+            if (j < whole) b = corner + j, b_row = x.b.row;
           if (rows == kRows && columns == kColumns<T>)
-            multiply_panels(depth, panel, block + j * depth, to, x.pitch, x.alpha, x.beta);
+            multiply_panels(depth, panel, b, b_row, to, x.pitch, x.alpha, x.beta);
           else
-            multiply_edge(depth, panel, block + j * depth, to, x.pitch, rows, columns, x.alpha, x.beta);
+            multiply_edge(depth, panel, b, b_row, to, x.pitch, rows, columns, x.alpha, x.beta);
         }
       }
     }

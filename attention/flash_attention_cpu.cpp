@@ -6,11 +6,13 @@
 #include "autograd/ops/gemm_kernel.h"
 #include "autograd/ops/vector_math.h"
 #include "autograd/parallel.h"
+#include "autograd/scratch.h"
 
 namespace weft::cpu {
 namespace {
 
 constexpr int64_t kTile = 64;
+constexpr int64_t kSmall = 1 << 18;  // multiplications below which a second core costs more than it gives
 
 // Of the laplace weights: the mean, and 1 / (sigma sqrt 2).
 constexpr double kLaplaceMean = 1 / std::numbers::sqrt2, kLaplaceRate = 2.5066282746310002;
@@ -94,7 +96,7 @@ int64_t padded(int64_t n, const AttentionTokens& t) {
 
 // Head h of these n tokens of x (N, H, D), one row after another, up to `rows` of them.
 template <class T>
-MatrixView<T> take_rows(std::vector<T>& to, const Tensor& x, const int32_t* token, int64_t n, int64_t rows,
+MatrixView<T> take_rows(Scratch<T>& to, const Tensor& x, const int32_t* token, int64_t n, int64_t rows,
                         int64_t h) {
   const int64_t d = x.dim(2);
   to.assign(static_cast<size_t>(rows * d), T(0));
@@ -210,10 +212,12 @@ void forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& 
       const int64_t own = std::ssize(of_head(queries, h).spans);
       if (turn < own) tasks.emplace_back(turn % 2 ? own - 1 - turn / 2 : turn / 2, h);
     }
-  parallel_for(std::ssize(tasks), 1, [&](int64_t begin, int64_t end) {
-    std::vector<T> q_rows;
-    std::vector<W> s(kTile * kTile), acc(static_cast<size_t>(kTile * dv)), peak(kTile), sum(kTile),
-        shift(kTile), shrink(kTile);
+  const int64_t tile_rows = std::min(kTile, padded(n, tokens)), tile_columns = std::min(kTile, m);
+  const int64_t work = tile_rows * m * (d + dv) / 2;
+  parallel_for(std::ssize(tasks), 1 + kSmall / (work + 1), [&](int64_t begin, int64_t end) {
+    Scratch<T> q_rows;
+    Scratch<W> s(tile_rows * tile_columns), acc(tile_rows * dv), peak(kTile), sum(kTile), shift(kTile),
+        shrink(kTile);
     for (int64_t task = begin; task < end; ++task) {
       const auto [tile, h] = tasks[static_cast<size_t>(task)];
       const Queries& mine = of_head(queries, h);
@@ -269,8 +273,8 @@ void forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& 
       for (int64_t i = 0; i < nq; ++i) {
         const int64_t row = mine.token[q0 + i] * heads + h;
         const W inverse = sum[i] > 0 ? W(1) / sum[i] : W(0);
-        for (int64_t j = 0; j < dv; ++j)
-          o.data<T>()[row * dv + j] = static_cast<T>(acc[i * dv + j] * inverse);
+        T* out = o.data<T>() + row * dv;
+        for (int64_t j = 0; j < dv; ++j) out[j] = static_cast<T>(acc[i * dv + j] * inverse);
         lse.data<W>()[row] = sum[i] > 0 ? peak[i] + std::log(sum[i]) : never;
       }
     }
@@ -292,11 +296,12 @@ void backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor
   const std::vector<double> slopes = options.alibi ? alibi_slopes(heads) : std::vector<double>(heads, 0.0);
   const W scale = static_cast<W>(options.scale);
   if (tokens.active.defined()) dq.zero();
-  parallel_for(kv_heads, 1, [&](int64_t begin, int64_t end) {
-    std::vector<W> p(kTile * kTile), ds(kTile * kTile), dq_all(static_cast<size_t>(n * d)),
-        dk_all(static_cast<size_t>(m * d)), dv_all(static_cast<size_t>(m * e));
-    std::vector<W> delta(static_cast<size_t>(n)), shift(static_cast<size_t>(n));
-    std::vector<T> q_rows, g_rows;
+  const int64_t tile = std::min(kTile, n) * std::min(kTile, m), work = group * n * m * (d + e);
+  parallel_for(kv_heads, 1 + kSmall / (work + 1), [&](int64_t begin, int64_t end) {
+    Scratch<W> p(tile), ds(tile), dq_all(static_cast<size_t>(n * d)), dk_all(static_cast<size_t>(m * d)),
+        dv_all(static_cast<size_t>(m * e));
+    Scratch<W> delta(static_cast<size_t>(n)), shift(static_cast<size_t>(n));
+    Scratch<T> q_rows, g_rows;
     for (int64_t hk = begin; hk < end; ++hk) {
       std::fill(dk_all.begin(), dk_all.end(), W(0));
       std::fill(dv_all.begin(), dv_all.end(), W(0));

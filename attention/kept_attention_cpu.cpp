@@ -7,6 +7,7 @@
 #include "autograd/ops/sparsek_threshold.h"
 #include "autograd/ops/vector_math.h"
 #include "autograd/parallel.h"
+#include "autograd/scratch.h"
 
 namespace weft::cpu {
 namespace {
@@ -104,7 +105,7 @@ void kept_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Ten
     for_each_text(rows, heads, [&](int64_t h, int64_t first, int64_t end) {
       const int64_t owner = h * groups / heads;
       Kept kept(pairs.leave.data<int32_t>() + h * n, first);
-      std::vector<T> score;
+      Scratch<T> score;
       for (int64_t t = first; t < end; ++t) {
         const int64_t row = t * heads + h;
         const T tau = pairs.tau.data<T>()[row];

@@ -7,6 +7,7 @@
 #include "attention/row_math.h"
 #include "autograd/ops/vector_math.h"
 #include "autograd/parallel.h"
+#include "autograd/scratch.h"
 
 namespace weft::cpu {
 
@@ -18,7 +19,7 @@ void selected_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const
     const T *Q = q.data<T>(), *K = k.data<T>(), *V = v.data<T>(), *G = gate.data<T>();
     const T scale = static_cast<T>(options.scale), never = -std::numeric_limits<T>::infinity();
     parallel_for(n, 1 + (1 << 14) / (count * (d + e) + 1), [&](int64_t begin, int64_t end) {
-      std::vector<T> score(static_cast<size_t>(count));
+      Scratch<T> score(static_cast<size_t>(count));
       for (int64_t i = begin; i < end; ++i) {
         const T* g = G + i * count;
         const int32_t* row = rows + i * count;

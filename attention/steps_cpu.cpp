@@ -7,6 +7,7 @@
 #include "attention/steps.h"
 #include "autograd/ops/rows.h"
 #include "autograd/parallel.h"
+#include "autograd/scratch.h"
 
 namespace weft::cpu {
 namespace {
@@ -31,7 +32,7 @@ void recurrent(const Tensor& o, const Tensor& q, const Tensor& k, const Tensor& 
   using W = Acc<T>;
   const int64_t heads = q.dim(1), d = q.dim(2), e = v.dim(2);
   parallel_for(q.dim(0) * heads, 1 + kSmall / (d * e + 1), [&](int64_t begin, int64_t end) {
-    std::vector<W> u(static_cast<size_t>(e)), y(u.size());
+    Scratch<W> u(static_cast<size_t>(e)), y(u.size());
     for (int64_t i = begin; i < end; ++i) {
       const int64_t m = i / heads, h = i % heads;
       const T *query = row_of<T>(q, m, h), *key = row_of<T>(k, m, h), *value = row_of<T>(v, m, h);
@@ -106,7 +107,7 @@ void attend(const Tensor& o, const Tensor& lse, const StepTokens& t, const Tenso
   }
   const std::vector<double> slopes = options.alibi ? alibi_slopes(heads) : std::vector<double>(heads, 0.0);
   parallel_for(m_all * heads, 1 + kSmall / (longest * (d + e)), [&](int64_t begin, int64_t end) {
-    std::vector<W> p, sum(static_cast<size_t>(e));
+    Scratch<W> p, sum(static_cast<size_t>(e));
     for (int64_t i = begin; i < end; ++i) {
       const int64_t m = i / heads, h = i % heads, group = h * groups / heads, at = position[m];
       const int64_t first = options.window > 0 ? std::max<int64_t>(0, at + 1 - options.window) : 0;

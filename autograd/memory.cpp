@@ -6,7 +6,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
+#include <new>
 #include <unordered_map>
+#include <utility>
 
 #include "autograd/out_of_memory.h"
 #ifdef WEFT_CUDA
@@ -16,22 +18,60 @@
 namespace weft {
 namespace {
 
+// A training step takes and returns the same sizes again and again. Small blocks wait in a list of their size
+// for the next one: glibc's own lists do not serve aligned blocks, and what it does instead is a tenth of a
+// step of small ops. Large ones stay in the heap instead of giving their pages back to the system and
+// faulting them in anew.
 class CpuAllocator : public Allocator {
  public:
   CpuAllocator() {
-    // A training step takes and returns the same sizes again and again: keep them in the heap instead of
-    // giving pages back to the system and faulting them in anew.
     mallopt(M_MMAP_THRESHOLD, 1 << 30);
-    mallopt(M_TRIM_THRESHOLD, 1 << 30);
+    mallopt(M_TRIM_THRESHOLD, -1);  // never
     mallopt(M_TOP_PAD, 64 << 20);
   }
   void* allocate(int64_t bytes) override {
-    return std::aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64));
+    const int64_t units = units_of(bytes);
+    if (units <= kLargest) {
+      const std::lock_guard lock(mutex_);
+      if (Free*& first = lists_[units]; first != nullptr) {
+        waiting_ -= units;
+        return std::exchange(first, first->next);
+      }
+    }
+    return std::aligned_alloc(kUnit, static_cast<size_t>(units * kUnit));
   }
-  void release(void* pointer, int64_t) override { std::free(pointer); }
+  void release(void* pointer, int64_t bytes) override {
+    const int64_t units = units_of(bytes);
+    if (units <= kLargest) {
+      const std::lock_guard lock(mutex_);
+      if (waiting_ + units <= kMostWaiting) {
+        waiting_ += units;
+        lists_[units] = new (pointer) Free{lists_[units]};
+        return;
+      }
+    }
+    std::free(pointer);
+  }
   void fill(void* pointer, int value, int64_t bytes) override {
     std::memset(pointer, value, static_cast<size_t>(bytes));
   }
+
+ private:
+  struct Free {
+    Free* next;
+  };
+  static constexpr int64_t kUnit = 64;  // bytes: a cache line
+#ifdef __SANITIZE_ADDRESS__
+  static constexpr int64_t kLargest = -1;  // every block comes and goes where the sanitizer sees it
+#else
+  static constexpr int64_t kLargest = (int64_t{64} << 10) / kUnit;
+#endif
+  static constexpr int64_t kMostWaiting = (int64_t{1} << 30) / kUnit;
+  static int64_t units_of(int64_t bytes) { return std::max<int64_t>(1, (bytes + kUnit - 1) / kUnit); }
+
+  std::mutex mutex_;
+  Free* lists_[std::max<int64_t>(0, kLargest) + 1] = {};
+  int64_t waiting_ = 0;  // units in the lists
 };
 
 class MetaAllocator : public Allocator {

@@ -9,6 +9,7 @@
 
 #include "autograd/ops/causal_convolution.h"
 #include "autograd/parallel.h"
+#include "autograd/scratch.h"
 
 namespace weft::cpu {
 namespace {
@@ -19,7 +20,7 @@ constexpr int64_t kLanes = 16;
 template <class W>
 struct Signals {
   explicit Signals(int64_t n) : re(static_cast<size_t>(n * kLanes)), im(re.size()) {}
-  std::vector<W> re, im;
+  Scratch<W> re, im;
 };
 
 template <class W>
@@ -71,7 +72,7 @@ class Transform {
   }
 
   int64_t n_;
-  std::vector<W> cosine_, sine_;
+  Scratch<W> cosine_, sine_;
 };
 
 // z = x y, or x times the conjugate of y; added to z if asked.
@@ -167,7 +168,7 @@ template <class T, class W>
 void backward(const Tensor& dx, const Tensor& dkernel, const Tensor& x, const Tensor& kernel,
               const Tensor& first, const Tensor& dy) {
   const int64_t length = kernel.dim(1);
-  std::vector<W> sum(static_cast<size_t>(kernel.numel()));
+  Scratch<W> sum(static_cast<size_t>(kernel.numel()));
   for (const auto& [n, documents] : by_length(first)) {
     const Transform<W> f(n);
     const int64_t taps = std::min(n / 2, length);

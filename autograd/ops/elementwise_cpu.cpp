@@ -3,6 +3,7 @@
 #include "autograd/ops/broadcast.h"
 #include "autograd/ops/elementwise.h"
 #include "autograd/parallel.h"
+#include "autograd/scratch.h"
 
 namespace weft::cpu {
 namespace {
@@ -114,7 +115,7 @@ void sum_to(const Tensor& to, const Tensor& from) {
   // Summed one output at a time in index order, in the accumulator type; the runs of `from` that feed an
   // output are found through strides that are 0 where `to` stretches.
   with_float(to.dtype(), [&]<class T>() {
-    std::vector<Acc<T>> sums(static_cast<size_t>(to.numel()), 0);
+    Scratch<Acc<T>> sums(static_cast<size_t>(to.numel()), 0);
     const T* x = from.data<T>();
     if (from.numel() > 0) {
       const Walk w = walk_of(from.shape(), from.shape(), to.shape());

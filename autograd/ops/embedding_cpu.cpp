@@ -38,7 +38,7 @@ void embedding_backward(const Tensor& to, const Tensor& dy, const Tensor& ids, d
       To* sum = to.data<To>();
       const T* g = dy.data<T>();
       // By columns, so that each task sees all tokens in their order.
-      parallel_for(columns, 64, [&](int64_t begin, int64_t end) {
+      parallel_for(columns, std::max<int64_t>(64, row_grain(tokens)), [&](int64_t begin, int64_t end) {
         for (int64_t i = 0; i < tokens; ++i) {
           To* s = sum + id[i] * columns;
           const T* row = g + i * columns;

@@ -1,9 +1,10 @@
 #include <algorithm>
-#include <vector>
 
 #include "autograd/ops/gemm_kernel.h"
 #include "autograd/ops/matmul.h"
+#include "autograd/ops/rows.h"
 #include "autograd/parallel.h"
+#include "autograd/scratch.h"
 
 namespace weft::cpu {
 namespace {
@@ -103,8 +104,8 @@ void sum_rows(const Tensor& to, const Tensor& g, double beta) {
     with_float(g.dtype(), [&]<class T>() {
       To* y = to.data<To>();
       const T* x = g.data<T>();
-      parallel_for(columns, 64, [&](int64_t begin, int64_t end) {
-        std::vector<Acc<To>> sum(static_cast<size_t>(end - begin));
+      parallel_for(columns, std::max<int64_t>(64, row_grain(rows)), [&](int64_t begin, int64_t end) {
+        Scratch<Acc<To>> sum(static_cast<size_t>(end - begin));
         for (int64_t i = 0; i < rows; ++i)
           for (int64_t j = begin; j < end; ++j) sum[j - begin] += static_cast<Acc<T>>(x[i * g.pitch() + j]);
         for (int64_t j = begin; j < end; ++j)
@@ -120,7 +121,7 @@ void add_row(const Tensor& y, const Tensor& bias) {
     with_float(bias.dtype(), [&]<class U>() {
       T* p = y.data<T>();
       const U* b = bias.data<U>();
-      parallel_for(y.dim(0), 64, [&](int64_t begin, int64_t end) {
+      parallel_for(y.dim(0), row_grain(y.dim(1)), [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i)
           for (int64_t j = 0; j < y.dim(1); ++j)
             p[i * y.pitch() + j] = static_cast<T>(static_cast<Acc<T>>(p[i * y.pitch() + j]) +

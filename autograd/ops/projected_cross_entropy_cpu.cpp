@@ -6,6 +6,7 @@
 #include "autograd/ops/rows.h"
 #include "autograd/ops/vector_math.h"
 #include "autograd/parallel.h"
+#include "autograd/scratch.h"
 
 namespace weft::cpu {
 namespace {
@@ -32,7 +33,7 @@ void cross_entropy(const Tensor& loss, const Tensor& nll, const Tensor& gradient
     A *loss_of = loss.data<A>(), *nll_of = nll.data<A>(), *all = logits.data<A>();
     A* slopes = gradient.defined() ? gradient.data<A>() : nullptr;
     parallel_for(logits.dim(0), row_grain(8 * vocabulary), [&](int64_t begin, int64_t end) {
-      std::vector<A> powers(static_cast<size_t>(vocabulary));
+      Scratch<A> powers(static_cast<size_t>(vocabulary));
       A* p = powers.data();
       for (int64_t i = begin; i < end; ++i) {
         A *x = all + i * vocabulary, *d = slopes == nullptr ? nullptr : slopes + i * vocabulary;

@@ -4,6 +4,7 @@
 
 #include "autograd/ops/rows.h"
 #include "autograd/parallel.h"
+#include "autograd/scratch.h"
 
 namespace weft::cpu {
 
@@ -11,7 +12,7 @@ void rms_norm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x, cons
   const int64_t n = x.dim(-1);
   with_float(x.dtype(), [&]<class T>() {
     using A = Acc<T>;
-    const std::vector<A> ones(gain.defined() ? 0 : n, A(1));
+    const Scratch<A> ones(gain.defined() ? 0 : n, A(1));
     const A* g = gain.defined() ? gain.data<A>() : ones.data();
     const Rows<T> in(x);
     const Rows<T> out(y);
@@ -37,12 +38,12 @@ void rms_norm_backward(const Tensor& dx, const Tensor& dgain, const Tensor& x, c
   dgain.zero();
   with_float(x.dtype(), [&]<class T>() {
     using A = Acc<T>;
-    const std::vector<A> ones(gain.defined() ? 0 : n, A(1));
+    const Scratch<A> ones(gain.defined() ? 0 : n, A(1));
     const A* g = gain.defined() ? gain.data<A>() : ones.data();
     const A* r = rstd.data<A>();
     const Rows<T> in(x), out_gradient(dy);
     const Rows<T> in_gradient(dx);
-    parallel_for(blocks.count, 1, [&](int64_t first, int64_t last) {
+    parallel_for(blocks.count, row_grain(blocks.size * n), [&](int64_t first, int64_t last) {
       for (int64_t block = first; block < last; ++block) {
         A* sum = dgain.data<A>() + block * n;
         for (int64_t i = block * blocks.size; i < std::min(rows, (block + 1) * blocks.size); ++i) {

@@ -5,6 +5,7 @@
 
 #include "autograd/ops/rows.h"
 #include "autograd/parallel.h"
+#include "autograd/scratch.h"
 
 namespace weft::cpu {
 namespace {
@@ -49,7 +50,7 @@ class Angles {
   std::vector<double> frequency_, high_, low_[64];
 
  public:
-  std::vector<A> cos, sin;
+  Scratch<A> cos, sin;
 };
 
 void turn_heads(const Tensor& y, const Tensor& x, const Tensor& position, double theta, int64_t rotated,

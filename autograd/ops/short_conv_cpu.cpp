@@ -4,16 +4,17 @@
 
 #include "autograd/ops/rows.h"
 #include "autograd/parallel.h"
+#include "autograd/scratch.h"
 
 namespace weft::cpu {
 namespace {
 
 // weight (C, W) as W rows, so that the loop over channels runs along memory.
 template <class A>
-std::vector<A> by_tap(const Tensor& weight) {
+Scratch<A> by_tap(const Tensor& weight) {
   const int64_t channels = weight.dim(0), width = weight.dim(1);
   const A* w = weight.data<A>();
-  std::vector<A> rows(static_cast<size_t>(channels * width));
+  Scratch<A> rows(static_cast<size_t>(channels * width));
   for (int64_t c = 0; c < channels; ++c)
     for (int64_t k = 0; k < width; ++k) rows[k * channels + c] = w[c * width + k];
   return rows;
@@ -44,7 +45,7 @@ struct Line {
   }
 
   Rows<T> rows;
-  std::vector<T> zeros;
+  Scratch<T> zeros;
   const T* front;
   const int32_t* place;
   int64_t tokens, channels, width;
@@ -82,7 +83,7 @@ void forward(const Tensor& y, const Tensor& x, const Tensor& weight, const Tenso
   const int64_t channels = x.dim(1);
   const Line<T> line(x, before, position, W);
   const Rows<T> out(y);
-  const std::vector<A> w = by_tap<A>(weight), none(static_cast<size_t>(channels), A(0));
+  const Scratch<A> w = by_tap<A>(weight), none(static_cast<size_t>(channels), A(0));
   const A* b = bias.defined() ? bias.data<A>() : none.data();
   parallel_for(x.dim(0), row_grain(channels * W), [&](int64_t begin, int64_t end) {
     const T* tap[W];
@@ -101,7 +102,7 @@ void backward(const Tensor& dx, const Tensor& dbefore, const Tensor& dweight, co
   const int64_t channels = x.dim(1), tokens = x.dim(0);
   const Line<T> line(x, before, position, W), gradients(dy, {}, position, W);
   const Rows<T> out(dx);
-  const std::vector<A> w = by_tap<A>(weight), none(static_cast<size_t>(channels), A(0));
+  const Scratch<A> w = by_tap<A>(weight), none(static_cast<size_t>(channels), A(0));
   if (dbefore.defined()) {
     const T* tap[W];
     const Rows<T> front(dbefore);
@@ -112,9 +113,9 @@ void backward(const Tensor& dx, const Tensor& dbefore, const Tensor& dweight, co
   }
   const RowBlocks blocks = row_blocks(tokens);
   dbias.zero();
-  parallel_for(blocks.count, 1, [&](int64_t first, int64_t last) {
+  parallel_for(blocks.count, row_grain(blocks.size * channels * W), [&](int64_t first, int64_t last) {
     const T* tap[W];
-    std::vector<A> sums(static_cast<size_t>(W * channels));
+    Scratch<A> sums(static_cast<size_t>(W * channels));
     for (int64_t block = first; block < last; ++block) {
       std::fill(sums.begin(), sums.end(), A(0));
       A *bias_sum = dbias.data<A>() + block * channels,

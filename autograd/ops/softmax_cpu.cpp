@@ -3,6 +3,7 @@
 #include "autograd/ops/rows.h"
 #include "autograd/ops/vector_math.h"
 #include "autograd/parallel.h"
+#include "autograd/scratch.h"
 
 namespace weft::cpu {
 namespace {
@@ -30,7 +31,7 @@ void softmax_forward(const Tensor& y, const Tensor& x) {
     const T* px = x.data<T>();
     T* py = y.data<T>();
     parallel_for(row_count(x), row_grain(4 * n), [&](int64_t begin, int64_t end) {
-      std::vector<A> e(static_cast<size_t>(n));
+      Scratch<A> e(static_cast<size_t>(n));
       for (int64_t i = begin; i < end; ++i) {
         const T* a = px + i * n;
         T* b = py + i * n;

@@ -6,6 +6,7 @@
 
 #include "autograd/ops/rows.h"
 #include "autograd/parallel.h"
+#include "autograd/scratch.h"
 
 namespace weft::cpu {
 
@@ -32,7 +33,7 @@ void gather_last_backward(const Tensor& dx, const Tensor& indices, const Tensor&
     const T* g = dy.data<T>();
     T* d = dx.data<T>();
     parallel_for(row_count(dy), row_grain(m), [&](int64_t begin, int64_t end) {
-      std::vector<A> row(static_cast<size_t>(m));
+      Scratch<A> row(static_cast<size_t>(m));
       for (int64_t i = begin; i < end; ++i) {
         std::fill(row.begin(), row.end(), A(0));
         for (int64_t j = i * k; j < (i + 1) * k; ++j) row[at[j]] += A(g[j]);

@@ -3,6 +3,7 @@
 
 #include "autograd/ops/triangle.h"
 #include "autograd/parallel.h"
+#include "autograd/scratch.h"
 
 namespace weft::cpu {
 
@@ -30,7 +31,7 @@ void cumulative_sum(const Tensor& y, const Tensor& x, int axis, bool reverse) {
     const T* from = x.data<T>();
     T* to = y.data<T>();
     parallel_for(x.shape().product(0, axis), 1 + (1 << 14) / (inner * n), [&](int64_t begin, int64_t end) {
-      std::vector<Acc<T>> sum(static_cast<size_t>(inner));
+      Scratch<Acc<T>> sum(static_cast<size_t>(inner));
       for (int64_t o = begin; o < end; ++o) {
         std::fill(sum.begin(), sum.end(), Acc<T>(0));
         for (int64_t k = 0; k < n; ++k) {

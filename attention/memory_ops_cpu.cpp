@@ -3,37 +3,41 @@
 #include <algorithm>
 #include <cmath>
 
+#include "attention/row_math.h"
 #include "autograd/ops/rows.h"
 #include "autograd/ops/vector_math.h"
 #include "autograd/parallel.h"
+#include "autograd/scratch.h"
 
 namespace weft::cpu {
 
-// A column of coefficients is the recurrence itself, of 1 in the place of A_0, S_0 or a g_j.
+// Every coefficient is the recurrence itself, of 1 in the place of A_0, S_0 or a g_j: a line of n + 2 of them
+// goes through time together. A g_j has no part in what is before it, which is zero in the line.
 void learning_coefficients(const Tensor& from_a, const Tensor& from_s, const Tensor& taken,
                            const Tensor& last, const Tensor& step, const Tensor& keep,
                            const Tensor& momentum) {
-  const int64_t n = step.dim(1);
+  const int64_t n = step.dim(1), columns = n + 2;
   with_wide(step.dtype(), [&]<class T>() {
-    parallel_for(step.dim(0), 1, [&](int64_t begin, int64_t end) {
+    const T *steps = step.data<T>(), *keeps = keep.data<T>();
+    const T* momenta = momentum.defined() ? momentum.data<T>() : nullptr;
+    T *of_a = from_a.data<T>(), *of_s = from_s.data<T>(), *of_g = taken.data<T>(), *ends = last.data<T>();
+    parallel_for(step.dim(0), row_grain(n * columns), [&](int64_t begin, int64_t end) {
       for (int64_t h = begin; h < end; ++h) {
-        const T *theta = step.data<T>() + h * n, *kept = keep.data<T>() + h * n;
-        const T* eta = momentum.defined() ? momentum.data<T>() + h * n : nullptr;
-        T* ends = last.data<T>() + h * 2 * (n + 2);
-        for (int64_t c = 0; c < n + 2; ++c) {
-          T a = c == 0 ? 1 : 0, s = c == 1 ? 1 : 0;
-          for (int64_t t = 0; t < n; ++t) {
-            s = c - 2 == t ? theta[t] : eta != nullptr ? eta[t] * s : T(0);
-            a = kept[t] * a + s;
-            if (c == 0)
-              from_a.data<T>()[h * n + t] = a;
-            else if (c == 1)
-              from_s.data<T>()[h * n + t] = a;
-            else
-              taken.data<T>()[(h * n + t) * n + c - 2] = a;
+        T *a = ends + h * 2 * columns, *s = a + columns;
+        std::fill_n(a, 2 * columns, T(0));
+        a[0] = s[1] = 1;
+        for (int64_t t = 0; t < n; ++t) {
+          const int64_t row = h * n + t;
+          const T kept = keeps[row], eta = momenta != nullptr ? momenta[row] : T(0);
+#pragma omp simd
+          for (int64_t c = 0; c < t + 2; ++c) {
+            s[c] *= eta;
+            a[c] = kept * a[c] + s[c];
           }
-          ends[c] = a;
-          ends[n + 2 + c] = s;
+          a[t + 2] = s[t + 2] = steps[row];
+          of_a[row] = a[0];
+          of_s[row] = a[1];
+          std::copy_n(a + 2, n, of_g + row * n);
         }
       }
     });
@@ -45,43 +49,53 @@ void learning_coefficients_backward(const Tensor& dstep, const Tensor& dkeep, co
                                     const Tensor& from_a, const Tensor& from_s, const Tensor& taken,
                                     const Tensor& dfrom_a, const Tensor& dfrom_s, const Tensor& dtaken,
                                     const Tensor& dlast) {
-  const int64_t n = step.dim(1);
+  const int64_t n = step.dim(1), columns = n + 2;
   with_wide(step.dtype(), [&]<class T>() {
-    parallel_for(step.dim(0), 1, [&](int64_t begin, int64_t end) {
-      std::vector<T> surprise(static_cast<size_t>(n));
+    const T *steps = step.data<T>(), *keeps = keep.data<T>(), *ends = dlast.data<T>();
+    const T *of_a = from_a.data<T>(), *of_s = from_s.data<T>(), *of_g = taken.data<T>();
+    const T *dof_a = dfrom_a.data<T>(), *dof_s = dfrom_s.data<T>(), *dof_g = dtaken.data<T>();
+    const T* momenta = momentum.defined() ? momentum.data<T>() : nullptr;
+    T *dsteps = dstep.data<T>(), *dkeeps = dkeep.data<T>();
+    T* dmomenta = momenta != nullptr ? dmomentum.data<T>() : nullptr;
+    parallel_for(step.dim(0), row_grain(n * columns), [&](int64_t begin, int64_t end) {
+      // The line s before each token, of a before it, and the gradients of both behind it.
+      Scratch<T> before(static_cast<size_t>((n + 1) * columns)), lines(static_cast<size_t>(3 * columns));
+      T *a = lines.data(), *da = a + columns, *ds = da + columns;
       for (int64_t h = begin; h < end; ++h) {
-        const T *theta = step.data<T>() + h * n, *kept = keep.data<T>() + h * n;
-        const T* eta = momentum.defined() ? momentum.data<T>() + h * n : nullptr;
-        const T* ends = dlast.data<T>() + h * 2 * (n + 2);
-        T *dtheta = dstep.data<T>() + h * n, *dkept = dkeep.data<T>() + h * n;
-        T* deta = eta != nullptr ? dmomentum.data<T>() + h * n : nullptr;
-        std::fill_n(dkept, n, T(0));
-        if (deta != nullptr) std::fill_n(deta, n, T(0));
-        for (int64_t c = 0; c < n + 2; ++c) {
-          const T start_a = c == 0 ? 1 : 0, start_s = c == 1 ? 1 : 0;
-          const auto at = [&](const Tensor& a, const Tensor& s, const Tensor& g, int64_t t) {
-            return c == 0   ? a.data<T>()[h * n + t]
-                   : c == 1 ? s.data<T>()[h * n + t]
-                            : g.data<T>()[(h * n + t) * n + c - 2];
-          };
-          T s = start_s;
-          for (int64_t t = 0; t < n; ++t)
-            surprise[t] = s = c - 2 == t ? theta[t] : eta != nullptr ? eta[t] * s : T(0);
-          T da = ends[c], ds = ends[n + 2 + c];
-          for (int64_t t = n; t-- > std::max<int64_t>(0, c - 2);) {
-            da += at(dfrom_a, dfrom_s, dtaken, t);
-            ds += da;
-            dkept[t] += da * (t > 0 ? at(from_a, from_s, taken, t - 1) : start_a);
-            da *= kept[t];
-            if (c - 2 == t) {
-              dtheta[t] = ds;
-            } else if (eta != nullptr) {
-              deta[t] += ds * (t > 0 ? surprise[t - 1] : start_s);
-              ds *= eta[t];
-            } else {
-              ds = 0;
-            }
+        std::fill_n(before.data(), columns, T(0));
+        before[1] = 1;
+        for (int64_t t = 0; t < n; ++t) {
+          const T eta = momenta != nullptr ? momenta[h * n + t] : T(0);
+          const T* s = before.data() + t * columns;
+          T* next = before.data() + (t + 1) * columns;
+#pragma omp simd
+          for (int64_t c = 0; c < columns; ++c) next[c] = eta * s[c];
+          next[t + 2] = steps[h * n + t];
+        }
+        std::copy_n(ends + h * 2 * columns, columns, da);
+        std::copy_n(ends + (h * 2 + 1) * columns, columns, ds);
+        for (int64_t t = n; t-- > 0;) {
+          const int64_t row = h * n + t;
+          const T kept = keeps[row], eta = momenta != nullptr ? momenta[row] : T(0);
+          a[0] = t > 0 ? of_a[row - 1] : T(1);
+          a[1] = t > 0 ? of_s[row - 1] : T(0);
+          if (t > 0) std::copy_n(of_g + (row - 1) * n, t, a + 2);
+          da[0] += dof_a[row];
+          da[1] += dof_s[row];
+          const T *s = before.data() + t * columns, *g = dof_g + row * n - 2;
+          for (int64_t c = 2; c <= t + 2; ++c) da[c] += g[c];
+          dsteps[row] = ds[t + 2] + da[t + 2];
+          T by_keep = 0, by_momentum = 0;
+#pragma omp simd reduction(+ : by_keep, by_momentum)
+          for (int64_t c = 0; c < t + 2; ++c) {
+            by_keep += da[c] * a[c];
+            ds[c] += da[c];
+            by_momentum += ds[c] * s[c];
+            da[c] *= kept;
+            ds[c] *= eta;
           }
+          dkeeps[row] = by_keep;
+          if (dmomenta != nullptr) dmomenta[row] = by_momentum;
         }
       }
     });
@@ -91,12 +105,17 @@ void learning_coefficients_backward(const Tensor& dstep, const Tensor& dkeep, co
 void weigh_inputs(const Tensor& weighted, const Tensor& in, const Tensor& last) {
   const int64_t n = in.dim(1), d = in.dim(2), wide = weighted.dim(2);
   with_wide(in.dtype(), [&]<class T>() {
-    for (int64_t row = 0; row < in.dim(0) * n; ++row)
-      for (int64_t part = 0; part < wide / d; ++part) {
-        const T c = last.data<T>()[(row / n * 2 + part) * (n + 2) + 2 + row % n];
-        for (int64_t i = 0; i < d; ++i)
-          weighted.data<T>()[row * wide + part * d + i] = c * in.data<T>()[row * d + i];
-      }
+    const T *inputs = in.data<T>(), *coefficients = last.data<T>();
+    T* to = weighted.data<T>();
+    parallel_for(in.dim(0) * n, row_grain(wide), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row)
+        for (int64_t part = 0; part < wide / d; ++part) {
+          const T c = coefficients[(row / n * 2 + part) * (n + 2) + 2 + row % n];
+          const T* x = inputs + row * d;
+          T* y = to + row * wide + part * d;
+          for (int64_t i = 0; i < d; ++i) y[i] = c * x[i];
+        }
+    });
   });
 }
 
@@ -104,15 +123,24 @@ void after_learning(const Tensor& a_n, const Tensor& s_n, const Tensor& a, const
                     const Tensor& moved, const Tensor& last) {
   const int64_t size = a.row_size(), wide = moved.row_size(), columns = last.dim(2);
   with_wide(a.dtype(), [&]<class T>() {
-    for (int64_t h = 0; h < a.dim(0); ++h) {
-      const T* c = last.data<T>() + h * 2 * columns;
-      for (int64_t i = 0; i < size; ++i) {
-        const T A = a.data<T>()[h * size + i], S = s.defined() ? s.data<T>()[h * size + i] : T(0);
-        const T* gone = moved.data<T>() + h * wide + i;
-        a_n.data<T>()[h * size + i] = c[0] * A + c[1] * S - gone[0];
-        if (s.defined()) s_n.data<T>()[h * size + i] = c[columns + 1] * S - gone[size];
+    parallel_for(a.dim(0), row_grain(wide), [&](int64_t begin, int64_t end) {
+      for (int64_t h = begin; h < end; ++h) {
+        const T* c = last.data<T>() + h * 2 * columns;
+        const T a_by_a = c[0], a_by_s = c[1], s_by_s = c[columns + 1];
+        const T *A = a.data<T>() + h * size, *gone = moved.data<T>() + h * wide;
+        T* A_n = a_n.data<T>() + h * size;
+        if (!s.defined()) {
+          for (int64_t i = 0; i < size; ++i) A_n[i] = a_by_a * A[i] - gone[i];
+          continue;
+        }
+        const T* S = s.data<T>() + h * size;
+        T* S_n = s_n.data<T>() + h * size;
+        for (int64_t i = 0; i < size; ++i) {
+          A_n[i] = a_by_a * A[i] + a_by_s * S[i] - gone[i];
+          S_n[i] = s_by_s * S[i] - gone[size + i];
+        }
       }
-    }
+    });
   });
 }
 
@@ -121,28 +149,25 @@ void after_learning_backward(const Tensor& pack, const Tensor& da, const Tensor&
                              const Tensor& ds_n) {
   const int64_t size = a.row_size(), wide = pack.row_size(), columns = last.dim(2);
   with_wide(a.dtype(), [&]<class T>() {
-    for (int64_t h = 0; h < a.dim(0); ++h) {
-      const T* c = last.data<T>() + h * 2 * columns;
-      T* dc = dlast.data<T>() + h * 2 * columns;
-      T a_of_a = 0, a_of_s = 0, s_of_s = 0;
-      for (int64_t i = 0; i < size; ++i) {
-        const int64_t at = h * size + i;
-        const T g = da_n.data<T>()[at];
-        da.data<T>()[at] = c[0] * g;
-        pack.data<T>()[h * wide + i] = g;
-        a_of_a += g * a.data<T>()[at];
+    parallel_for(a.dim(0), row_grain(wide), [&](int64_t begin, int64_t end) {
+      for (int64_t h = begin; h < end; ++h) {
+        const T* c = last.data<T>() + h * 2 * columns;
+        const T a_by_a = c[0], a_by_s = c[1], s_by_s = c[columns + 1];
+        const T *A = a.data<T>() + h * size, *G = da_n.data<T>() + h * size;
+        T *dA = da.data<T>() + h * size, *dc = dlast.data<T>() + h * 2 * columns;
+        T* packed = std::copy_n(G, size, pack.data<T>() + h * wide);
+        for (int64_t i = 0; i < size; ++i) dA[i] = a_by_a * G[i];
+        dc[0] = row_sum<T>(size, [&](int64_t i) { return G[i] * A[i]; });
+        dc[1] = dc[columns] = dc[columns + 1] = 0;
         if (!s.defined()) continue;
-        const T g_s = ds_n.data<T>()[at], S = s.data<T>()[at];
-        ds.data<T>()[at] = c[1] * g + c[columns + 1] * g_s;
-        pack.data<T>()[h * wide + size + i] = g_s;
-        a_of_s += g * S;
-        s_of_s += g_s * S;
+        const T *S = s.data<T>() + h * size, *G_s = ds_n.data<T>() + h * size;
+        T* dS = ds.data<T>() + h * size;
+        std::copy_n(G_s, size, packed);
+        for (int64_t i = 0; i < size; ++i) dS[i] = a_by_s * G[i] + s_by_s * G_s[i];
+        dc[1] = row_sum<T>(size, [&](int64_t i) { return G[i] * S[i]; });
+        dc[columns + 1] = row_sum<T>(size, [&](int64_t i) { return G_s[i] * S[i]; });
       }
-      dc[0] = a_of_a;
-      dc[1] = a_of_s;
-      dc[columns] = 0;
-      dc[columns + 1] = s_of_s;
-    }
+    });
   });
 }
 
@@ -150,23 +175,23 @@ void weigh_inputs_backward(const Tensor& din, const Tensor& dlast, const Tensor&
                            const Tensor& last) {
   const int64_t n = in.dim(1), d = in.dim(2), wide = dweighted.dim(2);
   with_wide(in.dtype(), [&]<class T>() {
-    for (int64_t row = 0; row < in.dim(0) * n; ++row) {
-      const T* x = in.data<T>() + row * d;
-      T* dx = din.data<T>() + row * d;
-      std::fill_n(dx, d, T(0));
-      for (int64_t part = 0; part < 2; ++part) {
-        const int64_t at = (row / n * 2 + part) * (n + 2) + 2 + row % n;
-        const T c = last.data<T>()[at];
-        T sum = 0;
-        if (part * d < wide)
-          for (int64_t i = 0; i < d; ++i) {
-            const T g = dweighted.data<T>()[row * wide + part * d + i];
-            dx[i] += c * g;
-            sum += g * x[i];
-          }
-        dlast.data<T>()[at] = sum;
+    const T *inputs = in.data<T>(), *coefficients = last.data<T>(), *gradient = dweighted.data<T>();
+    T *dinputs = din.data<T>(), *dcoefficients = dlast.data<T>();
+    parallel_for(in.dim(0) * n, row_grain(wide), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const T* x = inputs + row * d;
+        T* dx = dinputs + row * d;
+        std::fill_n(dx, d, T(0));
+        for (int64_t part = 0; part < 2; ++part) {
+          const int64_t at = (row / n * 2 + part) * (n + 2) + 2 + row % n;
+          dcoefficients[at] = 0;
+          if (part * d >= wide) continue;
+          const T* g = gradient + row * wide + part * d;
+          add_scaled(dx, coefficients[at], g, d);
+          dcoefficients[at] = dot(g, x, d);
+        }
       }
-    }
+    });
   });
 }
 
@@ -175,17 +200,27 @@ void pack_reading(const Tensor& asked, const Tensor& known, const Tensor& x, con
                   const Tensor& from_s, const Tensor& taken) {
   const int64_t heads = x.dim(0), n = x.dim(1), d = x.dim(2), e = out.dim(2), wide = asked.dim(2);
   with_wide(x.dtype(), [&]<class T>() {
-    for (int64_t row = 0; row < heads * n; ++row) {
-      T* to = asked.data<T>() + row * wide;
-      for (int64_t i = 0; i < d; ++i) *to++ = from_a.data<T>()[row] * x.data<T>()[row * d + i];
-      for (int64_t i = 0; i < d && s.defined(); ++i) *to++ = from_s.data<T>()[row] * x.data<T>()[row * d + i];
-      for (int64_t j = row * n; j < (row + 1) * n; ++j) *to++ = scores.data<T>()[j] * taken.data<T>()[j];
-    }
-    for (int64_t h = 0; h < heads; ++h) {
-      T* to = std::copy_n(a.data<T>() + h * d * e, d * e, known.data<T>() + h * wide * e);
-      if (s.defined()) to = std::copy_n(s.data<T>() + h * d * e, d * e, to);
-      for (int64_t i = h * n * e; i < (h + 1) * n * e; ++i) *to++ = -out.data<T>()[i];
-    }
+    const T *of_a = from_a.data<T>(), *of_s = s.defined() ? from_s.data<T>() : nullptr;
+    const T *of_g = taken.data<T>(), *score = scores.data<T>();
+    parallel_for(heads * n, row_grain(wide), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const T *own = x.data<T>() + row * d, *by_score = score + row * n, *by_token = of_g + row * n;
+        T* to = asked.data<T>() + row * wide;
+        for (int64_t i = 0; i < d; ++i) to[i] = of_a[row] * own[i];
+        if (of_s != nullptr)
+          for (int64_t i = 0; i < d; ++i) to[d + i] = of_s[row] * own[i];
+        to += wide - n;
+        for (int64_t j = 0; j < n; ++j) to[j] = by_score[j] * by_token[j];
+      }
+    });
+    parallel_for(heads, row_grain(wide * e), [&](int64_t begin, int64_t end) {
+      for (int64_t h = begin; h < end; ++h) {
+        const T* left = out.data<T>() + h * n * e;
+        T* to = std::copy_n(a.data<T>() + h * d * e, d * e, known.data<T>() + h * wide * e);
+        if (s.defined()) to = std::copy_n(s.data<T>() + h * d * e, d * e, to);
+        for (int64_t i = 0; i < n * e; ++i) to[i] = -left[i];
+      }
+    });
   });
 }
 
@@ -195,32 +230,39 @@ void pack_reading_backward(const Tensor& dx, const Tensor& dscores, const Tensor
                            const Tensor& scores, const Tensor& from_a, const Tensor& from_s,
                            const Tensor& taken) {
   const int64_t heads = x.dim(0), n = x.dim(1), d = x.dim(2), e = dout.dim(2), wide = dasked.dim(2);
+  const bool both = ds.defined();
   with_wide(x.dtype(), [&]<class T>() {
-    for (int64_t row = 0; row < heads * n; ++row) {
-      const T *g = dasked.data<T>() + row * wide, *own = x.data<T>() + row * d;
-      T* to = dx.data<T>() + row * d;
-      T by_a = 0, by_s = 0;
-      for (int64_t i = 0; i < d; ++i) {
-        to[i] = from_a.data<T>()[row] * g[i];
-        by_a += g[i] * own[i];
-        if (!ds.defined()) continue;
-        to[i] += from_s.data<T>()[row] * g[d + i];
-        by_s += g[d + i] * own[i];
+    const T *of_a = from_a.data<T>(), *of_s = both ? from_s.data<T>() : nullptr;
+    T *dof_a = dfrom_a.data<T>(), *dof_s = both ? dfrom_s.data<T>() : nullptr;
+    parallel_for(heads * n, row_grain(wide), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const T *g = dasked.data<T>() + row * wide, *own = x.data<T>() + row * d;
+        T* to = dx.data<T>() + row * d;
+        for (int64_t i = 0; i < d; ++i) to[i] = of_a[row] * g[i];
+        dof_a[row] = dot(g, own, d);
+        if (both) {
+          add_scaled(to, of_s[row], g + d, d);
+          dof_s[row] = dot(g + d, own, d);
+        }
+        g += wide - n;
+        const T *score = scores.data<T>() + row * n, *of_g = taken.data<T>() + row * n;
+        T *dscore = dscores.data<T>() + row * n, *dof_g = dtaken.data<T>() + row * n;
+        for (int64_t j = 0; j < n; ++j) {
+          dscore[j] = g[j] * of_g[j];
+          dof_g[j] = g[j] * score[j];
+        }
       }
-      dfrom_a.data<T>()[row] = by_a;
-      if (ds.defined()) dfrom_s.data<T>()[row] = by_s;
-      for (int64_t j = 0; j < n; ++j) {
-        const T by_score = g[wide - n + j];
-        dscores.data<T>()[row * n + j] = by_score * taken.data<T>()[row * n + j];
-        dtaken.data<T>()[row * n + j] = by_score * scores.data<T>()[row * n + j];
+    });
+    parallel_for(heads, row_grain(wide * e), [&](int64_t begin, int64_t end) {
+      for (int64_t h = begin; h < end; ++h) {
+        const T* g = dknown.data<T>() + h * wide * e;
+        std::copy_n(g, d * e, da.data<T>() + h * d * e);
+        if (both) std::copy_n(g + d * e, d * e, ds.data<T>() + h * d * e);
+        T* to = dout.data<T>() + h * n * e;
+        g += (wide - n) * e;
+        for (int64_t i = 0; i < n * e; ++i) to[i] = -g[i];
       }
-    }
-    for (int64_t h = 0; h < heads; ++h) {
-      const T* g = dknown.data<T>() + h * wide * e;
-      std::copy_n(g, d * e, da.data<T>() + h * d * e);
-      if (ds.defined()) std::copy_n(g + d * e, d * e, ds.data<T>() + h * d * e);
-      for (int64_t i = 0; i < n * e; ++i) dout.data<T>()[h * n * e + i] = -g[(wide - n) * e + i];
-    }
+    });
   });
 }
 
@@ -230,28 +272,32 @@ namespace {
 template <class F>
 void for_each_row(const Tensor& heads, int64_t documents, F f) {
   const int64_t h = heads.dim(0) / documents, n = heads.dim(1), size = heads.dim(2);
-  for (int64_t i = 0; i < heads.dim(0) * n; ++i) {
-    const int64_t document = i / n / h, head = i / n % h;
-    f(((document * n + i % n) * h + head) * size, i * size);
-  }
+  parallel_for(heads.dim(0) * n, row_grain(size), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t document = i / n / h, head = i / n % h;
+      f(((document * n + i % n) * h + head) * size, i * size);
+    }
+  });
 }
 
 }  // namespace
 
 void heads_together(const Tensor& rows, const Tensor& heads, int64_t documents) {
   with_float(rows.dtype(), [&]<class T>() {
-    for_each_row(heads, documents, [&](int64_t row, int64_t head) {
-      for (int64_t c = 0; c < heads.dim(2); ++c)
-        store(rows.data<T>()[row + c], heads.data<Acc<T>>()[head + c]);
+    T* to = rows.data<T>();
+    const Acc<T>* from = heads.data<Acc<T>>();
+    for_each_row(heads, documents, [&, size = heads.dim(2)](int64_t row, int64_t head) {
+      for (int64_t c = 0; c < size; ++c) store(to[row + c], from[head + c]);
     });
   });
 }
 
 void heads_apart(const Tensor& heads, const Tensor& rows, int64_t documents) {
   with_float(rows.dtype(), [&]<class T>() {
-    for_each_row(heads, documents, [&](int64_t row, int64_t head) {
-      for (int64_t c = 0; c < heads.dim(2); ++c)
-        heads.data<Acc<T>>()[head + c] = Acc<T>(rows.data<T>()[row + c]);
+    const T* from = rows.data<T>();
+    Acc<T>* to = heads.data<Acc<T>>();
+    for_each_row(heads, documents, [&, size = heads.dim(2)](int64_t row, int64_t head) {
+      for (int64_t c = 0; c < size; ++c) to[head + c] = Acc<T>(from[row + c]);
     });
   });
 }
@@ -265,16 +311,12 @@ struct Places {
 template <class F>
 void for_each_head(const Tensor& logits, const MemoryTokenSizes& s, F f) {
   const int64_t n = logits.dim(0) / s.documents;
-  parallel_for(s.documents * n, 16, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      for (int64_t h = 0; h < s.heads; ++h)
-        f(h, Places{(i / n) * (s.skip + n) + s.skip + i % n, i, (i / n * s.heads + h) * n + i % n});
-  });
-}
-
-template <class A>
-A sigmoid_of(A x) {
-  return A(1) / (A(1) + vector_math::exp(-x));
+  parallel_for(
+      s.documents * n, row_grain(4 * s.heads * (2 * s.key + s.value)), [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i)
+          for (int64_t h = 0; h < s.heads; ++h)
+            f(h, Places{(i / n) * (s.skip + n) + s.skip + i % n, i, (i / n * s.heads + h) * n + i % n});
+      });
 }
 
 }  // namespace
@@ -283,21 +325,20 @@ void memory_tokens(const std::vector<Tensor>& to, const Tensor& rows, const Tens
                    const MemoryTokenSizes& s) {
   with_float(rows.dtype(), [&]<class T>() {
     using A = Acc<T>;
+    const T* gates = logits.data<T>();
     for_each_head(logits, s, [&](int64_t h, const Places& p) {
       int64_t column = 0;
       for (int part = 0; part < 3; ++part) {
         const int64_t size = part < 2 ? s.key : s.value;
         const T* x = rows.data<T>() + p.from * rows.dim(1) + column + h * size;
         A* y = to[part].data<A>() + p.to * size;
-        A squares = 0;
-        for (int64_t c = 0; c < size; ++c) {
-          y[c] = A(x[c]) * sigmoid_of(A(x[c]));
-          squares += y[c] * y[c];
+        for (int64_t c = 0; c < size; ++c) y[c] = A(x[c]) * vector_math::sigmoid(A(x[c]));
+        if (part < 2) {
+          const A factor = A(1) / std::sqrt(dot(y, y, size) + A(1e-6));
+          for (int64_t c = 0; c < size; ++c) y[c] *= factor;
         }
-        if (part < 2)
-          for (int64_t c = 0; c < size; ++c) y[c] *= A(1) / std::sqrt(squares + A(1e-6));
         column += s.heads * size;
-        const A gate = sigmoid_of(A(logits.data<T>()[p.gate * 3 * s.heads + part * s.heads + h]));
+        const A gate = vector_math::sigmoid(A(gates[p.gate * 3 * s.heads + part * s.heads + h]));
         to[3 + part].data<A>()[p.to] = part < 2 ? gate : A(1) - gate;
       }
     });
@@ -309,6 +350,8 @@ void memory_tokens_backward(const Tensor& drows, const Tensor& dlogits, const st
   drows.zero();
   with_float(rows.dtype(), [&]<class T>() {
     using A = Acc<T>;
+    const T* gates = logits.data<T>();
+    T* dgates = dlogits.data<T>();
     for_each_head(logits, s, [&](int64_t h, const Places& p) {
       int64_t column = 0;
       for (int part = 0; part < 3; ++part) {
@@ -317,21 +360,22 @@ void memory_tokens_backward(const Tensor& drows, const Tensor& dlogits, const st
         T* dx = drows.data<T>() + at;
         const A* g = d[part].data<A>() + p.to * size;
         A squares = 0, along = 0;
+#pragma omp simd reduction(+ : squares, along)
         for (int64_t c = 0; c < size; ++c) {
-          const A y = A(x[c]) * sigmoid_of(A(x[c]));
+          const A y = A(x[c]) * vector_math::sigmoid(A(x[c]));
           squares += y * y;
           along += y * g[c];
         }
         const A factor = A(1) / std::sqrt(squares + A(1e-6));
         for (int64_t c = 0; c < size; ++c) {
-          const A share = sigmoid_of(A(x[c])), y = A(x[c]) * share;
+          const A share = vector_math::sigmoid(A(x[c])), y = A(x[c]) * share;
           const A dy = part < 2 ? factor * (g[c] - factor * factor * along * y) : g[c];
           store(dx[c], dy * share * (A(1) + A(x[c]) * (A(1) - share)));
         }
         column += s.heads * size;
         const int64_t gate_at = p.gate * 3 * s.heads + part * s.heads + h;
-        const A gate = sigmoid_of(A(logits.data<T>()[gate_at])), slope = gate * (A(1) - gate);
-        store(dlogits.data<T>()[gate_at], d[3 + part].data<A>()[p.to] * (part < 2 ? slope : -slope));
+        const A gate = vector_math::sigmoid(A(gates[gate_at])), slope = gate * (A(1) - gate);
+        store(dgates[gate_at], d[3 + part].data<A>()[p.to] * (part < 2 ? slope : -slope));
       }
     });
   });

@@ -38,8 +38,9 @@ void merge_partials(const Tensor& o, const Tensor& lse, const Tensor& o1, const 
       for (int64_t i = begin; i < end; ++i) {
         const Shares<A> s(lse1.data<A>()[i], lse2.data<A>()[i]);
         lse.data<A>()[i] = s.lse;
-        for (int64_t c = i * d; c < (i + 1) * d; ++c)
-          store(o.data<T>()[c], s.first * A(o1.data<T>()[c]) + s.second * A(o2.data<T>()[c]));
+        T* out = o.data<T>() + i * d;
+        const T *first = o1.data<T>() + i * d, *second = o2.data<T>() + i * d;
+        for (int64_t c = 0; c < d; ++c) store(out[c], s.first * A(first[c]) + s.second * A(second[c]));
       }
     });
   });
@@ -54,12 +55,14 @@ void merge_partials_backward(const Tensor& d1, const Tensor& dlse1, const Tensor
     parallel_for(lse1.numel(), row_grain(d), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const Shares<A> s(lse1.data<A>()[i], lse2.data<A>()[i]);
+        const T *first = o1.data<T>() + i * d, *second = o2.data<T>() + i * d, *g = d_o.data<T>() + i * d;
+        T *to_first = d1.data<T>() + i * d, *to_second = d2.data<T>() + i * d;
         A along = 0;
-        for (int64_t c = i * d; c < (i + 1) * d; ++c) {
-          const A g = A(d_o.data<T>()[c]);
-          along += g * (A(o1.data<T>()[c]) - A(o2.data<T>()[c]));
-          store(d1.data<T>()[c], s.first * g);
-          store(d2.data<T>()[c], s.second * g);
+#pragma omp simd reduction(+ : along)
+        for (int64_t c = 0; c < d; ++c) {
+          along += A(g[c]) * (A(first[c]) - A(second[c]));
+          store(to_first[c], s.first * A(g[c]));
+          store(to_second[c], s.second * A(g[c]));
         }
         const A whole = d_lse.data<A>()[i], both = along * s.first * s.second;
         dlse1.data<A>()[i] = s.first * whole + both;

@@ -1,5 +1,7 @@
 #include "tools/bench_length.h"
 
+#include <omp.h>
+
 #include <chrono>
 
 #include "attention/registry.h"
@@ -55,6 +57,9 @@ double rise_of(const std::vector<BenchRow>& rows) {
 }
 
 std::vector<BenchRow> bench_length(const std::string& mechanism, int64_t rounds) {
+  // On one core the time is the work. On several, many short texts have more for them to share than one long.
+  const int cores = omp_get_max_threads();
+  omp_set_num_threads(1);
   Subject subject(mechanism);
   std::vector<BenchRow> rows;
   for (int64_t length = kShortest; length <= kTokens; length *= 2) {
@@ -65,6 +70,7 @@ std::vector<BenchRow> bench_length(const std::string& mechanism, int64_t rounds)
   subject.time(kShortest);  // warms up
   for (int64_t round = 0; round < rounds; ++round)
     for (size_t i = 0; i < times.size(); ++i) times[i].push_back(subject.time(kShortest << i));
+  omp_set_num_threads(cores);
   for (size_t i = 0; i < times.size(); ++i) rows[i].take(times[i]);
   return rows;
 }

@@ -1,6 +1,6 @@
 #pragma once
 // Does a mechanism's time a token grow with the text? The same number of tokens, as many short documents or
-// as few long ones, forward and backward, in f32 on the cores that OpenMP has.
+// as few long ones, forward and backward, in f32 on one core.
 
 #include "tools/bench_row.h"
 

@@ -1,7 +1,10 @@
 #include "autograd/tensor.h"
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <numbers>
+#include <thread>
 
 #include "autograd/draw.h"
 #include "tests/autograd/test_tensors.h"
@@ -27,6 +30,29 @@ TEST(Tensor, RowsAndColumnsAreViews) {
 TEST(Tensor, FreshMemoryIsPoisoned) {  // the tests run with POISON=1
   const Tensor x = empty({5}, Dtype::f32);
   for (double v : to_values(x)) EXPECT_TRUE(std::isnan(v));
+}
+
+// Blocks of all sizes around those that wait in lists, from several threads: aligned, and nobody's but their
+// owner's.
+TEST(Tensor, BlocksAreTheirOwnersAlone) {
+  const auto use = [](int32_t mark) {
+    std::vector<Tensor> held;
+    for (int i = 0; i < 400; ++i) {
+      const int64_t n = std::array{1, 16, 17, 1000, 16384, 16385, 40000}[i % 7];
+      const Tensor t = empty({n}, Dtype::i32, Device::cpu);
+      ASSERT_EQ(reinterpret_cast<uintptr_t>(t.raw()) % 64, 0);
+      std::fill_n(t.data<int32_t>(), n, mark + i);
+      held.push_back(t);
+      if (i % 3 == 2) held.erase(held.begin());
+      for (const Tensor& x : held)
+        ASSERT_EQ(x.data<int32_t>()[0], x.data<int32_t>()[x.numel() - 1]) << "overwritten";
+    }
+    for (size_t i = 1; i < held.size(); ++i)
+      EXPECT_EQ(held[i].data<int32_t>()[0], held[i - 1].data<int32_t>()[0] + 1);
+  };
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 4; ++i) threads.emplace_back(use, 1000 * i);
+  for (std::thread& thread : threads) thread.join();
 }
 
 TEST(Tensor, Bf16RoundsToNearestEvenAndKeepsNaN) {

@@ -237,7 +237,8 @@ void Run::tell_start() {
 }
 
 bool Run::step() {
-  fault::set_position(world_ == nullptr ? 0 : world_->rank(), state_.step);
+  fault::set_position(world_ == nullptr ? 0 : world_->rank(), state_.step + 1);  // as metrics.jsonl counts
+  if (options_.step != nullptr) *options_.step = state_.step + 1;
   if (world_ != nullptr) world_->beat(state_.step, "step");
   fault::point(fault::Phase::load);
   Batch batch;

@@ -77,8 +77,10 @@ Request parse(const Words& words) {
 }
 
 // A job that all ranks find at fault says so once. The others stay until the one that speaks has left, which
-// their watch sees: a launcher ends all ranks when the first leaves.
-void say_once(Communicator& world, const Error& error) {
+// their watch sees: a launcher ends all ranks when the first leaves. What is wrong before the first step is
+// mostly wrong on all ranks, and rank 0, whose line of JSON tells it, is let go first.
+void say_once(Communicator& world, const Error& error, bool training) {
+  if (!training && world.rank() > 0) std::this_thread::sleep_for(std::chrono::milliseconds(500));
   if (world.first_to_say())
     print_error(error);
   else
@@ -117,8 +119,11 @@ int run_train(const Words& words) {
   const auto leave_word_in = [&](const std::string& folder) {
     world->on_leave([folder, json, rank = launched.rank](Exit code, const std::string& what) {
       leave_exit_code(folder, rank, code, what);
-      if (json && rank == 0 && std::getenv(launch_variable) == nullptr && !anything_printed())
+      if (!json || rank > 0 || std::getenv(launch_variable) != nullptr || anything_printed()) return;
+      try {
         print(failure_json("train/1", Error(code, what), rank) + "\n");
+      } catch (const Error&) {  // stdout is gone, and this thread is no place to say so
+      }
     });
   };
   try {
@@ -150,7 +155,7 @@ int run_train(const Words& words) {
       print(failure_json("train/1", error, 0, step > 0 ? std::optional(step) : std::nullopt) + "\n");
     if (!world) throw error;
     std::fflush(stdout);
-    say_once(*world, error);
+    say_once(*world, error, step > 0);
     world->leave(error.code, error_line(error));
     return static_cast<int>(error.code);
   }

@@ -188,7 +188,7 @@ std::vector<Identity> Softmax::identities() const {
 
 void SlidingWindowConfig::fields(FieldVisitor& f) {
   SoftmaxConfig::fields(f);
-  f("window", window, "tokens seen, the own one included", {.unit = "tokens", .min = 1});
+  f("window", window, "tokens seen, the own one included", {.unit = "tokens", .min = 1, .max = 1 << 20});
 }
 
 SlidingWindow::SlidingWindow(const Config& config, Dimensions dims, const ParameterScope& scope)

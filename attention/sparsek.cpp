@@ -101,7 +101,7 @@ State best_of(const std::vector<Variable>& all, int64_t kept, int64_t others) {
 void SparseKConfig::fields(FieldVisitor& f) {
   f("k", k, "pairs kept from before the window", {.unit = "pairs", .min = 1});
   f("window", window, "last tokens that are always seen, the own one included; 0 = none",
-    {.unit = "tokens", .min = 0});
+    {.unit = "tokens", .min = 0, .max = 1 << 20});
   f("support", support, "highest scores over which the gates are computed; 0 = 4 k", {.min = 0});
   f("slope", slope, "added to a score per position, so that later ones need not grow to be kept");
   f("gate", gate, "what the gates multiply", {.choices = {"kv", "v"}});

@@ -1,6 +1,7 @@
 #pragma once
 // The fault hook: a test makes one rank fail, stall or compute wrongly at a chosen step and phase.
 //   WEFT_FAULT="kind@rank=R,step=S,phase=P"    several separated by ';'; a key left out matches everything
+//   step   as metrics.jsonl counts, from 1: step 10 is the one that makes step-10, and its save
 //   kind   kill | stop | nan | slow:MS | enospc | eio | flip | skip_exchange
 //   phase  load forward backward collective optimizer save.data save.mid save.fsync save.manifest save.rename
 //          save.latest

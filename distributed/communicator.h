@@ -104,6 +104,10 @@ class Communicator {
   // Does not return where the ranks are processes.
   virtual void leave(Exit code, const std::string& what) = 0;
 
+  // Whether this rank is to say what went wrong: true on one rank of each machine, so that one failure is one
+  // line.
+  virtual bool first_to_say() { return true; }
+
   // Called once, by leave() or when a dead peer is noticed, just before this process ends; may run on another
   // thread.
   void on_leave(std::function<void(Exit, const std::string&)> callback);

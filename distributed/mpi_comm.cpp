@@ -120,7 +120,9 @@ class MpiComm : public Communicator {
   const char* name() const override { return "mpi"; }
   void beat(int64_t step, const char* phase) override { board_->beat(step, phase); }
 
-  // The caller reports its own failure; the others, which see it on the board, are silent.
+  bool first_to_say() override { return board_->first_to_say(); }
+
+  // The caller has said what failed; the others, which see it on the board, are silent.
   void leave(Exit code, const std::string& what) override {
     board_->first_to_say();
     board_->leave(code, what);
@@ -251,12 +253,13 @@ class MpiWorld final : public MpiComm {
     move_barrier();  // all have entered the board
     board_->unlink();
     if (options.watch)
-      watch_.emplace(*board_, options.hang_limit, [this](Exit code, const std::string& what) {
-        board_->leave(code, what);
-        if (board_->first_to_say()) std::fprintf(stderr, "weft: %s\n", what.c_str());
-        call_on_leave(code, what);
-        end_process(code);
-      });
+      watch_.emplace(*board_, options.hang_limit, options.stop_limit,
+                     [this](Exit code, const std::string& what) {
+                       board_->leave(code, what);
+                       if (board_->first_to_say()) std::fprintf(stderr, "weft: %s\n", what.c_str());
+                       call_on_leave(code, what);
+                       end_process(code);
+                     });
   }
 
   ~MpiWorld() override {

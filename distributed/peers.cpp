@@ -180,8 +180,19 @@ std::string PeerBoard::slowest() const {
   return text("rank ", slow, stopped ? " is stopped" : " is the slowest", " (", all, ")");
 }
 
-Watch::Watch(PeerBoard& board, std::chrono::seconds hang_limit, OnLoss on_loss)
-    : board_(board), hang_limit_(hang_limit), on_loss_(std::move(on_loss)), thread_([this] { run(); }) {}
+bool PeerBoard::stopped() const {
+  for (int r = 0; r < ranks_; ++r)
+    if (r != rank_ && cell(r).state == running && cell(r).process().state == 'T') return true;
+  return false;
+}
+
+Watch::Watch(PeerBoard& board, std::chrono::seconds hang_limit, std::chrono::seconds stop_limit,
+             OnLoss on_loss)
+    : board_(board),
+      hang_limit_(hang_limit),
+      stop_limit_(stop_limit),
+      on_loss_(std::move(on_loss)),
+      thread_([this] { run(); }) {}
 
 Watch::~Watch() {
   stop_ = true;
@@ -193,12 +204,18 @@ void Watch::run() {
   const pid_t parent = getppid();
   int64_t beats = board_.beats();
   Clock::time_point since = Clock::now();
-  for (; !stop_; std::this_thread::sleep_for(std::chrono::milliseconds(50))) {
+  // Looks, not time: where the whole job is stopped (Ctrl-Z), nobody looks.
+  constexpr std::chrono::milliseconds pause{50};
+  int64_t looks = 0;
+  for (; !stop_; std::this_thread::sleep_for(pause)) {
     if (const auto lost = board_.lost()) return on_loss_(lost->code, lost->what);
     if (getppid() != parent) return on_loss_(Exit::peer_lost, "the launcher that started this rank is gone");
     if (board_.beats() != beats) beats = board_.beats(), since = Clock::now();
     if (beats > 0 && hang_limit_.count() > 0 && Clock::now() - since > hang_limit_)
       return on_loss_(Exit::hang, text("no progress for ", hang_limit_.count(), " s: ", board_.slowest()));
+    looks = board_.stopped() ? looks + 1 : 0;
+    if (stop_limit_.count() > 0 && looks * pause >= stop_limit_)
+      return on_loss_(Exit::hang, text("no progress for ", stop_limit_.count(), " s: ", board_.slowest()));
   }
 }
 

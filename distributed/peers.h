@@ -42,6 +42,7 @@ class PeerBoard {
   std::optional<Lost> lost() const;  // the first rank that died or left
   bool first_to_say();               // true for one rank of this node: one failure is one line
   int64_t beats() const;             // of this rank
+  bool stopped() const;              // a peer has been stopped by a signal (SIGSTOP)
   std::string slowest() const;       // the rank that is stopped or has the fewest beats, and all places
 
  private:
@@ -55,19 +56,20 @@ class PeerBoard {
   Shared* shared_ = nullptr;
 };
 
-// Calls on_loss once, from its own thread, when board.lost(), when the parent process is gone, or when this
-// rank has not made progress for hang_limit since its last beat (0: never).
+// Calls on_loss once, from its own thread, when board.lost(), when the parent process is gone, when this rank
+// has not made progress for hang_limit since its last beat, or when it has seen a peer stopped for stop_limit
+// (0: never).
 class Watch {
  public:
   using OnLoss = std::function<void(Exit code, const std::string& what)>;
-  Watch(PeerBoard& board, std::chrono::seconds hang_limit, OnLoss on_loss);
+  Watch(PeerBoard& board, std::chrono::seconds hang_limit, std::chrono::seconds stop_limit, OnLoss on_loss);
   ~Watch();
 
  private:
   void run();
 
   PeerBoard& board_;
-  std::chrono::seconds hang_limit_;
+  std::chrono::seconds hang_limit_, stop_limit_;
   OnLoss on_loss_;
   std::atomic<bool> stop_{false};
   std::thread thread_;

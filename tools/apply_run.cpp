@@ -263,8 +263,6 @@ ApplyOutcome apply_full(const ApplyTask& task, int64_t chunk) { return apply_who
 ApplyOutcome apply_reference(const ApplyTask& task) { return apply_whole(task, !task.has_given(), 1); }
 
 ApplyOutcome apply_decode(const ApplyTask& task, int64_t prefill, int64_t chunk) {
-  if (task.d_y.defined())
-    throw Error(Exit::recipe, "decoding gives no gradients", "dy", "leave dy away, or take --mode full");
   Model model(task);
   if (!model.mechanism->causal())
     throw Error(Exit::recipe, text(task.mechanism->id, " sees later tokens and cannot decode"), "--mode",

@@ -201,10 +201,6 @@ class Reader {
     }
     const std::vector<int64_t> y = extents_of(task_.signature.output, {task_.rows, task_.tokens});
     task_.d_y = optional_floats("dy", y, task_.dtype);
-    for (size_t i = 0; i < task_.d_state.size(); ++i)
-      if (task_.d_state[i].defined() && !task_.d_y.defined())
-        refuse("dy", "is missing beside dstate." + task_.signature.states[i].name,
-               "expected " + shape_text(y) + "; zeros will do");
     if (task_.d_y.defined()) {
       Shape line{task_.rows * task_.tokens};
       for (const int64_t extent : task_.signature.output) line.push_back(extent);

@@ -1,5 +1,6 @@
 #include "tools/command.h"
 
+#include <atomic>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -9,7 +10,7 @@
 namespace weft {
 namespace {
 
-bool printed = false;
+std::atomic<bool> printed = false;  // a watching thread asks too
 
 }  // namespace
 
@@ -34,7 +35,7 @@ void print(const std::string& text) {
     std::clearerr(stdout);
     throw Error(Exit::io, "cannot write the result: " + why, "stdout");
   }
-  printed |= !text.empty();
+  if (!text.empty()) printed = true;
 }
 
 bool anything_printed() { return printed; }

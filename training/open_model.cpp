@@ -11,7 +11,7 @@ namespace weft {
 OpenModel open_model(const std::string& path, std::optional<Dtype> dtype) {
   const std::string recipe = path + "/recipe.yaml";
   if (!std::filesystem::exists(recipe))
-    throw Error(Exit::usage, "not a run: it has no recipe.yaml", path,
+    throw Error(Exit::no_checkpoint, "not a run: it has no recipe.yaml", path,
                 "name the folder that weft train wrote");
   OpenModel m;
   m.recipe = load_recipe(recipe);

@@ -237,8 +237,9 @@ void Run::tell_start() {
 }
 
 bool Run::step() {
-  fault::set_position(world_ == nullptr ? 0 : world_->rank(), state_.step);
-  if (world_ != nullptr) world_->beat(state_.step, "step");
+  fault::set_position(world_ == nullptr ? 0 : world_->rank(), state_.step + 1);  // as metrics.jsonl counts
+  if (options_.step != nullptr) *options_.step = state_.step + 1;
+  if (world_ != nullptr) world_->beat(state_.step + 1, "step");
   fault::point(fault::Phase::load);
   Batch batch;
   {

@@ -1,6 +1,7 @@
 #include "training/trainer.h"
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
 #include <cmath>
 
@@ -153,6 +154,17 @@ void Trainer::reduce_gradients() {
   }
 }
 
+// A flipped bit is the highest of the exponent: what is small becomes huge.
+void Trainer::break_gradient(std::initializer_list<fault::Phase> phases) {
+  const Tensor first = store_.groups()[0].gradient.rows(0, 1);
+  for (const fault::Phase phase : phases) {
+    if (fault::wants(fault::Kind::nan, phase)) first.copy_from(full({1}, NAN, first.dtype(), device_));
+    if (!fault::wants(fault::Kind::flip, phase)) continue;
+    const uint32_t bits = std::bit_cast<uint32_t>(static_cast<float>(value_of(first))) ^ (1u << 30);
+    first.copy_from(full({1}, std::bit_cast<float>(bits), first.dtype(), device_));
+  }
+}
+
 StepResult Trainer::step(int64_t step, const Batch& batch) {
   using Clock = std::chrono::steady_clock;
   StepResult result;
@@ -179,6 +191,8 @@ StepResult Trainer::step(int64_t step, const Batch& batch) {
           projected_cross_entropy(h, model_.output_weight(), micro.targets, {.seed = share}).loss);
     }
     losses.push_back(outputs[0]);
+    if (fault::wants(fault::Kind::nan, fault::Phase::forward))
+      losses.back() = full(outputs[0].shape(), NAN, outputs[0].dtype(), device_);
     std::vector<Tensor> seeds{full(outputs[0].shape(), share, outputs[0].dtype(), device_)};
     for (const Variable& aux : extra) {  // weighted like the tokens they come from
       outputs.push_back(aux);
@@ -191,9 +205,7 @@ StepResult Trainer::step(int64_t step, const Batch& batch) {
   double loss = 0;
   for (const Tensor& part : losses) loss += value_of(part);
   check_wire();
-  if (fault::wants(fault::Kind::nan, fault::Phase::backward))
-    store_.groups()[0].gradient.rows(0, 1).copy_from(
-        full({1}, NAN, store_.groups()[0].gradient.dtype(), device_));
+  break_gradient({fault::Phase::forward, fault::Phase::backward, fault::Phase::collective});
 
   const auto start = Clock::now();
   fault::point(fault::Phase::collective);
@@ -220,6 +232,7 @@ StepResult Trainer::step(int64_t step, const Batch& batch) {
   state.updates = updates_;
   result.lr = state.rate * recipe_.optim.lr;
   fault::point(fault::Phase::optimizer);
+  break_gradient({fault::Phase::optimizer});  // behind the guard's back: the weights are lost
   optimizer_->step(state);
   updates_ = state.updates;
   step_flops_ = counted_flops() - flops_before;

@@ -292,6 +292,13 @@ TEST_F(Job, NamesAStoppedRank) {
   EXPECT_NE(said.find("rank 1 is stopped"), std::string::npos) << said;
 }
 
+TEST_F(Job, NoticesOneThatStaysStopped) {
+  testing::internal::CaptureStderr();
+  EXPECT_EQ(run_job("sleep").code, Exit::hang);
+  const std::string said = testing::internal::GetCapturedStderr();
+  EXPECT_NE(said.find("rank 1 is stopped"), std::string::npos) << said;
+}
+
 TEST_F(Job, NamesAMissingRank) {
   testing::internal::CaptureStderr();
   EXPECT_EQ(run_job("late").code, Exit::peer_lost);

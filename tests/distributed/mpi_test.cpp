@@ -92,7 +92,7 @@ void misbehave(Communicator& world, const std::string& how) {
     if (how == "die") raise(SIGKILL);
     if (how == "crash") std::abort();
     if (how == "exit") _exit(0);
-    if (how == "hang") raise(SIGSTOP);
+    if (how == "hang" || how == "sleep") raise(SIGSTOP);
     if (how == "fail") throw Error(Exit::numerics, "loss is not finite");
   }
   if (how == "stop") {  // as a training loop does: SIGUSR1 asks to leave between steps
@@ -116,7 +116,8 @@ int test_main(const std::string& how) {
   try {
     if (how == "late" && launched.rank == 1) std::this_thread::sleep_for(std::chrono::seconds(20));
     world = world_communicator(launched, {std::chrono::seconds(how == "late" ? 2 : 60), true,
-                                          std::chrono::seconds(how == "hang" ? 2 : 0)});
+                                          std::chrono::seconds(how == "hang" ? 2 : 0),
+                                          std::chrono::seconds(how == "sleep" ? 1 : 20)});
     world->on_leave(
         [&](Exit why, const std::string& what) { leave_exit_code({}, launched.rank, why, what); });
     if (how.empty()) {

@@ -1,11 +1,13 @@
 // The command around the function: flags, files, errors with their exit codes, and what it says of a
 // mechanism.
 
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "autograd/ops/arrange.h"
-
-#include <algorithm>
 #include "tests/attention/conformance.h"
 #include "tests/tools/apply_files.h"
 #include "tools/apply.h"
@@ -46,10 +48,10 @@ TEST(ApplyCommand, Errors) {
       {{"simple_gla", "--segments", "2:zigzag:rings"}, ok, Exit::usage, {"rings", "ring"}},
       {{"simple_gla", "--reference=yes"}, ok, Exit::usage, {"--reference"}},
       {{"simple_gla", "scale"}, ok, Exit::usage, {"scale"}},
+      {{"sliding_window", "window=99999999999"}, ok, Exit::recipe, {"window"}},
       {{"simple_gla", "scal=1"}, ok, Exit::recipe, {"scal", "scale"}},
       {{"simple_gla", "scale=x"}, ok, Exit::recipe, {"scale"}},
       {{"simple_gla", "causal=true"}, ok, Exit::recipe, {"causal"}},
-      {{"simple_gla", "--mode", "decode:3"}, ok, Exit::recipe, {"dy"}},
       {{"simple_gla", "--mode", "decode:10"}, c.without({"dy", "dstate."}), Exit::recipe, {"10", "9"}},
       {{"simple_gla", "--mode", "decode:3", "--reference"}, ok, Exit::recipe, {"--reference"}},
       {{"simple_gla", "--segments", "2", "--reference"}, ok, Exit::recipe, {"--segments"}},
@@ -82,7 +84,6 @@ TEST(ApplyCommand, Errors) {
        Exit::data,
        {"I32"}},
       {{"simple_gla"}, with("q", random_tensor({2, 0, 3, 4}, 1)), Exit::data, {"(2, 0, 3, 4)"}},
-      {{"simple_gla"}, c.without({"dy"}), Exit::data, {"dy", "dstate.S"}},
   };
   for (const Row& row : table) {
     const Error e = apply_error(row.words, row.in);
@@ -140,6 +141,24 @@ TEST(ApplyCommand, AFailureLeavesTheOldFile) {
   } catch (const Error& e) {
     EXPECT_EQ(e.code, Exit::cannot_create);
   }
+}
+
+TEST(ApplyCommand, OnlyAFileIsReplaced) {
+  const ApplyFolder folder;
+  const ApplyCase c = gla();
+  write_tensors(folder.path("a"), c.in);
+  std::filesystem::create_directory(folder.path("folder"));
+  ASSERT_EQ(mkfifo(folder.path("pipe").c_str(), 0600), 0);
+  for (const char* name : {"folder", "pipe"}) {
+    try {
+      run_apply(c.words({"--in", folder.path("a"), "--out", folder.path(name)}));
+      ADD_FAILURE() << name << " was replaced";
+    } catch (const Error& e) {
+      EXPECT_EQ(e.code, Exit::cannot_create) << e.what();
+    }
+    EXPECT_FALSE(std::filesystem::is_regular_file(folder.path(name)));
+  }
+  EXPECT_EQ(folder.names(), (Words{"a", "folder", "pipe"})) << "and nothing beside it";
 }
 
 TEST(ApplyCommand, Metadata) {
@@ -226,11 +245,20 @@ TEST(ApplyCommand, InputsOfAnyWidth) {
   expect_same(apply_to({"softmax"}, narrow), apply_to({"softmax"}, wide), 0, "bf16 and f64 in the file");
 }
 
+TEST(ApplyCommand, DecodingGivesNoGradients) {
+  const ApplyCase c = gla();
+  const Words decode = c.words({"--mode", "decode:3", "--dtype", "f64"});
+  expect_same(apply_to(decode, c.in), apply_to(decode, c.without({"dy", "dstate."})), 0,
+              "adjoints in the file");
+}
+
 TEST(ApplyCommand, WithoutAdjointsNoGradients) {
   const ApplyCase c = gla();
-  const Tensors out = apply_to(c.words({}), c.without({"dy", "dstate."}));
-  EXPECT_EQ(out.size(), 2u);
-  EXPECT_EQ(out.count("y") + out.count("state.S"), 2u);
+  for (const Words& absent : {Words{"dy", "dstate."}, {"dy"}}) {
+    const Tensors out = apply_to(c.words({}), c.without(absent));
+    EXPECT_EQ(out.size(), 2u);
+    EXPECT_EQ(out.count("y") + out.count("state.S"), 2u);
+  }
 }
 
 std::string printed(const Words& words) {

@@ -79,6 +79,11 @@ TEST_F(Launch, OneLineOfJsonWhateverHappens) {
   const Ran spoken = launch(words, "echo 'weft: it broke' >&2\n" + leave(80, "runs/r"));
   EXPECT_EQ(spoken.code, 70) << "r.yaml is not there, so no run folder";
   EXPECT_EQ(spoken.json()["exit"], 70);
+  folder_.write("r.yaml", "steps: 3\n");
+  const Ran known = launch(words, "echo 'weft: it broke' >&2\n" + leave(80, "runs/r"));
+  EXPECT_EQ(known.code, 80);
+  EXPECT_EQ(known.json()["error"]["what"], "it broke");
+  EXPECT_EQ(known.json()["error"]["rank"], 2) << "the rank at fault";
 }
 
 TEST_F(Launch, SaysOnceWhyItFailed) {

@@ -42,10 +42,13 @@ std::string content_of(const std::string& path) {
     const rlimit limit{static_cast<rlim_t>(options.memory_limit), static_cast<rlim_t>(options.memory_limit)};
     setrlimit(RLIMIT_AS, &limit);
   }
-  std::vector<char*> arguments{const_cast<char*>(WEFT_PROGRAM)};
-  for (const std::string& word : words) arguments.push_back(const_cast<char*>(word.c_str()));
+  std::vector<std::string> line{WEFT_PROGRAM};
+  if (options.mpirun > 0) line = {"mpirun", "--oversubscribe", "-n", std::to_string(options.mpirun), line[0]};
+  line.insert(line.end(), words.begin(), words.end());
+  std::vector<char*> arguments;
+  for (std::string& word : line) arguments.push_back(word.data());
   arguments.push_back(nullptr);
-  execv(WEFT_PROGRAM, arguments.data());
+  execvp(arguments[0], arguments.data());
   _exit(127);
 }
 

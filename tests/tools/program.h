@@ -19,6 +19,7 @@ struct RunOptions {
   std::string folder = ".";                   // working directory
   std::string out = {};                       // stdout goes to this file instead
   std::vector<std::string> environment = {};  // NAME=value
+  int mpirun = 0;                             // so many ranks, started by mpirun; 0: without it
   long file_limit = 0;                        // bytes a file may grow to; 0: any
   long memory_limit = 0;                      // bytes of address space; 0: any
   int stop_after_ms = 0;                      // stop_signal then; 0: not by time

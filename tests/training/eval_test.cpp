@@ -63,7 +63,7 @@ TEST_F(Eval, TrainingOnATaskSaysWhatIsRight) {
 
 TEST_F(Eval, ResumedOnATaskEndsTheSame) {
   const Ran killed =
-      tiny_->train(kTask + Words{"run=runs/cut"}, {.environment = {"WEFT_FAULT=kill@step=12,phase=forward"}});
+      tiny_->train(kTask + Words{"run=runs/cut"}, {.environment = {"WEFT_FAULT=kill@step=13,phase=forward"}});
   ASSERT_NE(killed.code, 0);
   const Ran resumed = tiny_->train(kTask + Words{"run=runs/cut", "--resume", "auto"});
   ASSERT_EQ(resumed.code, 0) << resumed.err;

@@ -111,8 +111,8 @@ TEST_F(Generate, DrawsOnlyTokensThatAreText) {
 }
 
 TEST_F(Generate, Refuses) {
-  EXPECT_EQ(tiny_->weft({"generate", "."}).code, 64);
-  EXPECT_EQ(tiny_->weft({"generate", "absent"}).code, 64);
+  EXPECT_EQ(tiny_->weft({"generate", "."}).code, 66);
+  EXPECT_EQ(tiny_->weft({"generate", "absent"}).code, 66);
   EXPECT_EQ(tiny_->weft({"generate"}).code, 64);
   for (const char* temperature : {"-1", "nan", "inf", "warm", "", "1x"})
     EXPECT_EQ(tiny_->weft({"generate", "runs/tiny", "--temperature", temperature}).code, 64) << temperature;

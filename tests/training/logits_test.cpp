@@ -163,6 +163,17 @@ TEST_F(Logits, Precisions) {
   EXPECT_GT(furthest(values("bf16", "logits"), exact), 1e-5);
 }
 
+TEST_F(Logits, JsonIsOneLine) {
+  write("in", 1, 3, {65, 66, 67});
+  const Words words{"logits", "runs/tiny", "--in", "in.safetensors", "--out", "out.safetensors", "--json"};
+  const Ran ran = tiny_->weft(words);
+  EXPECT_EQ(ran.json()["weft"], "logits/1") << ran.out;
+  EXPECT_EQ(ran.json()["exit"], 0);
+  Words none = words;
+  none[1] = "runs/none";
+  EXPECT_EQ(tiny_->weft(none).json()["exit"], 66);
+}
+
 TEST_F(Logits, OneToken) {
   write("in", 1, 1, {65});
   ASSERT_EQ(run("in", "out"), 0);
@@ -191,6 +202,8 @@ TEST_F(Logits, Refuses) {
   leaves_nothing("flat", {}, 65);
   write_safetensors(path("other"), {{"x", Dtype::i32, {3}, flat.data()}}, {});
   leaves_nothing("other", {}, 65);
+  write("unordered", 1, 3, {1, 2, 3}, {1, 0, 0});
+  leaves_nothing("unordered", {}, 65);
   write("empty", 0, 3, {});
   leaves_nothing("empty", {}, 65);
 }

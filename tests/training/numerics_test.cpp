@@ -11,7 +11,7 @@ namespace {
 TEST(Numerics, NanGradientsChangeNoWeight) {
   const TinyRun tiny;
   const Ran ran = tiny.train({"steps=12", "checkpoint.every=1"},
-                             {.environment = {"WEFT_FAULT=nan@step=7,phase=backward"}});
+                             {.environment = {"WEFT_FAULT=nan@step=8,phase=backward"}});
   ASSERT_EQ(ran.code, 0) << ran.err;
   const auto skips = tiny.events("skip");
   ASSERT_EQ(skips.size(), 1u);
@@ -26,10 +26,30 @@ TEST(Numerics, NanGradientsChangeNoWeight) {
   EXPECT_TRUE(tiny.steps()[11]["loss"].is_number());
 }
 
+// Every phase that computes can be struck, and no number that is none reaches the weights of a checkpoint.
+TEST(Numerics, FaultsStrikeInEveryPhase) {
+  const TinyRun tiny;
+  const Ran whole = tiny.train({"run=runs/whole", "steps=6"});
+  for (const std::string fault : {"nan@step=4,phase=forward", "nan@step=4,phase=collective",
+                                  "nan@step=4,phase=optimizer", "flip@step=4,phase=backward"}) {
+    SCOPED_TRACE(fault);
+    const Ran ran = tiny.train({"run=runs/" + fault, "steps=6"}, {.environment = {"WEFT_FAULT=" + fault}});
+    const auto steps = tiny.steps(fault);
+    ASSERT_GE(steps.size(), 4u) << ran.err;
+    EXPECT_EQ(steps[2]["grad_norm"], tiny.steps("whole")[2]["grad_norm"]);
+    if (fault.starts_with("flip"))
+      EXPECT_GT(steps[3]["grad_norm"], 1e9);
+    else if (fault.ends_with("optimizer"))
+      EXPECT_EQ(steps[4]["loss"], nullptr);
+    else
+      EXPECT_EQ(tiny.events("skip", fault).at(0)["step"], 4);
+  }
+}
+
 TEST(Numerics, TooManySkipsGoBackOnceAndThenStop) {
   const TinyRun tiny;
   const Words words{"numerics.max_skips=1", "numerics.rewind=1"};
-  const Ran ran = tiny.train(words, {.environment = {"WEFT_FAULT=nan@step=7;nan@step=8"}});
+  const Ran ran = tiny.train(words, {.environment = {"WEFT_FAULT=nan@step=8;nan@step=9"}});
   EXPECT_EQ(ran.code, 80) << ran.err;
   EXPECT_EQ(ran.json()["exit"], 80) << ran.out;
   const auto rewinds = tiny.events("rewind");
@@ -45,7 +65,7 @@ TEST(Numerics, TooManySkipsGoBackOnceAndThenStop) {
 
 TEST(Numerics, NoCheckpointToGoBackTo) {
   const TinyRun tiny;
-  const Ran ran = tiny.train({"numerics.max_skips=0"}, {.environment = {"WEFT_FAULT=nan@step=2"}});
+  const Ran ran = tiny.train({"numerics.max_skips=0"}, {.environment = {"WEFT_FAULT=nan@step=3"}});
   EXPECT_EQ(ran.code, 80) << ran.err;
   EXPECT_NE(ran.err.find("no checkpoint"), std::string::npos) << ran.err;
 }
@@ -89,7 +109,7 @@ TEST(Numerics, GoingBackOutlivesTheProcess) {
   const Ran undisturbed = tiny.train(whole);
   ASSERT_EQ(undisturbed.code, 0) << undisturbed.err;
   words.insert(words.end(), {"--resume", "auto"});
-  ASSERT_EQ(tiny.train(words, {.environment = {"WEFT_FAULT=kill@step=33,phase=backward"}}).code, 128 + 9);
+  ASSERT_EQ(tiny.train(words, {.environment = {"WEFT_FAULT=kill@step=34,phase=backward"}}).code, 128 + 9);
   ASSERT_EQ(tiny.events("rewind").size(), 1u);
   const Ran resumed = tiny.train(words);
   ASSERT_EQ(resumed.code, 0) << resumed.err;

@@ -190,7 +190,7 @@ TEST(Ranks, ALostOneEndsTheJobAndLosesNothing) {
     SCOPED_TRACE(phase);
     const Words own = words + Words{std::string("run=runs/") + phase};
     const Ran killed =
-        tiny.launch(2, own, {.environment = {std::string("WEFT_FAULT=kill@rank=1,step=5,phase=") + phase}});
+        tiny.launch(2, own, {.environment = {std::string("WEFT_FAULT=kill@rank=1,step=6,phase=") + phase}});
     EXPECT_EQ(killed.code, 69) << killed.err;
     EXPECT_EQ(killed.json()["exit"], 69) << killed.out;
     const Ran resumed = tiny.launch(2, own);
@@ -214,7 +214,7 @@ TEST(Ranks, ASkippedExchangeIsFound) {
 TEST(Ranks, NanOnOneIsSkippedByAll) {
   const LongRun tiny;
   const Ran ran =
-      tiny.launch(2, {"steps=6", "checkpoint.every=1"}, {.environment = {"WEFT_FAULT=nan@rank=1,step=3"}});
+      tiny.launch(2, {"steps=6", "checkpoint.every=1"}, {.environment = {"WEFT_FAULT=nan@rank=1,step=4"}});
   ASSERT_EQ(ran.code, 0) << ran.err;
   ASSERT_EQ(tiny.events("skip").size(), 1u);
   EXPECT_EQ(tiny.events("skip")[0]["step"], 4);
@@ -225,7 +225,7 @@ TEST(Ranks, NanOnOneIsSkippedByAll) {
 TEST(Ranks, ASaveThatFailsOnOneFailsOnAll) {
   const LongRun tiny;
   const Ran ran = tiny.launch(2, {"steps=6", "checkpoint.every=2"},
-                              {.environment = {"WEFT_FAULT=enospc@rank=1,step=3,phase=save.mid"}});
+                              {.environment = {"WEFT_FAULT=enospc@rank=1,step=4,phase=save.mid"}});
   EXPECT_EQ(ran.code, 0) << ran.err;
   EXPECT_EQ(tiny.checkpoints(), (Words{"step-2", "step-6"}));
   EXPECT_NE(ran.err.find("step 4 was not saved"), std::string::npos) << ran.err;
@@ -257,6 +257,47 @@ TEST(Ranks, ErrorsAreSaidOnce) {
   const Ran there = tiny.launch(2, {"steps=1"});
   EXPECT_EQ(there.code, 73) << there.err;
   EXPECT_EQ(there.json()["exit"], 73) << there.out;
+}
+
+// Started by mpirun itself, with nobody to gather what the ranks say.
+TEST(Ranks, ErrorsAreSaidOnceUnderMpirunToo) {
+  const TinyRun tiny;
+  const auto lines = [](const Ran& ran) {
+    std::istringstream in(ran.err);
+    int said = 0;
+    for (std::string line; std::getline(in, line);) said += line.starts_with("weft: ") ? 1 : 0;
+    return said;
+  };
+  for (int i = 0; i < 3; ++i) {
+    const Ran key = tiny.mpirun(3, {"optim.lrr=1"});
+    EXPECT_NE(key.code, 0);
+    EXPECT_EQ(lines(key), 1) << key.err;
+    EXPECT_EQ(key.json()["exit"], 78) << key.out;
+    EXPECT_EQ(tiny.launch(3, {"optim.lrr=1"}).code, 78) << "whoever ends first";
+  }
+  const Ran alone =
+      tiny.mpirun(2, {"log.every=1000"}, {.environment = {"WEFT_FAULT=eio@rank=1,phase=backward"}});
+  EXPECT_NE(alone.code, 0);
+  EXPECT_TRUE(alone.json().contains("error")) << alone.out;
+}
+
+TEST(Ranks, AFailureNamesItsRankAndStep) {
+  const TinyRun tiny;
+  const Ran one = tiny.train({}, {.environment = {"WEFT_FAULT=eio@step=3,phase=backward"}});
+  EXPECT_EQ(one.json()["error"]["step"], 3) << one.out;
+  const Ran two =
+      tiny.launch(2, {"run=runs/two"}, {.environment = {"WEFT_FAULT=eio@rank=1,step=3,phase=backward"}});
+  EXPECT_EQ(two.code, 74);
+  EXPECT_EQ(two.json()["error"]["rank"], 1) << two.out;
+  EXPECT_NE(two.json()["error"]["what"].get<std::string>().find("input/output error"), std::string::npos);
+}
+
+TEST(Ranks, AStoppedOneIsAHang) {
+  const TinyRun tiny;
+  const Ran ran = tiny.launch(2, {}, {.environment = {"WEFT_FAULT=stop@rank=1,step=3,phase=forward"}});
+  EXPECT_EQ(ran.code, 81) << ran.err;
+  EXPECT_EQ(ran.json()["exit"], 81) << ran.out;
+  EXPECT_NE(ran.err.find("rank 1 is stopped"), std::string::npos) << ran.err;
 }
 
 // Losses of routers are means over the tokens of both. Two steps: later a token whose heads are nearly tied

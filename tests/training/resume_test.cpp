@@ -84,7 +84,7 @@ TEST(Resume, KilledWhileSaving) {
   for (const std::string& phase : phases) {
     SCOPED_TRACE(phase);
     const Words words{"steps=12", "run=runs/" + phase, "--resume", "auto"};
-    const Ran killed = tiny.train(words, {.environment = {"WEFT_FAULT=kill@step=9,phase=" + phase}});
+    const Ran killed = tiny.train(words, {.environment = {"WEFT_FAULT=kill@step=10,phase=" + phase}});
     EXPECT_EQ(killed.code, 128 + SIGKILL);
     const Ran resumed = tiny.train(words);
     EXPECT_EQ(resumed.code, 0) << resumed.err;

@@ -10,8 +10,8 @@ namespace {
 TEST(SaveFailure, OneIsAWarning) {
   const TinyRun tiny;
   ASSERT_EQ(tiny.train({"run=runs/whole"}).code, 0);
-  for (const char* fault :
-       {"enospc@step=9,phase=save.mid", "eio@step=9,phase=save.fsync", "eio@step=9,phase=save.manifest"}) {
+  for (const char* fault : {"enospc@step=10,phase=save.mid", "eio@step=10,phase=save.fsync",
+                            "eio@step=10,phase=save.manifest", "flip@step=10,phase=save.data"}) {
     SCOPED_TRACE(fault);
     const Ran ran =
         tiny.train({std::string("run=runs/") + fault}, {.environment = {std::string("WEFT_FAULT=") + fault}});
@@ -23,6 +23,21 @@ TEST(SaveFailure, OneIsAWarning) {
     EXPECT_EQ(faults[0]["step"], 10);
     EXPECT_EQ(tiny.weights_hash_at(20, fault), tiny.weights_hash_at(20, "whole"));
     EXPECT_EQ(tiny.weights_hash_at(5, fault), tiny.weights_hash_at(5, "whole"));
+  }
+}
+
+// Damage that comes after the save is found by the load.
+TEST(SaveFailure, ABitThatFlipsLaterIsFound) {
+  const TinyRun tiny;
+  const Ran whole = tiny.train({"run=runs/whole"});
+  for (const char* phase : {"save.manifest", "save.latest"}) {
+    SCOPED_TRACE(phase);
+    const std::string run = std::string("run=runs/") + phase;
+    tiny.train({run}, {.environment = {std::string("WEFT_FAULT=flip@step=20,phase=") + phase}});
+    const Ran resumed = tiny.train({run, "--resume", "auto"});
+    EXPECT_EQ(resumed.code, 0) << resumed.err;
+    EXPECT_EQ(tiny.events("resume", phase).back()["step"], 15);
+    EXPECT_EQ(resumed.json()["weights_hash"], whole.json()["weights_hash"]);
   }
 }
 

@@ -64,6 +64,14 @@ Ran TinyRun::launch(int ranks, const Words& words, RunOptions options) const {
               std::move(options));
 }
 
+Ran TinyRun::mpirun(int ranks, const Words& words, RunOptions options) const {
+  for (const char* setting :
+       {"OMP_NUM_THREADS=1", "OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1"})
+    options.environment.emplace_back(setting);
+  options.mpirun = ranks;
+  return train(words, std::move(options));
+}
+
 std::vector<nlohmann::json> TinyRun::lines(const std::string& run) const {
   std::istringstream in(folder_.read("runs/" + run + "/metrics.jsonl"));
   std::vector<nlohmann::json> all;

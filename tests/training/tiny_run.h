@@ -24,6 +24,8 @@ class TinyRun {
   Ran train(const Words& words = {}, RunOptions options = {}) const;
   // The same on several ranks.
   Ran launch(int ranks, const Words& words, RunOptions options = {}) const;
+  // And on ranks that mpirun itself starts.
+  Ran mpirun(int ranks, const Words& words, RunOptions options = {}) const;
   Ran weft(const Words& words, RunOptions options = {}) const;
 
   std::string run(const std::string& name = "tiny") const { return folder_ / ("runs/" + name); }

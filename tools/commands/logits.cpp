@@ -31,6 +31,10 @@ Batch read_batch(const SafetensorsFile& file, const std::string& in, int64_t voc
                   text("doc has shape ", Shape(doc->shape.begin(), doc->shape.end()), ", ids ",
                        Shape(ids.shape.begin(), ids.shape.end())),
                   in);
+    for (int64_t i = 1; i < count; ++i)
+      if (i % ids.shape[1] != 0 && doc->as<int32_t>()[i] < doc->as<int32_t>()[i - 1])
+        throw Error(Exit::data, text("doc falls at token ", i % ids.shape[1], " of row ", i / ids.shape[1]),
+                    in, "number the documents of a row in order");
   }
   Batch batch;
   batch.tokens.assign(ids.as<int32_t>(), ids.as<int32_t>() + count);
@@ -69,7 +73,7 @@ void write_scores(const Scores& scores, const std::vector<int64_t>& batch, bool 
 
 int run_logits(const Words& words) {
   std::string in, out, dtype = "f32", device, segments;
-  bool hidden = false;
+  bool hidden = false, json = false;
   Flags flags("logits", "MODEL",
               "Scores token ids with a trained model; under mpirun, on all ranks together.");
   flags.add("--in", in, "FILE", "safetensors with ids (B, T) i32 or i64, and optionally doc (B, T)",
@@ -79,6 +83,7 @@ int run_logits(const Words& words) {
   flags.add("--dtype", dtype, "f64|f32|bf16", "what to compute in");
   flags.add("--device", device, "cpu|cuda", kDeviceHelp);
   flags.add("--segments", segments, kSegmentsUnit, "over RANKS ranks: threads, or under mpirun its ranks");
+  flags.add("--json", json, "one line of JSON on stdout");
   if (!flags.parse(words)) return 0;
   const Dtype type =
       flag_choice<Dtype>("--dtype", dtype, {{"f64", Dtype::f64}, {"f32", Dtype::f32}, {"bf16", Dtype::bf16}});
@@ -102,6 +107,7 @@ int run_logits(const Words& words) {
     run_ranks(split.ranks, [&](Communicator& ranks) { score_on(&ranks); });
   else
     score_on(nullptr);
+  if (json && launched.rank == 0) print("{\"weft\":\"logits/1\",\"exit\":0}\n");
   return 0;
 }
 

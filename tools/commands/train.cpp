@@ -1,8 +1,4 @@
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -17,6 +13,7 @@
 #include "tools/device_flag.h"
 #include "tools/recipe_path.h"
 #include "training/log/failure.h"
+#include "training/log/printable.h"
 #include "training/recipe/load.h"
 #include "training/train.h"
 
@@ -79,22 +76,15 @@ Request parse(const Words& words) {
   return r;
 }
 
-// A job that all ranks find at fault says so once: the first of a machine to claim the launcher's folder
-// speaks. The others stay until it has, since a launcher ends all ranks when the first leaves.
-void say_once(const Error& error) {
-  const char* folder = std::getenv(launch_variable);
-  if (folder == nullptr) return print_error(error);
-  const std::string path = std::string(folder) + "/said";
-  const int claim = ::open(path.c_str(), O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0600);
-  if (claim >= 0 || errno != EEXIST) {
+// A job that all ranks find at fault says so once. The others stay until the one that speaks has left, which
+// their watch sees: a launcher ends all ranks when the first leaves. What is wrong before the first step is
+// mostly wrong on all ranks, and rank 0, whose line of JSON tells it, is let go first.
+void say_once(Communicator& world, const Error& error, bool training) {
+  if (!training && world.rank() > 0) std::this_thread::sleep_for(std::chrono::milliseconds(500));
+  if (world.first_to_say())
     print_error(error);
-    std::fflush(stderr);
-    if (claim >= 0 && ::write(claim, "1", 1) == 1) ::close(claim);
-    return;
-  }
-  std::error_code gone;
-  for (int i = 0; i < 200 && std::filesystem::file_size(path, gone) == 0 && !gone; ++i)
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  else
+    std::this_thread::sleep_for(std::chrono::seconds(2));
 }
 
 void print_summary(const TrainSummary& s) {
@@ -106,7 +96,7 @@ void print_summary(const TrainSummary& s) {
   if (std::isfinite(s.val_exact)) std::printf(", whole answers %.4f", s.val_exact);
   if (std::isfinite(s.baseline_bpb)) std::printf(" (5-gram model of the same text: %.3f)", s.baseline_bpb);
   std::printf(", %.0f s\n", s.seconds);
-  if (!s.sample.empty()) std::printf("\n%s\n", s.sample.c_str());
+  if (!s.sample.empty()) std::printf("\n%s\n", printable(s.sample, true).c_str());
 }
 
 }  // namespace
@@ -123,15 +113,29 @@ int run_train(const Words& words) {
   std::unique_ptr<Communicator> world;
   const Launched launched = detect_launch();
   std::string run;
+  int64_t step = 0;
+  // What a rank leaves behind when it or a peer fails: its code, and of rank 0 the line of JSON. `weft
+  // launch` writes that line itself, since it knows the first cause.
+  const auto leave_word_in = [&](const std::string& folder) {
+    world->on_leave([folder, json, rank = launched.rank](Exit code, const std::string& what) {
+      leave_exit_code(folder, rank, code, what);
+      if (!json || rank > 0 || std::getenv(launch_variable) != nullptr || anything_printed()) return;
+      try {
+        print(failure_json("train/1", Error(code, what), rank) + "\n");
+      } catch (const Error&) {  // stdout is gone, and this thread is no place to say so
+      }
+    });
+  };
   try {
     fault::configure_from_environment();
-    if (launched.size > 1) world = world_communicator(launched);
-    const Request request = parse(words);
+    if (launched.size > 1) {
+      world = world_communicator(launched);
+      leave_word_in("");  // of a recipe that cannot be read there is no folder
+    }
+    Request request = parse(words);
     run = request.recipe.run;
-    if (world)
-      world->on_leave([run, rank = launched.rank](Exit code, const std::string& what) {
-        leave_exit_code(run, rank, code, what);
-      });
+    request.options.step = &step;
+    if (world) leave_word_in(run);
     const TrainSummary summary = train(request.recipe, request.options, world.get());
     if (launched.rank == 0) {
       if (json)
@@ -147,10 +151,11 @@ int run_train(const Words& words) {
     return static_cast<int>(summary.exit);
   } catch (const std::exception& e) {
     const Error error = as_error(e);
-    if (json && launched.rank == 0) print(failure_json("train/1", error, launched.rank) + "\n");
+    if (json && launched.rank == 0)
+      print(failure_json("train/1", error, 0, step > 0 ? std::optional(step) : std::nullopt) + "\n");
     if (!world) throw error;
     std::fflush(stdout);
-    say_once(error);
+    say_once(*world, error, step > 0);
     world->leave(error.code, error_line(error));
     return static_cast<int>(error.code);
   }

@@ -105,8 +105,23 @@ void File::close() {
   if (::close(std::exchange(fd_, -1)) != 0 && errno != EINTR) fail("close", path_);
 }
 
+namespace {
+
+std::string replaceable(std::string path) {
+  std::error_code absent;
+  const auto there = std::filesystem::status(path, absent);
+  if (std::filesystem::exists(there) && !std::filesystem::is_regular_file(there))
+    throw Error(Exit::cannot_create,
+                std::filesystem::is_directory(there) ? "cannot create: a folder has this name"
+                                                     : "cannot create: a device or pipe has this name",
+                path, "choose another name");
+  return path;
+}
+
+}  // namespace
+
 AtomicFile::AtomicFile(std::string path)
-    : path_(std::move(path)),
+    : path_(replaceable(std::move(path))),
       temporary_(text(path_, ".tmp-", ::getpid())),
       file_((::unlink(temporary_.c_str()), File::create(temporary_))) {}
 

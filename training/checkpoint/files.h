@@ -38,7 +38,8 @@ class File {
 };
 
 // A file that appears under its name whole or not at all: written beside it, synced, renamed, the folder
-// synced. Without commit() nothing remains.
+// synced. Without commit() nothing remains. Error (cannot_create) where the name is that of a folder, a
+// device or a pipe, which renaming would fail on or replace.
 class AtomicFile {
  public:
   explicit AtomicFile(std::string path);

@@ -1,6 +1,8 @@
 #include "training/checkpoint/save.h"
 
+#include <algorithm>
 #include <exception>
+#include <fstream>
 #include <sstream>
 
 #include "autograd/fault.h"
@@ -17,6 +19,18 @@ using fault::Phase;
 
 constexpr int64_t shard_overhead = 1 << 16;   // HDF5's own structures
 constexpr int64_t bytes_per_piece = 1 << 10;  // a dataset's header and attributes
+
+// A flipped bit in what is on the disk, where the fault hook asks for it.
+void damage(const std::string& path, std::initializer_list<Phase> phases) {
+  if (std::none_of(phases.begin(), phases.end(),
+                   [](Phase phase) { return fault::wants(fault::Kind::flip, phase); }))
+    return;
+  std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+  file.seekg(-1, std::ios::end);
+  const int last = file.get();
+  file.seekp(-1, std::ios::end);
+  file.put(static_cast<char>(last ^ 1));
+}
 
 class Save {
  public:
@@ -89,6 +103,7 @@ class Save {
     const std::string path = temporary_ + "/" + shard_name(peers_.rank);
     write_shard(path, {manifest_.run, manifest_.step, peers_.rank, peers_.size}, request_.pieces);
     const std::string written = hash_file(path);
+    damage(path, {Phase::save_data, Phase::save_mid, Phase::save_fsync});
     fault::point(Phase::save_fsync);
     const File file = File::open_read(path);
     file.sync();
@@ -115,6 +130,7 @@ class Save {
       Checkpoint(temporary_, manifest_);  // every array is there exactly once, or this would never load
     }
     fault::point(Phase::save_manifest);
+    damage(temporary_ + "/" + shard_name(peers_.rank), {Phase::save_manifest, Phase::save_rename});
     if (first()) {
       write_file_atomically(temporary_ + "/MANIFEST", manifest_text(manifest_));
       sync_folder(temporary_);
@@ -122,6 +138,7 @@ class Save {
     fault::point(Phase::save_rename);
     if (first()) move_into_place();
     fault::point(Phase::save_latest);
+    if (first()) damage(final_ + "/" + shard_name(0), {Phase::save_latest});
     if (first()) write_latest(request_.run_folder, manifest_.step);
   }
 

@@ -40,6 +40,7 @@ std::string failure_json(const std::string& command, const Error& error, int ran
                                    {"rank", rank},
                                    {"step", nullptr}}}};
   if (step) json["error"]["step"] = *step;
+  if (command == "train/1") json["status"] = "failed";  // beside done and stopped
   return json.dump();
 }
 

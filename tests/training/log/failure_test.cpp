@@ -37,7 +37,8 @@ TEST(Failure, Json) {
   const Error error(Exit::recipe, "unknown \"key\"", "r.yaml:3:5", "write\noptim.lr \xff");
   EXPECT_EQ(failure_json("train/1", error, 0),
             "{\"weft\":\"train/1\",\"exit\":78,\"error\":{\"what\":\"unknown \\\"key\\\"\","
-            "\"where\":\"r.yaml:3:5\",\"do\":\"write optim.lr \xef\xbf\xbd\",\"rank\":0,\"step\":null}}");
+            "\"where\":\"r.yaml:3:5\",\"do\":\"write optim.lr \xef\xbf\xbd\",\"rank\":0,\"step\":null},"
+            "\"status\":\"failed\"}");
   const auto json = nlohmann::json::parse(failure_json("distill/1", Error(Exit::numerics, "NaN"), 3, 17));
   EXPECT_EQ(json["exit"], 80);
   EXPECT_EQ(json["error"]["rank"], 3);

@@ -108,7 +108,7 @@ TEST(Sweep, AFailedRunDoesNotEndIt) {
 TEST(Sweep, AKilledRunDoesNotEndIt) {
   const TinyRun tiny;
   const Ran ran = sweep(tiny, {"seed=1,2", "steps=4", "--json"},
-                        {.environment = {"WEFT_FAULT=kill@rank=0,step=2,phase=forward"}});
+                        {.environment = {"WEFT_FAULT=kill@rank=0,step=3,phase=forward"}});
   EXPECT_EQ(ran.code, 70) << ran.err;
   const Json result = ran.json();
   ASSERT_EQ(statuses(result), (Words{"failed", "failed"}));

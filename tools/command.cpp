@@ -1,10 +1,13 @@
 #include "tools/command.h"
 
+#include <unistd.h>
+
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
 
 #include "autograd/check.h"
+#include "training/log/printable.h"
 
 namespace weft {
 namespace {
@@ -35,6 +38,14 @@ void print(const std::string& text) {
     throw Error(Exit::io, "cannot write the result: " + why, "stdout");
   }
   printed |= !text.empty();
+}
+
+std::string for_reader(const std::string& text) {
+  return ::isatty(STDOUT_FILENO) == 1 ? printable(text, true) : text;
+}
+
+void print_warnings(const std::vector<std::string>& warnings) {
+  for (const std::string& w : warnings) std::fprintf(stderr, "weft: warning: %s\n", w.c_str());
 }
 
 bool anything_printed() { return printed; }

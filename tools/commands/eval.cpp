@@ -79,6 +79,7 @@ int eval_run(const Words& words) {
   flags.add("--json", json, "one line, eval/1");
   if (!flags.parse(words)) return 0;
   const OpenModel model = open_model(flags.arguments()[0]);
+  print_warnings(model.warnings);
   const Words texts = task.empty() ? eval_texts(model.recipe) : split(task, ';');
   if (texts.empty()) throw Error(Exit::usage, "--task names no task", "--task", "`weft ls` lists them");
   const std::vector<EvalRow> rows = eval(model, texts, options, path.empty() ? Words{} : Words{path});

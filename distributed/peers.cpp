@@ -10,6 +10,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <utility>
 
 namespace weft {
 namespace {
@@ -192,8 +193,11 @@ void Watch::run() {
   using Clock = std::chrono::steady_clock;
   const pid_t parent = getppid();
   int64_t beats = board_.beats();
-  Clock::time_point since = Clock::now();
+  Clock::time_point since = Clock::now(), last = since;
   for (; !stop_; std::this_thread::sleep_for(std::chrono::milliseconds(50))) {
+    const Clock::time_point before = std::exchange(last, Clock::now());
+    if (last - before > std::chrono::seconds(2))
+      since = last;  // this process was suspended, as a whole job may be
     if (const auto lost = board_.lost()) return on_loss_(lost->code, lost->what);
     if (getppid() != parent) return on_loss_(Exit::peer_lost, "the launcher that started this rank is gone");
     if (board_.beats() != beats) beats = board_.beats(), since = Clock::now();

@@ -18,7 +18,8 @@ Words read_prompts(const std::string& path) {
   std::ifstream file(path);
   if (!file) throw Error(Exit::usage, "cannot read the prompts", path, "name a file with a prompt a line");
   Words prompts;
-  for (std::string line; std::getline(file, line);) prompts.push_back(line);
+  for (std::string line; std::getline(file, line); prompts.push_back(line))
+    if (!line.empty() && line.back() == '\r') line.pop_back();  // as other systems end a line
   if (prompts.empty()) throw Error(Exit::usage, "there is no prompt in it", path, "write a prompt a line");
   return prompts;
 }

@@ -168,6 +168,7 @@ TEST_F(Eval, Refuses) {
                                 {{"runs/task", "--task", "selective_copy size=3"}, 78, "size"},
                                 {{"runs/task", "--task", "lm"}, 64, "--text"},
                                 {{"runs/task", "--task", ";"}, 64, "--task"},
+                                {{"runs/task", "--device", "abacus"}, 64, "--device"},
                                 {{"zoo", "--tasks", "mqra"}, 64, "--tasks"},
                                 {{"zoo", "--size", "tpu"}, 64, "size"}};
   for (const Case& c : cases) {

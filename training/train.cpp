@@ -15,11 +15,13 @@
 #include "distributed/agree.h"
 #include "training/checkpoint/files.h"
 #include "training/checkpoint/folder.h"
+#include "training/checkpoint/hash.h"
 #include "training/checkpoint/lock.h"
 #include "training/data/baseline.h"
 #include "training/data/loader.h"
 #include "training/device_peak.h"
 #include "training/generate.h"
+#include "training/log/environment_file.h"
 #include "training/log/run_log.h"
 #include "training/log/step_timer.h"
 #include "training/log/stop_request.h"
@@ -369,7 +371,11 @@ bool Run::step() {
 TrainSummary Run::train() {
   const auto start = std::chrono::steady_clock::now();
   const std::string recipe_text = resolved_recipe(recipe_);
-  if (world_ != nullptr) require_same(*world_, "recipe", recipe_text);
+  if (world_ != nullptr) {  // another program may not even make the same calls: its ranks would wait for ever
+    require_same(*world_, "the program",
+                 text("commit ", build_commit().substr(0, 12), " ", hash_file("/proc/self/exe")));
+    require_same(*world_, "recipe", recipe_text);
+  }
   {
     const StartSpan span("driver");
     wait_for(default_device());

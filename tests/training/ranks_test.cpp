@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <filesystem>
+#include <fstream>
 
 #include "tests/training/tiny_run.h"
 #include "training/data/stories.h"
@@ -210,6 +212,17 @@ TEST(Ranks, ALostOneEndsTheJobAndLosesNothing) {
         << "the same world, the same bits";
     EXPECT_EQ(resumed.json()["order_hash"], whole.json()["order_hash"]);
   }
+}
+
+TEST(Ranks, AnotherProgramIsFound) {
+  const TinyRun tiny;
+  const std::string other = tiny.folder() / "weft";
+  std::filesystem::copy_file(WEFT_PROGRAM, other);
+  std::ofstream(other, std::ios::app) << "x";  // it runs as before
+  const Ran ran = tiny.weft(
+      {"launch", "-n", "2", "--pass", "-n 1 " + other + " train tiny.yaml : -n 1", "train", "tiny.yaml"});
+  EXPECT_EQ(ran.code, 78) << ran.err;
+  EXPECT_NE(ran.err.find("ranks do not agree on the program"), std::string::npos) << ran.err;
 }
 
 TEST(Ranks, AStoppedOneEndsTheJobAndLosesNothing) {

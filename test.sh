@@ -5,7 +5,7 @@
 #   ./test.sh --full        the long tests too, then asan, tsan, tidy over all files, nvcc
 #   ./test.sh asan tsan     only these parts
 #
-#   style   one-way includes, file sizes, clang-format
+#   style   one-way includes, file sizes, clang-format, tables of benchmarks from their rows
 #   build   the library, ./weft and all tests, for CUDA where there are a GPU and a toolkit
 #   tests   what ctest knows, less what this machine lacks (a GPU, MPI)
 #   asan    address and undefined behaviour sanitizers
@@ -64,6 +64,11 @@ part_style() {
   local failed=0
   tools/check_imports.sh || failed=1
   tools/check_format.sh || failed=1
+  if has python3; then
+    python3 tools/benchmarks.py check || failed=1
+  else
+    echo "benchmarks: NOT RUN, it needs python3"
+  fi
   return $failed
 }
 

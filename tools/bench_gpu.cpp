@@ -109,6 +109,7 @@ void bench_gpu(const GpuBench& bench, const BenchDone& done) {
   }
   bench_gpu_kernels(run, bench.rows);
   if (wants(GpuRows::attention)) bench_gpu_attention(run);
+  if (wants(GpuRows::recurrence)) bench_gpu_recurrences(run);
   if (wants(GpuRows::small)) bench_gpu_layers(run);
   if (wants(GpuRows::step)) bench_gpu_steps(run);
 }

@@ -8,11 +8,11 @@
 namespace weft {
 
 // Which rows.
-enum class GpuRows : uint8_t { memory, products, loss, attention, small, step };
+enum class GpuRows : uint8_t { memory, products, loss, attention, recurrence, small, step };
 
 struct GpuBench {
-  std::vector<GpuRows> rows = {GpuRows::memory,    GpuRows::products, GpuRows::loss,
-                               GpuRows::attention, GpuRows::small,    GpuRows::step};
+  std::vector<GpuRows> rows = {GpuRows::memory,     GpuRows::products, GpuRows::loss, GpuRows::attention,
+                               GpuRows::recurrence, GpuRows::small,    GpuRows::step};
   // 1, or how many times smaller everything is: to see that it works, on a CPU too. Then each row runs once.
   int64_t smaller = 1;
 };

@@ -35,6 +35,7 @@ class GpuRun {
 
 void bench_gpu_kernels(GpuRun& run, const std::vector<GpuRows>& rows);  // memory, products, loss
 void bench_gpu_attention(GpuRun& run);
+void bench_gpu_recurrences(GpuRun& run);
 void bench_gpu_layers(GpuRun& run);  // a small op and a small block, launched one by one
 void bench_gpu_steps(GpuRun& run);
 

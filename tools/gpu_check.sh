@@ -1,14 +1,20 @@
 #!/usr/bin/env bash
-# The tests of a CUDA build on a machine with a GPU, all programs at once, and a line for each.
+# All CUDA tests and the benches of a machine with a GPU, most wanted first, in under 8 minutes; a table at the end.
 #
-#   tools/gpu_check.sh pack [BUILD]   stripped programs of BUILD (build/cuda) and the libraries they need beyond
-#                                     those of CUDA and MPI, to .carry/gpu.tar.gz, for a machine without compilers
-#   tools/gpu_check.sh [LOGS]         unpacks that archive if it is there, else builds; runs; logs go to LOGS
+#   tools/gpu_check.sh [PART...]      parts: tests train recurrences kernels decode attention lab; by default all
+#   tools/gpu_check.sh pack [BUILD]   stripped programs of BUILD (build/cuda) and the libraries they need beyond those of
+#                                     CUDA and MPI, to .carry/gpu.tar.gz, for a machine without compilers
+#
+# Unpacks that archive if it is there, else builds. Logs go to $LOGS (build/gpu_logs), rows to $LOGS/rows.jsonl, for
+# `tools/benchmarks.py add`. A part has a time limit of its own and never more than is left of $SECONDS_IN_ALL (460, builds not
+# counted). Beside each bench runs its peer, if $PYTHON (.venv/bin/python, else python3) has torch and $PEERS is not off. Exit code 1: a
+# test failed, or a bench of weft's. FILTER chooses tests. WEFT_DEVICE=cpu: all of it at tiny sizes, to see that it works.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 programs="tests/autograd/test_autograd tests/optim/test_optim tests/attention/test_attention tests/layers/test_layers
   tests/tools/test_apply"
+every="tests train recurrences kernels decode attention lab"
 
 pack() {
   local build=$1 folder program
@@ -25,14 +31,33 @@ pack() {
   ls -l .carry/gpu.tar.gz
 }
 
-if [ "${1:-}" = pack ]; then
-  pack "${2:-build/cuda}"
-  exit
-fi
+case ${1:-} in
+  pack)
+    pack "${2:-build/cuda}"
+    exit
+    ;;
+  -h | --help)
+    sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
+    exit
+    ;;
+esac
+parts=${*:-$every}
+for word in $parts; do
+  case " $every " in *" $word "*) ;; *)
+    echo "gpu_check: no part is called $word; there are $every" >&2
+    exit 64
+    ;;
+  esac
+done
 
-logs=${1:-build/gpu_logs}
+export WEFT_DEVICE=${WEFT_DEVICE:-cuda}
+logs=${LOGS:-build/gpu_logs}
 mkdir -p "$logs"
-if [ -e .carry/gpu.tar.gz ]; then
+rm -rf "$logs"/rows "$logs"/run-* "$logs"/*.log "$logs"/{summary.txt,corpus.txt,rows.jsonl}
+mkdir "$logs/rows"
+if [ "$WEFT_DEVICE" = cpu ]; then
+  bin=${BUILD:-build/cpu}
+elif [ -e .carry/gpu.tar.gz ]; then
   bin=build/gpu_bin
   mkdir -p $bin
   gzip -dc .carry/gpu.tar.gz | tar -C $bin -x
@@ -42,31 +67,181 @@ else
   cmake --preset cuda >/dev/null
   cmake --build --preset cuda --parallel
 fi
+# Where a program is: archives are flat.
+built() { if [ -e "$bin/$(basename "$1")" ]; then echo "$bin/$(basename "$1")"; else echo "$bin/$1"; fi; }
+weft=$(built tools/weft)
+python=${PYTHON:-$(if [ -x .venv/bin/python ]; then echo .venv/bin/python; else command -v python3 || true; fi)}
+
+start=$SECONDS
+failed=0 count=10
+left() { echo $((${SECONDS_IN_ALL:-460} - SECONDS + start)); }
+wants() { case " $parts " in *" $1 "*) ;; *) false ;; esac }
+report() { printf '%-26s %4d s  %s\n' "$@" | tee -a "$logs/summary.txt"; }
+
+# bench NAME LIMIT COMMAND...   rows of its stdout to rows/NN-NAME.jsonl, the rest to NAME.log. 2: its time was over.
+bench() {
+  local name=$1 limit=$2 begin=$SECONDS code=0 verdict=good found rows=$logs/rows/$((++count))-$1.jsonl
+  shift 2
+  if [ "$(left)" -lt "$limit" ]; then limit=$(left); fi
+  if [ "$limit" -lt 3 ]; then
+    report "$name" 0 "NOT RUN: no time left"
+    return 2
+  fi
+  printf '{"command": "%s"}\n' "$(sed "s#$weft#weft#g; s#$logs/##g; s#[\"\\\\]##g" <<<"$*")" >"$rows"
+  timeout -k 3 "$limit" "$@" >>"$rows" 2>"$logs/$name.log" || code=$?
+  found=$(grep -c '"ms"' "$rows" || true)
+  if [ "$code$found" = 00 ]; then code=no; fi
+  case $code in
+    0) ;;
+    no) verdict="FAILED: it printed no row" ;;
+    124 | 137) verdict="stopped at its limit" ;;
+    *) verdict="FAILED with exit code $code: $(tail -n 1 "$logs/$name.log" | cut -c1-100)" ;;
+  esac
+  report "$name" $((SECONDS - begin)) "$found rows, $verdict"
+  case $code in
+    0) return 0 ;;
+    124 | 137) return 2 ;;
+    *) return 1 ;;
+  esac
+}
+ours() { bench "$@" || [ $? = 2 ] || failed=1; }
+peer() { if [ -n "$peers" ]; then bench "$@" || true; fi; }
+
+small='' cpu_size='' peers=''
+if [ "$WEFT_DEVICE" = cpu ]; then small=--small cpu_size=--cpu-size; fi
+if [ "${PEERS:-on}" != off ]; then
+  if [ -n "$python" ] && "$python" -c 'import sys, torch; sys.exit(len(sys.argv) < 2 and not torch.cuda.is_available())' $small 2>/dev/null; then
+    peers=1
+  else
+    echo "no peers: ${python:-no python} has no torch that sees the device"
+  fi
+fi
 
 # Many small kernels keep one process waiting, so the long programs run in shards.
-export WEFT_DEVICE=cuda POISON=1 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 declare -A shards=([test_attention]=10 [test_apply]=6 [test_layers]=3)
-pids=()
 run_shard() {
-  local name=$1 path=$2 shard=$3 start=$SECONDS code=0
-  local log=$logs/$name.$shard
-  GTEST_TOTAL_SHARDS=${shards[$name]:-1} GTEST_SHARD_INDEX=$shard timeout "${LIMIT:-240}" "$path" \
-    ${FILTER:+--gtest_filter="$FILTER"} >"$log.log" 2>&1 || code=$?
-  printf '%-18s exit %3d  %4d s  %5d passed %5d failed\n' "$name.$shard" $code $((SECONDS - start)) \
-    "$(grep -c '^\[       OK' "$log.log")" "$(grep -c '^\[  FAILED  \] .*ms)$' "$log.log")" >"$log.line"
+  local name=$1 path=$2 shard=$3 begin=$SECONDS code=0 log=$logs/$1.$3.log
+  GTEST_TOTAL_SHARDS=${shards[$name]:-1} GTEST_SHARD_INDEX=$shard POISON=1 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive \
+    timeout "${LIMIT:-220}" "$path" ${FILTER:+--gtest_filter="$FILTER"} >"$log" 2>&1 || code=$?
+  report "$name.$shard" $((SECONDS - begin)) "$(grep -c '^\[       OK' "$log") passed, $(
+    grep -c '^\[  FAILED  \] .*ms)$' "$log") failed$([ $code = 0 ] || echo ", FAILED with exit code $code")"
   return $code
 }
-for program in $programs; do
-  name=$(basename "$program")
-  path=$bin/$name
-  [ -e "$path" ] || path=$bin/$program
-  [ -e "$path" ] || continue
-  for ((shard = 0; shard < ${shards[$name]:-1}; ++shard)); do
-    run_shard "$name" "$path" $shard &
-    pids+=($!)
+tests() {
+  local program name path shard pid pids=()
+  for program in $programs; do
+    name=$(basename "$program") path=$(built "$program")
+    if [ ! -e "$path" ]; then
+      report "$name" 0 "NOT RUN: it was not built"
+      continue
+    fi
+    for ((shard = 0; shard < ${shards[$name]:-1}; ++shard)); do
+      run_shard "$name" "$path" $shard &
+      pids+=($!)
+    done
   done
-done
-failed=0
-for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
-cat "$logs"/*.line
+  for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
+}
+
+# train_steps STEPS RUN ARGUMENTS...   a row of so many steps; ends weft train then, before it saves gigabytes that nobody wants
+# shellcheck disable=SC2317  # bash -c calls it
+train_steps() {
+  local steps=$1 run=$2 pid logged
+  "$weft" train "${@:3}" run="$run" steps=100000 log.every=1 eval.every=0 checkpoint.every=0 data.val=0 data.train="$corpus" >&2 &
+  pid=$!
+  while kill -0 "$pid" 2>/dev/null; do
+    logged=$(grep -c tokens_per_s "$run/metrics.jsonl" 2>/dev/null || true)
+    if [ "${logged:-0}" -ge "$steps" ]; then
+      kill -KILL "$pid"
+      wait "$pid" || true
+      "$python" tools/benchmarks.py rows "$run"
+      return 0
+    fi
+    sleep 0.1
+  done
+  wait "$pid"
+}
+train() {
+  local sizes=() contexts="1024 8192 32768" context recipe
+  if [ -z "$python" ]; then
+    report train 0 "NOT RUN: its rows need python3"
+    return
+  fi
+  export -f train_steps
+  export weft python corpus=$logs/corpus.txt
+  if [ "$WEFT_DEVICE" = cpu ]; then
+    contexts="128 256"
+    sizes=(batch_tokens=2048 micro_tokens=512 'model.layers=[softmax*2]' model.width=96 model.heads=2 model.ffn=256 model.vocab=2048)
+    "$weft" corpus --bytes 300000 --out "$corpus"
+  else
+    sizes=(batch_tokens=131072)
+    "$weft" corpus --bytes 4000000 --out "$corpus"
+  fi
+  for context in $contexts; do
+    ours "train-softmax-$context" 25 bash -c 'train_steps "$@"' _ 8 "$logs/run-softmax-$context" recipes/124m/softmax.yaml \
+      context="$context" "${sizes[@]}"
+  done
+  # shellcheck disable=SC2086
+  peer train-torch 100 "$python" tools/peers/torch_train.py --context $contexts --seconds 5 $cpu_size
+  if [ "$WEFT_DEVICE" = cpu ]; then return; fi
+  for recipe in lightning gla; do
+    ours "train-$recipe-8192" 20 bash -c 'train_steps "$@"' _ 8 "$logs/run-$recipe-8192" recipes/124m/$recipe.yaml context=8192 "${sizes[@]}"
+  done
+}
+
+# gpu ROWS...: the same rows by weft and by PyTorch
+gpu_flags=()
+if [ "$WEFT_DEVICE" = cpu ]; then gpu_flags=(--ms 0); fi
+gpu() { ours "$1" "$2" "$weft" bench gpu "${@:3}" "${gpu_flags[@]}" --json; }
+# shellcheck disable=SC2086
+torch() { peer "$1" "$2" "$python" tools/peers/torch_gpu.py $small "${@:3}"; }
+
+if wants tests; then tests; fi
+if wants train; then train; fi
+if wants recurrences; then
+  gpu recurrences 30 recurrence
+  # shellcheck disable=SC2086
+  peer recurrences-fla 100 "$python" tools/peers/recurrences.py $small --few --seconds 45 ema lightning gla
+fi
+if wants kernels; then
+  gpu kernels 40 memory loss small products step
+  torch kernels-torch 80 memory loss products step
+fi
+if wants decode; then
+  if [ "$WEFT_DEVICE" = cpu ]; then
+    ours decode 20 "$weft" bench decode tiny --steps 3 --json
+  else
+    ours decode 60 "$weft" bench decode 1.3B softmax hybrid --steps 20 --json
+  fi
+fi
+if wants attention; then
+  gpu attention 40 attention
+  torch attention-torch 40 attention
+fi
+if wants lab; then
+  if [ "$WEFT_DEVICE" = cpu ] || [ -z "$peers" ]; then
+    report lab 0 "NOT RUN: it needs a GPU, and torch"
+  else
+    LAB_LIBRARY=$PWD/$(built tools/lab/libweft_lab.so)
+    export LAB_LIBRARY
+    ours lab-linear 20 "$python" tools/lab/linear_attention.py time --json
+    ours lab-delta 20 "$python" tools/lab/delta_rule.py quick --json
+    ours lab-ema 20 "$python" tools/lab/ema.py time --json
+  fi
+fi
+
+rm -f "$logs/corpus.txt"
+echo
+if [ -z "$(ls "$logs/rows")" ]; then
+  :
+elif command -v python3 >/dev/null; then
+  python3 tools/benchmarks.py rows "$logs"/rows/*.jsonl >"$logs/rows.jsonl" || failed=1
+  python3 tools/benchmarks.py show "$logs/rows.jsonl"
+else
+  cat "$logs/rows"/*.jsonl | tee "$logs/rows.jsonl"
+fi
+echo
+grep -E 'FAILED|NOT RUN|limit' "$logs/summary.txt" || true
+awk '/ passed, / { p += $4; f += $6 } END { if (p + f) printf "tests: %d passed, %d failed\n", p, f }' "$logs/summary.txt"
+echo "$((SECONDS - start)) s; rows are in $logs/rows.jsonl: tools/benchmarks.py add keeps them"
 exit $failed

@@ -181,6 +181,7 @@ TEST(Bench, KernelsOfAGpu) {
   }
   for (const char* name : {"rms_norm backward", "add_rms_norm backward", "rotary", "swiglu backward", "adamw",
                            "1.3B down dw", "projection + cross-entropy", "attention forward+backward",
+                           "gla forward+backward", "gated_delta_rule forward", "ema forward+backward",
                            "linear op forward+backward, host included", "step lightning, packed"})
     EXPECT_TRUE(names.contains(name)) << name;
   EXPECT_EQ(run_weft({"bench", "gpu", "abacus", "--ms", "0"}).code, 64);

@@ -141,6 +141,7 @@ GpuRows gpu_rows(const std::string& name) {
                                {"products", GpuRows::products},
                                {"loss", GpuRows::loss},
                                {"attention", GpuRows::attention},
+                               {"recurrence", GpuRows::recurrence},
                                {"small", GpuRows::small},
                                {"step", GpuRows::step}});
 }
@@ -186,9 +187,10 @@ std::vector<Json> decode_rows(const Words& words, int64_t steps, bool json) {
   for (const DecodeModel& model : models)
     bench_decode(model, steps, rate, [&](const BenchRow& row) {
       rows.push_back(row_json(row, device));
-      std::snprintf(line, sizeof line, "  %-24s  %-20s %9.3f ms %10.0f tokens/s  floor %9.3f ms %4.0f %%\n",
+      std::snprintf(line, sizeof line,
+                    "  %-24s  %-12s %9.3f ms %10.0f tokens/s  floor %9.3f ms %4.0f %%  %s\n",
                     row.name.c_str(), row.shape.c_str(), row.ms, row.tokens_per_s(), row.floor_ms,
-                    100 * row.floor_ms / row.ms);
+                    100 * row.floor_ms / row.ms, row.note.c_str());
       if (!json) print(line);
       std::fflush(stdout);
     });
@@ -210,7 +212,8 @@ int run_bench(const Words& words) {
       "           those named, by default those that should cost the same\n"
       "  gpu      kernels, layers and steps in bf16 on a GPU: the named of memory, products, loss, "
       "attention,\n"
-      "           small, step; by default all. FLOOR is the share of what a copy or a large product reached\n"
+      "           recurrence, small, step; by default all. FLOOR is the share of what a copy or a large "
+      "product reached\n"
       "  decode   a step of generation beside the time of its bytes, in bf16 on a GPU; of the sizes tiny,\n"
       "           124M and 1.3B and the layers softmax, lightning and hybrid that are named, or of all");
   flags.add(

@@ -12,6 +12,7 @@ import sys
 import torch
 from lab import BF16, PATHS, Rows, beside_fla, error, library, median_ms, pointer, poison, print_copy_rate
 from lab import rows, show
+from lab_rows import keep
 
 F64 = torch.float64
 CHUNK = 64
@@ -297,6 +298,9 @@ def timings(paths=("wgmma", "mma"), repeat=50):
                 f"{path} B{b} T{t} H{h} D{d_k}x{d_v}: fwd alone {alone:.3f}  fwd {f:.3f}  bwd {back:.3f}  f+b {both:.3f} ms",
                 flush=True,
             )
+            name, shape = "gated_delta_rule" + (" by mma.sync" if path == "mma" else ""), f"B{b} T{t} H{h} D{d_k}"
+            for what, ms in (("forward", alone), ("backward", back), ("forward+backward", both)):
+                keep(f"{name} {what}, kernel alone", shape, ms)
             for p in sets:
                 p.prepared.backward_follows = 1
             profile(run)
@@ -338,7 +342,7 @@ def peer():
         def both():
             return torch.autograd.grad(forward(), [q, k, v, beta, g], d_o)
 
-        beside_fla(f"B{b} T{t} H{h} D{d} gated delta rule", p, forward, both)
+        beside_fla("gated_delta_rule", f"B{b} T{t} H{h} D{d}", p, forward, both)
 
 
 if __name__ == "__main__":

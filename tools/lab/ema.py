@@ -10,6 +10,7 @@ import sys
 
 import torch
 from lab import BF16, Rows, error, library, median_ms, pointer, poison, print_copy_rate
+from lab_rows import keep
 
 F32 = torch.float32
 NAMES = "y end dx d_in d_out d_decay d_start".split()
@@ -192,6 +193,9 @@ def timings():
         problems = [Problem([t] * b, c, n, dtype, most=most, seed=i) for i in range(2)]
         f, back, both = times(problems)
         size = b * t * c * problems[0].x.element_size()
+        if not most:
+            for what, ms in (("forward", f), ("backward", back), ("forward+backward", both)):
+                keep(f"ema {what}, kernel alone", f"B{b} T{t} C{c} N{n}", ms, dtype="bf16" if dtype == BF16 else "f32")
         print(
             f"B{b} T{t} C{c} N{n} {str(dtype)[6:]} {problems[0].spans} spans{' cut' if problems[0].cut else ''}: "
             f"forward {f:.3f} ms ({2e-9 * size / f:.2f} TB/s)  backward {back:.3f} ({3e-9 * size / back:.2f})  both {both:.3f}",
@@ -221,6 +225,9 @@ def peer(b=8, t=8192, c=2048, n=16):
     with torch.no_grad():
         f = median_ms(forward, 10)
     fb = median_ms(both, 10)
+    for what, weft, theirs in (("forward", ours[0], f), ("forward+backward", ours[2], fb)):
+        keep(f"ema {what}, kernel alone", f"B{b} T{t} C{c} N{n}", weft)
+        keep(f"ema {what}, kernel alone", f"B{b} T{t} C{c} N{n}", theirs, "transforms in torch " + torch.__version__)
     print(
         f"B{b} T{t} C{c} N{n}: transform {f:.2f} / {fb:.2f} ms  weft {ours[0]:.3f} / {ours[2]:.3f}"
         f"  ratio {f / ours[0]:.1f} / {fb / ours[2]:.1f}",

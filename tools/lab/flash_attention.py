@@ -12,6 +12,7 @@ import statistics
 import sys
 
 import torch
+from lab_rows import keep
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 LIBRARY = os.environ.get(
@@ -193,25 +194,34 @@ def timings():
             p = Problem([t] * b, h, g, d, causal=causal, d_lse=False)
             f, back = p.times()
             unit = 4e-9 * b * h * t * t * d * (0.5 if causal else 1)  # TFLOP/s = unit / ms
+            name, shape = "attention, own kernels, ", f"B{b} T{t} H{h} D{d} {'causal' if causal else 'full'}"
+            shape += f", {g} key heads" if g != h else ""
+            keep(name + "forward", shape, f, tflops=unit / f)
+            keep(name + "backward", shape, back, tflops=2.5 * unit / back)
             print(
                 f"B{b} T{t} H{h}/{g} D{d} {'causal' if causal else 'full':6s} weft {f:.3f} ms ({unit / f:.0f} TF)"
                 f" bwd {back:.3f} ({2.5 * unit / back:.0f} TF) both {f + back:.3f}",
                 flush=True,
             )
-            for name, backend in (("cudnn", SDPBackend.CUDNN_ATTENTION), ("flash", SDPBackend.FLASH_ATTENTION)):
+            for backend, kind in (("cudnn", SDPBackend.CUDNN_ATTENTION), ("flash", SDPBackend.FLASH_ATTENTION)):
                 try:
-                    x, y = torch_times(p, backend)
+                    x, y = torch_times(p, kind)
                 except RuntimeError as e:
-                    print(f"    {name}: {str(e).splitlines()[0]}")
+                    print(f"    {backend}: {str(e).splitlines()[0]}")
                     continue
+                peer = f"cuDNN {torch.backends.cudnn.version()}" if backend == "cudnn" else backend
+                keep(name + "forward", shape, x, peer + " through torch " + torch.__version__)
+                keep(name + "backward", shape, y, peer + " through torch " + torch.__version__)
                 print(
-                    f"    {name} {x:.3f} ms bwd {y:.3f} both {x + y:.3f}; weft's speed is"
+                    f"    {backend} {x:.3f} ms bwd {y:.3f} both {x + y:.3f}; weft's speed is"
                     f" {x / f:.2f} / {y / back:.2f} / {(x + y) / (f + back):.2f} of it",
                     flush=True,
                 )
             if causal:
                 window = Problem([t] * b, h, g, d, window=1024, d_lse=False)
                 f, back = window.times()
+                keep(name + "forward", shape + ", window 1024", f)
+                keep(name + "backward", shape + ", window 1024", back)
                 print(f"    window 1024: weft {f:.3f} ms bwd {back:.3f}", flush=True)
 
 

@@ -1,13 +1,17 @@
 """What the lab's scripts share: the library's C types, poisoned outputs, errors, times."""
 
 import ctypes
-import gc
 import math
 import os
 import statistics
+import sys
 import time
 
 import torch
+
+sys.path.insert(1, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../peers"))
+from lab_rows import keep  # noqa: E402
+from tuning import limit_tuning  # noqa: E402
 
 library = ctypes.CDLL(
     os.environ.get("LAB_LIBRARY", os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../.lab/liblab.so"))
@@ -69,35 +73,7 @@ def print_copy_rate():
     print(torch.cuda.get_device_name(), f"copy {rate:.2f} TB/s", flush=True)
 
 
-def triton_tuners():
-    """Of all kernels that were imported."""
-    import triton
-
-    return [x for x in gc.get_objects() if isinstance(x, triton.runtime.Autotuner)]
-
-
-def limit_tuning():
-    """Most of the minutes that Triton's tuners take go into compiling. LAB_SHARE=i/n keeps the i-th of every n
-    configurations: n processes side by side fill the cache on disk, and one without LAB_SHARE then tunes in seconds.
-    LAB_FEW leaves 2 or 4 warps and 2 or 3 stages to kernels that have more than 12. How many of how many are tried."""
-    import triton
-
-    kept = all = 0
-    for tuner in triton_tuners():
-        tuner.do_bench = lambda f, quantiles: triton.testing.do_bench(f, warmup=2, rep=15, quantiles=quantiles)
-        tuner.every = getattr(tuner, "every", tuner.configs)
-        chosen = tuner.every
-        if os.environ.get("LAB_FEW") and len(chosen) > 12:
-            chosen = [c for c in chosen if c.num_warps in (2, 4) and c.num_stages in (2, 3)] or chosen[::4]
-        if os.environ.get("LAB_SHARE"):
-            i, n = map(int, os.environ["LAB_SHARE"].split("/"))
-            chosen = chosen[i::n] or chosen[:1]
-        tuner.configs = chosen
-        kept, all = kept + len(chosen), all + len(tuner.every)
-    return f"{kept} of {all} configurations"
-
-
-def beside_fla(label, problem, forward, both):
+def beside_fla(name, shape, problem, forward, both):
     """Times fla's `forward`, and `both` passes, beside ours on the same inputs."""
     import triton
 
@@ -120,8 +96,14 @@ def beside_fla(label, problem, forward, both):
         f = median_ms(forward)
     fb = math.nan if error else median_ms(both)
     our_f, our_fb = median_ms(lambda: problem.again(backward=False)), median_ms(problem.again)
+    from importlib.metadata import version
+
+    fla = "flash-linear-attention " + version("flash-linear-attention")
+    for what, ours, theirs in (("forward", our_f, f), ("forward+backward", our_fb, fb)):
+        keep(f"{name} {what}, kernel alone", shape, ours)
+        keep(f"{name} {what}, kernel alone", shape, theirs, fla, note=tried)
     print(
-        f"{label}: fla {f:.3f} / {fb:.3f} ms ({tried}, {tuned:.0f} s, Triton {triton.__version__})"
+        f"{name} {shape}: fla {f:.3f} / {fb:.3f} ms ({tried}, {tuned:.0f} s, Triton {triton.__version__})"
         f"  weft {our_f:.3f} / {our_fb:.3f}  ratio {f / our_f:.2f} / {fb / our_fb:.2f}{error}",
         flush=True,
     )

@@ -1,6 +1,6 @@
 """Checks and times attention/kernels/linear_attention.h against a float64 definition; times fla beside it.
 
-    tools/lab/build.sh && python3 tools/lab/linear_attention.py check lengths time peer
+    tools/lab/build.sh && python3 tools/lab/linear_attention.py check lengths time peer [--json]
 
 Needs torch and a GPU; `peer` also flash-linear-attention on PYTHONPATH.
 """
@@ -12,7 +12,9 @@ import sys
 
 import torch
 from lab import BF16, PATHS, Rows, beside_fla, error, library, median_ms, pointer, poison, print_copy_rate
-from lab import rows, show, triton_tuners
+from lab import rows, show
+from lab_rows import keep
+from tuning import triton_tuners
 
 
 # Gates whose memory is a few, tens and hundreds of tokens, from standard normal noise.
@@ -22,6 +24,8 @@ GATES = {
     "gated hundreds": lambda x: torch.nn.functional.logsigmoid(x + 6),
 }
 # The same for each channel of the keys; the last forgets some channels at once and the rest hardly.
+# As rows are called, after the mechanisms that want them.
+NAMES = {"none": "linear", "fixed": "lightning", "gated": "simple_gla", "channels": "gla"}
 CHANNEL_GATES = {
     "channels": GATES["gated"],
     "channels tens": GATES["gated tens"],
@@ -313,6 +317,10 @@ def timings(shapes=SHAPES, paths=("wgmma",), decays=("none", "fixed", "gated"), 
                 both = median_ms(run, repeat)
                 cut = "" if segment < 0 else f" in {segment}" if segment else " whole"
                 unit = 2e-9 * b * t * h
+                name = NAMES[decay] + (" by mma.sync" if path == "mma" else "") + ("" if segment < 0 else ", whole")
+                shape = f"B{b} T{t} H{h} D{d_k}" + ("" if d_k == d_v else f"x{d_v}")
+                for what, ms in (("forward", f), ("backward", back), ("forward+backward", both)):
+                    keep(f"{name} {what}, kernel alone", shape, ms)
                 print(
                     f"{path} B{b} T{t} H{h} D{d_k}x{d_v} {decay:6s}{cut} fwd {f:.3f} ms ({unit * (2 * d_k + 2 * d_v) / f:.2f} TB/s)"
                     f"  bwd {back:.3f}  f+b {both:.3f} ms",
@@ -372,7 +380,7 @@ def peer(decays=("fixed",), shapes=SHAPES):
         for decay in decays:
             p = Problem([t] * b, h, d, d, decay, states=False, equal=True)
             forward, both = fla_of(p)
-            beside_fla(f"B{b} T{t} H{h} D{d} {decay}", p, forward, both)
+            beside_fla(NAMES[decay], f"B{b} T{t} H{h} D{d}", p, forward, both)
 
 
 def small():

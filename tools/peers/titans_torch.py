@@ -1,21 +1,21 @@
 #!/usr/bin/env python3
 """Tokens a second of a training step of titans-pytorch, memory as context: the peer of recipes/124m/titans_mac.yaml.
 
-Pinned: titans-pytorch 0.5.5, the public PyTorch port of Titans (pip install titans-pytorch==0.5.5). At weft's width, depth,
+titans-pytorch is the public PyTorch port of Titans; its version is pinned in requirements.txt. At weft's width, depth,
 heads and segment length; one matrix a head as memory, with momentum, moved once a segment; no residual streams; bf16 autocast
 over f32 weights, fused AdamW. Its memory reads a layer's input and not what attention gave, so its segments need not wait for
-each other: it does less than the paper's recurrence. Prints one JSON line.
+each other: it does less than the paper's recurrence. Prints a row of JSON.
 """
 
 import argparse
 import importlib.metadata
-import json
 import os
 import time
 
 os.environ["PYTORCH_JIT"] = "0"  # the fuser of TorchScript does not compile its scan in bf16
 
 import torch  # noqa: E402
+from peer import row, say  # noqa: E402
 from titans_pytorch import MemoryAsContextTransformer, MemoryMLP  # noqa: E402
 
 PINNED = "0.5.5"
@@ -59,21 +59,22 @@ def main():
         optimizer.zero_grad(set_to_none=True)
         return loss
 
+    begin = time.perf_counter()
     step()
     torch.cuda.synchronize()
+    say(f"first step {time.perf_counter() - begin:.1f} s")
     times = []
     for _ in range(a.steps):
         begin = time.perf_counter()
         loss = step()
         torch.cuda.synchronize()
         times.append(time.perf_counter() - begin)
+        say(f"  {a.batch * a.context / times[-1]:,.0f} tokens/s")
     seconds = sorted(times)[len(times) // 2]
-    print(json.dumps({
-        "model": "titans-pytorch", "version": version, "torch": torch.__version__, "layers": a.layers, "batch": a.batch,
-        "context": a.context, "segment": a.segment, "moves": a.moves, "scan": a.scan, "loss": float(loss),
-        "parameters": sum(x.numel() for x in model.parameters()), "seconds": seconds,
-        "tokens_per_second": a.batch * a.context / seconds, "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
-    }))
+    say(f"loss {float(loss)}, {sum(x.numel() for x in model.parameters())} parameters, gradients moved {a.moves}, {a.scan} scan")
+    name = "train 124m/titans_mac" if a.layers == 12 else f"train titans_mac, {a.layers} layers"
+    row(name, f"T{a.context}", 1e3 * seconds, f"titans-pytorch {version}", tokens_per_s=a.batch * a.context / seconds,
+        peak_gib=torch.cuda.max_memory_allocated() / 2**30, note=f"{a.batch * a.context} tokens a step, segments of {a.segment}")
 
 
 if __name__ == "__main__":

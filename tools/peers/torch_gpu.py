@@ -2,59 +2,32 @@
 """The rows of `weft bench gpu` in PyTorch on a GPU, a JSON line each: {"peer", "name", "shape", "ms"}.
 
 What torch fuses only when compiled is compiled; attention is cuDNN's through torch. Arguments: the rows wanted, of
-memory products loss attention step; by default all.
+memory products loss attention step; by default all. --small: once, at the sizes of `weft bench gpu --ms 0`, on a CPU too.
 """
 
-import json
-import sys
-import time
+from contextlib import nullcontext
 
 import torch
 import torch._functorch.config
 import torch.nn.functional as F
+from peer import BF16, DEVICE, SMALL, VERSION, compiled, measure, noise, say, sized, words
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 torch._functorch.config.donated_buffer = False  # backward runs more than once
-DEVICE, BF16 = "cuda", torch.bfloat16
-EPS, REPEATS, FEWEST, PATIENCE = 1e-6, 50, 10, 2.0
-
-
-def measure(name, shape, once, note=None):
-    """The median of repetitions on the GPU's own clock, the host some calls ahead."""
-    for _ in range(3):
-        once()
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    once()
-    torch.cuda.synchronize()
-    repeats = max(FEWEST, min(REPEATS, int(PATIENCE / (time.perf_counter() - start))))
-    events = [(torch.cuda.Event(True), torch.cuda.Event(True)) for _ in range(repeats)]
-    torch.cuda._sleep(8_000_000)
-    for begin, end in events:
-        begin.record()
-        once()
-        end.record()
-    torch.cuda.synchronize()
-    ms = sorted(begin.elapsed_time(end) for begin, end in events)[repeats // 2]
-    row = {"peer": "torch " + torch.__version__, "name": name, "shape": shape, "ms": ms}
-    print(json.dumps(row | ({"note": note} if note else {})), flush=True)
-
-
-def noise(*shape, dtype=BF16):
-    return torch.randn(*shape, device=DEVICE, dtype=dtype)
+EPS = 1e-6
 
 
 def both_ways(name, shape, function, inputs, gradients):
     """Rows of a compiled function: forward, and backward by itself."""
-    compiled = torch.compile(function)
+    fast = compiled(function)
     inputs = [x.requires_grad_() for x in inputs]
 
     def forward():
         with torch.no_grad():
-            compiled(*inputs)
+            fast(*inputs)
 
     measure(name + " forward", shape, forward)
-    outputs = compiled(*inputs)
+    outputs = fast(*inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     measure(name + " backward", shape,
             lambda: torch.autograd.grad(outputs, inputs, gradients, retain_graph=True))
@@ -79,19 +52,19 @@ def swiglu(packed):
 
 
 def memory():
-    for n, width in [(32768, 2048), (65536, 768)]:
+    for n, width in [(sized(32768, 512), 2048), (sized(65536, 512), 768)]:
         x, branch, dy, dsum = (noise(n, width) for _ in range(4))
         gain = noise(width).requires_grad_()
         both_ways("rms_norm", f"{n}x{width}", lambda x, g: F.rms_norm(x, (x.shape[-1],), g, EPS), [x, gain], [dy])
         both_ways("add_rms_norm", f"{n}x{width}", add_rms_norm, [x.detach(), branch, gain], [dsum, dy])
-    n, heads, size = 32768, 16, 128
+    n, heads, size = sized(32768, 512), 16, 128
     angle = torch.outer(torch.arange(n, device=DEVICE) % 512, 10000.0 ** (-torch.arange(64, device=DEVICE) / 64))
     cos, sin = angle.cos()[:, None], angle.sin()[:, None]
-    q, k, turn = noise(n, heads, size), noise(n, heads, size), torch.compile(rotary)
+    q, k, turn = noise(n, heads, size), noise(n, heads, size), compiled(rotary)
     measure("rotary", f"2 x {n}x{heads}x{size}", lambda: turn(q, k, cos, sin))
-    n, f = 16384, 5632
+    n, f = sized(16384, 512), 5632
     both_ways("swiglu", f"{n}x{f}", swiglu, [noise(n, 2 * f)], [noise(n, f)])
-    rows = 124_000_000 // 2048
+    rows = sized(124_000_000 // 2048)
     weights = [noise(*s, dtype=torch.float32).requires_grad_()
                for s in [(rows // 2, 2048), (rows - rows // 2, 2048), (2048,)]]
     for w in weights:
@@ -107,6 +80,7 @@ def products():
                                  ("124M gate_up", 32768, 4096, 768), ("124M down", 32768, 768, 2048),
                                  ("1.3B qkv", 16384, 6144, 2048), ("1.3B out", 16384, 2048, 2048),
                                  ("1.3B gate_up", 16384, 11264, 2048), ("1.3B down", 16384, 2048, 5632)]:
+        tokens, out, n = sized(tokens, 64), sized(out, 64), sized(n, 64)
         x, w, dy, shape = noise(tokens, n), noise(out, n), noise(tokens, out), f"{tokens}x{out}x{n}"
         measure(name + " forward", shape, lambda: F.linear(x, w))
         measure(name + " dx", shape, lambda: dy @ w)
@@ -114,32 +88,36 @@ def products():
 
 
 def loss():
-    tokens, width, vocabulary = 8192, 2048, 50304
+    tokens, width, vocabulary = sized(8192, 64), sized(2048, 64), sized(50304, 64)
     h, w = noise(tokens, width).requires_grad_(), noise(vocabulary, width).requires_grad_()
     targets = torch.randint(vocabulary, (tokens,), device=DEVICE)
-    compiled = torch.compile(lambda h, w, t: F.cross_entropy(F.linear(h, w).float(), t))
+    fast = compiled(lambda h, w, t: F.cross_entropy(F.linear(h, w).float(), t))
 
     def once():
-        return torch.autograd.grad(compiled(h, w, targets), [h, w])
+        return torch.autograd.grad(fast(h, w, targets), [h, w])
 
+    note = None
     once()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    gradients = sum(g.numel() * g.element_size() for g in once())
-    extra = torch.cuda.max_memory_allocated() - before - gradients
-    measure("projection + cross-entropy", f"{tokens}x{width}x{vocabulary}", once,
-            f"extra memory {extra // 1_000_000} MB beside both gradients")
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        gradients = sum(g.numel() * g.element_size() for g in once())
+        extra = torch.cuda.max_memory_allocated() - before - gradients
+        note = f"extra memory {extra // 1_000_000} MB beside both gradients"
+    measure("projection + cross-entropy", f"{tokens}x{width}x{vocabulary}", once, note)
 
 
 def attention():
+    peer = f"cuDNN {torch.backends.cudnn.version()} through {VERSION}" if DEVICE == "cuda" else VERSION
+    tokens = sized(16384)
     for size in (64, 128):
-        length = 1024
-        while length <= 131072:
-            batch, heads = max(1, 16384 // length), 2048 // size
+        length = tokens if SMALL else 1024
+        while length <= (tokens if SMALL else 131072):
+            batch, heads = max(1, tokens // length), sized(2048 // size, 1)
             q, k, v = (noise(batch, length, heads, size).transpose(1, 2).requires_grad_() for _ in range(3))
             d_o = noise(batch, length, heads, size).transpose(1, 2)
             shape = f"B{batch} T{length} H{heads} D{size}"
-            with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            with sdpa_kernel(SDPBackend.CUDNN_ATTENTION) if DEVICE == "cuda" else nullcontext():
                 def forward():
                     with torch.no_grad():
                         F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -148,24 +126,25 @@ def attention():
                     o = F.scaled_dot_product_attention(q, k, v, is_causal=True)
                     torch.autograd.grad(o, [q, k, v], d_o)
 
-                measure("attention forward", shape, forward)
-                measure("attention forward+backward", shape, both)
+                measure("attention forward", shape, forward, peer=peer)
+                measure("attention forward+backward", shape, both, peer=peer)
             length *= 2
 
 
 def step():
     from torch_train import Model  # beside this file
 
-    tokens, context = 32768, 1024
+    tokens, context, vocabulary = sized(32768, 512), min(1024, sized(32768, 512)), sized(50304, 64)
     torch.set_float32_matmul_precision("high")
-    model = Model(12, 768, 12, 2048, 50304, context).to(DEVICE)
-    compiled = torch.compile(model)
+    size = (2, 96, 2, 256) if SMALL else (12, 768, 12, 2048)
+    model = Model(*size, vocabulary, context).to(DEVICE)
+    fast = compiled(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    ids = torch.randint(50304, (tokens // context, context + 1), device=DEVICE)
+    ids = torch.randint(vocabulary, (tokens // context, context + 1), device=DEVICE)
 
     def once():
         with torch.autocast(DEVICE, BF16):
-            value = compiled(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
+            value = fast(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -176,15 +155,19 @@ def step():
 
 def main():
     rows = {"memory": memory, "products": products, "loss": loss, "attention": attention, "step": step}
-    n = 1 << 28
+    wanted = words()
+    n = sized(1 << 28)
     source, target = noise(n), torch.empty(n, device=DEVICE, dtype=BF16)
     measure("copy", f"{n >> 19} MiB", lambda: target.copy_(source))
-    a, b = noise(8192, 8192), noise(8192, 8192)
-    measure("product", "8192x8192x8192", lambda: F.linear(a, b))
-    for name in sys.argv[1:] or rows:
+    side = sized(8192)
+    a, b = noise(side, side), noise(side, side)
+    measure("product", f"{side}x{side}x{side}", lambda: F.linear(a, b))
+    for name in wanted or rows:
         if name in rows:
+            say(name)
             rows[name]()
-            torch.cuda.empty_cache()
+            if DEVICE == "cuda":
+                torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

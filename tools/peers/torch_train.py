@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
-"""Tokens a second of a language model's training step in PyTorch, compiled: the peer of recipes/124m.
+"""Tokens a second of a language model's training step in PyTorch, compiled: the peer of recipes/124m/softmax.yaml.
 
 The model is weft's softmax model at the same sizes: pre-norm RMSNorm, rotary attention, SwiGLU, tied output
-projection; bf16 autocast over f32 weights, fused AdamW. Prints one JSON line.
+projection; bf16 autocast over f32 weights, fused AdamW. For each context a row of JSON on stdout as soon as one step is timed and
+again with the median of all; what happens meanwhile on stderr. --cpu-size: a tiny model, on a CPU too.
 """
 
 import argparse
-import json
+import statistics
 import time
 
 import torch
 import torch.nn.functional as F
+from peer import BF16, DEVICE, row, say, wait
 from torch import nn
 
 
@@ -57,49 +59,74 @@ class Model(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 
-def main():
-    p = argparse.ArgumentParser()
-    p.add_argument("--layers", type=int, default=12)
-    p.add_argument("--width", type=int, default=768)
-    p.add_argument("--heads", type=int, default=12)
-    p.add_argument("--ffn", type=int, default=2048)
-    p.add_argument("--vocab", type=int, default=50304)
-    p.add_argument("--context", type=int, default=1024)
-    p.add_argument("--micro-tokens", type=int, default=32768)
-    p.add_argument("--micro-batches", type=int, default=4)
-    p.add_argument("--steps", type=int, default=8)
-    a = p.parse_args()
+def train(a, context):
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
-    model = Model(a.layers, a.width, a.heads, a.ffn, a.vocab, a.context).cuda()
-    step_model = torch.compile(model)
+    start = time.perf_counter()
+    model = Model(a.layers, a.width, a.heads, a.ffn, a.vocab, context).to(DEVICE)
+    fast = model if a.eager else torch.compile(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    batch = a.micro_tokens // a.context
+    batch = max(1, a.micro_tokens // context)
+    tokens = a.micro_batches * batch * context
 
     def step():
         for _ in range(a.micro_batches):
-            tokens = torch.randint(a.vocab, (batch, a.context + 1), device="cuda")
-            with torch.autocast("cuda", torch.bfloat16):
-                loss = step_model(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+            ids = torch.randint(a.vocab, (batch, context + 1), device=DEVICE)
+            with torch.autocast(DEVICE, BF16):
+                loss = fast(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
             (loss / a.micro_batches).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    for _ in range(3):
+    def report(times):
+        ms = 1e3 * statistics.median(times)
+        peak = torch.cuda.max_memory_allocated() / 2**30 if DEVICE == "cuda" else None
+        row(f"train {a.name}", f"T{context}", ms, tokens_per_s=1e3 * tokens / ms, peak_gib=peak,
+            note=f"{tokens} tokens a step, {len(times)} steps" + (", eager" if a.eager else ""))
+
+    say(f"context {context}: model made in {time.perf_counter() - start:.1f} s, {tokens} tokens a step; the first step compiles")
+    for i in range(3):
+        begin = time.perf_counter()
         step()
-    torch.cuda.synchronize()
-    times = []
-    for _ in range(a.steps):
+        wait()
+        say(f"  warm-up step {i + 1}: {time.perf_counter() - begin:.1f} s")
+    times, begin = [], time.perf_counter()
+    while len(times) < a.steps and (len(times) < 2 or time.perf_counter() - begin < a.seconds):
         start = time.perf_counter()
         step()
-        torch.cuda.synchronize()
+        wait()
         times.append(time.perf_counter() - start)
-    median = sorted(times)[len(times) // 2]
-    tokens = a.micro_batches * a.micro_tokens
-    print(json.dumps({"name": "torch", "context": a.context, "tokens_per_s": round(tokens / median),
-                      "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
-                      "device": torch.cuda.get_device_name()}))
+        say(f"  step {len(times)}: {tokens / times[-1]:,.0f} tokens/s")
+        if len(times) == 1:
+            report(times)
+    report(times)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--name", default="124m/softmax", help="the recipe whose peer this is")
+    p.add_argument("--layers", type=int, default=12)
+    p.add_argument("--width", type=int, default=768)
+    p.add_argument("--heads", type=int, default=12)
+    p.add_argument("--ffn", type=int, default=2048)
+    p.add_argument("--vocab", type=int, default=50304)
+    p.add_argument("--context", type=int, nargs="+", default=[1024])
+    p.add_argument("--micro-tokens", type=int, default=32768)
+    p.add_argument("--micro-batches", type=int, default=4)
+    p.add_argument("--steps", type=int, default=8, help="timed, behind three that are not")
+    p.add_argument("--seconds", type=float, default=60, help="of timed steps, at most; two are always made")
+    p.add_argument("--eager", action="store_true", help="do not compile")
+    p.add_argument("--cpu-size", action="store_true", help="two layers of width 96, vocabulary 768, 512 tokens a micro-batch")
+    a = p.parse_args()
+    if a.cpu_size:
+        a.layers, a.width, a.heads, a.ffn, a.vocab, a.micro_tokens = 2, 96, 2, 256, 768, 512
+    elif DEVICE == "cpu":
+        raise SystemExit("torch sees no GPU; --cpu-size runs a tiny model")
+    say(f"torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}, {DEVICE}")
+    for context in a.context:
+        train(a, context)
+        torch.compiler.reset()
 
 
 if __name__ == "__main__":

@@ -245,7 +245,7 @@ void Run::save() {
     failed_saves_ = 0;
     log_->event(Event::checkpoint, state_.step);
   } catch (const Error& e) {
-    const bool disk = e.code == Exit::io || e.code == Exit::cannot_create;
+    const bool disk = e.code == Exit::io || e.code == Exit::cannot_create || e.code == Exit::data;
     if (!disk || ++failed_saves_ >= kFailedSaves) throw;
     log_->warning(text("step ", state_.step, " was not saved: ", e.what(), "; training goes on"));
     log_->event(Event::fault, state_.step, {{"what", std::string(e.what())}});

@@ -15,6 +15,16 @@ std::vector<T> gather_eight(Communicator& comm, T mine) {
   return all;
 }
 
+// The line in which a value first differs from another: of a recipe, the key in question.
+std::string_view differing_line(std::string_view value, std::string_view other) {
+  const auto at = static_cast<size_t>(
+      std::mismatch(value.begin(), value.end(), other.begin(), other.end()).first - value.begin());
+  const size_t newline = at == 0 ? std::string_view::npos : value.rfind('\n', at - 1);
+  size_t begin = newline == std::string_view::npos ? 0 : newline + 1;
+  while (begin < at && value[begin] == ' ') ++begin;
+  return value.substr(begin, value.find('\n', at) - begin);
+}
+
 std::string shortened(std::string_view value) {
   return value.size() <= 60 ? std::string(value) : std::string(value.substr(0, 57)) + "...";
 }
@@ -57,8 +67,9 @@ void require_same(Communicator& comm, const std::string& field, std::string_view
   const auto odd = std::find_if(all.begin(), all.end(), [&](const std::string& v) { return v != all[0]; });
   if (odd == all.end()) return;
   throw Error(code,
-              text("ranks do not agree on ", field, ": rank ", odd - all.begin(), " has '", shortened(*odd),
-                   "', rank 0 has '", shortened(all[0]), "'"),
+              text("ranks do not agree on ", field, ": rank ", odd - all.begin(), " has '",
+                   shortened(differing_line(*odd, all[0])), "', rank 0 has '",
+                   shortened(differing_line(all[0], *odd)), "'"),
               field, "start all ranks with the same program, recipe and data");
 }
 

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <utility>
 
 namespace weft {
 namespace {
@@ -200,22 +201,25 @@ Watch::~Watch() {
 }
 
 void Watch::run() {
-  using Clock = std::chrono::steady_clock;
   const pid_t parent = getppid();
   int64_t beats = board_.beats();
-  Clock::time_point since = Clock::now();
-  // Looks, not time: where the whole job is stopped (Ctrl-Z), nobody looks.
+  // Looks are counted, not time: while the whole job is suspended (Ctrl-Z), nobody looks.
   constexpr std::chrono::milliseconds pause{50};
-  int64_t looks = 0;
+  int64_t idle = 0, stopped = 0;
   for (; !stop_; std::this_thread::sleep_for(pause)) {
     if (const auto lost = board_.lost()) return on_loss_(lost->code, lost->what);
     if (getppid() != parent) return on_loss_(Exit::peer_lost, "the launcher that started this rank is gone");
-    if (board_.beats() != beats) beats = board_.beats(), since = Clock::now();
-    if (beats > 0 && hang_limit_.count() > 0 && Clock::now() - since > hang_limit_)
-      return on_loss_(Exit::hang, text("no progress for ", hang_limit_.count(), " s: ", board_.slowest()));
-    looks = board_.stopped() ? looks + 1 : 0;
-    if (stop_limit_.count() > 0 && looks * pause >= stop_limit_)
-      return on_loss_(Exit::hang, text("no progress for ", stop_limit_.count(), " s: ", board_.slowest()));
+    idle = board_.beats() == beats ? idle + 1 : 0;
+    beats = board_.beats();
+    stopped = board_.stopped() ? stopped + 1 : 0;
+    const auto over = [&](int64_t looks, std::chrono::seconds limit) {
+      return limit.count() > 0 && looks * pause > limit;
+    };
+    const bool hangs = beats > 0 && over(idle, hang_limit_);
+    if (hangs || over(stopped, stop_limit_)) {
+      const std::chrono::seconds limit = hangs ? hang_limit_ : stop_limit_;
+      return on_loss_(Exit::hang, text("no progress for ", limit.count(), " s: ", board_.slowest()));
+    }
   }
 }
 

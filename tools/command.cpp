@@ -1,11 +1,14 @@
 #include "tools/command.h"
 
+#include <unistd.h>
+
 #include <atomic>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
 
 #include "autograd/check.h"
+#include "training/log/printable.h"
 
 namespace weft {
 namespace {
@@ -36,6 +39,14 @@ void print(const std::string& text) {
     throw Error(Exit::io, "cannot write the result: " + why, "stdout");
   }
   if (!text.empty()) printed = true;
+}
+
+std::string for_reader(const std::string& text) {
+  return ::isatty(STDOUT_FILENO) == 1 ? printable(text, true) : text;
+}
+
+void print_warnings(const std::vector<std::string>& warnings) {
+  for (const std::string& w : warnings) std::fprintf(stderr, "weft: warning: %s\n", w.c_str());
 }
 
 bool anything_printed() { return printed; }

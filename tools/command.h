@@ -26,6 +26,11 @@ bool wants_json(const Words& words);
 
 // A result, on stdout. Error (io) where it cannot be written: a full disk must not look like success.
 void print(const std::string& text);
+// A model's text: as it is for a file or a pipe; for a terminal, which would obey them, without control
+// characters.
+std::string for_reader(const std::string& text);
+// Warnings, a line each on stderr.
+void print_warnings(const std::vector<std::string>& warnings);
 // Whether anything was: a result that is out is not followed by another one.
 bool anything_printed();
 

@@ -15,6 +15,7 @@
 #include "tools/child_process.h"
 #include "training/checkpoint/files.h"
 #include "training/checkpoint/folder.h"
+#include "training/checkpoint/lock.h"
 #include "training/log/clock.h"
 #include "training/log/console_text.h"
 #include "training/log/failure.h"
@@ -201,6 +202,20 @@ std::vector<SweepResult> train_all(const std::vector<SweepRun>& runs, const Swee
     const SweepRun& run = runs[open[k]];
     const std::string log = run.recipe.run + "/log";
     make_folder(log);
+    // Another sweep may be at work here: what it has finished by now is finished, what it trains keeps its
+    // files.
+    if (is_finished(run)) {
+      results[open[k]] = result_before(run);
+      continue;
+    }
+    try {
+      const ckpt::RunLock nobodys(run.recipe.run);
+    } catch (const Error& e) {
+      results[open[k]] = {.status = "failed", .code = static_cast<int>(e.code), .failure = error_line(e)};
+      display.begin(open[k], run);
+      display.end(error_line(e));
+      continue;
+    }
     const std::string out = log + "/summary.json", console = log + "/console.txt";
     for (const std::string& old : {out, console}) std::remove(old.c_str());
     display.begin(open[k], run);

@@ -10,6 +10,7 @@
 
 #include "attention/registry.h"
 #include "autograd/nearest_name.h"
+#include "tools/command.h"
 #include "tools/recipe_sizes.h"
 #include "training/checkpoint/files.h"
 #include "training/checkpoint/hash.h"
@@ -173,6 +174,7 @@ struct Zoo {
 
 void score(ZooResult& result, const std::string& run) {
   const OpenModel model = open_model(run);
+  print_warnings(model.warnings);
   result.parameters = model.store->numel();
   const std::vector<EvalRow> rows = eval(model, eval_texts(model.recipe));
   const std::string& first = rows.at(0).keys.at(0).second;

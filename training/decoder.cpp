@@ -1,6 +1,7 @@
 #include "training/decoder.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 namespace weft {
@@ -60,7 +61,13 @@ void Decoder::prefill(const std::vector<int32_t>& prompt, int64_t text) {
     const Layout layout = make_layout({{static_cast<int>(text), at, end}});
     const Tensor h =
         model_.hidden(from_ints({prompt.begin() + at, prompt.begin() + end}), layout, crossings_);
-    if (end == count) draw(model_.logits(h.rows(end - at - 1, end - at)), {text, text + 1});
+    if (end < count) continue;
+    const Tensor logits = model_.logits(h.rows(end - at - 1, end - at));
+    for (const double z : to_values(logits))
+      if (!std::isfinite(z))
+        throw Error(Exit::numerics, "the model's logits are not finite: its training diverged", {},
+                    "train it again with a lower optim.lr");
+    draw(logits, {text, text + 1});
   }
 }
 

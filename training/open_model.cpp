@@ -24,6 +24,7 @@ OpenModel open_model(const std::string& path, std::optional<Dtype> dtype) {
     throw Error(Exit::recipe, "the tokenizer is another than the model's", m.recipe.where("data.tokenizer"),
                 "put back the tokenizer it was trained with");
   restore_weights(*m.store, loaded.checkpoint);
+  m.warnings = loaded.warnings;
   m.step = loaded.checkpoint.manifest().step;
   return m;
 }

@@ -108,7 +108,7 @@ void dry_run(RunPlan& plan, const Recipe& recipe, const Tokenizer& tokenizer, co
     plan.parameters = plan.active_parameters = trainer.store().numel();
     for (const ParameterGroup& g : trainer.store().groups()) plan.checkpoint_bytes += g.master.bytes();
     for (const StateTensor& s : trainer.optimizer().state()) plan.checkpoint_bytes += s.values.bytes();
-    if (const std::string idle = trainer.idle_context(); !idle.empty()) plan.warnings.push_back(idle);
+    if (const std::string idle = trainer.idle_ranks(); !idle.empty()) plan.warnings.push_back(idle);
   }
 }
 
@@ -157,6 +157,7 @@ RunPlan Planner::plan(const Recipe& recipe, int ranks, const std::string& device
 #endif
   plan.mesh = plan_mesh(ranks, static_cast<int>(recipe.mesh.cp), static_cast<int>(recipe.mesh.dp));
   if (!plan.mesh.note.empty()) plan.warnings.push_back(plan.mesh.note);
+  for (const std::string& doubt : doubts(recipe)) plan.warnings.push_back(doubt);
   plan.warnings.insert(plan.warnings.end(), unread_.begin(), unread_.end());
   const int64_t samples = recipe.batch_tokens / recipe.context;
   plan.tokens_per_step = samples * recipe.context;

@@ -1,11 +1,30 @@
 #include "training/setup.h"
 
+#include <algorithm>
+
 #include "attention/recording_crossing.h"
 
 namespace weft {
 
 Dtype precision_of(const Recipe& recipe) {
   return recipe.precision == "f64" ? Dtype::f64 : recipe.precision == "bf16" ? Dtype::bf16 : Dtype::f32;
+}
+
+std::vector<std::string> doubts(const Recipe& recipe) {
+  std::vector<std::string> lines;
+  if (recipe.steps > 0 && recipe.optim.warmup >= recipe.steps)
+    lines.push_back(text("optim.warmup is ", recipe.optim.warmup, " of ", recipe.steps,
+                         " steps: the learning rate never arrives at optim.lr"));
+  try {
+    std::vector<std::string> train;
+    for (const Recipe::Source& s : recipe.data.train.list) train.push_back(s.path);
+    train = expand_paths(train);
+    for (const std::string& path : expand_paths(recipe.data.val.paths))
+      if (std::find(train.begin(), train.end(), path) != train.end())
+        lines.push_back("data.val and data.train both name " + path + ": validation on text that is learned");
+  } catch (const Error&) {  // a file that is missing: whoever reads it says so
+  }
+  return lines;
 }
 
 std::shared_ptr<const Tokenizer> open_tokenizer(const Recipe& recipe) {

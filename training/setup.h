@@ -12,6 +12,10 @@ namespace weft {
 
 Dtype precision_of(const Recipe& recipe);
 
+// Lines to warn of what a recipe may say but hardly means: a learning rate that never arrives, validation on
+// the text that is trained on.
+std::vector<std::string> doubts(const Recipe& recipe);
+
 // "bytes" (or "byte") or a tokenizer.json, a path relative to the working directory.
 std::shared_ptr<const Tokenizer> open_tokenizer(const Recipe& recipe);
 // Size of the vocabulary: model.vocab, which must hold that of the data, or just that: the tokenizer's, or

@@ -92,6 +92,7 @@ std::vector<std::string> save_run(Trainer& trainer, const RunState& state, const
   m.extra = json{{"tokens", state.tokens},
                  {"skipped_steps", state.skipped_steps},
                  {"updates", trainer.updates()},
+                 {"data", state.data},
                  {"guard", trainer.guard().state()}}
                 .dump();
   // Every rank holds every array: each writes its share of the elements.
@@ -143,7 +144,8 @@ RunState restore_run(Trainer& trainer, const ckpt::Checkpoint& checkpoint) {
     const json extra = json::parse(m.extra);
     trainer.set_updates(extra.at("updates"));
     trainer.guard().restore(extra.at("guard").get<std::vector<double>>());
-    RunState state{m.step, extra.at("tokens"), extra.at("skipped_steps"), m.order_hash};
+    RunState state{m.step, extra.at("tokens"), extra.at("skipped_steps"), m.order_hash,
+                   extra.value("data", "")};
     const std::optional<Rewind> rewind = read_rewind(trainer.recipe().run);
     const double known = extra.at("guard").at(0);  // rewinds when it was saved
     if (rewind && known < static_cast<double>(rewind->rewinds)) {
@@ -184,7 +186,8 @@ std::vector<std::string> start_from(ParameterStore& store, const ckpt::Checkpoin
 
 void restore_weights(ParameterStore& store, const ckpt::Checkpoint& checkpoint) {
   for (const auto& e : store.entries()) {
-    const std::string name = "master." + e->info.name;
+    const std::string mean = "ema." + e->info.name;
+    const std::string name = checkpoint.contains(mean) ? mean : "master." + e->info.name;
     const Tensor flat = e->master.reshape({e->master.numel()});
     if (checkpoint.contains(name) && checkpoint.at(name).dtype == flat.dtype()) {
       read_into(flat, e->info.shape, checkpoint, name);

@@ -13,6 +13,7 @@ struct RunState {
   int64_t tokens = 0;         // label-bearing or not, of all ranks
   int64_t skipped_steps = 0;  // steps of data passed over by rewinds: step s reads the data of step s + this
   std::string order_hash;     // OrderHash, 32 hex digits; "" before the first step
+  std::string data = {};      // Datasets::fingerprint; "" in checkpoints of before it was kept
 };
 
 // XXH3-128 over the f32 masters (docs/contract.md). Every rank has the same.
@@ -44,7 +45,8 @@ RunState restore_run(Trainer& trainer, const ckpt::Checkpoint& checkpoint);
 // lacks. Errors: Exit::recipe for another shape or precision, or where nothing fits.
 std::vector<std::string> start_from(ParameterStore& store, const ckpt::Checkpoint& checkpoint);
 
-// Weights only, for generation and scoring.
+// Weights only, for generation and scoring: their running mean where the run keeps one, as its own validation
+// and samples have it.
 void restore_weights(ParameterStore& store, const ckpt::Checkpoint& checkpoint);
 
 }  // namespace weft

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <thread>
 #include <utility>
 
 #include "autograd/device_times.h"
@@ -14,11 +15,13 @@
 #include "distributed/agree.h"
 #include "training/checkpoint/files.h"
 #include "training/checkpoint/folder.h"
+#include "training/checkpoint/hash.h"
 #include "training/checkpoint/lock.h"
 #include "training/data/baseline.h"
 #include "training/data/loader.h"
 #include "training/device_peak.h"
 #include "training/generate.h"
+#include "training/log/environment_file.h"
 #include "training/log/run_log.h"
 #include "training/log/step_timer.h"
 #include "training/log/stop_request.h"
@@ -36,7 +39,8 @@ namespace fs = std::filesystem;
 constexpr int kFailedSaves = 3;
 
 bool run_exists(const std::string& run) {
-  return fs::exists(run + "/recipe.yaml") || fs::exists(run + "/checkpoints");
+  std::error_code unreachable;  // what cannot be looked at cannot be created either, which then is the error
+  return fs::exists(run + "/recipe.yaml", unreachable) || fs::exists(run + "/checkpoints", unreachable);
 }
 
 // What each rank does alone first is done by rank 0, and all ranks learn whether it went well.
@@ -50,7 +54,11 @@ void on_first_rank(Communicator* world, F f) {
 class Run {
  public:
   Run(const Recipe& recipe, const TrainOptions& options, Communicator* world)
-      : recipe_(recipe), options_(options), world_(world), first_(world == nullptr || world->rank() == 0) {}
+      : stop_(world == nullptr || world->rank() == 0),
+        recipe_(recipe),
+        options_(options),
+        world_(world),
+        first_(world == nullptr || world->rank() == 0) {}
 
   TrainSummary train();
 
@@ -58,15 +66,17 @@ class Run {
   bool prepare_folder();                        // true: continue
   std::vector<std::string> load_checkpoint();   // what to warn of
   std::vector<std::string> start_from_other();  // the same
+  void keep_recipe();
   void start_loader();
   bool step();
   void tell_start();
   std::optional<double> mfu(double seconds);
   void evaluate();
   void sample();
+  void mend_folder();
   void save();
   void rewind();
-  StopRequest stop_{true};
+  StopRequest stop_;
 
   const Recipe& recipe_;
   const TrainOptions& options_;
@@ -79,6 +89,8 @@ class Run {
   std::optional<double> peak_;  // FLOP/s of the device, where known
   bool impossible_ = false;     // more than that was counted once, and it was said
   std::optional<Datasets> data_;
+  std::string fingerprint_;                // of the data
+  std::vector<RecipeDifference> changes_;  // of a resumed run's recipe; known to the first rank
   std::optional<SampleOrder> order_;
   std::unique_ptr<Loader> loader_;
   std::optional<StepTimer> timer_;
@@ -111,9 +123,8 @@ bool Run::prepare_folder() {
                   "start it anew in another folder");
     if (exists && fs::exists(recipe_.run + "/recipe.yaml")) {
       const Recipe saved = load_recipe(recipe_.run + "/recipe.yaml");
-      check_resume(saved, recipe_);
+      changes_ = check_resume(saved, recipe_);
     }
-    write_file_atomically(recipe_.run + "/recipe.yaml", resolved_recipe(recipe_));
   });
   return world_ == nullptr ? resume : any_rank(*world_, resume);
 }
@@ -122,6 +133,15 @@ std::vector<std::string> Run::load_checkpoint() {
   const ckpt::Loaded loaded =
       ckpt::load(recipe_.run, {.strict = recipe_.checkpoint.strict}, peers_of(world_));
   state_ = restore_run(*trainer_, loaded.checkpoint);
+  if (!state_.data.empty() && state_.data != fingerprint_)
+    throw Error(
+        Exit::data,
+        text("the text is another than the run was trained on: it had ", state_.data, ", now ", fingerprint_),
+        recipe_.where("data.train"), "put the old files back, or start a new run with init=" + recipe_.run);
+  if (state_.step > recipe_.steps)
+    throw Error(Exit::recipe,
+                text("the run has done ", state_.step, " steps, its recipe now wants ", recipe_.steps),
+                recipe_.where("steps"), text("set steps to ", state_.step, " or more"));
   run_id_ = loaded.checkpoint.manifest().run;
   order_hash_ = state_.order_hash.empty() ? OrderHash() : OrderHash(state_.order_hash);
   saved_step_ = state_.step;
@@ -129,6 +149,9 @@ std::vector<std::string> Run::load_checkpoint() {
 }
 
 std::vector<std::string> Run::start_from_other() {
+  if (!run_exists(recipe_.init))
+    throw Error(Exit::no_checkpoint, "no run to start from in " + recipe_.init, recipe_.where("init"),
+                "name the folder of a run that has saved");
   ckpt::Loaded loaded = ckpt::load(recipe_.init, {}, peers_of(world_));
   if (loaded.checkpoint.manifest().tokenizer_hash != trainer_->tokenizer().hash())
     throw Error(Exit::recipe, "the tokenizer is another than that of " + recipe_.init, "init",
@@ -138,6 +161,20 @@ std::vector<std::string> Run::start_from_other() {
     loaded.warnings.push_back(
         text(recipe_.init, " lacks ", absent.size(), " parameters, such as ", absent[0], ": they start new"));
   return loaded.warnings;
+}
+
+// Behind everything that may refuse it: a run whose recipe it cannot follow would be lost. A folder that some
+// ranks do not see would lose every checkpoint, hours later.
+void Run::keep_recipe() {
+  const std::string path = recipe_.run + "/recipe.yaml";
+  on_first_rank(world_, [&] { write_file_atomically(path, resolved_recipe(recipe_)); });
+  if (world_ == nullptr) return;
+  std::error_code unknown;
+  for (int i = 0; i < 100 && !fs::exists(path, unknown); ++i)  // a network folder may be slow to show it
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  if (!all_ranks(*world_, fs::exists(path, unknown)))
+    throw Error(Exit::cannot_create, "some ranks do not see the run folder", recipe_.run,
+                "set run to a folder that all ranks share");
 }
 
 void Run::start_loader() {
@@ -172,22 +209,44 @@ void Run::sample() {
                                 .vocab = tokenizer_->vocab_size(),
                                 .seed = static_cast<uint32_t>(recipe_.sample.seed),
                                 .stop = tokenizer_->eos_id()};
-  const std::vector<int32_t> tokens = generate(trainer_->model(), {prompt}, options)[0];
-  summary_.sample = recipe_.sample.prompt + tokenizer_->decode(tokens);
+  try {
+    const std::vector<int32_t> tokens = generate(trainer_->model(), {prompt}, options)[0];
+    summary_.sample = recipe_.sample.prompt + tokenizer_->decode(tokens);
+  } catch (const Error& e) {
+    if (e.code != Exit::numerics) throw;
+    return log_->warning(text("no sample after step ", state_.step, ": ", e.what()));
+  }
   log_->sample(state_.step, summary_.sample);
+}
+
+// Without its recipe nobody could use what a run saves where its folder was.
+void Run::mend_folder() {
+  std::error_code unknown;
+  if (!first_ || fs::exists(recipe_.run + "/recipe.yaml", unknown)) return;
+  log_->warning("the run folder was moved or removed under the run: checkpoints go to a new one, " +
+                recipe_.run + ", without the log so far");
+  fs::create_directories(recipe_.run, unknown);
+  try {
+    write_file_atomically(recipe_.run + "/recipe.yaml", resolved_recipe(recipe_));
+  } catch (const Error& e) {  // no more than the checkpoint itself will meet, together with the other ranks
+    log_->warning(e.what());
+  }
 }
 
 void Run::save() {
   if (saved_step_ == state_.step) return;
   const auto span = timer_->pause();
   state_.order_hash = order_hash_.hex();
+  state_.data = fingerprint_;
+  mend_folder();
   try {
     for (const std::string& w : save_run(*trainer_, state_, run_id_)) log_->warning(w);
     saved_step_ = state_.step;
     failed_saves_ = 0;
     log_->event(Event::checkpoint, state_.step);
   } catch (const Error& e) {
-    if (e.code != Exit::io || ++failed_saves_ >= kFailedSaves) throw;
+    const bool disk = e.code == Exit::io || e.code == Exit::cannot_create || e.code == Exit::data;
+    if (!disk || ++failed_saves_ >= kFailedSaves) throw;
     log_->warning(text("step ", state_.step, " was not saved: ", e.what(), "; training goes on"));
     log_->event(Event::fault, state_.step, {{"what", std::string(e.what())}});
   }
@@ -313,7 +372,11 @@ bool Run::step() {
 TrainSummary Run::train() {
   const auto start = std::chrono::steady_clock::now();
   const std::string recipe_text = resolved_recipe(recipe_);
-  if (world_ != nullptr) require_same(*world_, "recipe", recipe_text);
+  if (world_ != nullptr) {  // another program may not even make the same calls: its ranks would wait for ever
+    require_same(*world_, "the program",
+                 text("commit ", build_commit().substr(0, 12), " ", hash_file("/proc/self/exe")));
+    require_same(*world_, "recipe", recipe_text);
+  }
   {
     const StartSpan span("driver");
     wait_for(default_device());
@@ -325,7 +388,9 @@ TrainSummary Run::train() {
   {
     const StartSpan span("data");
     data_.emplace(open_recipe_data(recipe_, *tokenizer_, vocab));
+    fingerprint_ = data_->fingerprint();
   }
+  if (world_ != nullptr) require_same(*world_, "data", fingerprint_, Exit::data);
   order_.emplace(data_->train.order(static_cast<uint64_t>(recipe_.seed), recipe_.data.shuffle));
   const bool resume = prepare_folder();
 
@@ -337,6 +402,7 @@ TrainSummary Run::train() {
     warnings = load_checkpoint();
   else if (!recipe_.init.empty())
     warnings = start_from_other();
+  keep_recipe();
   std::optional<int64_t> resume_step;
   if (resume || options_.resume_auto || options_.resume) resume_step = state_.step;
   log_.emplace(RunLogOptions{.folder = recipe_.run,
@@ -352,8 +418,11 @@ TrainSummary Run::train() {
                      .world = world_ == nullptr ? 1 : world_->size(),
                      .versions = {}});
   if (!trainer_->mesh().note.empty()) log_->info(trainer_->mesh().note);
-  if (const std::string idle = trainer_->idle_context(); !idle.empty()) log_->warning(idle);
+  if (const std::string idle = trainer_->idle_ranks(); !idle.empty()) log_->warning(idle);
+  for (const std::string& doubt : doubts(recipe_)) log_->warning(doubt);
   for (const std::string& w : warnings) log_->warning(w);
+  for (const RecipeDifference& change : changes_)
+    if (change.key != "run") log_->info("changed: " + change.line());
   if (resume) {
     log_->event(Event::resume, state_.step);
     const bool same_bits = recipe_.determinism == "run" || default_device() == Device::cpu;

@@ -95,7 +95,12 @@ Slice Trainer::samples_of_step() const {
   return slice_of(samples_per_step_, rank, mesh_.shape.dp);
 }
 
-std::string Trainer::idle_context() const {
+std::string Trainer::idle_ranks() const {
+  if (const int dp = mesh_.shape.dp; samples_per_step_ < dp)
+    return text(
+        "a step has ", samples_per_step_, " samples for ", dp,
+        " groups of ranks, so the others have nothing to do; start fewer ranks, raise batch_tokens, or "
+        "share sequences with mesh.cp");
   const int cp = mesh_.shape.cp;
   if (cp == 1) return {};
   const Slice own = samples_of_step();
@@ -180,6 +185,7 @@ StepResult Trainer::step(int64_t step, const Batch& batch) {
   for (const Batch& part : split_batch(batch, recipe_.context, micro_samples_)) {
     const MicroBatch micro = cut(part);
     const std::unique_ptr<CrossingFactory> cross = crossings(micro);
+    if (world_ != nullptr) world_->beat(step, "forward");
     Tape tape;
     fault::point(fault::Phase::forward);
     std::vector<Variable> extra;
@@ -249,6 +255,7 @@ Evaluation Trainer::evaluate(const Dataset& data, int64_t samples) {
   for (int64_t first = own.begin; first < own.end; first += micro_samples_) {
     std::vector<int64_t> which;
     for (int64_t i = first; i < std::min(own.end, first + micro_samples_); ++i) which.push_back(i);
+    if (world_ != nullptr) world_->beat(updates_, "evaluation");
     const Batch batch = data.batch(which);
     const MicroBatch micro = cut(batch);
     const std::unique_ptr<CrossingFactory> cross = crossings(micro);

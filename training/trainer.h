@@ -58,8 +58,9 @@ class Trainer {
   void set_updates(int64_t updates) { updates_ = updates; }
   // Bytes that this rank has sent; of a dry run, would have sent.
   WireBytes wire() const;
-  // One line where mesh.cp cuts no sample: its borders fall between samples and nothing crosses them.
-  std::string idle_context() const;
+  // One line where ranks get no sample, or where mesh.cp cuts none: its borders fall between samples and
+  // nothing crosses them.
+  std::string idle_ranks() const;
   bool first_rank() const { return world_ == nullptr || world_->rank() == 0; }
   // Floating-point operations of the last step on this rank.
   double step_flops() const { return step_flops_; }

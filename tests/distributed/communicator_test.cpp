@@ -232,6 +232,13 @@ TEST(Agree, GathersValuesAndTexts) {
     EXPECT_EQ(error.code, Exit::recipe);
     EXPECT_EQ(std::string(error.what()),
               "ranks do not agree on the recipe: rank 1 has 'abd', rank 0 has 'abc'");
+    const Error line = error_of([&] {
+      require_same(comm, "recipe",
+                   std::string("seed: 1\noptim:\n  lr: ") + (me == 1 ? "1e-3" : "3e-4") + "\nrun: x\n");
+    });
+    EXPECT_STREQ(line.what(), "ranks do not agree on recipe: rank 1 has 'lr: 1e-3', rank 0 has 'lr: 3e-4'");
+    const Error shorter = error_of([&] { require_same(comm, "recipe", me == 1 ? "a\n" : "a\nb\n"); });
+    EXPECT_STREQ(shorter.what(), "ranks do not agree on recipe: rank 1 has '', rank 0 has 'b'");
   });
 }
 

@@ -138,6 +138,18 @@ TEST_F(Eval, TextByPosition) {
   EXPECT_GT(other["rows"][0]["value"], 1.3 * json["rows"][0]["value"].get<double>()) << "not English";
 }
 
+// A run that keeps a running mean of its weights validates and samples with it, and so is used by it.
+TEST_F(Eval, TheMeanOfTheWeightsWhereTheRunKeepsOne) {
+  const Ran ran =
+      tiny_->train({"run=runs/mean", "optim.ema=0.9", "eval.batches=100", "sample.temperature=0"});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  const Json json = ran.json();
+  EXPECT_NEAR(eval({"runs/mean"})["rows"][0]["value"].get<double>(), json["val_bpb"].get<double>(), 1e-9);
+  const Ran text =
+      tiny_->weft({"generate", "runs/mean", "--prompt", "Once ", "--tokens", "16", "--temperature", "0"});
+  EXPECT_EQ(text.out, json["sample"].get<std::string>() + "\n");
+}
+
 TEST_F(Eval, TextModelsAreAskedForTheNeedle) {
   const Json json =
       eval({"runs/tiny", "--task", "needle length=128,256 digits=2 depth=0,100", "--examples", "10"});
@@ -156,6 +168,7 @@ TEST_F(Eval, Refuses) {
                                 {{"runs/task", "--task", "selective_copy size=3"}, 78, "size"},
                                 {{"runs/task", "--task", "lm"}, 64, "--text"},
                                 {{"runs/task", "--task", ";"}, 64, "--task"},
+                                {{"runs/task", "--device", "abacus"}, 64, "--device"},
                                 {{"zoo", "--tasks", "mqra"}, 64, "--tasks"},
                                 {{"zoo", "--size", "tpu"}, 64, "size"}};
   for (const Case& c : cases) {

@@ -79,7 +79,7 @@ TEST_F(Generate, SeveralPromptsAreEachAsAlone) {
   for (const std::string& prompt : prompts) {
     alone.push_back(text(with({"--prompt", prompt})));
     expected += (expected.empty() ? "" : "\n") + alone.back();
-    lines += prompt + "\n";
+    lines += prompt + (prompt == "T" ? "\n" : "\r\n");
     all.insert(all.end(), {"--prompt", prompt});
   }
   EXPECT_EQ(text(with(all)), expected);

@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <filesystem>
+#include <fstream>
 
 #include "tests/training/tiny_run.h"
 #include "training/data/stories.h"
@@ -170,6 +172,17 @@ TEST(Ranks, CutsBetweenSamplesAreSaid) {
   }
 }
 
+TEST(Ranks, ThoseWithoutASampleAreSaid) {
+  const TinyRun tiny;
+  const Words words{"steps=1", "batch_tokens=128"};
+  for (const int ranks : {2, 3}) {
+    const Ran ran = tiny.launch(ranks, words + Words{"run=runs/" + std::to_string(ranks)});
+    ASSERT_EQ(ran.code, 0) << ran.err;
+    EXPECT_EQ(ran.err.find("a step has 2 samples for 3 groups of ranks") != std::string::npos, ranks == 3)
+        << ran.err;
+  }
+}
+
 TEST(Ranks, ResumeOnAnotherNumberOfThem) {
   const LongRun tiny;
   const Ran one = tiny.train(kLong + Words{"run=runs/one"});
@@ -199,6 +212,30 @@ TEST(Ranks, ALostOneEndsTheJobAndLosesNothing) {
         << "the same world, the same bits";
     EXPECT_EQ(resumed.json()["order_hash"], whole.json()["order_hash"]);
   }
+}
+
+TEST(Ranks, AnotherProgramIsFound) {
+  const TinyRun tiny;
+  const std::string other = tiny.folder() / "weft";
+  std::filesystem::copy_file(WEFT_PROGRAM, other);
+  std::ofstream(other, std::ios::app) << "x";  // it runs as before
+  const Ran ran = tiny.weft(
+      {"launch", "-n", "2", "--pass", "-n 1 " + other + " train tiny.yaml : -n 1", "train", "tiny.yaml"});
+  EXPECT_EQ(ran.code, 78) << ran.err;
+  EXPECT_NE(ran.err.find("ranks do not agree on the program"), std::string::npos) << ran.err;
+}
+
+TEST(Ranks, AStoppedOneEndsTheJobAndLosesNothing) {
+  const TinyRun tiny;
+  const Ran stopped = tiny.launch(
+      2, {}, {.environment = {"WEFT_FAULT=stop@rank=1,step=7,phase=backward", "WEFT_HANG_LIMIT=3"}});
+  EXPECT_EQ(stopped.code, 81) << stopped.err;
+  EXPECT_NE(stopped.err.find("no progress for 3 s: rank 1 is stopped (rank 0 at step 7 in"),
+            std::string::npos)
+      << stopped.err;
+  const Ran resumed = tiny.launch(2, {"--resume", "auto"});
+  EXPECT_EQ(resumed.code, 0) << resumed.err;
+  EXPECT_EQ(tiny.launch(2, {"run=runs/x"}, {.environment = {"WEFT_HANG_LIMIT=soon"}}).code, 64);
 }
 
 TEST(Ranks, ASkippedExchangeIsFound) {

@@ -143,6 +143,11 @@ TEST(Resume, FallsBackFromADamagedCheckpointAndStopsWithoutAny) {
     file.put('\x5b');
   };
   damage(15);
+  for (const char* command : {"generate", "eval"}) {
+    const Ran used = tiny.weft({command, "runs/tiny"});
+    EXPECT_EQ(used.code, 0) << used.err;
+    EXPECT_NE(used.err.find("weft: warning: checkpoint of step 15 refused"), std::string::npos) << used.err;
+  }
   const Ran resumed = tiny.train({"--resume", "auto"});
   EXPECT_EQ(resumed.code, 0) << resumed.err;
   EXPECT_NE(resumed.err.find("step-15"), std::string::npos) << "says what it passed over: " << resumed.err;
@@ -178,6 +183,45 @@ TEST(Resume, KeepsItsRecipe) {
   EXPECT_EQ(rate.code, 0) << rate.err;
   ASSERT_EQ(tiny.steps().size(), 8u);
   EXPECT_EQ(tiny.steps().back()["lr"], 1e-3);
+}
+
+// What a run cannot follow may not take the place of its recipe: it could never go on.
+TEST(Resume, ARefusedChangeLeavesTheRecipeAlone) {
+  const TinyRun tiny;
+  ASSERT_EQ(tiny.train({"steps=10"}).code, 0);
+  const std::string before = tiny.folder().read("runs/tiny/recipe.yaml");
+  for (const char* change : {"optim.ema=0.9", "steps=5"}) {
+    const Ran ran = tiny.weft({"train", "--resume", "runs/tiny", change});
+    EXPECT_EQ(ran.code, 78) << change << ran.err;
+    EXPECT_NE(ran.err.find(std::string(change).substr(0, 5)), std::string::npos) << ran.err;
+    EXPECT_EQ(tiny.folder().read("runs/tiny/recipe.yaml"), before) << change;
+  }
+  const Ran elsewhere = tiny.weft({"train", "--resume", "runs/tiny", "run=runs/other"});
+  EXPECT_EQ(elsewhere.code, 64) << elsewhere.err;
+
+  const Ran longer = tiny.weft({"train", "--resume", "runs/tiny", "steps=12", "optim.lr=1e-3"});
+  EXPECT_EQ(longer.code, 0) << longer.err;
+  EXPECT_NE(longer.err.find("changed: optim.lr: 0.003 -> 0.001\n"), std::string::npos) << longer.err;
+}
+
+TEST(Resume, KeepsItsText) {
+  const TinyRun tiny;
+  ASSERT_EQ(tiny.train({"steps=5"}).code, 0);
+  const std::string text = tiny.folder().read("stories.txt"),
+                    recipe = tiny.folder().read("runs/tiny/recipe.yaml");
+  std::string other = text;
+  std::swap(other[20'000], other[20'001]);
+  ASSERT_NE(other, text);
+  for (const std::string& changed : {other, text + text.substr(0, 2000), text.substr(0, text.size() / 2)}) {
+    tiny.folder().write("stories.txt", changed);
+    const Ran ran = tiny.train({"steps=8", "--resume", "auto"});
+    EXPECT_EQ(ran.code, 65) << ran.err;
+    EXPECT_NE(ran.err.find("another than the run was trained on"), std::string::npos) << ran.err;
+    EXPECT_EQ(tiny.folder().read("runs/tiny/recipe.yaml"), recipe);
+  }
+  tiny.folder().write("stories.txt", text);
+  const Ran ran = tiny.train({"steps=8", "--resume", "auto"});
+  EXPECT_EQ(ran.code, 0) << ran.err;
 }
 
 TEST(Resume, KeepsItsTokenizer) {

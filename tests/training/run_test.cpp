@@ -123,6 +123,7 @@ TEST(Run, FailuresAreOneLineOfJsonToo) {
       {{"train"}, 64, ""},
       {{"train", "--resume", "nowhere"}, 66, "nowhere"},
       {{"train", "tiny.yaml", "run=stories.txt/x"}, 73, "stories.txt/x"},
+      {{"train", "tiny.yaml", "run=" + std::string(300, 'x')}, 73, "xxx"},
   };
   for (const Case& c : cases) {
     Words words = c.words;
@@ -186,6 +187,34 @@ TEST(Run, OutOfMemorySaysWhatWouldFit) {
   changed.push_back("run=runs/changed");
   const Ran again = tiny.train(changed, narrow);
   EXPECT_EQ(again.code, 0) << again.err;
+}
+
+TEST(Run, SaysWhatARecipeHardlyMeans) {
+  const TinyRun tiny;
+  const Words words{"steps=2", "data.val=stories.txt"};
+  for (const bool meant : {true, false}) {
+    const Words more = meant ? Words{} : words;
+    Words validate{"validate", "tiny.yaml", "--json"};
+    validate.insert(validate.end(), more.begin(), more.end());
+    const std::string said[] = {tiny.weft(validate).json()["warnings"].dump(), tiny.train(more).err};
+    for (const std::string& s : said)
+      for (const char* doubt : {"never arrives at optim.lr", "validation on text that is learned"})
+        EXPECT_EQ(s.find(doubt) == std::string::npos, meant) << s;
+    fs::remove_all(tiny.run());
+  }
+}
+
+TEST(Run, OutlivesItsFolder) {
+  const TinyRun tiny;
+  Ran ran;
+  std::thread training([&] { ran = tiny.train({}, {.environment = {"WEFT_FAULT=slow:100@phase=load"}}); });
+  for (int i = 0; i < 1000 && !fs::exists(tiny.run() + "/checkpoints/step-5"); ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  fs::rename(tiny.run(), tiny.run("moved"));
+  training.join();
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_NE(ran.err.find("was moved or removed under the run"), std::string::npos) << ran.err;
+  for (const char* run : {"runs/tiny", "runs/moved"}) EXPECT_EQ(tiny.weft({"generate", run}).code, 0) << run;
 }
 
 TEST(Run, OneJobAFolder) {

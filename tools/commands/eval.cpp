@@ -8,6 +8,7 @@
 
 #include "tools/commands.h"
 #include "tools/commands/json_line.h"
+#include "tools/device_flag.h"
 #include "tools/flags.h"
 #include "tools/recipe_path.h"
 #include "tools/zoo.h"
@@ -62,7 +63,7 @@ void print_rows(const std::vector<EvalRow>& rows) {
 
 int eval_run(const Words& words) {
   EvalOptions options;
-  std::string task, path;
+  std::string task, path, device;
   bool json = false;
   Flags flags(
       "eval", "RUN",
@@ -76,9 +77,12 @@ int eval_run(const Words& words) {
   flags.add("--text", path, "FILE", "for lm: file, folder or pattern; default: the run's held-out text");
   flags.add("--examples", options.examples, "N", "a cell; default 500", {.min = 1, .max = int64_t{1} << 32});
   flags.add("--seed", options.seed, "S", "of the examples; default 1", {.min = 0, .max = UINT32_MAX});
+  flags.add("--device", device, "cpu|cuda", kDeviceHelp);
   flags.add("--json", json, "one line, eval/1");
   if (!flags.parse(words)) return 0;
+  compute_on(device);
   const OpenModel model = open_model(flags.arguments()[0]);
+  print_warnings(model.warnings);
   const Words texts = task.empty() ? eval_texts(model.recipe) : split(task, ';');
   if (texts.empty()) throw Error(Exit::usage, "--task names no task", "--task", "`weft ls` lists them");
   const std::vector<EvalRow> rows = eval(model, texts, options, path.empty() ? Words{} : Words{path});

@@ -18,7 +18,8 @@ Words read_prompts(const std::string& path) {
   std::ifstream file(path);
   if (!file) throw Error(Exit::usage, "cannot read the prompts", path, "name a file with a prompt a line");
   Words prompts;
-  for (std::string line; std::getline(file, line);) prompts.push_back(line);
+  for (std::string line; std::getline(file, line); prompts.push_back(line))
+    if (!line.empty() && line.back() == '\r') line.pop_back();  // as other systems end a line
   if (prompts.empty()) throw Error(Exit::usage, "there is no prompt in it", path, "write a prompt a line");
   return prompts;
 }
@@ -53,6 +54,7 @@ int run_generate(const Words& words) {
   }
   options.seed = static_cast<uint32_t>(seed);
   const OpenModel m = open_model(flags.arguments()[0]);
+  print_warnings(m.warnings);
   if (!m.recipe.data.task.empty())
     throw Error(Exit::usage, "the run was trained on a task, whose tokens are no text", flags.arguments()[0],
                 "score it with weft eval");
@@ -75,7 +77,7 @@ int run_generate(const Words& words) {
   const auto tokens = generate(*m.model, ids, options, [&](size_t i, int32_t token) {
     texts[i] += decoders[i].push(token);
     if (live) {
-      print(texts[i]);
+      print(for_reader(texts[i]));
       texts[i].clear();
       std::fflush(stdout);
     }
@@ -87,7 +89,7 @@ int run_generate(const Words& words) {
     if (json)
       rows.push_back({{"prompt", prompts[i]}, {"text", texts[i]}, {"tokens", tokens[i].size()}});
     else
-      print((i > 0 ? "\n" : "") + (live ? texts[i] : prompts[i] + texts[i]) + "\n");
+      print((i > 0 ? "\n" : "") + for_reader(live ? texts[i] : prompts[i] + texts[i]) + "\n");
   }
   if (json) print_line({{"weft", "generate/1"}, {"exit", 0}, {"texts", rows}});
   return 0;

@@ -95,6 +95,7 @@ int run_logits(const Words& words) {
                 text("--segments wants ", split.ranks, " ranks, ", launched.size, " were started"),
                 "--segments", text("start ", split.ranks, ", or leave mpirun away: then ranks are threads"));
   const OpenModel m = open_model(flags.arguments()[0], type);
+  if (launched.rank == 0) print_warnings(m.warnings);
   const SafetensorsFile file(in);
   const Batch batch = read_batch(file, in, m.model->config().vocab);
   const auto score_on = [&](Communicator* ranks) {

@@ -1,7 +1,12 @@
 #include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <chrono>
 #include <cmath>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <thread>
 
@@ -29,6 +34,20 @@ constexpr const char* kHelp =
     "  --resume RUN    continues the run in that folder from its last good checkpoint\n"
     "  --resume auto   continues the recipe's run if it is there, else starts it\n"
     "  --json-summary  prints one line of JSON on stdout at the end (train/1), also on failure\n";
+
+// How long ranks wait for one that makes no progress; seconds, 0: for ever.
+std::chrono::seconds hang_limit() {
+  const char* name = "WEFT_HANG_LIMIT";
+  const char* value = std::getenv(name);
+  if (value == nullptr || *value == 0) return std::chrono::minutes(30);
+  int seconds = 0;
+  const char* end = value + std::strlen(value);
+  const auto [stop, error] = std::from_chars(value, end, seconds);
+  if (stop != end || error != std::errc{} || seconds < 0)
+    throw Error(Exit::usage, text(name, " is ", value, ", not a number of seconds"), name,
+                "0: never, or leave it out");
+  return std::chrono::seconds(seconds);
+}
 
 struct Request {
   Recipe recipe;
@@ -70,8 +89,15 @@ Request parse(const Words& words) {
   }
   if (recipe.empty())
     throw Error(Exit::usage, "no recipe named", {}, "try weft train recipes/quickstart.yaml, or weft ls");
-  r.recipe = load_recipe(recipe_path(recipe), split_overrides(rest));
-  if (r.options.resume) r.recipe.run = resume;
+  const Words overrides = split_overrides(rest);
+  r.recipe = load_recipe(recipe_path(recipe), overrides);
+  if (r.options.resume) {
+    for (const std::string& o : overrides)
+      if (o.starts_with("run="))
+        throw Error(Exit::usage, "a resumed run stays in its folder", "override " + o,
+                    "leave it out, or start a new run with init=" + resume);
+    r.recipe.run = resume;
+  }
   while (r.recipe.run.size() > 1 && r.recipe.run.back() == '/') r.recipe.run.pop_back();
   return r;
 }
@@ -96,7 +122,7 @@ void print_summary(const TrainSummary& s) {
   if (std::isfinite(s.val_exact)) std::printf(", whole answers %.4f", s.val_exact);
   if (std::isfinite(s.baseline_bpb)) std::printf(" (5-gram model of the same text: %.3f)", s.baseline_bpb);
   std::printf(", %.0f s\n", s.seconds);
-  if (!s.sample.empty()) std::printf("\n%s\n", printable(s.sample, true).c_str());
+  if (!s.sample.empty()) std::printf("\n%s\n", for_reader(s.sample).c_str());
 }
 
 }  // namespace
@@ -110,6 +136,7 @@ int run_train(const Words& words) {
     return 0;
   }
   const bool json = has("--json-summary");
+  std::signal(SIGPIPE, SIG_IGN);  // a finished run is one, whoever still reads what it says
   std::unique_ptr<Communicator> world;
   const Launched launched = detect_launch();
   std::string run;
@@ -129,7 +156,7 @@ int run_train(const Words& words) {
   try {
     fault::configure_from_environment();
     if (launched.size > 1) {
-      world = world_communicator(launched);
+      world = world_communicator(launched, {.hang_limit = hang_limit()});
       leave_word_in("");  // of a recipe that cannot be read there is no folder
     }
     Request request = parse(words);

@@ -37,7 +37,7 @@ std::vector<int64_t> candidates(const std::string& run_folder, const LoadOptions
   if (!latest) {
     if (!steps.empty() && options.strict)
       throw Error(Exit::no_checkpoint, "`latest` is missing or damaged", run_folder + "/latest",
-                  "load without --strict to take the newest good step");
+                  "set checkpoint.strict=false to take the newest good step");
     if (!steps.empty())
       warnings.push_back(run_folder + "/latest is missing or damaged: taking the newest good step");
     return steps;
@@ -108,7 +108,7 @@ Loaded load(const std::string& run_folder, const LoadOptions& options, const Pee
   for (const std::string& warning : warnings) what += "; " + warning;
   throw Error(Exit::no_checkpoint, what, run_folder,
               steps.empty()    ? "start the run without --resume"
-              : options.strict ? "load without --strict to fall back"
+              : options.strict ? "set checkpoint.strict=false to fall back"
                                : "");
 }
 

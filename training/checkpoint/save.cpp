@@ -50,10 +50,14 @@ class Save {
     });
     together([&] { write_own_shard(); });
     together([&] { commit(); });
-    if (!first()) return {};
-    // Once more, before anything is deleted.
-    parse_manifest(read_text_file(final_ + "/MANIFEST", longest_manifest), final_);
-    return retain(request_.run_folder, manifest_.step, request_.keep);
+    std::vector<std::string> warnings;
+    together([&] {
+      if (!first()) return;
+      // Once more, before anything is deleted.
+      parse_manifest(read_text_file(final_ + "/MANIFEST", longest_manifest), final_);
+      warnings = retain(request_.run_folder, manifest_.step, request_.keep);
+    });
+    return warnings;
   }
 
  private:

@@ -67,6 +67,23 @@ Batch Dataset::batch(std::span<const int64_t> samples) const {
   return batch;
 }
 
+std::string Dataset::fingerprint() const {
+  if (maker_) return "made samples";  // from the recipe alone
+  constexpr int64_t kTokens = int64_t{1} << 22;
+  const int64_t apart = std::max<int64_t>(1, samples() / std::max<int64_t>(1, kTokens / context_));
+  OrderHash hash;
+  for (int64_t sample = 0; sample < samples(); sample += apart) {
+    const Batch one = batch({&sample, 1});
+    hash.update(std::vector<int64_t>(one.tokens.begin(), one.tokens.end()));
+    hash.update(one.offsets);
+  }
+  return text(samples(), " samples (", hash.hex().substr(0, 16), ")");
+}
+
+std::string Datasets::fingerprint() const {
+  return train.fingerprint() + (val ? " and, held out, " + val->fingerprint() : "");
+}
+
 SampleOrder Dataset::order(uint64_t seed, bool shuffle) const {
   if (maker_) return SampleOrder({{samples(), 1}}, seed, false);
   std::vector<SampleOrder::Part> parts;

@@ -62,6 +62,10 @@ class Dataset {
   // Thread-safe. Errors: those of TokenSource::read.
   Batch batch(std::span<const int64_t> samples) const;
 
+  // "1234 samples (HASH)": the hash of their tokens and documents, of some evenly spread where that would be
+  // more than a few million tokens. Tells whether files are still what they were. Errors: those of batch.
+  std::string fingerprint() const;
+
   // The endless shuffled order of the samples, in the proportions of the parts; made ones come by number.
   SampleOrder order(uint64_t seed, bool shuffle = true) const;
 
@@ -88,6 +92,8 @@ struct DataConfig {
 struct Datasets {
   Dataset train;
   std::optional<Dataset> val;
+
+  std::string fingerprint() const;  // of both
 };
 
 // Errors: Exit::recipe when only some sources have weights or one is not positive; Exit::data for the files.

@@ -28,7 +28,7 @@ static_assert(std::atomic<int>::is_always_lock_free && std::atomic<int64_t>::is_
               std::atomic<bool>::is_always_lock_free);
 
 std::array<struct sigaction, stop_signals.size()> before;
-struct sigaction before_size_limit;
+struct sigaction before_size_limit, before_pipe;
 
 // All that the handler calls (clock_gettime, write, _exit, strlen) is async-signal-safe.
 int64_t nanoseconds() {
@@ -74,6 +74,7 @@ StopRequest::StopRequest(bool announce) : announced_before_(announced.exchange(a
   struct sigaction ignore {};
   ignore.sa_handler = SIG_IGN;
   ::sigaction(SIGXFSZ, &ignore, &before_size_limit);
+  ::sigaction(SIGPIPE, &ignore, &before_pipe);
 }
 
 StopRequest::~StopRequest() {
@@ -81,6 +82,7 @@ StopRequest::~StopRequest() {
   if (--depth > 0) return;
   for (size_t i = 0; i < stop_signals.size(); ++i) ::sigaction(stop_signals[i], &before[i], nullptr);
   ::sigaction(SIGXFSZ, &before_size_limit, nullptr);
+  ::sigaction(SIGPIPE, &before_pipe, nullptr);
 }
 
 int StopRequest::signal() const { return first_signal; }

@@ -13,7 +13,8 @@ class StopRequest {
  public:
   // Installs the handlers; inside another one shares its flag. announce: while this is the innermost, the
   // handler says on stderr that the run saves (rank 0).
-  // Also makes a file that meets a size limit an error of the write (SIGXFSZ), as on a full disk.
+  // Also makes a file that meets a size limit an error of the write (SIGXFSZ), as on a full disk, and a pipe
+  // that nobody reads any more (SIGPIPE): a run outlives the `head` or `tee` behind it.
   explicit StopRequest(bool announce = true);
   ~StopRequest();  // puts back the handlers of before
   StopRequest(const StopRequest&) = delete;

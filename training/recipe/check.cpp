@@ -54,6 +54,9 @@ void check_batch(const Recipe& recipe) {
 void check_recipe(const Recipe& recipe) {
   check_model(recipe);
   check_batch(recipe);
+  require(!recipe.run.starts_with("~"), recipe, "run",
+          text("the folder ", recipe.run, " starts with ~, which only a shell replaces"),
+          "write the path out");
   const Recipe::Optim& optim = recipe.optim;
   require(optim.min_lr <= optim.lr, recipe, recipe.places.count("optim.min_lr") ? "optim.min_lr" : "optim.lr",
           text("optim.min_lr ", optim.min_lr, " is above optim.lr ", optim.lr),

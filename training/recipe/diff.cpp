@@ -44,7 +44,9 @@ std::vector<RecipeDifference> check_resume(const Recipe& saved, const Recipe& no
   std::vector<RecipeDifference> allowed;
   std::string refused, where;
   for (const RecipeDifference& difference : recipe_diff(saved, now)) {
-    if (!difference.fixed) {
+    // A mean that the run did not keep so far is not in its checkpoints; one that it kept may be given up.
+    const bool missing = difference.key == "optim.ema" && saved.optim.ema == 0;
+    if (!difference.fixed && !missing) {
       allowed.push_back(difference);
       continue;
     }

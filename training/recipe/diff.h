@@ -24,7 +24,8 @@ struct RecipeDifference {
 std::vector<RecipeDifference> recipe_diff(const Recipe& before, const Recipe& after);
 
 // Whether a run saved with one recipe may go on with another. Model, precision, optimizer kind, tokenizer,
-// data and seed have to stay: Exit::recipe names what differs. Returns the differences that are allowed.
+// data and seed have to stay, and optim.ema may not begin: Exit::recipe names what differs. Returns the
+// differences that are allowed.
 std::vector<RecipeDifference> check_resume(const Recipe& saved, const Recipe& now);
 
 }  // namespace weft

@@ -26,6 +26,17 @@ TEST(StopRequest, TheFirstSignalSetsAFlag) {
   }
 }
 
+TEST(StopRequest, AReaderThatLeavesEndsNothing) {
+  const int status = wait_for(in_child([] {
+    const StopRequest stop(false);
+    int ends[2];
+    if (::pipe(ends) != 0 || ::close(ends[0]) != 0) throw Error(Exit::internal, "no pipe");
+    if (::write(ends[1], "x", 1) != -1 || stop.requested()) throw Error(Exit::internal, "written");
+  }));
+  ASSERT_TRUE(WIFEXITED(status)) << "ended by signal " << WTERMSIG(status);
+  EXPECT_EQ(WEXITSTATUS(status), 0);
+}
+
 TEST(StopRequest, TheSecondLeavesAtOnce) {
   const int status = wait_for(in_child([] {
     const StopRequest stop(false);

@@ -75,7 +75,7 @@ TEST(CheckResume, AllowsSoftChangesOnly) {
             9u);
   for (const char* hard :
        {"model.width=512", "model.layers=gla*4", "model.mechanisms.softmax.window=3", "precision=f32",
-        "data.tokenizer=x", "data.train=[a]", "seed=2", "optim.kind=muon", "context=256"})
+        "data.tokenizer=x", "data.train=[a]", "seed=2", "optim.kind=muon", "context=256", "optim.ema=0.9"})
     EXPECT_ERROR(resume({"steps=9", hard}), recipe, std::string("override ") + hard, " -> ",
                  "start a new run");
   const Error error = error_of([&] { resume({"seed=2", "model.width=512"}); });

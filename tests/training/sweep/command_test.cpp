@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "tests/training/tiny_run.h"
+#include "training/checkpoint/lock.h"
 
 namespace weft {
 namespace {
@@ -103,6 +104,21 @@ TEST(Sweep, AFailedRunDoesNotEndIt) {
   EXPECT_EQ(report["runs"][1]["status"], "failed") << report;
   const std::string table = sweep(tiny, words).out;
   EXPECT_NE(table.find("FAILED\n  lr-1e30: weft: "), std::string::npos) << table;
+}
+
+// Another sweep over the same folder, or a run started by hand.
+TEST(Sweep, LeavesARunThatIsInUseAlone) {
+  const TinyRun tiny;
+  const std::string used = "runs/tiny-sweep/seed-1";
+  tiny.folder().write(used + "/log/summary.json", "the other's");
+  const ckpt::RunLock lock(tiny.folder() / used);
+  const Ran ran = sweep(tiny, {"seed=1,2", "steps=4", "--json"});
+  EXPECT_EQ(ran.code, 73) << ran.err;
+  const Json result = ran.json();
+  EXPECT_EQ(statuses(result), (Words{"failed", "done"}));
+  EXPECT_NE(result["runs"][0]["error"].get<std::string>().find("is in use by pid"), std::string::npos)
+      << result;
+  EXPECT_EQ(tiny.folder().read(used + "/log/summary.json"), "the other's");
 }
 
 TEST(Sweep, AKilledRunDoesNotEndIt) {

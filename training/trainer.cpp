@@ -185,7 +185,7 @@ StepResult Trainer::step(int64_t step, const Batch& batch) {
   for (const Batch& part : split_batch(batch, recipe_.context, micro_samples_)) {
     const MicroBatch micro = cut(part);
     const std::unique_ptr<CrossingFactory> cross = crossings(micro);
-    if (world_ != nullptr) world_->beat(step, "forward");
+    if (world_ != nullptr) world_->beat(step + 1, "forward");
     Tape tape;
     fault::point(fault::Phase::forward);
     std::vector<Variable> extra;

@@ -162,7 +162,7 @@ TEST_F(Eval, Refuses) {
     int code;
     const char* says;
   };
-  const std::vector<Case> cases{{{"runs/absent"}, 64, "runs/absent"},
+  const std::vector<Case> cases{{{"runs/absent"}, 66, "runs/absent"},
                                 {{"runs/task", "--task", "mqra"}, 64, "mqar"},
                                 {{"runs/task", "--task", "mqar"}, 78, "8192"},
                                 {{"runs/task", "--task", "selective_copy size=3"}, 78, "size"},

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "autograd/ops/convert.h"
+#include "autograd/scratch.h"
 #ifdef WEFT_CUDA
 #include "autograd/cuda/runtime.h"
 #endif
@@ -16,7 +17,8 @@ std::ostream& operator<<(std::ostream& out, const Shape& shape) {
 }
 
 Tensor::Tensor(const Shape& shape, Dtype dtype, Device device)
-    : buffer_(std::make_shared<Buffer>(device, shape.numel() * size_of(dtype))),
+    : buffer_(
+          std::allocate_shared<Buffer>(ScratchAllocator<Buffer>(), device, shape.numel() * size_of(dtype))),
       shape_(shape),
       dtype_(dtype) {
   pitch_ = row_size();

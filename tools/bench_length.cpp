@@ -13,9 +13,12 @@ constexpr int64_t kTokens = 32768, kShortest = 1024;
 
 class Subject {
  public:
-  explicit Subject(const std::string& id) {
+  explicit Subject(const std::string& mechanism) {
     const Dimensions dims{.heads = 4, .kv_heads = 4, .key = 32, .value = 32, .width = 128};
-    mechanism_ = find_mechanism(id).make({}, dims, {store_, ""});
+    std::vector<std::string> words = split_settings(mechanism);
+    const MechanismEntry& entry = find_mechanism(words[0]);
+    words.erase(words.begin());
+    mechanism_ = entry.make(parse_attributes(words), dims, {store_, ""});
     store_.commit();
     for (const Variable& x : random_block(*mechanism_, whole_documents({kTokens})).x)
       inputs_.push_back(x.value().to(Dtype::f32));

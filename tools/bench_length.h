@@ -6,8 +6,9 @@
 
 namespace weft {
 
-// One row a length: 32,768 tokens a call, in documents of 1K, 2K, ... 32K, 4 heads of 32 and width 128.
-// Lengths take turns, so that a machine's slow moment meets all of them; the median of `rounds`.
+// mechanism: an id, perhaps with settings, "titans_mac chunk=128". One row a length: 32,768 tokens a call, in
+// documents of 1K, 2K, ... 32K, 4 heads of 32 and width 128. Lengths take turns, so that a machine's slow
+// moment meets all of them; the median of `rounds`.
 std::vector<BenchRow> bench_length(const std::string& mechanism, int64_t rounds);
 
 // What the least-squares line of ms over log2(length) climbs from the first of these rows to the last, as a

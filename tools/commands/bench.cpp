@@ -160,9 +160,15 @@ Words linear_mechanisms() {
 // Each mechanism as it comes, a row a length or, for people, a line.
 void print_lengths(Words ids, int64_t rounds, const std::string& device, bool json) {
   if (ids.empty()) ids = linear_mechanisms();
+  Words specs;  // settings stand behind the mechanism that they are of
+  for (const std::string& word : ids)
+    if (word.find('=') != std::string::npos && !specs.empty())
+      specs.back() += " " + word;
+    else
+      specs.push_back(find_mechanism(word).id);
   if (!json) print("  ms for 32768 tokens, as documents of 1K 2K 4K 8K 16K 32K; rise of the fitted line\n");
-  for (const std::string& id : ids) {
-    const std::vector<BenchRow> bench = bench_length(find_mechanism(id).id, rounds);
+  for (const std::string& spec : specs) {
+    const std::vector<BenchRow> bench = bench_length(spec, rounds);
     std::string line = text("  ", bench[0].name, ": ");
     for (const BenchRow& row : bench) {
       Json out = row_json(row, device);
@@ -210,7 +216,7 @@ int run_bench(const Words& words) {
       "  heads    attention and layers of MoH with some heads of each token off, likewise\n"
       "  length   mechanisms, forward and backward, on one core: 32768 tokens as short documents, as long "
       "ones;\n"
-      "           those named, by default those that should cost the same\n"
+      "           those named (`titans_mac chunk=128 gla`), by default those that should cost the same\n"
       "  gpu      kernels, layers and steps in bf16 on a GPU: the named of memory, products, loss, "
       "attention,\n"
       "           recurrence, small, step; by default all. FLOOR is the share of what a copy or a large "

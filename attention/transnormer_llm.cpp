@@ -92,8 +92,8 @@ TransNormerLlm::TransNormerLlm(const Config& config, const Dimensions& sizes, co
   k_ = projection("k.weight", heads * key);
   v_ = projection("v.weight", heads * value);
   if (lightning()) {
-    const auto vector = [&](const char* name, double start) {
-      return scope.declare({name, {heads * value}, ParameterKind::vector, Initializer::constant(start)});
+    const auto vector = [&, size = heads * value](const char* name, double start) {
+      return scope.declare({name, {size}, ParameterKind::vector, Initializer::constant(start)});
     };
     norm_gain_ = vector("norm.weight", 1);
     norm_bias_ = vector("norm.bias", 0);

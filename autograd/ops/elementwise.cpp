@@ -53,7 +53,7 @@ Variable binary_op(const Variable& first, const Variable& second) {
                   const Tensor dy = grads.grad().contiguous();
                   for (int i = 0; i < 2; ++i) {
                     if (!grads.wants(i)) continue;
-                    Tensor d = dy;
+                    Tensor d = dy;  // NOLINT(performance-unnecessary-copy-initialization): not of Add
                     if constexpr (std::is_same_v<F, Subtract>) {
                       if (i == 1) {
                         d = empty_like(dy);

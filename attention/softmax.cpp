@@ -201,11 +201,12 @@ Halo window_attention(AttentionOptions options, int64_t window, const Layout& la
   options.window = window;
   return {window - 1,
           [options, &layout](const Block& block, const Block& before) {
+            // The block's own come first: so the tiles of a text and of its queries begin at the same tokens.
             Block keys{{},
-                       concatenate({before.position, block.position}, 0).value(),
-                       concatenate({before.document, block.document}, 0).value()};
+                       concatenate({block.position, before.position}, 0).value(),
+                       concatenate({block.document, before.document}, 0).value()};
             for (size_t i = 0; i < block.x.size(); ++i)
-              keys.x.push_back(concatenate({before.x[i], block.x[i]}, 0));
+              keys.x.push_back(concatenate({block.x[i], before.x[i]}, 0));
             const auto y = merge(softmax_merge(options), block, keys, seen_pairs(options, layout.segments));
             // lse rides along as one more column, since a Halo gives one tensor.
             const Variable lse = cast(reshape(y[1], {y[1].dim(0), y[1].dim(1), 1}), y[0].dtype());

@@ -13,6 +13,10 @@ namespace {
 
 thread_local Tape* current_tape = nullptr;
 
+Tensor in_shape(const Tensor& x, const Shape& shape) {
+  return x.shape() == shape ? x : x.contiguous().reshape(shape);
+}
+
 void add_in_place(const Tensor& to, const Tensor& from) { ON_DEVICE(to.device(), accumulate(to, from)); }
 
 }  // namespace
@@ -63,11 +67,12 @@ void Backward::add(int i, const Tensor& gradient) {
     return;
   }
   Tape::Slot& slot = tape_.slots_[to.slot];
-  CHECK(gradient.shape() == slot.shape && gradient.dtype() == slot.dtype, tape_.entries_[entry_].name,
-        ": gradient ", gradient.shape(), " ", name_of(gradient.dtype()), " of input ", i, " ", slot.shape,
-        " ", name_of(slot.dtype));
+  CHECK(gradient.shape() == to.shape && gradient.dtype() == slot.dtype, tape_.entries_[entry_].name,
+        ": gradient ", gradient.shape(), " ", name_of(gradient.dtype()), " of input ", i, " ", to.shape, " ",
+        name_of(slot.dtype));
+  const Tensor shaped = in_shape(gradient, slot.shape);
   if (!slot.gradient.defined()) {
-    slot.gradient = gradient;
+    slot.gradient = shaped;
     return;
   }
   if (!slot.gradient.unique()) {  // somebody else holds it: a sum in place would change theirs
@@ -75,14 +80,14 @@ void Backward::add(int i, const Tensor& gradient) {
     copy.copy_from(slot.gradient);
     slot.gradient = copy;
   }
-  add_in_place(slot.gradient, gradient);
+  add_in_place(slot.gradient, shaped);
 }
 
 Tensor Backward::room(int i, const Tensor& like) {
   if (const int at = input(i).slot; at >= 0) {
     Tape::Slot& slot = tape_.slots_[at];
     const bool free = slot.joined != nullptr && !slot.taken && !slot.gradient.defined();
-    if (free && slot.dtype == like.dtype()) {
+    if (free && slot.dtype == like.dtype() && slot.shape == shape(i)) {
       slot.taken = true;  // an input may be there twice
       return slot.place();
     }
@@ -102,20 +107,28 @@ Into Backward::into(int i) {
   Tape::Slot& slot = tape_.slots_[to.slot];
   if (!slot.gradient.defined()) {
     slot.gradient = empty(slot.shape, slot.dtype, slot.device);
-    return {slot.gradient, 0.0};
+    return {slot.gradient.reshape(to.shape), 0.0};
   }
-  if (!slot.gradient.unique()) {
+  // In place, unless somebody else holds it or it cannot be seen in the input's shape.
+  if (!slot.gradient.unique() || (to.shape != slot.shape && !slot.gradient.dense())) {
     const Tensor copy = empty_like(slot.gradient);
     copy.copy_from(slot.gradient);
     slot.gradient = copy;
   }
-  return {slot.gradient, 1.0};
+  return {in_shape(slot.gradient, to.shape), 1.0};
 }
 
 Tensor Backward::accumulator(int i) {
   const Into where = into(i);
   if (where.beta == 0) where.target.zero();
   return where.target;
+}
+
+Variable Variable::in_shape(const Shape& shape) const {
+  CHECK(value_.dense(), "in_shape: ", value_.shape(), " is not dense");
+  Variable v = *this;
+  v.value_ = value_.reshape(shape);
+  return v;
 }
 
 Tape::Tape() : previous_(current_tape) { current_tape = this; }
@@ -224,8 +237,9 @@ void Tape::backward(const std::vector<Variable>& outputs, const std::vector<Tens
       if (seed.device() != Device::meta) seed.copy_from(from_values(seed.shape(), seed.dtype(), {1.0}));
     }
     Slot& slot = slots_[outputs[i].slot_];
-    CHECK(seed.shape() == slot.shape && seed.dtype() == slot.dtype, "backward: seed ", seed.shape(), " for ",
-          slot.shape);
+    CHECK(seed.shape() == outputs[i].shape() && seed.dtype() == slot.dtype, "backward: seed ", seed.shape(),
+          " for ", outputs[i].shape());
+    seed = in_shape(seed, slot.shape);
     if (!slot.gradient.defined()) {
       slot.gradient = seed;
     } else {
@@ -241,7 +255,8 @@ void Tape::backward(const std::vector<Variable>& outputs, const std::vector<Tens
 Tensor Tape::gradient(const Variable& input) const {
   CHECK(input.tape_ == this && slots_[input.slot_].keep, "gradient: not an input of this tape");
   const Slot& slot = slots_[input.slot_];
-  return slot.gradient.defined() ? slot.gradient : zeros(slot.shape, slot.dtype, slot.device);
+  return in_shape(slot.gradient.defined() ? slot.gradient : zeros(slot.shape, slot.dtype, slot.device),
+                  input.shape());
 }
 
 int64_t Tape::saved_bytes() const {

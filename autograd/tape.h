@@ -38,6 +38,8 @@ class Variable {
   Dtype dtype() const { return value_.dtype(); }
   Device device() const { return value_.device(); }
   bool differentiable() const { return tape_ != nullptr || parameter_.defined(); }
+  // The same elements, which must be dense, in another shape: no op, gradients go where those of this one go.
+  Variable in_shape(const Shape& shape) const;
   const Parameter& parameter() const { return parameter_; }  // undefined if it is none, or not trained
 
  private:

@@ -25,6 +25,7 @@ Tensor copy_slice(const Tensor& x, int axis, int64_t begin, int64_t end) {
 }  // namespace
 
 Variable reshape(const Variable& x, const Shape& shape) {
+  if (x.value().dense() && !x.parameter().defined()) return x.in_shape(shape);
   const Tensor y = x.value().contiguous().reshape(shape);
   return record("reshape", {x}, y, save(), NoAttributes{}, [](Backward& b, const NoAttributes&) {
     b.add(0, b.grad().contiguous().reshape(b.shape(0)));

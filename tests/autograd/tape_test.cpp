@@ -1,6 +1,7 @@
 #include "autograd/tape.h"
 
 #include "autograd/checkpoint.h"
+#include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
 #include "autograd/ops/matmul.h"
 #include "tests/autograd/test_tensors.h"
@@ -39,6 +40,28 @@ TEST(Tape, AGradientThatTwoInputsShareIsNotSummedInPlace) {
   tape.backward(add(add(a, b), twice), seed);
   EXPECT_LE(difference(tape.gradient(b), seed), 0.0);
   EXPECT_LE(difference(tape.gradient(a), scale(seed, 4)), 1e-15);
+}
+
+// A reshape records nothing. By add(), by into() (the weight of a product) and from the end, whatever comes
+// first.
+TEST(Tape, GradientsOfAllShapesOfAVariableMeet) {
+  const Tensor flat = random_tensor({12}, 1), left = random_tensor({3, 2}, 2);
+  {
+    Tape tape;
+    reshape(exp(tape.input(flat)), {3, 4});
+    EXPECT_EQ(tape.size(), 1);
+  }
+  for (const bool late : {false, true})
+    expect_gradients(
+        [=](const std::vector<Variable>& x) {
+          const Variable y = exp(x[0]);
+          Variable square;
+          if (late) square = sigmoid(reshape(y, {4, 3}));
+          const Variable product = matmul(x[1], reshape(y, {2, 6}));
+          if (!late) square = sigmoid(reshape(y, {4, 3}));
+          return std::vector{product, square, y, reshape(y, {2, 2, 3})};
+        },
+        {flat, left});
 }
 
 TEST(Tape, SavedStorageIsCountedOnceAndFreedOnTheWayBack) {

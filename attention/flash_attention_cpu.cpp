@@ -70,6 +70,8 @@ std::vector<Queries> queries_of(const AttentionTokens& t, int64_t heads) {
   std::vector<Queries> all(static_cast<size_t>(active.defined() ? heads : 1));
   for (size_t h = 0; h < all.size(); ++h) {
     Queries& q = all[h];
+    for (std::vector<int32_t>* list : {&q.token, &q.position, &q.document})
+      list->reserve(static_cast<size_t>(n));
     for (int64_t i = 0; i < n; ++i) {
       if (active.defined() && active.data<float>()[i * heads + static_cast<int64_t>(h)] == 0) continue;
       q.token.push_back(static_cast<int32_t>(i));

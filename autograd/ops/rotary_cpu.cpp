@@ -15,8 +15,15 @@ namespace {
 template <class A>
 class Angles {
  public:
+  // Those of this thread, which live from call to call: short ones would spend their time on sines.
+  static Angles& of(double theta, int64_t pairs) {
+    thread_local Angles last(theta, pairs);
+    if (last.theta_ != theta || last.pairs_ != pairs) last = Angles(theta, pairs);
+    return last;
+  }
+
   Angles(double theta, int64_t pairs)
-      : pairs_(pairs), frequency_(pairs), high_(2 * pairs), cos(pairs), sin(pairs) {
+      : theta_(theta), pairs_(pairs), frequency_(pairs), high_(2 * pairs), cos(pairs), sin(pairs) {
     for (int64_t i = 0; i < pairs; ++i)
       frequency_[i] = std::pow(theta, -static_cast<double>(i) / static_cast<double>(pairs));
   }
@@ -46,6 +53,7 @@ class Angles {
     }
   }
 
+  double theta_;
   int64_t pairs_, multiple_ = 1;  // no multiple of 64: nothing yet
   std::vector<double> frequency_, high_, low_[64];
 
@@ -62,7 +70,7 @@ void turn_heads(const Tensor& y, const Tensor& x, const Tensor& position, double
     const Rows<T> in(x), out(y);
     const A sign = static_cast<A>(turn);
     parallel_for(x.dim(0), row_grain(heads * width), [&](int64_t begin, int64_t end) {
-      Angles<A> angles(theta, pairs);
+      Angles<A>& angles = Angles<A>::of(theta, pairs);
       for (int64_t i = begin; i < end; ++i) {
         angles.turn_to(p[i]);
         const A *c = angles.cos.data(), *s = angles.sin.data();

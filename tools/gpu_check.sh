@@ -162,11 +162,13 @@ train_steps() {
   done
   wait "$pid"
 }
-# BYTES (4 million) of generated text, for train_steps
+# BYTES (4 million) of generated text, for train_steps. As one document: behind two blank lines another begins, and attention that
+# sees no further than a short story would be measured beside PyTorch's, which sees the whole context.
 corpus_for_training() {
   export -f train_steps
   export weft python corpus=$logs/corpus.txt
   "$weft" corpus --bytes "$([ "$WEFT_DEVICE" = cpu ] && echo 300000 || echo "${1:-4000000}")" --out "$corpus"
+  sed -i '/^$/d' "$corpus"
 }
 train() {
   local sizes=() contexts="1024 8192 32768" context recipe

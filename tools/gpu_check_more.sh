@@ -34,7 +34,7 @@ large() {
   # shellcheck disable=SC2086
   peer train-torch-124m 60 "$python" tools/peers/torch_train.py --context 32768 --by-layer --warm 2 --steps 5 $cpu_size
   sized_training 1b-softmax-32768 40 5 1b/softmax softmax context=32768 micro_tokens=32768 $one
-  sized_training 1b-softmax-131072 75 2 1b/softmax softmax context=131072 micro_tokens=131072 $two model.checkpointing=block
+  sized_training 1b-softmax-131072 75 1 1b/softmax softmax context=131072 micro_tokens=131072 $two model.checkpointing=block
   for recipe in transnormer_llm gla; do
     for context in 8192 32768; do
       sized_training 1b-$recipe-$context 30 6 1b/$recipe $recipe context=$context micro_tokens=32768 $one
@@ -71,7 +71,7 @@ peers() {
   sized_training peers-gla 20 8 124m/gla gla "${one[@]}"
   # shellcheck disable=SC2086
   peer fla-train 115 "$python" tools/peers/fla_train.py lightning gla --few --seconds 55 --steps 4 $cpu_size
-  sized_training peers-mega 15 8 124m/mega mega context=8192 micro_tokens=16384 batch_tokens=32768 'model.mechanisms={mega: {attention_chunk: 1024, bias: rotary}}'
+  sized_training peers-mega 15 8 124m/mega mega context=8192 micro_tokens=16384 batch_tokens=32768
   # shellcheck disable=SC2086
   peer mega-torch 50 "$python" tools/peers/mega_torch.py --steps 4 $cpu_size
   gpu recurrences 30 recurrence

@@ -2,8 +2,11 @@
 # Parts of tools/gpu_check.sh that run only if they are named: what takes long. Sourced by it.
 # shellcheck disable=SC2317  # wants calls them
 
-# trained NAME LIMIT STEPS RECIPE ARGUMENTS...   a row of so many steps of a recipe
-trained() { ours "train-$1" "$2" bash -c 'train_steps "$@"' _ "$3" "$logs/run-$1" "recipes/$4.yaml" "${@:5}"; }
+# trained NAME LIMIT STEPS RECIPE ARGUMENTS...   a row of so many steps of a recipe; what its start took
+trained() {
+  ours "train-$1" "$2" bash -c 'train_steps "$@"' _ "$3" "$logs/run-$1" "recipes/$4.yaml" "${@:5}"
+  sed -nE 's/.*(first step [0-9.]+ s after the start.*)/    \1/p' "$logs/train-$1.log" | tee -a "$logs/summary.txt"
+}
 
 tiny=(batch_tokens=1024 micro_tokens=512 context=256 model.width=64 model.ffn=128 model.vocab=2048 model.heads=8)
 # In place of a recipe's sizes on a CPU; mechanisms that have settings of their own there keep them.

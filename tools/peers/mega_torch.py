@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from peer import DEVICE, VERSION, say
 from torch import nn
-from torch_train import small_embedding, start_over, train_steps
+from torch_train import backend_of, small_embedding, start_over, train_steps
 
 
 class Average(nn.Module):
@@ -141,8 +141,8 @@ def main():
     model = Model(a).to(DEVICE)
     if not a.eager:
         for layer in model.layers:
-            layer.compile(dynamic=False)
-        model.loss = torch.compile(model.loss, dynamic=False)
+            layer.compile(dynamic=False, backend=backend_of(a))
+        model.loss = torch.compile(model.loss, dynamic=False, backend=backend_of(a))
     say(f"{sum(p.numel() for p in model.parameters()):,} weights")
     train_steps("124m/mega", a.context, model, model, max(1, a.micro_tokens // a.context), a.micro_batches, a, a.vocab,
                 ", eager" if a.eager else ", compiled by layer", "Mega by transforms in " + VERSION)

@@ -84,9 +84,9 @@ class Model(nn.Module):
             x, branch = block(x, branch, self.cos, self.sin)
         return self.head(x, branch, self.embedding.weight, targets)
 
-    def compile_by_layer(self):
+    def compile_by_layer(self, backend):
         for part in [*self.blocks, self.head]:
-            part.compile(dynamic=False)
+            part.compile(dynamic=False, backend=backend)
         return self
 
 
@@ -129,6 +129,11 @@ def train_steps(name, context, model, fast, batch, micro_batches, a, vocab, note
     report(times)
 
 
+def backend_of(a):
+    """Of small sizes only what Dynamo does: generating code for a CPU takes minutes and says nothing."""
+    return "eager" if a.cpu_size else "inductor"
+
+
 def start_over():
     """Nothing of the model before is left: neither its memory nor its peak, nor what was compiled for it."""
     gc.collect()
@@ -145,7 +150,8 @@ def train(a, context):
     start = time.perf_counter()
     with torch.device(DEVICE):
         model = Model(a.layers, a.width, a.heads, a.ffn, a.vocab, context)
-    fast = model if a.eager else model.compile_by_layer() if a.by_layer else torch.compile(model)
+    backend = backend_of(a)
+    fast = model if a.eager else model.compile_by_layer(backend) if a.by_layer else torch.compile(model, backend=backend)
     batch = max(1, a.micro_tokens // context)
     say(f"context {context}: model made in {time.perf_counter() - start:.1f} s; the first step compiles")
     note = ", eager" if a.eager else ", compiled by layer" if a.by_layer else ""

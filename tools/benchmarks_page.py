@@ -116,6 +116,7 @@ def rows_table(pattern, rows, targets):
         ("row", lambda r: r["name"] + age(r)), ("shape", lambda r: r["shape"]), ("ms", lambda r: number(r["ms"])),
         ("rate", rate), ("of the floor", lambda r: percent(r.get("of_floor"))),
         ("tokens/s", lambda r: f"{r['tokens_per_s']:,.0f}" if r["name"].startswith(("train", "decode")) else ""),
+        ("of the peak", lambda r: percent(r.get("mfu"))),
         ("GiB (peer's)", lambda r: number(r.get("peak_gib")) + (f" ({number(r['peer_peak_gib'])})" if "peer_peak_gib" in r else "")), ("peer ms", lambda r: number(r.get("peer_ms"))),
         ("ratio", lambda r: f"{r['ratio']:.2f}" if "ratio" in r else ""),
         ("asked for", lambda r: "; ".join(asked(t) for t in targets if matches(t, r) and t["of"] in r)),

@@ -271,12 +271,13 @@ void Run::rewind() {
   start_loader();
 }
 
-// Of the device's arithmetic, by the operations that the last step counted on this rank.
+// Of the device's arithmetic, by the model's operations that the last step counted on this rank: what is
+// computed again to save memory does not make it busier.
 std::optional<double> Run::mfu(double seconds) {
   if (!peak_ || seconds <= 0) return {};
-  const std::optional<double> share = share_of_peak(trainer_->step_flops(), seconds, *peak_);
+  const std::optional<double> share = share_of_peak(trainer_->model_flops(), seconds, *peak_);
   if (!share && !std::exchange(impossible_, true))
-    log_->warning(text(trainer_->step_flops(), " operations in ", seconds,
+    log_->warning(text(trainer_->model_flops(), " operations in ", seconds,
                        " s are more than the device can do: work was counted that was not done, so mfu is "
                        "left out"));
   return share;

@@ -2,6 +2,8 @@
 // become free. With one stream a block may be handed out again at once, since whoever gets it works later.
 
 #include <algorithm>
+#include <cstdlib>
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <set>
@@ -17,9 +19,22 @@ constexpr int64_t kSegment = int64_t{256} << 20;  // asked of the driver at a ti
 
 int64_t rounded(int64_t bytes, int64_t to) { return (bytes + to - 1) / to * to; }
 
+// Each block an allocation of the driver's of just its size, so that compute-sanitizer sees who leaves it, or
+// reads what nobody wrote.
+bool blocks_lie_apart() {
+  static const bool apart = [] {
+    const char* value = std::getenv("APART");
+    return value != nullptr && std::strcmp(value, "0") != 0;
+  }();
+  return apart;
+}
+
 class Arena : public Allocator {
  public:
+  explicit Arena(bool apart) : apart_(apart) {}
+
   void* allocate(int64_t bytes) override {
+    if (apart_) return allocate_apart(std::max<int64_t>(1, bytes));
     bytes = rounded(std::max<int64_t>(1, bytes), kAlignment);
     const std::lock_guard lock(mutex_);
     auto fit = free_.lower_bound({bytes, nullptr});
@@ -42,6 +57,11 @@ class Arena : public Allocator {
 
   void release(void* pointer, int64_t) override {
     const std::lock_guard lock(mutex_);
+    if (apart_) {
+      segments_.erase(static_cast<char*>(pointer));
+      CUDA_CHECK(cudaFree(pointer));  // waits for all work
+      return;
+    }
     auto block = blocks_.find(static_cast<char*>(pointer));
     block->second.free = true;
     const auto next = std::next(block);
@@ -92,16 +112,29 @@ class Arena : public Allocator {
     return add_segment(bytes);
   }
 
-  bool add_segment(int64_t bytes) {
-    bytes = rounded(bytes, int64_t{2} << 20);  // the driver's page
+  // Nothing where the driver has no more.
+  static char* ask_driver(int64_t bytes) {
     void* memory = nullptr;
     const cudaError_t code = cudaMalloc(&memory, static_cast<size_t>(bytes));
     if (code == cudaErrorMemoryAllocation) {
       cudaGetLastError();  // reported here, and no longer by the next launch
-      return false;
+      return nullptr;
     }
     check(code, "cudaMalloc");
-    char* const at = static_cast<char*>(memory);
+    return static_cast<char*>(memory);
+  }
+
+  void* allocate_apart(int64_t bytes) {
+    const std::lock_guard lock(mutex_);
+    char* const at = ask_driver(bytes);
+    if (at != nullptr) segments_[at] = bytes;
+    return at;
+  }
+
+  bool add_segment(int64_t bytes) {
+    bytes = rounded(bytes, int64_t{2} << 20);  // the driver's page
+    char* const at = ask_driver(bytes);
+    if (at == nullptr) return false;
     blocks_[at] = {bytes, true, true};
     free_.insert({bytes, at});
     segments_[at] = bytes;
@@ -123,6 +156,7 @@ class Arena : public Allocator {
     }
   }
 
+  const bool apart_;
   std::mutex mutex_;
   Blocks blocks_;                             // all, by address
   std::set<std::pair<int64_t, char*>> free_;  // by size
@@ -141,7 +175,7 @@ class Arenas : public Allocator {
   bool is_recorded(const void* pointer) { return recorded_.owns(pointer); }
 
  private:
-  Arena usual_, recorded_;
+  Arena usual_{blocks_lie_apart()}, recorded_{false};
 };
 
 Arenas& arenas() {

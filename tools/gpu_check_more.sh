@@ -21,7 +21,10 @@ sized() {
 sized_training() {
   local name=$1 limit=$2 steps=$3 recipe=$4 mechanism=$5 all=()
   mapfile -t all < <(sized "${@:6}")
-  if [ "$WEFT_DEVICE" = cpu ]; then all+=("model.layers=[$mechanism*2]") steps=3; fi
+  if [ "$WEFT_DEVICE" = cpu ]; then
+    all+=("model.layers=[$mechanism*2]") steps=3
+    if [ -n "${TOTAL:-}" ]; then TOTAL=3; fi
+  fi
   trained "$name" "$limit" "$steps" "$recipe" "${all[@]}"
 }
 

@@ -136,8 +136,8 @@ def backend_of(a):
 
 def start_over():
     """Nothing of the model before is left: neither its memory nor its peak, nor what was compiled for it."""
-    gc.collect()
     torch.compiler.reset()
+    gc.collect()
     if DEVICE == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

@@ -168,6 +168,7 @@ train_steps() {
 corpus_for_training() {
   export -f train_steps
   export weft python corpus=$logs/corpus.txt
+  rm -f "$corpus"
   "$weft" corpus --bytes "$([ "$WEFT_DEVICE" = cpu ] && echo 300000 || echo "${1:-4000000}")" --out "$corpus"
   sed -i '/^$/d' "$corpus"
 }

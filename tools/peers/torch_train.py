@@ -136,8 +136,8 @@ def backend_of(a):
 
 def start_over():
     """Nothing of the model before is left: neither its memory nor its peak, nor what was compiled for it."""
-    gc.collect()
     torch.compiler.reset()
+    gc.collect()
     if DEVICE == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -145,7 +145,7 @@ def start_over():
     torch.set_float32_matmul_precision("high")
 
 
-def train(a, context):
+def train(a, context, cudnn):
     start_over()
     start = time.perf_counter()
     with torch.device(DEVICE):
@@ -155,8 +155,11 @@ def train(a, context):
     batch = max(1, a.micro_tokens // context)
     say(f"context {context}: model made in {time.perf_counter() - start:.1f} s; the first step compiles")
     note = ", eager" if a.eager else ", compiled by layer" if a.by_layer else ""
+    note += "" if cudnn else ", torch's choice of attention"
     attention = sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True)
-    with attention if DEVICE == "cuda" else nullcontext():
+    if DEVICE != "cuda" or not cudnn:
+        attention = nullcontext()
+    with attention:
         train_steps(a.name, context, model, fast, batch, a.micro_batches, a, a.vocab, note)
 
 
@@ -183,10 +186,12 @@ def main():
         raise SystemExit("torch sees no GPU; --cpu-size runs a tiny model")
     say(f"torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}, {DEVICE}")
     for context in a.context:
-        try:
-            train(a, context)
-        except torch.OutOfMemoryError as e:
-            say(f"  {context}: {str(e).splitlines()[0]}")
+        for cudnn in (True, False):
+            try:
+                train(a, context, cudnn)
+                break
+            except RuntimeError as e:  # out of memory too
+                say(f"  {context}: {str(e).splitlines()[0][:200]}" + ("; again with torch's choice of attention" if cudnn else ""))
 
 
 if __name__ == "__main__":

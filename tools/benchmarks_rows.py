@@ -12,6 +12,7 @@ import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 OLD, UNKNOWN = " †", " ?"
+BESIDE_THE_POINT = ("run=", "steps=100000", "log.every=", "eval.every=", "checkpoint.every=", "data.val=", "data.train=/", "data.train=build/")
 LAST_STEPS = 4  # a run's loss is the mean of so many
 
 # What a row stands on, by its name: first match. Folders count whole.
@@ -101,7 +102,7 @@ def row_of_run(folder):
     row = {"weft": "bench/1", "name": "train " + name, "shape": f"T{recipe['context']}",
            "dtype": recipe.get("precision", "f32"), "device": where["device"], "ms": 1e3 * batch / rate, "tokens_per_s": rate,
            "peak_gib": max(x.get("peak_bytes") or 0 for x in steps) / 2**30, "commit": where.get("commit", ""),
-           "date": where.get("start_time", str(datetime.date.today()))[:10], "command": "weft " + " ".join(w for w in words[1:] if not w.startswith("run=")),
+           "date": where.get("start_time", str(datetime.date.today()))[:10], "command": "weft " + " ".join(w for w in words[1:] if not w.startswith(BESIDE_THE_POINT)),
            "note": f"{batch} tokens a step"}
     logged = [x for x in read_lines(os.path.join(folder, "metrics.jsonl")) if x.get("loss")]
     if logged and str(logged[-1].get("step")) == recipe.get("steps"):  # those cut short are for their rate

@@ -55,7 +55,10 @@ done
 export WEFT_DEVICE=${WEFT_DEVICE:-cuda}
 logs=${LOGS:-build/gpu_logs}
 mkdir -p "$logs"
-rm -rf "$logs"/rows "$logs"/run-* "$logs"/*.log "$logs"/{summary.txt,corpus.txt,rows.jsonl}
+if [ -e "$logs/summary.txt" ]; then # of the run before, and nobody else's
+  (cd "$logs" && awk '{ print $1 ".log" }' summary.txt | xargs -r rm -f --)
+fi
+rm -rf "$logs"/rows "$logs"/run-* "$logs"/{summary.txt,corpus.txt,rows.jsonl}
 mkdir "$logs/rows"
 if [ "$WEFT_DEVICE" = cpu ]; then
   bin=${BUILD:-build/cpu}

@@ -70,9 +70,12 @@ fetch_wheels() {
 
 # Whole training steps of other libraries and of our own PyTorch.
 peers() {
-  local one=(context=8192 micro_tokens=32768 batch_tokens=131072)
+  local one=(context=8192 micro_tokens=32768 batch_tokens=131072) context
   corpus_for_training
   fetch_wheels
+  for context in 1024 8192; do sized_training peers-softmax-$context 15 8 124m/softmax softmax context=$context batch_tokens=131072; done
+  # shellcheck disable=SC2086
+  peer train-torch-124m 60 "$python" tools/peers/torch_train.py --context 1024 8192 --by-layer --warm 2 --steps 5 $cpu_size
   sized_training peers-lightning 15 8 124m/lightning lightning "${one[@]}"
   sized_training peers-gla 20 8 124m/gla gla "${one[@]}"
   # shellcheck disable=SC2086

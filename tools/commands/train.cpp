@@ -35,18 +35,24 @@ constexpr const char* kHelp =
     "  --resume auto   continues the recipe's run if it is there, else starts it\n"
     "  --json-summary  prints one line of JSON on stdout at the end (train/1), also on failure\n";
 
-// How long ranks wait for one that makes no progress; seconds, 0: for ever.
-std::chrono::seconds hang_limit() {
-  const char* name = "WEFT_HANG_LIMIT";
+// A limit of the ranks' watch from the environment; seconds, 0: for ever.
+std::chrono::seconds limit_in(const char* name, std::chrono::seconds absent) {
   const char* value = std::getenv(name);
-  if (value == nullptr || *value == 0) return std::chrono::minutes(30);
+  if (value == nullptr || *value == 0) return absent;
   int seconds = 0;
   const char* end = value + std::strlen(value);
   const auto [stop, error] = std::from_chars(value, end, seconds);
   if (stop != end || error != std::errc{} || seconds < 0)
     throw Error(Exit::usage, text(name, " is ", value, ", not a number of seconds"), name,
-                "0: never, or leave it out");
+                "0: for ever, or leave it out");
   return std::chrono::seconds(seconds);
+}
+
+WorldOptions watched() {
+  WorldOptions options;
+  options.hang_limit = limit_in("WEFT_HANG_LIMIT", std::chrono::minutes(30));
+  options.stop_limit = limit_in("WEFT_STOP_LIMIT", options.stop_limit);
+  return options;
 }
 
 struct Request {
@@ -156,7 +162,7 @@ int run_train(const Words& words) {
   try {
     fault::configure_from_environment();
     if (launched.size > 1) {
-      world = world_communicator(launched, {.hang_limit = hang_limit()});
+      world = world_communicator(launched, watched());
       leave_word_in("");  // of a recipe that cannot be read there is no folder
     }
     Request request = parse(words);

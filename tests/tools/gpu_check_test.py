@@ -1,5 +1,6 @@
 """tools/gpu_check.sh with stand-ins for weft, its tests and PyTorch: what it runs, says, keeps and returns. Seconds, no GPU."""
 
+import glob
 import json
 import os
 import shutil
@@ -52,9 +53,9 @@ class GpuCheck(unittest.TestCase):
     def setUp(self):
         self.house = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, self.house)
-        for name in ("gpu_check.sh", "benchmarks.py", "benchmarks_rows.py", "benchmarks_page.py"):
-            os.makedirs(self.path("tools"), exist_ok=True)
-            shutil.copy(os.path.join(ROOT, "tools", name), self.path("tools"))
+        os.makedirs(self.path("tools"))
+        for name in glob.glob(os.path.join(ROOT, "tools/gpu_check*.sh")) + glob.glob(os.path.join(ROOT, "tools/*.py")):
+            shutil.copy(name, self.path("tools"))
         self.program("build/tools/weft", WEFT)
 
     def path(self, name):

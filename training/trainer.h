@@ -61,7 +61,6 @@ class Trainer {
   // One line where ranks get no sample, or where mesh.cp cuts none: its borders fall between samples and
   // nothing crosses them.
   std::string idle_ranks() const;
-  bool first_rank() const { return world_ == nullptr || world_->rank() == 0; }
   // Floating-point operations of the last step on this rank, and of these the model's own: without what
   // checkpointing computes again.
   double step_flops() const { return step_flops_; }

@@ -159,6 +159,19 @@ class House(unittest.TestCase):
         self.assertIn("| gla forward ? | 2 | 4 |", self.page())
         self.assertIn("| few ? | ≤ 1.50x | 2.00x | **missed** |", self.page())
 
+    def test_commits_are_told_where_rows_differ(self):
+        for pattern, line in (({}, "| gla forward ? | B1 | 2 | 2026-11-29 | bbb |"), ({"pivot": "pass"}, "| gla ? | B1 | 2 |  | 2026-11-29 | bbb |"),
+                              ({"pivot": "shape"}, "| gla forward ? | 2 | 2 | 2026-11-28, 2026-11-29 | aaa, bbb |")):
+            self.write("docs/benchmarks/rows.jsonl", "")
+            self.write("docs/benchmarks.md", PAGE.replace("{}", json.dumps(pattern)))
+            same = ROW | {"tbs": None, "of_floor": None}
+            self.tool("add", self.rows(same | {"name": "gla forward", "shape": "B8", "date": "2026-11-28"},
+                                       same | {"name": "gla backward", "shape": "B8", "date": "2026-11-28"}, commit="aaa"))
+            self.tool("add", self.rows(same | {"name": "gla forward", "shape": "B1"}, commit="bbb"))
+            self.tool("write")
+            self.assertIn(line, self.page())
+            self.assertNotIn("commit aaa", self.page())
+
     def test_what_rows_stand_on_is_in_the_tree(self):
         sys.path.insert(0, TOOLS)
         import glob

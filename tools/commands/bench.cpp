@@ -244,6 +244,8 @@ int run_bench(const Words& words) {
   if (!gpu && what != "cpu" && what != "heads" && what != "length" && what != "decode")
     throw Error(Exit::usage, "there is no bench '" + what + "'", "",
                 "write cpu, heads, length, gpu or decode");
+  if ((what == "cpu" || what == "heads") && !names.empty())
+    throw Error(Exit::usage, "bench " + what + " has no parts to name", names[0], "leave the name out");
   if (what != "decode" && !device_name.empty()) refuse_flag("--device", device_name, "only decode takes it");
   if ((what == "length" || what == "decode") && !peer.empty())
     refuse_flag("--peer", peer, "cpu, heads and gpu take it");

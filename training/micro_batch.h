@@ -15,11 +15,18 @@ struct MicroBatch {
   Layout layout;              // of this rank
   std::vector<Segments> all;  // of every rank of the context group
   int64_t labels = 0;         // targets that are not -1, of all ranks of the group together
+  // What all tensors above are parts of, i32, so that one copy brings them to a device. Another micro-batch
+  // of as many tokens and the same bounds has its parts at the same places.
+  Tensor lists;
 };
 
+// The same, its tensors parts of a copy of `lists`.
+MicroBatch at(MicroBatch micro, const Tensor& lists);
+
 // The batch's documents cut over `ranks` ranks of a context group; rank's part of it. align: of the model.
+// rounded: with rounded bounds, where one rank has whole documents.
 MicroBatch cut_micro_batch(const Batch& batch, SegmentPlan plan, int ranks, int rank, int64_t align,
-                           Device device);
+                           Device device, bool rounded = false);
 
 // The crossings of a micro-batch: its own, or over the ranks of its context group where there are several.
 // They live as long as the tape. expected: grows by the bytes to send.

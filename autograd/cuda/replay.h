@@ -24,6 +24,19 @@ class Replay {
   void* graph_ = nullptr;
 };
 
+// While it lives, what is allocated comes from the arena of recordings, so that the same work, run first and
+// then recorded, takes its memory once. What lives on behind a pass, or was there before and goes within it,
+// changes the arena: what was recorded until then may write where somebody else is now, or read what is gone,
+// and must not run again.
+class Pass {
+ public:
+  Pass();
+  ~Pass();
+  Pass(const Pass&) = delete;
+  Pass& operator=(const Pass&) = delete;
+};
+int64_t arena_changes();  // so far
+
 // Of the kernel launched last, if work is recorded: it waits for all work before it by
 // cudaGridDependencySynchronize(), so that in the recording it starts as soon as the kernel before it has,
 // and its first reads are under way when it may go on. Until it waits it writes nothing, and reads only what

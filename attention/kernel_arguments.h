@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "attention/kernels/linear_attention.h"
-#include "autograd/layout.h"
+#include "autograd/layout_bounds.h"
 
 namespace weft {
 
@@ -15,9 +15,9 @@ inline float* floats(const Tensor& x) { return x.defined() ? static_cast<float*>
 // (bounds_of(layout).documents + 1) i32: where the segments begin among `tokens` tokens, and the end of the
 // last.
 inline Tensor segment_offsets(const Layout& layout, int64_t tokens, Device device) {
-  if (layout.offsets.defined()) {
+  if (const Tensor known = offsets_of(layout); known.defined()) {
     CHECK(layout.tokens() == tokens, "attention: ", tokens, " tokens, a layout of ", layout.tokens());
-    return layout.offsets;
+    return known;
   }
   std::vector<int32_t> ends{0};
   for (const Segment& s : layout.segments) ends.push_back(ends.back() + static_cast<int32_t>(s.size()));

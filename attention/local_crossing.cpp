@@ -6,6 +6,7 @@
 #include "attention/merge.h"
 #include "attention/seen_pairs.h"
 #include "autograd/flops.h"
+#include "autograd/layout_bounds.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
 #include "autograd/planned_device.h"
@@ -77,7 +78,7 @@ bool Stream::steady() const {
 
 Stream::Slot* LocalCrossing::next_slot() {
   if (stream_ == nullptr) {
-    for (const Segment& s : layout().segments.unread())
+    for (const Segment& s : layout().segments)
       CHECK(s.begin == 0, "document ", s.document, " starts at token ", s.begin,
             ": its past is in no stream");
     return nullptr;
@@ -191,7 +192,7 @@ Merge of_whole_documents(Merge part, const Block& block, const Layout& layout) {
 std::vector<Variable> LocalCrossing::operator()(const Merge& part, const Block& block) {
   Stream::Slot* slot = next_slot();
   if (slot == nullptr) {
-    const Segments& all = layout().segments.unread();
+    const Segments& all = layout().segments;
     return merge(of_whole_documents(part, block, layout()), block, block, seen_pairs(part.options, all, all));
   }
   const auto cache_of = [&](const Segment& s) -> RowCache& {

@@ -2,6 +2,7 @@
 
 #include "attention/seen_pairs.h"
 #include "autograd/flops.h"
+#include "autograd/pair_flops.h"
 
 namespace weft {
 

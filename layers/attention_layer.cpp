@@ -107,7 +107,8 @@ Variable AttentionLayer::convolve(const Variable& packed, Crossing& cross) const
 
 Tensor AttentionLayer::fixed(const Input& input, int64_t n, Dtype dtype, Device device) const {
   if (n > kFewRows || Tape::current() != nullptr) {
-    Tensor& one = fixed_row_[input.name];
+    // One row waits where it is computed: a step that the host sends it to could not be recorded.
+    Tensor& one = fixed_[std::string(input.name) + " of a step"];
     if (!one.defined() || one.dtype() != dtype || one.device() != device)
       one = fixed_rows(*mechanism_, input, 1, dtype, device);
     return device == Device::meta ? empty({n, one.dim(1)}, dtype, device)

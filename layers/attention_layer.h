@@ -35,9 +35,8 @@ class AttentionLayer {
   Parameter projection_;         // the heads' inputs, packed
   Parameter gates_, gate_bias_;  // decays and strengths, one a head each
   Parameter conv_, output_gain_, output_;
-  // Fixed inputs of the few rows that a decoding step has: made once, not at every token. Of more, one row
-  // waits where it is computed: a step that the host sends it to could not be recorded.
-  mutable std::map<std::string, Tensor> fixed_, fixed_row_;
+  // Fixed inputs of the few rows that a decoding step has: made once, not at every token.
+  mutable std::map<std::string, Tensor> fixed_;
 };
 
 }  // namespace weft

@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "optim/factors.h"
+
 namespace weft {
 
 AdamW::AdamW(const AdamWConfig& config, ParameterStore& store, Ranges owned)
@@ -21,8 +23,8 @@ void AdamW::prepare(StepState& s) const {
   s.correction1 = 1 - std::pow(config_.beta1, static_cast<double>(s.updates));
   s.correction2 = 1 - std::pow(config_.beta2, static_cast<double>(s.updates));
   const double lr = config_.lr * s.rate;
-  put(factors_, {s.gradient_scale * s.clip, 1 - lr * config_.weight_decay, lr / s.correction1,
-                 1 / std::sqrt(s.correction2)});
+  put_factors(factors_, {s.gradient_scale * s.clip, 1 - lr * config_.weight_decay, lr / s.correction1,
+                         1 / std::sqrt(s.correction2)});
 }
 
 void AdamW::apply(const Range& range, const StepState&) {

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "optim/factors.h"
+
 namespace weft {
 
 Ema::Ema(double decay, ParameterStore& store, Ranges owned, std::unique_ptr<Optimizer> inner)
@@ -25,7 +27,7 @@ std::vector<StateTensor> Ema::state() const {
 
 void Ema::prepare(StepState& s) const {
   s.ema_weight = (1 - decay_) / (1 - std::pow(decay_, static_cast<double>(s.updates)));
-  put(weight_, {s.ema_weight});
+  put_factors(weight_, {s.ema_weight});
   inner_->prepare(s);
 }
 

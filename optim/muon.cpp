@@ -5,6 +5,7 @@
 
 #include "autograd/ops/matmul.h"
 #include "autograd/parallel.h"
+#include "optim/factors.h"
 #include "optim/gradient_norm.h"
 
 namespace weft {
@@ -71,7 +72,7 @@ std::vector<Muon::Matrix> Muon::matrices_of(const ParameterEntry& entry) {
 
 void Muon::prepare(StepState& s) const {
   const double lr = config_.lr * s.rate;
-  put(factors_, {s.gradient_scale * s.clip, 1 - lr * config_.weight_decay, lr});
+  put_factors(factors_, {s.gradient_scale * s.clip, 1 - lr * config_.weight_decay, lr});
 }
 
 void Muon::apply(const Range& range, const StepState&) {

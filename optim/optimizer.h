@@ -30,8 +30,7 @@ class Optimizer {
   void step(StepState& s);
 
   // The same in two halves, for ranks that update a range as soon as its gradient is reduced: begin() once,
-  // then update() of ranges that make up the owned ones. All that changes from step to step has reached the
-  // device behind begin(), so that updates can be recorded.
+  // then update() of ranges that make up the owned ones.
   void begin(StepState& s) const;
   void update(const Range& range, const StepState& s);
 
@@ -42,13 +41,9 @@ class Optimizer {
   friend class Clip;
   friend class Ema;
   friend class Split;
-  // Fills in what this optimizer puts into the state of a step, and brings to the device what its kernels
-  // read of it; `apply` then asks for the same work at every step.
+  // Fills in what this optimizer puts into the state of a step.
   virtual void prepare(StepState& s) const = 0;
   virtual void apply(const Range& range, const StepState& s) = 0;
-  static void put(const Tensor& factors, const std::vector<double>& values) {
-    factors.copy_from(from_values(factors.shape(), Dtype::f64, values, Device::cpu));
-  }
 
   ParameterGroup& group_of(const Range& range) const {
     return store_.groups()[static_cast<size_t>(range.group)];

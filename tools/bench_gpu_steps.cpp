@@ -130,15 +130,14 @@ class Step {
   void operator()(const std::vector<int64_t>& lengths, bool waiting) {
     batch_.offsets = {0};
     for (const int64_t n : lengths) batch_.offsets.push_back(batch_.offsets.back() + n);
-    const MicroBatch micro =
-        cut_micro_batch(batch_, SegmentPlan::contiguous, 1, 0, 1, micro_step_.made_on(), true);
+    const MicroBatch micro = cut_micro_batch(batch_, SegmentPlan::contiguous, 1, 0, 1, micro_step_.made_on());
     store_.begin_step();
     micro_step_(micro, 1 / static_cast<double>(micro.labels),
                 [](const MicroBatch&) { return std::make_unique<LocalCrossings>(); });
     store_.finish_step();
     state_.gradient_norm = waiting ? gradient_norm(store_).value : 1;
     optimizer_->begin(state_);
-    micro_step_.graphs().run({}, [&] {
+    micro_step_.graphs().run({}, [&](bool) {
       for (const Range& range : optimizer_->owned()) optimizer_->update(range, state_);
     });
   }

@@ -31,20 +31,19 @@ class RankCrossings : public CrossingFactory {
 }  // namespace
 
 MicroBatch at(MicroBatch micro, const Tensor& lists) {
-  const int64_t tokens = count_tokens(micro.layout.segments.unread()), apart = aligned(tokens);
+  const int64_t tokens = count_tokens(micro.layout.segments), apart = aligned(tokens);
   const auto list = [&](int64_t i, int64_t size) { return lists.rows(i * apart, i * apart + size); };
   micro.tokens = list(0, tokens);
   micro.targets = list(1, tokens);
   micro.layout.position = list(2, tokens);
   micro.layout.document = list(3, tokens);
-  if (const int64_t documents = micro.layout.bounds.documents; documents > 0)
-    micro.layout.offsets = list(4, documents + 1);
+  if (const int64_t documents = micro.bounds.documents; documents > 0) micro.offsets = list(4, documents + 1);
   micro.lists = lists;
   return micro;
 }
 
 MicroBatch cut_micro_batch(const Batch& batch, SegmentPlan plan, int ranks, int rank, int64_t align,
-                           Device device, bool rounded) {
+                           Device device) {
   std::vector<int64_t> lengths;
   for (size_t d = 0; d + 1 < batch.offsets.size(); ++d)
     lengths.push_back(batch.offsets[d + 1] - batch.offsets[d]);
@@ -54,8 +53,8 @@ MicroBatch cut_micro_batch(const Batch& batch, SegmentPlan plan, int ranks, int 
       static_cast<int64_t>(batch.targets.size()) - std::count(batch.targets.begin(), batch.targets.end(), -1);
   const Segments& own = micro.all[static_cast<size_t>(rank)];
   micro.layout.segments = own;
-  if (rounded && ranks == 1) micro.layout.bounds = rounded_bounds(own);
-  const int64_t tokens = count_tokens(own), documents = micro.layout.bounds.documents;
+  if (ranks == 1) micro.bounds = rounded_bounds(own);
+  const int64_t tokens = count_tokens(own), documents = micro.bounds.documents;
   const Tensor lists({4 * aligned(tokens) + (documents > 0 ? documents + 1 : 0)}, Dtype::i32, Device::cpu);
   micro = at(std::move(micro), lists);
   int32_t *token = micro.tokens.data<int32_t>(), *target = micro.targets.data<int32_t>(),
@@ -73,7 +72,7 @@ MicroBatch cut_micro_batch(const Batch& batch, SegmentPlan plan, int ranks, int 
   }
   if (documents > 0) {
     ends.resize(static_cast<size_t>(documents) + 1, ends.back());
-    std::copy(ends.begin(), ends.end(), micro.layout.offsets.data<int32_t>());
+    std::copy(ends.begin(), ends.end(), micro.offsets.data<int32_t>());
   }
   return device == Device::cpu ? micro : at(std::move(micro), lists.to(device));
 }

@@ -3,6 +3,7 @@
 
 #include <span>
 
+#include "autograd/layout_bounds.h"
 #include "distributed/rank_crossing.h"
 #include "distributed/segments.h"
 #include "layers/block.h"
@@ -15,6 +16,9 @@ struct MicroBatch {
   Layout layout;              // of this rank
   std::vector<Segments> all;  // of every rank of the context group
   int64_t labels = 0;         // targets that are not -1, of all ranks of the group together
+  // Rounded, where one rank has whole documents: for a BoundsScope.
+  DocumentBounds bounds;
+  Tensor offsets;  // (bounds.documents + 1) i32
   // What all tensors above are parts of, i32, so that one copy brings them to a device. Another micro-batch
   // of as many tokens and the same bounds has its parts at the same places.
   Tensor lists;
@@ -24,9 +28,8 @@ struct MicroBatch {
 MicroBatch at(MicroBatch micro, const Tensor& lists);
 
 // The batch's documents cut over `ranks` ranks of a context group; rank's part of it. align: of the model.
-// rounded: with rounded bounds, where one rank has whole documents.
 MicroBatch cut_micro_batch(const Batch& batch, SegmentPlan plan, int ranks, int rank, int64_t align,
-                           Device device, bool rounded = false);
+                           Device device);
 
 // The crossings of a micro-batch: its own, or over the ranks of its context group where there are several.
 // They live as long as the tape. expected: grows by the bytes to send.

@@ -1,6 +1,7 @@
 #include "training/micro_step.h"
 
 #include "autograd/ops/projected_cross_entropy.h"
+#include "autograd/planned_device.h"
 
 namespace weft {
 
@@ -17,7 +18,7 @@ Tensor MicroStep::operator()(const MicroBatch& micro, double share, const Crossi
   seeds_.copy_from(
       from_values({2}, Dtype::f64, {share, share * static_cast<double>(micro.labels)}, Device::cpu));
   if (store_.device() != Device::cuda) {
-    work(micro, crossings);
+    bounded_work(micro, crossings, false);
     return loss_;
   }
   const int64_t room = micro.lists.numel();
@@ -28,13 +29,25 @@ Tensor MicroStep::operator()(const MicroBatch& micro, double share, const Crossi
   const Tensor lists = lists_.rows(0, room);
   lists.copy_from(micro.lists);
   const MicroBatch here = at(micro, lists);
-  const DocumentBounds& bounds = micro.layout.bounds;
+  const DocumentBounds& bounds = micro.bounds;
   double pairs = 0;
-  for (const Segment& s : micro.layout.segments.unread())
+  for (const Segment& s : micro.layout.segments)
     pairs += 0.5 * static_cast<double>(s.size()) * static_cast<double>(s.size() + 1);
   graphs_.run(
-      {micro.tokens.numel(), bounds.documents, bounds.longest}, [&] { work(here, crossings); }, pairs);
+      {micro.tokens.numel(), bounds.documents, bounds.longest},
+      [&](bool recorded) { bounded_work(here, crossings, recorded); }, pairs);
   return loss_;
+}
+
+// On a GPU kernels are launched for the bounds, whether as a graph or not, so that the bits are the same.
+// While work is recorded nobody learns which documents there are, so that what others do with it does not
+// depend on them.
+void MicroStep::bounded_work(MicroBatch micro, const Crossings& crossings, bool recorded) const {
+  if (computed_on(store_.device()) != Device::cuda || micro.bounds.documents == 0)
+    return work(micro, crossings);
+  const BoundsScope bounds(micro.layout, micro.bounds, micro.offsets);
+  if (recorded) micro.layout.segments.clear();
+  work(micro, crossings);
 }
 
 void MicroStep::work(const MicroBatch& micro, const Crossings& crossings) const {

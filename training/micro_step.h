@@ -25,6 +25,7 @@ class MicroStep {
 
  private:
   void work(const MicroBatch& micro, const Crossings& crossings) const;
+  void bounded_work(MicroBatch micro, const Crossings& crossings, bool recorded) const;
 
   const Model& model_;
   ParameterStore& store_;

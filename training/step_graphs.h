@@ -4,13 +4,15 @@
 // many need no more than one; the one not used longest goes when there are too many.
 //
 // What the work reads and writes must stay where it is, and nothing may differ between two runs of one key
-// but what lies there. Work that exchanges something with the host, or whose launches the host decided by the
-// exact documents (LayoutSegments), is left as it is, and a note says so once. So is all work where there is
-// no GPU. The bits are the same either way.
+// but what lies there. Work that exchanges something with the host is left as it is, and so is work that asks
+// for other memory when it is recorded: the caller hides from it what the key does not tell, so it had
+// depended on that. A note says so once. Where there is no GPU nothing is recorded. The bits are the same
+// either way.
 
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "autograd/parameter.h"
@@ -21,6 +23,7 @@ namespace weft {
 class StepGraphs {
  public:
   using Key = std::vector<int64_t>;
+  using Work = std::function<void(bool recorded)>;
 
   // most: graphs that are kept; 0: none. Which gradients of the store were written before belongs to every
   // key, since the first writer overwrites.
@@ -30,7 +33,7 @@ class StepGraphs {
   StepGraphs& operator=(const StepGraphs&) = delete;
 
   // pairs: of tokens that meet in the documents it works on, for counting operations.
-  void run(const Key& key, const std::function<void()>& work, double pairs = 0);
+  void run(const Key& key, const Work& work, double pairs = 0);
   // What the work uses has moved.
   void forget();
   int64_t recorded() const { return recorded_; }  // so far
@@ -40,13 +43,14 @@ class StepGraphs {
   struct Graph;
   std::vector<bool> written() const;
   void set_written(const std::vector<bool>& flags);
-  void first_run(const Key& key, const std::function<void()>& work, double pairs);
+  void try_to_record(Graph& graph, const Work& work, double pairs);
+  static void refuse(const std::string& why);
 
   ParameterStore& store_;
   int64_t most_;
   std::unique_ptr<LeastRecent<Key, Graph>> graphs_;
   int64_t arena_changes_ = 0, recorded_ = 0, replayed_ = 0;
-  int unsettled_ = 0;  // first runs in a row that changed the arena
+  int unsettled_ = 0;  // runs in a row that changed the arena
 };
 
 }  // namespace weft

@@ -8,7 +8,6 @@
 #include "autograd/determinism.h"
 #include "autograd/fault.h"
 #include "autograd/flops.h"
-#include "autograd/planned_device.h"
 #include "distributed/agree.h"
 #include "distributed/collectives.h"
 #include "optim/gradient_norm.h"
@@ -119,12 +118,9 @@ std::string Trainer::idle_ranks() const {
               "micro_tokens=", recipe_.context, " to cut each sample");
 }
 
-// On a GPU its kernels are launched for rounded bounds, whether as graphs or not, so that the bits are those
-// of the graphs.
 MicroBatch Trainer::cut(const Batch& batch, Device device) const {
   const int rank = mesh_.context ? mesh_.context->rank() : 0;
-  return cut_micro_batch(batch, plan_, mesh_.shape.cp, rank, model_.align(), device,
-                         computed_on(device_) == Device::cuda);
+  return cut_micro_batch(batch, plan_, mesh_.shape.cp, rank, model_.align(), device);
 }
 
 std::unique_ptr<CrossingFactory> Trainer::crossings(const MicroBatch& micro) const {
@@ -236,7 +232,7 @@ StepResult Trainer::step(int64_t step, const Batch& batch) {
   break_gradient({fault::Phase::optimizer});  // behind the guard's back: the weights are lost
   optimizer_->begin(state);
   if (!state.skip)
-    micro_step_.graphs().run({}, [&] {
+    micro_step_.graphs().run({}, [&](bool) {
       for (const Range& range : optimizer_->owned()) optimizer_->update(range, state);
     });
   updates_ = state.updates;

@@ -166,6 +166,7 @@ class Arenas : public Allocator {
  public:
   void* allocate(int64_t bytes) override {
     const bool apart = recording() || passing_;
+    if (passing_) trace_ = (trace_ ^ static_cast<uint64_t>(bytes)) * 0x9e3779b97f4a7c15u + 1;
     Arena &own = apart ? recorded_ : usual_, &other = apart ? usual_ : recorded_;
     void* const at = own.allocate(bytes, passing_);
     return at == nullptr && other.give_back() ? own.allocate(bytes, passing_) : at;
@@ -181,13 +182,16 @@ class Arenas : public Allocator {
   void pass(bool on) {
     CHECK(passing_ != on, "a pass within a pass");
     passing_ = on;
+    if (on) trace_ = 0;
     if (!on && recorded_.settle()) ++changes_;
   }
   int64_t changes() const { return changes_ + recorded_.changes(); }
+  uint64_t trace() const { return trace_; }
 
  private:
   Arena usual_, recorded_;
   std::atomic<bool> passing_ = false;
+  std::atomic<uint64_t> trace_ = 0;
   std::atomic<int64_t> changes_ = 0;
 };
 
@@ -202,6 +206,7 @@ Allocator& allocator() { return arenas(); }
 bool is_recorded(const void* pointer) { return arenas().is_recorded(pointer); }
 Pass::Pass() { arenas().pass(true); }
 Pass::~Pass() { arenas().pass(false); }
+uint64_t Pass::trace() const { return arenas().trace(); }
 int64_t arena_changes() { return arenas().changes(); }
 
 }  // namespace weft::cuda

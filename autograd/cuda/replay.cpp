@@ -7,8 +7,11 @@
 
 namespace weft::cuda {
 
-Replay::~Replay() {
+Replay::~Replay() { forget(); }
+
+void Replay::forget() {
   if (graph_ != nullptr) cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph_));
+  graph_ = nullptr;
 }
 
 namespace {

@@ -19,6 +19,7 @@ class Replay {
   // it once before and see that host_copies() stays what it was.
   void record(const std::function<void()>& f);
   void run() const;
+  void forget();  // as if nothing had been recorded
 
  private:
   void* graph_ = nullptr;
@@ -34,6 +35,8 @@ class Pass {
   ~Pass();
   Pass(const Pass&) = delete;
   Pass& operator=(const Pass&) = delete;
+  // Of the sizes asked for so far, in their order: the same for the same work.
+  uint64_t trace() const;
 };
 int64_t arena_changes();  // so far
 

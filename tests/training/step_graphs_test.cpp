@@ -4,6 +4,8 @@
 
 #include <gtest/gtest.h>
 
+#include <optional>
+
 #include "autograd/notes.h"
 #include "tests/autograd/test_tensors.h"
 #include "tests/tolerances.h"
@@ -45,14 +47,21 @@ TEST(RoundedBounds, EqualDocumentsStayAndOthersShareABucket) {
   EXPECT_EQ(of({1, 2, 3, 4, 5}), std::pair(int64_t{8}, int64_t{128}));
 }
 
-TEST(LayoutSegments, CountWhoDecidesByThem) {
-  const Layout layout = whole_documents({3, 4});
-  const int64_t before = LayoutSegments::reads();
-  EXPECT_EQ(layout.segments.unread().size(), 2u);
-  EXPECT_EQ(LayoutSegments::reads(), before);
-  EXPECT_EQ(layout.segments[1].size(), 4);
-  for (const Segment& s : layout.segments) EXPECT_EQ(s.begin, 0);
-  EXPECT_GT(LayoutSegments::reads(), before);
+TEST(BoundsScope, IsOfItsLayoutAlone) {
+  const Layout layout = whole_documents({3, 4}), other = whole_documents({5});
+  const Tensor offsets = from_ints({0, 3, 7, 7, 7});
+  {
+    const BoundsScope scope(layout, {4, 128}, offsets);
+    const Layout copy = layout;
+    EXPECT_EQ(bounds_of(copy).documents, 4);
+    EXPECT_EQ(bounds_of(copy).longest, 128);
+    EXPECT_EQ(offsets_of(copy).raw(), offsets.raw());
+    EXPECT_EQ(bounds_of(other).documents, 1);
+    EXPECT_FALSE(offsets_of(other).defined());
+  }
+  EXPECT_EQ(bounds_of(layout).documents, 2);
+  EXPECT_EQ(bounds_of(layout).longest, 4);
+  EXPECT_FALSE(offsets_of(layout).defined());
 }
 
 constexpr int64_t kContext = 256, kTokens = 1024;
@@ -159,9 +168,10 @@ TEST_P(StepGraphsTest, RoundedBoundsChangeNothingButTheOrderOfSums) {
   for (const uint32_t pack : {1, 2, 3}) {
     std::vector<Tensor> hidden, gradient;
     for (const bool rounded : {false, true}) {
-      const MicroBatch micro =
-          cut_micro_batch(packed(pack), SegmentPlan::contiguous, 1, 0, 1, Device::cuda, rounded);
-      EXPECT_EQ(micro.layout.bounds.documents > 0, rounded);
+      const MicroBatch micro = cut_micro_batch(packed(pack), SegmentPlan::contiguous, 1, 0, 1, Device::cuda);
+      ASSERT_GE(micro.bounds.documents, std::ssize(micro.layout.segments));
+      std::optional<BoundsScope> bounds;
+      if (rounded) bounds.emplace(micro.layout, micro.bounds, micro.offsets);
       LocalCrossings crossings;
       Tape tape;
       trainer.store().begin_step();

@@ -111,12 +111,12 @@ class StepGraphsTest : public testing::TestWithParam<const char*> {
 };
 
 void expect_same(Trainer& a, Trainer& b, const std::vector<StepResult>& of_a,
-                 const std::vector<StepResult>& of_b) {
+                 const std::vector<StepResult>& of_b, double flops = 1e-9) {
   for (size_t i = 0; i < of_a.size(); ++i) {
     EXPECT_EQ(of_a[i].loss, of_b[i].loss) << "step " << i;
     EXPECT_EQ(of_a[i].grad_norm, of_b[i].grad_norm) << "step " << i;
   }
-  EXPECT_NEAR(a.step_flops(), b.step_flops(), 1e-9 * a.step_flops());
+  EXPECT_NEAR(a.step_flops(), b.step_flops(), flops * a.step_flops());
   for (size_t g = 0; g < a.store().groups().size(); ++g)
     EXPECT_TRUE(same_bits(a.store().groups()[g].master, b.store().groups()[g].master)) << "group " << g;
 }
@@ -129,7 +129,7 @@ TEST_P(StepGraphsTest, ChangeNoBit) {
     const std::vector<StepResult> of_a = train(a), of_b = train(b);
     EXPECT_EQ(a.graphs().recorded(), 0);
     EXPECT_GE(b.graphs().replayed(), 10) << precision;
-    EXPECT_LE(b.graphs().recorded(), 14) << precision;
+    EXPECT_LE(b.graphs().recorded(), 16) << precision;
     expect_same(a, b, of_a, of_b);
   }
 }
@@ -191,17 +191,21 @@ INSTANTIATE_TEST_SUITE_P(Layers, StepGraphsTest,
                          testing::Values("softmax*2", "lightning*2", "lightning,softmax", "gla*2",
                                          "gated_delta_rule*2", "transnormer_llm*2"));
 
-using LeftAsTheyAre = StepGraphsTest;
-TEST_P(LeftAsTheyAre, WhatTheHostDecidesIsNotRecorded) {
+// Whatever becomes of them: lists that the host makes are found out, and the bits are right.
+using OtherLayers = StepGraphsTest;
+TEST_P(OtherLayers, ChangeNoBitEither) {
   const Recipe eager = recipe("bf16", 0), graphs = recipe("bf16", 32);
   const auto tokenizer = open_tokenizer(eager);
   Trainer a(eager, *tokenizer, nullptr), b(graphs, *tokenizer, nullptr);
-  take_notes();
   const std::vector<StepResult> of_a = train(a), of_b = train(b);
-  EXPECT_EQ(b.graphs().recorded(), 0);
-  expect_same(a, b, of_a, of_b);
+  expect_same(a, b, of_a, of_b, 0.02);  // of a window as it was when it was recorded
+  if (std::string(GetParam()) == "mega*2" || std::string(GetParam()) == "titans*2") {
+    EXPECT_LT(b.graphs().replayed(), 12);  // the optimizer's update alone, once a step
+  }
 }
-INSTANTIATE_TEST_SUITE_P(Layers, LeftAsTheyAre, testing::Values("based*2", "mega*2", "titans*2"));
+INSTANTIATE_TEST_SUITE_P(Layers, OtherLayers,
+                         testing::Values("mega*2", "titans*2", "based*2", "sliding_window*2", "moh*2",
+                                         "sparsek*2"));
 
 }  // namespace
 }  // namespace weft

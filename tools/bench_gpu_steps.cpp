@@ -16,29 +16,6 @@
 namespace weft {
 namespace {
 
-// Causal: half of all pairs, counted exactly. Two products of them forward, five backward.
-void attention(GpuRun& run, int64_t batch, int64_t length, int64_t heads, int64_t size) {
-  const int64_t tokens = batch * length;
-  const Layout layout = whole_documents(std::vector<int64_t>(static_cast<size_t>(batch), length));
-  const Tensor &at = layout.position, &of = layout.document;
-  const auto noise = [&](uint32_t i) { return GpuRun::noise({tokens, heads, size}, Dtype::bf16, i); };
-  const Tensor q = noise(1), k = noise(2), v = noise(3), d_o = noise(4);
-  const int64_t pairs = batch * heads * length * (length + 1) / 2;
-  AttentionOptions options{.scale = 1 / std::sqrt(static_cast<double>(size))};
-  options.documents = static_cast<int32_t>(batch);
-  options.longest = static_cast<int32_t>(length);
-  for (const bool backward : {false, true}) {
-    BenchRow row{.name = backward ? "attention forward+backward" : "attention forward",
-                 .shape = text("B", batch, " T", length, " H", heads, " D", size)};
-    row.flops = 2.0 * static_cast<double>(pairs * size) * (backward ? 7 : 2);
-    row.tokens = tokens;
-    run.device(row, {}, [&](int64_t) {
-      const std::vector<Tensor> y = flash_attention_forward(options, q, k, v, at, of, at, of);
-      if (backward) flash_attention_backward(options, q, k, v, at, of, at, of, {}, {}, y[0], y[1], d_o, {});
-    });
-  }
-}
-
 constexpr int64_t kCalls = 100;
 
 ModelConfig config_of(const std::string& mechanism, int64_t layers, int64_t width, int64_t heads,
@@ -207,11 +184,38 @@ void steps(GpuRun& run, const std::string& mechanism, const std::string& of_size
 
 }  // namespace
 
+// Causal: half of all pairs, counted exactly. Two products of them forward, five backward.
+double bench_gpu_attention(GpuRun& run, const std::string& name, int64_t batch, int64_t length, int64_t heads,
+                           int64_t size) {
+  double both = 0;
+  const int64_t tokens = batch * length;
+  const Layout layout = whole_documents(std::vector<int64_t>(static_cast<size_t>(batch), length));
+  const Tensor &at = layout.position, &of = layout.document;
+  const auto noise = [&](uint32_t i) { return GpuRun::noise({tokens, heads, size}, Dtype::bf16, i); };
+  const Tensor q = noise(1), k = noise(2), v = noise(3), d_o = noise(4);
+  const int64_t pairs = batch * heads * length * (length + 1) / 2;
+  AttentionOptions options{.scale = 1 / std::sqrt(static_cast<double>(size))};
+  options.documents = static_cast<int32_t>(batch);
+  options.longest = static_cast<int32_t>(length);
+  for (const bool backward : {false, true}) {
+    BenchRow row{.name = name + (backward ? " forward+backward" : " forward"),
+                 .shape = text("B", batch, " T", length, " H", heads, " D", size)};
+    row.flops = 2.0 * static_cast<double>(pairs * size) * (backward ? 7 : 2);
+    row.tokens = tokens;
+    both = run.device(row, {}, [&](int64_t) {
+      const std::vector<Tensor> y = flash_attention_forward(options, q, k, v, at, of, at, of);
+      if (backward) flash_attention_backward(options, q, k, v, at, of, at, of, {}, {}, y[0], y[1], d_o, {});
+    });
+  }
+  return both;
+}
+
 void bench_gpu_attention(GpuRun& run) {
   const int64_t tokens = run.sized(16384), longest = run.small() ? tokens : 131072;
   for (const int64_t size : {64, 128})
     for (int64_t length = run.small() ? tokens : 1024; length <= longest; length *= 2)
-      attention(run, std::max<int64_t>(1, tokens / length), length, run.sized(2048 / size, 1), size);
+      bench_gpu_attention(run, "attention", std::max<int64_t>(1, tokens / length), length,
+                          run.sized(2048 / size, 1), size);
 }
 
 void bench_gpu_layers(GpuRun& run) {

@@ -176,7 +176,7 @@ void Trainer::break_gradient(std::initializer_list<fault::Phase> phases) {
 StepResult Trainer::step(int64_t step, const Batch& batch) {
   using Clock = std::chrono::steady_clock;
   StepResult result;
-  const double flops_before = counted_flops();
+  const double flops_before = counted_flops(), recomputed_before = recomputed_flops();
   const int64_t own_labels =
       static_cast<int64_t>(batch.targets.size()) - std::count(batch.targets.begin(), batch.targets.end(), -1);
   // Ranks of a context group hold the same samples: their labels count once.
@@ -237,6 +237,7 @@ StepResult Trainer::step(int64_t step, const Batch& batch) {
     });
   updates_ = state.updates;
   step_flops_ = counted_flops() - flops_before;
+  recomputed_ = recomputed_flops() - recomputed_before;
   return result;
 }
 

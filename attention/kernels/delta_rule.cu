@@ -28,8 +28,8 @@ void check(const DeltaRule& p) {
 // Tiles wherever they can be: what is kept depends on it, so alignment has no say.
 Path choose(const DeltaRule& p) {
   const bool tiles = p.dtype == Dtype::bf16 && has_tiles(p.d_k) && has_tiles(p.d_v);
-  require(p.path == Path::automatic || p.path == Path::plain || tiles,
-          "use Path::automatic", "this path needs bf16 and widths of 64 or 128");
+  require(p.path == Path::automatic || p.path == Path::plain || tiles, "use Path::automatic",
+          "this path needs bf16 and widths of 64 or 128");
   if (p.path != Path::automatic) return p.path;
   if (!tiles || device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) < 227 * 1024) return Path::plain;
   return device_attribute(cudaDevAttrComputeCapabilityMajor) == 9 ? Path::wgmma : Path::mma;

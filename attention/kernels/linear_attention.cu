@@ -39,8 +39,8 @@ Path choose(const LinearAttention& p, std::initializer_list<Rows> all) {
   if (channels)
     tiles = tiles && aligned({p.log_decay, 0}) &&
             channel_sweep_bytes(p.d_k, p.d_v) <= device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  require(p.path == Path::automatic || p.path == Path::plain || tiles,
-          "use Path::automatic", "this path needs bf16, widths of 64, 128 or 256, and 16-byte alignment");
+  require(p.path == Path::automatic || p.path == Path::plain || tiles, "use Path::automatic",
+          "this path needs bf16, widths of 64, 128 or 256, and 16-byte alignment");
   require(p.path != Path::wgmma || !channels, "use Path::automatic", "a gate of channels has no wgmma");
   if (p.tokens == 0) return Path::plain;  // states only
   if (p.path != Path::automatic) return p.path;
@@ -197,7 +197,8 @@ struct Room {
 
 LinearAttention segments_of(const LinearAttention& p, const Cut& cut, float* workspace, const Room& room,
                             cudaStream_t stream) {
-  require(workspace != nullptr, "give linear_attention_workspace() bytes", "cutting documents needs workspace");
+  require(workspace != nullptr, "give linear_attention_workspace() bytes",
+          "cutting documents needs workspace");
   LinearAttention segments = p;
   segments.documents = cut.most, segments.offsets = reinterpret_cast<int*>(workspace + room.offsets);
   cut_documents(p, cut, reinterpret_cast<int*>(workspace + room.offsets),

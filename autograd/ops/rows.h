@@ -43,12 +43,13 @@ inline void store(T& to, Acc<T> value) {
 }
 
 // Blocks of rows over which a parameter's gradient is summed apart, and then block by block. At most 512:
-// four for each multiprocessor of a large GPU, nearly.
+// four for each multiprocessor of a large GPU, nearly; and of 4 rows at least, since few rows would keep few of
+// them busy.
 struct RowBlocks {
   int64_t size, count;
 };
 inline RowBlocks row_blocks(int64_t rows) {
-  const int64_t size = std::max<int64_t>(32, (rows + 511) / 512);
+  const int64_t size = std::max<int64_t>(4, (rows + 511) / 512);
   return {size, (rows + size - 1) / size};
 }
 

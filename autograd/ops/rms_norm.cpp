@@ -21,7 +21,7 @@ Variable rms_norm(const Variable& x, const Variable& gain, double eps) {
       [](Backward& grads, const NoAttributes&) {
         const Tensor dy = grads.grad().contiguous(), dx = empty_like(dy);
         const Tensor& rstd = grads.saved(1);
-        const Tensor dgain = empty({row_blocks(rstd.dim(0)).count, dy.dim(-1)}, rstd.dtype(), dy.device());
+        const Tensor dgain = empty({norm_blocks(rstd.dim(0)).count, dy.dim(-1)}, rstd.dtype(), dy.device());
         // The gradient of a residual stream comes by the sum behind it first, and is added on the way.
         const Tensor dsum = grads.collect(0);
         ON_DEVICE(dy.device(), add_rms_norm_backward(dx, dgain, grads.saved(0), rstd, grads.saved(2),

@@ -1,11 +1,17 @@
 #include "autograd/flops.h"
 
+#include "autograd/checkpoint.h"
+
 namespace weft {
 namespace {
-thread_local double total = 0;
+thread_local double total = 0, again = 0;
 }
 
-void count_flops(double operations) { total += operations; }
+void count_flops(double operations) {
+  total += operations;
+  if (recomputing()) again += operations;
+}
 double counted_flops() { return total; }
+double recomputed_flops() { return again; }
 
 }  // namespace weft

@@ -6,5 +6,7 @@ namespace weft {
 
 void count_flops(double operations);
 double counted_flops();  // since the thread started; take differences
+// Of these, what a checkpointed function spent when it ran again (autograd/checkpoint.h).
+double recomputed_flops();
 
 }  // namespace weft

@@ -149,7 +149,7 @@ void layer_norm_backward(const Tensor& dx, const Tensor& dgain, const Tensor& db
                          const Tensor& statistics, const Tensor& gain, const Tensor& dy) {
   const int64_t n = x.dim(-1), rows = row_count(x);
   if (rows == 0) return;
-  const RowBlocks blocks = row_blocks(rows);
+  const RowBlocks blocks = norm_blocks(rows);
   with_float(x.dtype(), [&]<class T>() {
     const PitchedRows<T> to(dx), from(x), gradient(dy);
     const Acc<T>* g = data_or_null<T>(gain);

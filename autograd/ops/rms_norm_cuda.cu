@@ -180,7 +180,7 @@ void backward(const Tensor& dx, const Tensor& dgain, const Tensor& x, const Tens
               const Tensor& dy, const Tensor& dsum) {
   const int64_t n = x.dim(-1), rows = row_count(x);
   if (rows == 0) return;
-  const RowBlocks blocks = row_blocks(rows);
+  const RowBlocks blocks = norm_blocks(rows);
   with_float(x.dtype(), [&]<class T>() {
     const PitchedRows<T> to(dx), from(x), gradient(dy);
     const MaybeRows<T> of_sum(dsum);

@@ -47,10 +47,12 @@ inline void store(T& to, Acc<T> value) {
 struct RowBlocks {
   int64_t size, count;
 };
-inline RowBlocks row_blocks(int64_t rows) {
-  const int64_t size = std::max<int64_t>(32, (rows + 511) / 512);
+inline RowBlocks row_blocks(int64_t rows, int64_t least = 32) {
+  const int64_t size = std::max(least, (rows + 511) / 512);
   return {size, (rows + size - 1) / size};
 }
+// Of a norm, whose rows are few and long: blocks of 32 would keep 8 multiprocessors busy with 256 of them.
+inline RowBlocks norm_blocks(int64_t rows) { return row_blocks(rows, 4); }
 
 // f(0) + ... + f(n-1) in lanes that a compiler turns into vectors, folded as a tree: the same sum whatever
 // the vector width, and a smaller error than one running sum.

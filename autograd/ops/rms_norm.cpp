@@ -20,7 +20,7 @@ Variable rms_norm(const Variable& x, const Variable& gain, double eps) {
       [](Backward& grads, const NoAttributes&) {
         const Tensor dy = grads.grad().contiguous(), dx = empty_like(dy);
         const Tensor& rstd = grads.saved(1);
-        const Tensor dgain = empty({row_blocks(rstd.dim(0)).count, dy.dim(-1)}, rstd.dtype(), dy.device());
+        const Tensor dgain = empty({norm_blocks(rstd.dim(0)).count, dy.dim(-1)}, rstd.dtype(), dy.device());
         ON_DEVICE(dy.device(), rms_norm_backward(dx, dgain, grads.saved(0), rstd, grads.saved(2), dy));
         grads.add(0, dx);
         if (grads.inputs() == 2 && grads.wants(1)) {

@@ -52,6 +52,13 @@ inline RowBlocks row_blocks(int64_t rows) {
   return {size, (rows + size - 1) / size};
 }
 
+// Those of a norm's way back: a block that has started reads on without a pause, so two for each
+// multiprocessor are enough, and all of them run at once.
+inline RowBlocks norm_blocks(int64_t rows) {
+  const int64_t size = std::max<int64_t>(32, (rows + 255) / 256);
+  return {size, (rows + size - 1) / size};
+}
+
 // f(0) + ... + f(n-1) in lanes that a compiler turns into vectors, folded as a tree: the same sum whatever
 // the vector width, and a smaller error than one running sum.
 template <class A, class F>

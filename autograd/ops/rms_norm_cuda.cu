@@ -11,6 +11,7 @@ namespace {
 
 // On the way back a sum stays in registers beside the row and its gain, so fewer columns fit.
 constexpr int kHold = 4, kHoldBack = 3, kMostThreads = kMostRowThreads;
+constexpr size_t kFreeShared = 48 * 1024;  // of a block, unless it asks for more
 
 // Rows of what may be absent: data null.
 template <class T>
@@ -254,8 +255,9 @@ void backward_as(const Tensor& dx, const Tensor& dgain, const Tensor& x, const T
     using Ahead = RowsAhead<T, kHeld, whole, kSum ? 3 : 2, Group>;
     auto* kernel = rms_norm_backward_kernel<T, kHeld, whole, kLanes, kSum>;
     const size_t bytes = std::max(fold_bytes<A>(plan, n), Ahead::bytes(plan));
-    CUDA_CHECK(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+    if (bytes > kFreeShared)
+      CUDA_CHECK(
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
     kernel<<<static_cast<unsigned>(blocks.count), plan.threads, bytes, stream()>>>(
         to, data<A>(dgain), from, data<const A>(rstd), g, gradient, of_sum, rows, static_cast<int>(n),
         plan.lanes, blocks.size);

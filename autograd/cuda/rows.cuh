@@ -70,12 +70,12 @@ struct PitchedRows {
   uint64_t inverse = 0;  // 2^64 / groups, rounded up
 };
 
-constexpr int kMostRowThreads = 512;  // of a block
+constexpr int kMostRowThreads = 512;  // of a block with several rows
 
 // Of a power of two; a division by it would take long, and stands before a kernel's first load.
 __device__ inline int log2_of(int power) { return 31 - __clz(power); }
 
-// The threads of a block that share a row: a power of two, kLanes of kThreads or, where that is 0, as told.
+// The threads of a block that share a row: a power of two, kLanes or, where that is 0, as told.
 template <int kLanes = 0>
 struct GroupOf {
   int lane, index;
@@ -119,7 +119,7 @@ struct GroupOf {
   // kernel that computes the number is given all sixteen, and of 64 on a multiprocessor that leaves room for
   // four blocks.
   __device__ void barrier() const {
-    constexpr int kMost = kLanes == 0 ? kMostRowThreads / 64 : kLanes < kThreads ? kThreads / kLanes : 1;
+    constexpr int kMost = kMostRowThreads / (kLanes > 0 ? kLanes : 64);
     barrier_of<kMost>();
   }
   template <int number>
@@ -248,7 +248,7 @@ struct RowPlan {
 template <class T>
 RowPlan plan_rows(int64_t n, int most_held, int most_lanes, int threads = kThreads) {
   CHECK(n < (int64_t{1} << 30), "a row of ", n, " elements");
-  CHECK(threads <= kMostRowThreads && most_lanes <= kMostRowThreads, "a block of ", threads, " threads");
+  CHECK(threads <= kMostRowThreads, "several rows for a block of ", threads, " threads");
   const int64_t vectors = (n + Pack<T>::kSize - 1) / Pack<T>::kSize;
   int lanes = 4;
   while (lanes < 32 && lanes < vectors) lanes *= 2;

@@ -56,16 +56,11 @@ class Gain {
   Vector<A, V> held_[kHeld > 0 ? kHeld : 1];
 };
 
-// Blocks of kThreads on a multiprocessor at one time.
-template <int kHeld, bool kSum>
-constexpr int kForwardBlocks = kSum        ? 4
-                               : kHeld > 3 ? 5
-                                           : 6;
-
 // y and rstd of x, or, if kSum, of x + branch, which is left in sum.
 template <class T, int kHeld, bool whole, int kLanes, bool kSum>
-__global__ void __launch_bounds__(kLanes > 0 ? kThreads : kMostThreads,
-                                  kLanes > 0 ? kForwardBlocks<kHeld, kSum> : 1)
+__global__ void __launch_bounds__(kLanes > 0 ? kThreads : kMostThreads, kLanes == 0 ? 1
+                                                                        : kSum      ? 4
+                                                                                    : 3)
     rms_norm_kernel(PitchedRows<T> y, Acc<T>* rstd, MaybeRows<T> sum, PitchedRows<T> x, MaybeRows<T> branch,
                     const Acc<T>* gain, int64_t rows, int n, int lanes, Acc<T> eps) {
   using A = Acc<T>;
@@ -75,7 +70,7 @@ __global__ void __launch_bounds__(kLanes > 0 ? kThreads : kMostThreads,
   const int width = row < rows ? n : 0;  // the last block's spare groups only keep step
   wait_for_earlier();
   HeldRow<T, kHeld, whole> a(x[row], width, group), b(branch[row], kSum ? width : 0, group);
-  const Gain<T, 0, whole> factors(gain, width, group);
+  const Gain<T, kSum ? 0 : kHeld, whole> factors(gain, width, group);
   const auto value = [&](int k, int j) {
     auto v = widen<T, V>(a.at(k, j));
     if constexpr (kSum) {
@@ -110,39 +105,36 @@ __global__ void __launch_bounds__(kLanes > 0 ? kThreads : kMostThreads,
 __device__ inline float plus(float a, float b) { return __fadd_rn(a, b); }
 __device__ inline double plus(double a, double b) { return __dadd_rn(a, b); }
 
-// A block takes `block_rows` rows, its groups one each at a time, and leaves its own row of dgain. If kSum,
-// dsum is added to dx.
+// All groups take rows that lie side by side, and then the next so many. A block leaves its own row of dgain.
+// If kSum, dsum is added to dx.
 template <class T, int kHeld, bool whole, int kLanes, bool kSum>
-__global__ void __launch_bounds__(kLanes > 0 ? kThreads : kMostThreads, kLanes > 0 ? 2 : 1)
+__global__ void __launch_bounds__(kMostThreads)
     rms_norm_backward_kernel(PitchedRows<T> dx, Acc<T>* dgain, PitchedRows<T> x, const Acc<T>* rstd,
-                             const Acc<T>* gain, PitchedRows<T> dy, MaybeRows<T> dsum, int64_t rows, int n,
-                             int lanes, int64_t block_rows) {
+                             const Acc<T>* gain, PitchedRows<T> dy, MaybeRows<T> dsum, int rows, int n,
+                             int lanes) {
   using A = Acc<T>;
   constexpr int V = Pack<T>::kSize;
   extern __shared__ __align__(16) unsigned char shared[];
   const GroupOf<kLanes> group(lanes);
-  const int groups = group.groups();
-  const int64_t begin = int64_t{blockIdx.x} * block_rows;
-  const int count = static_cast<int>(min(rows - begin, block_rows));
+  const int begin = static_cast<int>(blockIdx.x) * group.groups();
+  const int step = static_cast<int>(gridDim.x) * group.groups();
   RowsAhead<T, kHeld, whole, kSum ? 3 : 2, GroupOf<kLanes>> from(shared, group);
-  const auto width_of = [&](int i) { return i < count ? n : 0; };  // groups without a row keep step
-  const auto row_at = [&](int i) {
-    return [&, at = begin + i](int input) -> const T* {
-      return input == 0 ? x[at] : input == 1 ? dy[at] : dsum[at];
-    };
+  const auto width_of = [&](int r) { return r < rows ? n : 0; };  // groups without a row keep step
+  const auto row_at = [&](int r) {
+    return [&, r](int input) -> const T* { return input == 0 ? x[r] : input == 1 ? dy[r] : dsum[r]; };
   };
-  for (int k = 0, i = group.index; k < kRowsAhead; ++k, i += groups) from.ask(row_at(i), width_of(i));
+  for (int k = 0, r = begin + group.index; k < kRowsAhead; ++k, r += step) from.ask(row_at(r), width_of(r));
   const Gain<T, kHeld, whole> factors(gain, n, group);
   A* total = dgain + int64_t{blockIdx.x} * n;
   A sum[kHeld > 0 ? kHeld : 1][V] = {};
   const A per = A(1) / static_cast<A>(n);
-  const auto rstd_at = [&](int i) { return i < count ? rstd[begin + i] : A(0); };
-  A next = rstd_at(group.index);
-  for (int first = 0; first < count; first += groups) {
-    const int i = first + group.index, width = width_of(i);
-    const auto row = row_at(i);
+  const auto rstd_at = [&](int r) { return r < rows ? rstd[r] : A(0); };
+  A next = rstd_at(begin + group.index);
+  for (int first = begin; first < rows; first += step) {
+    const int r = first + group.index, width = width_of(r);
+    const auto row = row_at(r);
     const A s = next;
-    next = rstd_at(i + groups);
+    next = rstd_at(r + step);
     from.wait();
     auto a = from.take(0, row, width), d = from.take(1, row, width),
          more = from.take(kSum ? 2 : 0, row, kSum ? width : 0);
@@ -155,9 +147,9 @@ __global__ void __launch_bounds__(kLanes > 0 ? kThreads : kMostThreads, kLanes >
       for (int e = 0; e < V; ++e) dot += q.v[e] * g.v[e] * p.v[e];
     });
     const A mean = group.sum(dot) * (s * s * per);
-    from.ask(row_at(i + kRowsAhead * groups), width_of(i + kRowsAhead * groups));
+    from.ask(row_at(r + kRowsAhead * step), width_of(r + kRowsAhead * step));
     a.settle(), d.settle(), more.settle();
-    T* const to = dx[begin + i] + group.lane * V;
+    T* const to = dx[r];
     each_slot<kHeld, V>(width, group, [&](int k, int j) {
       const auto p = widen<T, V>(a.at(k, j)), q = widen<T, V>(d.at(k, j));
       const auto g = factors.at(k, j);
@@ -176,9 +168,7 @@ __global__ void __launch_bounds__(kLanes > 0 ? kThreads : kMostThreads, kLanes >
 #pragma unroll
         for (int e = 0; e < V; ++e) out.v[e] = plus(A(static_cast<T>(out.v[e])), u.v[e]);
       }
-      if (j < width)
-        store<whole, V>(kHeld > 0 ? to + k * group.lanes() * V : dx[begin + i] + j, narrow<T, V>(out),
-                        width - j);
+      if (j < width) store<whole, V>(to + j, narrow<T, V>(out), width - j);
     });
   }
   if constexpr (kHeld > 0) fold_groups<kHeld, V, whole>(total, sum, n, group, reinterpret_cast<A*>(shared));
@@ -244,11 +234,11 @@ void backward_as(const Tensor& dx, const Tensor& dgain, const Tensor& x, const T
                  const Tensor& gain, const Tensor& dy, const Tensor& dsum) {
   using A = Acc<T>;
   const int64_t n = x.dim(-1), rows = row_count(x);
-  const RowBlocks blocks = norm_blocks(rows);
+  CHECK(rows < int64_t{1} << 30, "rms_norm: ", rows, " rows");
   const PitchedRows<T> to(dx), from(x), gradient(dy);
   const MaybeRows<T> of_sum(dsum);
   const A* g = data_or_null<T>(gain);
-  const RowPlan plan = plan_rows<T>(n, kHoldBack, kMostThreads);
+  const RowPlan plan = plan_rows<T>(n, kHoldBack, kMostThreads, kMostThreads);
   if (plan.held == 0) dgain.zero();  // such sums live in memory
   const bool whole_rows = to.whole() && from.whole() && gradient.whole() && of_sum.whole() && aligned(g);
   with_norm_plan<T, kHoldBack>(plan, n, whole_rows, [&]<int kHeld, bool whole, int kLanes>() {
@@ -258,9 +248,9 @@ void backward_as(const Tensor& dx, const Tensor& dgain, const Tensor& x, const T
     if (bytes > kFreeShared)
       CUDA_CHECK(
           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
-    kernel<<<static_cast<unsigned>(blocks.count), plan.threads, bytes, stream()>>>(
-        to, data<A>(dgain), from, data<const A>(rstd), g, gradient, of_sum, rows, static_cast<int>(n),
-        plan.lanes, blocks.size);
+    kernel<<<static_cast<unsigned>(dgain.dim(0)), plan.threads, bytes, stream()>>>(
+        to, data<A>(dgain), from, data<const A>(rstd), g, gradient, of_sum, static_cast<int>(rows),
+        static_cast<int>(n), plan.lanes);
   });
 }
 

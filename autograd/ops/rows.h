@@ -52,10 +52,10 @@ inline RowBlocks row_blocks(int64_t rows) {
   return {size, (rows + size - 1) / size};
 }
 
-// Those of a norm's way back: a block that has started reads on without a pause, so two for each
-// multiprocessor are enough, and all of them run at once.
+// Those of a norm's way back, whose blocks read on without a pause: one for each multiprocessor is enough,
+// and fewer sums are left.
 inline RowBlocks norm_blocks(int64_t rows) {
-  const int64_t size = std::max<int64_t>(32, (rows + 255) / 256);
+  const int64_t size = std::max<int64_t>(32, (rows + 127) / 128);
   return {size, (rows + size - 1) / size};
 }
 

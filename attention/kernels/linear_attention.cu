@@ -22,8 +22,6 @@ bool has_tiles(const LinearAttention& p, int width) {
   return width == 64 || width == 128 || (width == 256 && p.gate != Gate::channel);
 }
 
-bool hopper() { return device_attribute(cudaDevAttrComputeCapabilityMajor) == 9; }
-
 void check(const LinearAttention& p) {
   check_sizes(name, p);
   require(p.gate == Gate::fixed || p.log_decay, "gated without log_decay", "give log decays");

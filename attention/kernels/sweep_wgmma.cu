@@ -6,6 +6,9 @@
 //   storer   sends the output, which lies in a's place, and hands that place back to the loader
 // through barriers in shared memory.
 
+#include <cstdlib>
+#include <string_view>
+
 #include "attention/kernels/chunk.cuh"
 #include "attention/kernels/hopper.cuh"
 #include "attention/kernels/tensor_map.h"
@@ -262,6 +265,19 @@ void launch(const Sweeps& s, cudaStream_t stream) {
 }
 
 }  // namespace
+
+bool hopper() {
+  static const bool compiled = [] {
+    if (device_attribute(cudaDevAttrComputeCapabilityMajor) != 9) return false;
+    cudaFuncAttributes kernel;  // empty, and so without registers, unless compiled for sm_90a
+    const auto small = sweep_wgmma_kernel<Shape<64, 1, false, 3, 2, 2>>;
+    if (cudaFuncGetAttributes(&kernel, small) == cudaSuccess) return kernel.numRegs > 48;
+    cudaGetLastError();  // without a GPU only plans are made
+    return true;
+  }();
+  const char* const wanted = std::getenv("WEFT_KERNELS");
+  return compiled && (wanted == nullptr || std::string_view(wanted) != "mma");
+}
 
 int wgmma_end_parts(int d_a, int d_c) { return d_c / (d_a == 128 && d_c >= 128 ? 128 : 64) * 4; }
 

@@ -75,6 +75,43 @@ TEST_P(LinearRunHeads, PiecesEqualTheWhole) {
 }
 
 #ifdef WEFT_CUDA
+// What GPUs before Hopper run (README of attention/kernels), on this one: right, cut or not, and not by
+// chance the same kernels.
+class OtherKernels : public LinearRunHeads {
+ protected:
+  static void want(const char* kernels) {
+    if (kernels != nullptr)
+      setenv("WEFT_KERNELS", kernels, 1);
+    else
+      unsetenv("WEFT_KERNELS");
+  }
+  void TearDown() override { want(nullptr); }
+};
+INSTANTIATE_TEST_SUITE_P(Registry, OtherKernels, testing::Values("lightning", "simple_gla"));
+
+TEST_P(OtherKernels, EqualTheDefinition) {
+  if (default_device() != Device::cuda) GTEST_SKIP() << "kernels need a GPU";
+  want("mma");
+  for (const auto& [key, value] : {std::pair{64, 64}, {64, 128}, {128, 64}, {128, 128}})
+    expect_definition(make(), key, value, {70, 1, 0, 130});
+  expect_definition(make(), 128, 128, {5000, 70});
+}
+
+TEST_P(OtherKernels, AreOthersOnHopper) {
+  if (default_device() != Device::cuda || !cuda::hopper()) GTEST_SKIP() << "needs compute capability 9.0";
+  const Dimensions dims{2, 2, 128, 128, 32};
+  Subject s(dims, Dtype::bf16, make());
+  const std::vector<Tensor> inputs = random_inputs(*s.mechanism, 1000, Dtype::bf16);
+  const auto run = [&](const char* kernels) {
+    want(kernels);
+    return run_whole(*s.mechanism, whole_documents({1000}), {inputs.begin(), inputs.end()});
+  };
+  const Tensor fast = run(nullptr), other = run("mma");
+  EXPECT_EQ(to_values(fast), to_values(run(nullptr)));
+  EXPECT_NE(to_values(fast), to_values(other));
+  EXPECT_LE(norm_difference(other, fast), tolerance::kBf16Norm);
+}
+
 // Cut where that was measured to be faster, and not where it was slower (attention/kernels/README.md).
 TEST(ChooseCut, AsMeasured) {
   const auto length = [](int64_t tokens, int heads, int d, int sweeps) {

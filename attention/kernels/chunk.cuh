@@ -11,6 +11,8 @@
 // reads. Exact: the shadow and weight_j C are sums of two bf16, high + rest, which the gradient of a gate
 // needs (README).
 
+#include <type_traits>
+
 #include "attention/kernels/sweep.h"
 #include "attention/kernels/tile.cuh"
 
@@ -213,15 +215,18 @@ __device__ inline Operand<chunk> weigh(const Accumulator<64>& scores, const Deca
 
 // The output (64, 64 W) of one chunk. `sync` says when tiles and the shadow are there, and hears when the
 // shadow has been read. In turn: begin, wait_scores, compute, finish; the next chunk begins before this one
-// finishes.
-template <class Products, int D_a, int W, bool Exact>
+// finishes. A lies in registers, or stays in its tile, which needs fewer of them.
+template <class Products, int D_a, int W, bool Exact, bool AInRegisters = true>
 struct OutputPart {
   Accumulator<64 * W> out;
   Accumulator<64> scores;
-  Operand<D_a> left;
+  std::conditional_t<AInRegisters, Operand<D_a>, TileRows<chunk, D_a>> left;
 
   __device__ void begin(Tile<chunk, D_a> a, Tile<chunk, D_a> b) {
-    left = load(a);
+    if constexpr (AInRegisters)
+      left = load(a);
+    else
+      left = {a, 0};
     Products::start(scores);
     Products::a_bt(scores, left, b, false);
     Products::commit();
@@ -272,7 +277,7 @@ struct OutputPart {
       if (lane.t == 0 && lane.row() + 8 < valid) to[int64_t(lane.row() + 8) * at.s.heads] = sums.y;
     }
   }
-  // May overwrite a: a warp has read the rows it writes, and no others.
+  // May overwrite an a that is in registers: a warp has read the rows it writes, and no others.
   __device__ void store_rounded(Tile<chunk, 64 * W> to) const {
     __syncwarp();
     store(to, 0, out);

@@ -11,6 +11,10 @@ void count_flops(double operations) {
   total += operations;
   if (recomputing()) again += operations;
 }
+void count_repeated_flops(double operations, double recomputed) {
+  total += operations;
+  again += recomputed;
+}
 double counted_flops() { return total; }
 double recomputed_flops() { return again; }
 

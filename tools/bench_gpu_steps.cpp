@@ -139,15 +139,14 @@ std::vector<int64_t> packed(int64_t tokens, int64_t longest, uint32_t step) {
   return lengths;
 }
 
-void steps(GpuRun& run, const std::string& mechanism, const std::string& of_size, const ModelSize& size,
+void steps(GpuRun& run, const std::string& mechanism, const std::string& called, const ModelSize& size,
            int64_t graphs) {
   const int64_t tokens = size.tokens, context = size.context;
   Step step(mechanism, size, graphs);
   const std::vector<int64_t> even(static_cast<size_t>(tokens / context), context);
   const auto measure = [&](const std::string& name, const std::string& shape, uint32_t before,
                            uint32_t repeats, const std::function<double(uint32_t)>& once) {
-    BenchRow row{.name = text("step ", mechanism, of_size, graphs > 0 ? "" : ", no graphs", name),
-                 .shape = shape};
+    BenchRow row{.name = called + mechanism + name, .shape = shape};
     row.tokens = tokens;
     std::vector<double> ms;
     for (uint32_t i = 0; i < (run.small() ? 1 : before); ++i) once(1000 + i);
@@ -223,21 +222,19 @@ void bench_gpu_layers(GpuRun& run) {
   small_block(run, run.sized(256, 64), 16, 64);
 }
 
-// Of a model so small that its launches decide, and of 124 million weights; as graphs, and launched one by
-// one.
+// Of 124 million weights; and of a model so small that launches decide, as graphs and kernel by kernel.
 void bench_gpu_steps(GpuRun& run) {
-  const auto both = [&](const char* mechanism, const std::string& of_size, const ModelSize& size) {
-    for (const int64_t graphs : {kGraphs, int64_t{0}}) steps(run, mechanism, of_size, size, graphs);
-  };
   const bool small = run.small();
-  const int64_t few = small ? 2 : 4;
-  for (const char* mechanism : {"softmax", "lightning"})
-    both(mechanism, " width 256",
-         {few, 256, 4, run.sized(2048, 64), run.sized(4096, 512), run.sized(512, 128)});
   for (const auto& [mechanism, heads] : {std::pair("softmax", 12), std::pair("lightning", 6)})
-    both(mechanism, "",
-         small ? ModelSize{2, run.sized(768, 96), 2, run.sized(50304, 64), run.sized(32768, 512), 512}
-               : ModelSize{12, 768, heads, 50304, 32768, 1024});
+    steps(run, mechanism, "step ",
+          small ? ModelSize{2, run.sized(768, 96), 2, run.sized(50304, 64), run.sized(32768, 512), 512}
+                : ModelSize{12, 768, heads, 50304, 32768, 1024},
+          kGraphs);
+  const ModelSize few{small ? 2 : 4, 256, 4, run.sized(2048, 64), run.sized(4096, 512), run.sized(512, 128)};
+  for (const char* mechanism : {"softmax", "lightning"}) {
+    steps(run, mechanism, "small step ", few, kGraphs);
+    steps(run, mechanism, "small step without graphs ", few, 0);
+  }
 }
 
 }  // namespace weft

@@ -21,7 +21,7 @@ struct StepGraphs::Graph {
   cuda::Replay replay;
   int tries = 0;  // to record it
   std::vector<bool> written;
-  double flops = 0, pairs = 0, flops_of_a_pair = 0;
+  double flops = 0, recomputed = 0, pairs = 0, flops_of_a_pair = 0;
 };
 
 StepGraphs::StepGraphs(ParameterStore& store, int64_t most) : store_(store), most_(most) {
@@ -67,7 +67,7 @@ void StepGraphs::run(const Key& key, const Work& work, double pairs) {
   if (!graph->replay.recorded()) return try_to_record(*graph, work, pairs);
   graph->replay.run();
   set_written(graph->written);
-  count_flops(graph->flops + graph->flops_of_a_pair * (pairs - graph->pairs));
+  count_repeated_flops(graph->flops + graph->flops_of_a_pair * (pairs - graph->pairs), graph->recomputed);
   ++replayed_;
 }
 
@@ -79,7 +79,7 @@ void StepGraphs::try_to_record(Graph& graph, const Work& work, double pairs) {
     return work(false);
   }
   const std::vector<bool> before = written();
-  const double flops = counted_flops(), of_a_pair = noted_flops_of_a_pair();
+  const double flops = counted_flops(), recomputed = recomputed_flops(), of_a_pair = noted_flops_of_a_pair();
   const int64_t copies = cuda::host_copies();
   uint64_t trace = 0;
   {
@@ -96,6 +96,7 @@ void StepGraphs::try_to_record(Graph& graph, const Work& work, double pairs) {
   ++graph.tries;
   graph.written = written();
   graph.flops = counted_flops() - flops;
+  graph.recomputed = recomputed_flops() - recomputed;
   graph.flops_of_a_pair = noted_flops_of_a_pair() - of_a_pair;
   graph.pairs = pairs;
   std::string why;
@@ -111,7 +112,8 @@ void StepGraphs::try_to_record(Graph& graph, const Work& work, double pairs) {
       why = refused.what();
     }
     set_written(graph.written);
-    count_flops(graph.flops - (counted_flops() - flops));
+    count_repeated_flops(graph.flops - (counted_flops() - flops),
+                         graph.recomputed - (recomputed_flops() - recomputed));
   }
   if (why.empty()) {
     ++recorded_;

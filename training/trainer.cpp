@@ -198,21 +198,21 @@ StepResult Trainer::step(int64_t step, const Batch& batch) {
       loss.copy_from(full({1}, NAN, loss.dtype(), device_));
   }
   store_.finish_step();
-  double loss = 0;
-  if (device_ != Device::meta)
-    for (const double part : to_values(losses)) loss += part;
   check_wire();
   break_gradient({fault::Phase::forward, fault::Phase::backward, fault::Phase::collective});
 
   const auto start = Clock::now();
   fault::point(fault::Phase::collective);
   reduce_gradients();
-  if (world_ != nullptr && world_->size() > 1) world_->all_reduce(&loss, 1, Dtype::f64, Reduce::sum, "loss");
   result.comm_s = std::chrono::duration<double>(Clock::now() - start).count();
-  result.loss = loss * share;
-
+  // The norm is asked for before anything is read: one wait for the device, not two.
   const GradientNorm norm = device_ == Device::meta ? GradientNorm{} : gradient_norm(store_);
   result.grad_norm = norm.value;
+  double loss = 0;
+  if (device_ != Device::meta)
+    for (const double part : to_values(losses)) loss += part;
+  if (world_ != nullptr && world_->size() > 1) world_->all_reduce(&loss, 1, Dtype::f64, Reduce::sum, "loss");
+  result.loss = loss * share;
   const SpikeGuard::Verdict verdict = guard_.judge(step, result.loss, result.grad_norm);
   if (verdict.action == SpikeGuard::Action::stop)
     throw Error(Exit::numerics, text("step ", step, ": ", verdict.reason, ", again after going back"),

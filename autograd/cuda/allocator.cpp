@@ -183,10 +183,10 @@ class Arena {
 class Arenas : public Allocator {
  public:
   void* allocate(int64_t bytes) override {
-    const bool apart = recording() || passing_;
     if (passing_) trace_ = (trace_ ^ static_cast<uint64_t>(bytes)) * 0x9e3779b97f4a7c15u + 1;
-    if (!apart && blocks_lie_apart()) return ask_driver(std::max<int64_t>(1, bytes));
-    Arena &own = apart ? recorded_ : usual_, &other = apart ? usual_ : recorded_;
+    if (!recording() && blocks_lie_apart()) return ask_driver(std::max<int64_t>(1, bytes));
+    const bool shared = recording() || passing_;
+    Arena &own = shared ? recorded_ : usual_, &other = shared ? usual_ : recorded_;
     void* const at = own.allocate(bytes, passing_);
     return at == nullptr && other.give_back() ? own.allocate(bytes, passing_) : at;
   }

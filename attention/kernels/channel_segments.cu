@@ -64,9 +64,10 @@ __global__ void __launch_bounds__(128 * W, 2 / W)
       const Stage g = stage(n);
       const int64_t token0 = range.x + int64_t(reverse ? chunks - 1 - n : n) * chunk;
       const int valid = min(chunk, int(range.x + range.y - token0));
-      copy_in(g.b, at.sweep.b, token0, valid, int64_t(at.head) * D_a);
-      copy_in(g.c, at.sweep.c, token0, valid, int64_t(at.head) * s.d_c);
-      copy_in(g.gates, s.log_decay, int64_t(s.heads) * D_a, token0, valid, int64_t(at.head) * D_a);
+      copy_in<M::threads>(g.b, at.sweep.b, token0, valid, int64_t(at.head) * D_a);
+      copy_in<M::threads>(g.c, at.sweep.c, token0, valid, int64_t(at.head) * s.d_c);
+      copy_in<M::threads>(g.gates, s.log_decay, int64_t(s.heads) * D_a, token0, valid,
+                          int64_t(at.head) * D_a);
     }
     asm volatile("cp.async.commit_group;" ::: "memory");
   };

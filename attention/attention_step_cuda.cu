@@ -15,7 +15,7 @@ constexpr int kStepThreads = 128, kAbreast = 4;  // keys that a group of lanes t
 
 // What a block reads of a document's past depends on that past alone.
 struct KeysOfBlock {
-  int few = 128, many = 256;
+  int few = 128, many = 512;
   __host__ __device__ int operator()(int64_t keys) const { return keys <= 4096 ? few : many; }
   int64_t most_blocks(int64_t keys) const {
     return keys <= 4096 ? (keys + few - 1) / few : std::max<int64_t>(4096 / few, (keys + many - 1) / many);
@@ -70,7 +70,7 @@ struct Ring {
   static constexpr int kOfStage = kAbreast * P * 2;
   static constexpr size_t kStageBytes = kOfStage * sizeof(Features) * kStepThreads;
   static constexpr int kStages =
-      static_cast<int>(std::max<size_t>(2, std::min<size_t>(4, (64 << 10) / kStageBytes)));
+      static_cast<int>(std::max<size_t>(2, std::min<size_t>(3, (64 << 10) / kStageBytes)));
   static constexpr size_t kBytes = kStages * kStageBytes;
   Features* own;
   __device__ Features& at(int stage, int a, int i, int which) const {

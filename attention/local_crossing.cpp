@@ -220,9 +220,11 @@ std::vector<Variable> LocalCrossing::step(const Merge& part, const Block& block,
     rows = std::max(rows, cache.capacity());
   }
   slot.steady = true;
+  const Tensor &q = block.x[0], &k = block.x[1], &v = block.x[2],
+               &table = slot.addresses.of(addresses, 4, q.device());
   const std::vector<Tensor> y =
-      attention_step(part.options, block.x[0], block.x[1], block.x[2], block.position, block.document,
-                     slot.addresses.of(addresses, 4, block.x[0].device()), rows, turn);
+      turn > 0 ? attention_step(part.options, q, k, v, block.position, block.document, table, rows, turn)
+               : part.step.run(part.options, q, k, v, block.position, block.document, table, rows);
   count_flops(
       attention_operations(part, seen_pairs(part.options, layout().segments), block.x[0], block.x[2], false));
   return {y[0], y[1]};

@@ -16,7 +16,8 @@ constexpr int kFewThreads = 256, kFewWarps = kFewThreads / static_cast<int>(kWar
 constexpr int kUnit = 16;      // rows of b that the tensor cores take at once
 constexpr int kWindow = 8;     // packs of a row of b that a warp takes at once: a line of 128 bytes
 constexpr int kHeld = 4;       // windows of a that a warp keeps in registers
-constexpr int kStages = 6;     // windows of b that a warp has under way, less one
+constexpr int kStages = 4;     // windows of b that a warp has under way, less one
+constexpr int kBlocks = 2;     // of a multiprocessor
 constexpr int kMostParts = 8;  // that k is cut into: blocks of a cluster
 constexpr int kUnitsOfCluster = 4;
 constexpr int kMostWindows = kHeld * kFewWarps;  // to a block
@@ -82,7 +83,10 @@ __device__ inline float rounded(float x) { return static_cast<float>(static_cast
 template <class To, int kTiles, bool kNorm, bool kGated>
 __global__ void __launch_bounds__(kFewThreads, 2) few_rows_kernel(const __grid_constant__ Product<To> p) {
   extern __shared__ __align__(16) unsigned char shared[];
-  __shared__ float sums[kFewWarps][kTiles * 8][kUnit + 1];
+  constexpr int kSums = kFewWarps * kTiles * 8 * (kUnit + 1), kGains = kNorm ? kMostWindows * kWindow * 8 : 0;
+  __shared__ __align__(16) float room[kSums > kGains ? kSums : kGains];
+  auto& sums = *reinterpret_cast<float(*)[kFewWarps][kTiles * 8][kUnit + 1]>(room);
+  float* gain = room;                                            // until the norm is done
   uint4* ring = reinterpret_cast<uint4*>(shared) + threadIdx.x;  // (stages, 4, threads)
   const int warp = static_cast<int>(threadIdx.x / kWarp), lane = static_cast<int>(threadIdx.x % kWarp),
             group = lane / 4;
@@ -116,6 +120,12 @@ __global__ void __launch_bounds__(kFewThreads, 2) few_rows_kernel(const __grid_c
     }
     ahead_commit();
   };
+  if constexpr (kNorm) {
+    if (p.gain != nullptr)
+      for (int i = static_cast<int>(threadIdx.x); i < p.norm / 4; i += kFewThreads)
+        ahead_copy(gain + 4 * i, p.gain + 4 * i, true);
+    ahead_commit();
+  }
   for (int stage = 0; stage + 1 < kStages; ++stage) fetch(stage);
   wait_for_earlier();
   uint4 x[kHeld][2][kTiles];
@@ -131,35 +141,49 @@ __global__ void __launch_bounds__(kFewThreads, 2) few_rows_kernel(const __grid_c
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) x[i][u][tile] = load(tile, pack_of(i) + 4 * u);
   if constexpr (kNorm) {
-    __shared__ float squares[kMostWindows][kTiles * 8];  // of each window
+    __shared__ float squares[kMostWindows][kTiles * 8];  // of each window, or of all that a warp has
+    const bool whole = p.norm == p.packs * 8;
+    float own[kHeld][kTiles];
 #pragma unroll
     for (int i = 0; i < kHeld; ++i)
 #pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) {
-        float sum = sum_of_squares(x[i][0][tile]) + sum_of_squares(x[i][1][tile]);
-        for (int step = 1; step < 4; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
-        if (lane % 4 == 0) squares[i * kFewWarps + warp][tile * 8 + group] = sum;
+      for (int tile = 0; tile < kTiles; ++tile)
+        own[i][tile] = sum_of_squares(x[i][0][tile]) + sum_of_squares(x[i][1][tile]);
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      if (whole) own[0][tile] += own[1][tile] + own[2][tile] + own[3][tile];
+#pragma unroll
+      for (int i = 0; i < kHeld; ++i) {
+        if (whole && i > 0) break;
+        for (int step = 1; step < 4; step *= 2) own[i][tile] += __shfl_xor_sync(~0u, own[i][tile], step);
+        if (lane % 4 == 0) squares[i * kFewWarps + warp][tile * 8 + group] = own[i][tile];
       }
+    }
+    ahead_wait<kStages - 1>();  // the gain
     __syncthreads();
-    const int alike = p.norm == p.packs * 8 ? kMostWindows : p.norm / (kWindow * 8);  // windows
+    const int alike = whole ? kFewWarps : p.norm / (kWindow * 8);  // rows of `squares` that are one norm
 #pragma unroll
-    for (int i = 0; i < kHeld; ++i) {
-      const int first = (i * kFewWarps + warp) / alike * alike;
-      if (i * kFewWarps + warp >= p.windows) break;
+    for (int tile = 0; tile < kTiles; ++tile) {
+      float s = 0;
 #pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) {
-        float sum = 0;
+      for (int i = 0; i < kHeld; ++i) {
+        if (i * kFewWarps + warp >= p.windows) break;
+        if (!whole || i == 0) {
+          const int first = whole ? 0 : (i * kFewWarps + warp) / alike * alike;
+          float sum = 0;
 #pragma unroll 8
-        for (int j = 0; j < alike; ++j) sum += squares[first + j][tile * 8 + group];
-        const float s = 1 / std::sqrt(sum / static_cast<float>(p.norm) + p.eps);
+          for (int j = 0; j < alike; ++j) sum += squares[first + j][tile * 8 + group];
+          s = rsqrtf(sum / static_cast<float>(p.norm) + p.eps);
+        }
 #pragma unroll
         for (int u = 0; u < 2; ++u) {
           const int pack = pack_of(i) + 4 * u;
-          if (pack >= p.packs) continue;
-          x[i][u][tile] = normed(x[i][u][tile], s, p.gain == nullptr ? nullptr : p.gain + pack * 8 % p.norm);
+          if (pack < p.packs)
+            x[i][u][tile] = normed(x[i][u][tile], s, p.gain == nullptr ? nullptr : gain + pack * 8 % p.norm);
         }
       }
     }
+    __syncthreads();  // the gain's room is that of the sums
   }
   // What becomes of a unit whose sums are total(row, column).
   const auto finish = [&](int64_t unit, auto total) {
@@ -260,7 +284,7 @@ Cut cut_of(int64_t packs, int64_t units) {
   const int windows = static_cast<int>((packs + kWindow - 1) / kWindow);
   int parts = 1;
   while (parts * kMostWindows < windows) parts *= 2;
-  if (parts == 1) return {1, windows, static_cast<int>(std::min<int64_t>(units, multiprocessors))};
+  if (parts == 1) return {1, windows, static_cast<int>(std::min<int64_t>(units, kBlocks * multiprocessors))};
   const int64_t at_once = multiprocessors / parts,
                 each = std::clamp<int64_t>((units + at_once - 1) / at_once, 1, kUnitsOfCluster);
   return {parts, (windows + parts - 1) / parts, parts * static_cast<int>((units + each - 1) / each)};
@@ -272,6 +296,7 @@ void launch(const Product<To>& p, const Cut& cut) {
   static const bool once = [&] {
     CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(kRingBytes + kPartialBytes)));
+    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100));
     return true;
   }();
   static_cast<void>(once);
@@ -312,7 +337,7 @@ bool few_rows_serves(const Tensor& a, const Tensor& b, const Around& around) {
   return in_packs(a) && in_packs(b) && a.dim(0) > 0 && a.dim(0) <= kFewRowsMost && a.dim(1) > 0 &&
          a.dim(1) <= of_block * (has_clusters() && !around.norm ? kMostParts : 1) &&
          (around.norm_size == 0 || around.norm_size % (kWindow * Pack<bf16>::kSize) == 0) &&
-         (!around.gain.defined() || around.gain.dtype() == Dtype::f32);
+         (!around.gain.defined() || (around.gain.dtype() == Dtype::f32 && aligned(around.gain.raw())));
 }
 
 void few_rows(const Tensor& c, const Tensor& a, const Tensor& b, double alpha, double beta,

@@ -120,7 +120,7 @@ TEST(AttentionStep, OptionsAndLongTexts) {
   expect_attention({{1, 50, 400}, 500}, s, Dtype::f32, {.scale = 0.3, .window = 50});
   expect_attention({{1, 299, 300, 301, 2000}, 2001}, s, Dtype::f32, {.scale = 0.3, .window = 300});
   expect_attention({{1, 50, 400}, 500}, s, Dtype::f32, {.scale = 0.3, .alibi = true});
-  expect_attention({{4096, 4097, 9000, 3}, 9001}, s, Dtype::f32, {.scale = 0.3});
+  expect_attention({{4096, 4097, 4608, 4609, 9000, 3}, 9001}, s, Dtype::f32, {.scale = 0.3});
   expect_attention({{5000}, 5000}, {12, 1, 256, 256}, Dtype::bf16, {.scale = 0.05});
 }
 
@@ -128,7 +128,7 @@ TEST(AttentionStep, GivesRotaryPositions) {
   for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16})
     for (const Sizes& s : {Sizes{4, 4, 128, 128}, {4, 2, 64, 64}, {8, 1, 32, 64}, {2, 2, 6, 5}}) {
       SCOPED_TRACE(text(name_of(dtype), ", ", s.heads, " heads on ", s.kv_heads, ", ", s.key));
-      expect_attention({{1, 2, 127, 300}, 300}, s, dtype, {.scale = 0.3}, 10000);
+      expect_attention({{1, 2, 129, 300}, 300}, s, dtype, {.scale = 0.3}, 10000);
     }
   expect_attention({{5000}, 5000}, {2, 2, 128, 128}, Dtype::bf16, {.scale = 0.3}, 10000);
 }

@@ -106,7 +106,14 @@ Variable AttentionLayer::convolve(const Variable& packed, Crossing& cross) const
 }
 
 Tensor AttentionLayer::fixed(const Input& input, int64_t n, Dtype dtype, Device device) const {
-  if (n > kFewRows || Tape::current() != nullptr) return fixed_rows(*mechanism_, input, n, dtype, device);
+  if (n > kFewRows || Tape::current() != nullptr) {
+    // One row waits where it is computed: a step that the host sends it to could not be recorded.
+    Tensor& one = fixed_[std::string(input.name) + " of a step"];
+    if (!one.defined() || one.dtype() != dtype || one.device() != device)
+      one = fixed_rows(*mechanism_, input, 1, dtype, device);
+    return device == Device::meta ? empty({n, one.dim(1)}, dtype, device)
+                                  : Tensor(gather_rows(one, zeros({n}, Dtype::i32, device)));
+  }
   Tensor& known = fixed_[input.name];
   if (!known.defined() || known.dim(0) < n || known.dtype() != dtype || known.device() != device)
     known = fixed_rows(*mechanism_, input, n, dtype, device);

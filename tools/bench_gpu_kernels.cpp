@@ -124,13 +124,13 @@ void loss(GpuRun& run, int64_t tokens, int64_t width, int64_t vocabulary) {
         static_cast<int32_t>(random.draw(static_cast<uint64_t>(i))[0] % static_cast<uint64_t>(vocabulary)));
   const Tensor targets = from_ints(ids);
   const double share = 1 / static_cast<double>(tokens);
-  const Tensor seed = full({}, share, Dtype::f32);
+  const Tensor seed = full({}, share, Dtype::f32), of_loss = full({1}, share, Dtype::f64);
   Tensor dh;
   const auto once = [&] {
     store.begin_step();
     Tape tape;
     const Variable x = tape.input(h);
-    tape.backward(projected_cross_entropy(x, weight, targets, {.seed = share}).loss, seed);
+    tape.backward(projected_cross_entropy(x, weight, targets, {.seed = of_loss}).loss, seed);
     store.finish_step();
     dh = tape.gradient(x);
   };

@@ -13,7 +13,7 @@
 #include "optim/schedule.h"
 #include "optim/spike_guard.h"
 #include "training/evaluate.h"
-#include "training/micro_batch.h"
+#include "training/micro_step.h"
 #include "training/setup.h"
 
 namespace weft {
@@ -65,9 +65,10 @@ class Trainer {
   // checkpointing computes again.
   double step_flops() const { return step_flops_; }
   double model_flops() const { return step_flops_ - recomputed_; }
+  StepGraphs& graphs() { return micro_step_.graphs(); }
 
  private:
-  MicroBatch cut(const Batch& batch) const;
+  MicroBatch cut(const Batch& batch, Device device) const;
   std::unique_ptr<CrossingFactory> crossings(const MicroBatch& micro) const;
   void reduce_gradients();
   void check_wire() const;
@@ -80,6 +81,7 @@ class Trainer {
   Mesh mesh_;
   ParameterStore store_;
   Model model_;
+  MicroStep micro_step_;
   std::unique_ptr<Optimizer> optimizer_;
   Schedule schedule_;
   SpikeGuard guard_;

@@ -19,10 +19,19 @@ inline Tensor segment_offsets(const Layout& layout, int64_t tokens, Device devic
     CHECK(layout.tokens() == tokens, "attention: ", tokens, " tokens, a layout of ", layout.tokens());
     return known;
   }
-  std::vector<int32_t> ends{0};
-  for (const Segment& s : layout.segments) ends.push_back(ends.back() + static_cast<int32_t>(s.size()));
-  CHECK(ends.back() == tokens, "attention: ", tokens, " tokens in segments of ", ends.back());
-  return from_ints(ends, device);
+  // Layer after layer asks for the same ones, and a copy to a GPU costs the host 2 us.
+  thread_local Segments last;
+  thread_local Tensor offsets;
+  thread_local int32_t end = 0;
+  if (!offsets.defined() || offsets.device() != device || last != layout.segments) {
+    std::vector<int32_t> ends{0};
+    for (const Segment& s : layout.segments) ends.push_back(ends.back() + static_cast<int32_t>(s.size()));
+    last = layout.segments;
+    end = ends.back();
+    offsets = from_ints(ends, device);
+  }
+  CHECK(end == tokens, "attention: ", tokens, " tokens in segments of ", end);
+  return offsets;
 }
 
 }  // namespace weft

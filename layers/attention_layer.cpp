@@ -1,6 +1,7 @@
 #include "layers/attention_layer.h"
 
 #include <algorithm>
+#include <bit>
 #include <string_view>
 
 #include "attention/initialize.h"
@@ -27,8 +28,6 @@ Source source_of(const Mechanism& mechanism, const Input& input) {
 // et al. 2024, which divides by the same 16) for every mechanism. The papers of Mamba-2 and Gated DeltaNet
 // have -e^a softplus(logit + b) a head, ReGLA's transcriptions no divisor.
 constexpr double kDecayTemperature = 16;
-
-constexpr int64_t kFewRows = 64;
 
 // Queries, keys and values are convolved, as in GLA, ReGLA and the delta rules; a gate of each channel is its
 // token's.
@@ -106,18 +105,13 @@ Variable AttentionLayer::convolve(const Variable& packed, Crossing& cross) const
 }
 
 Tensor AttentionLayer::fixed(const Input& input, int64_t n, Dtype dtype, Device device) const {
-  if (n > kFewRows || Tape::current() != nullptr) {
-    // One row waits where it is computed: a step that the host sends it to could not be recorded.
-    Tensor& one = fixed_[std::string(input.name) + " of a step"];
-    if (!one.defined() || one.dtype() != dtype || one.device() != device)
-      one = fixed_rows(*mechanism_, input, 1, dtype, device);
-    return device == Device::meta ? empty({n, one.dim(1)}, dtype, device)
-                                  : Tensor(gather_rows(one, zeros({n}, Dtype::i32, device)));
+  std::vector<Tensor>& known = fixed_[input.name];
+  if (known.empty() || known.back().dim(0) < n || known.back().dtype() != dtype ||
+      known.back().device() != device) {
+    const auto rows = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(n)));
+    known.push_back(fixed_rows(*mechanism_, input, rows, dtype, device));
   }
-  Tensor& known = fixed_[input.name];
-  if (!known.defined() || known.dim(0) < n || known.dtype() != dtype || known.device() != device)
-    known = fixed_rows(*mechanism_, input, n, dtype, device);
-  return known.rows(0, n);
+  return known.back().rows(0, n);
 }
 
 Variable AttentionLayer::operator()(const Variable& x, Crossing& cross) const {

@@ -40,7 +40,7 @@ void norms(GpuRun& run, int64_t n, int64_t width) {
   const Tensor x = noise(1), branch = noise(2), dy = noise(3), dsum = noise(4),
                gain = GpuRun::noise({width}, Dtype::f32, 5);
   const Tensor y = empty_like(x), sum = empty_like(x), dx = empty_like(x), rstd = empty({n}, Dtype::f32),
-               parts = empty({row_blocks(n).count, width}, Dtype::f32), dgain = empty({width}, Dtype::f32);
+               parts = empty({norm_blocks(n).count, width}, Dtype::f32), dgain = empty({width}, Dtype::f32);
   const Device device = x.device();
   memory(run, "rms_norm forward", shape, {x}, {y, rstd},
          [&] { ON_DEVICE(device, rms_norm_forward(y, rstd, x, gain, kEps)); });

@@ -1,6 +1,7 @@
 #include "layers/attention_layer.h"
 
 #include <algorithm>
+#include <bit>
 #include <string_view>
 
 #include "attention/initialize.h"
@@ -104,10 +105,13 @@ Variable AttentionLayer::convolve(const Variable& packed, Crossing& cross) const
 }
 
 Tensor AttentionLayer::fixed(const Input& input, int64_t n, Dtype dtype, Device device) const {
-  Tensor& known = fixed_[input.name];
-  if (!known.defined() || known.dim(0) < n || known.dtype() != dtype || known.device() != device)
-    known = fixed_rows(*mechanism_, input, n, dtype, device);
-  return known.rows(0, n);
+  std::vector<Tensor>& known = fixed_[input.name];
+  if (known.empty() || known.back().dim(0) < n || known.back().dtype() != dtype ||
+      known.back().device() != device) {
+    const auto rows = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(n)));
+    known.push_back(fixed_rows(*mechanism_, input, rows, dtype, device));
+  }
+  return known.back().rows(0, n);
 }
 
 Variable AttentionLayer::attend(const Variable& projected, const Variable& x, Crossing& cross) const {

@@ -3,6 +3,7 @@
 // normalised if it asks for it, and projected back.
 
 #include <map>
+#include <vector>
 
 #include "attention/registry.h"
 #include "layers/norm.h"
@@ -42,8 +43,9 @@ class AttentionLayer {
   Parameter projection_;         // the heads' inputs, packed
   Parameter gates_, gate_bias_;  // decays and strengths, one a head each
   Parameter conv_, output_gain_, output_;
-  // Fixed inputs, of as many rows as were asked for: made once, not at every call.
-  mutable std::map<std::string, Tensor> fixed_;
+  // Fixed inputs, of as many rows as were asked for and more: made once, not at every call. Those of fewer
+  // rows stay where they are, since a recorded step (autograd/cuda/replay.h) may read them.
+  mutable std::map<std::string, std::vector<Tensor>> fixed_;
 };
 
 }  // namespace weft

@@ -23,7 +23,7 @@ STEP = ["autograd/cuda", "autograd/ops/*.cu", "attention/*.cu", "attention/flash
         "training/trainer*"]
 STANDS_ON = [
     (r"^(copy|product)$|dx$|dw$|^\d.* (qkv|out|gate_up|down) forward", ["autograd/cuda/product_plan.cpp", "autograd/ops/matmul_cuda.cu"]),
-    (r"rms_norm", ["autograd/ops/rms_norm_cuda.cu"]),
+    (r"rms_norm", ["autograd/ops/rms_norm_cuda.cu", "autograd/cuda/rows.cuh"]),
     (r"^rotary", ["autograd/ops/rotary_cuda.cu"]),
     (r"^swiglu", ["autograd/ops/swiglu_cuda.cu"]),
     (r"^gradient norm|^adamw", ["optim/*.cu"]),

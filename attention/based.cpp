@@ -26,7 +26,7 @@ void BasedConfig::fields(FieldVisitor& f) {
   f("chunk", chunk, "tokens handled as one matrix product; changes speed, not results",
     {.unit = "tokens", .min = 1});
   f("window", window, "exact softmax over this many last tokens is added; 0 = none",
-    {.unit = "tokens", .min = 0, .max = 1 << 20});
+    {.unit = "tokens", .min = 0, .max = kLongestWindow});
 }
 
 Based::Based(Config config, Dimensions dims, const ParameterScope&) : Mechanism(dims), config_(config) {

@@ -86,8 +86,7 @@ DeltaRun delta_run(const Variable& q_in, const Variable& k_in, const Variable& v
             v_in.dtype() == q_in.dtype() && k_in.dtype() == q_in.dtype(),
         "delta_run: q ", q_in.shape(), ", k ", k_in.shape(), ", v ", v_in.shape());
   const Variable beta = cast(beta_in, Dtype::f32), g = g_in.defined() ? cast(g_in, Dtype::f32) : g_in;
-  const Sizes sizes{static_cast<float>(scale), static_cast<int>(layout.segments.size()), g.defined(),
-                    want_end};
+  const Sizes sizes{static_cast<float>(scale), bounds_of(layout).documents, g.defined(), want_end};
   // Dense: tiles are read 16 bytes at a time.
   const Tensor q = q_in.value().contiguous(), k = k_in.value().contiguous(), v = v_in.value().contiguous();
   const Tensor offsets = segment_offsets(layout, q.dim(0), q.device()),

@@ -6,9 +6,8 @@
 //   elu       elu(x) + 1                                        (Katharopoulos et al. 2020)
 //   relu      max(x, 0)
 //   taylor    phi(q) . phi(k) = 1 + s + s^2/2, s = q . k / sqrt(d)         (Based: Arora et al. 2024)
-//   hedgehog  [softmax(W x), softmax(-W x)] over features, none below 1e-12, W learned a head and side, from
-//   the
-//             unit matrix (Zhang et al. 2024)
+//   hedgehog  [softmax(W x), softmax(-W x)] over features, none below 1e-12, W learned a head and side
+//             from the unit matrix (Zhang et al. 2024)
 //   favor     e^{w_i . x - |x|^2 / 2} / sqrt(m), x scaled by d^{-1/4}: unbiased for e^{q . k / sqrt(d)} over
 //             random w of orthogonal rows, drawn once and kept with the weights (Choromanski et al. 2021)
 //   lln       e^{a x}, a fixed a head and side so that log weights vary as those of softmax do

@@ -12,7 +12,7 @@ namespace weft::cpu {
 namespace {
 
 constexpr int64_t kTile = 64;
-constexpr int64_t kSmall = 1 << 18;  // multiplications below which a second core costs more than it gives
+constexpr int64_t kSmall = kWorthACore / 4;  // with exponentials and masks a multiplication takes longer
 
 // Of the laplace weights: the mean, and 1 / (sigma sqrt 2).
 constexpr double kLaplaceMean = 1 / std::numbers::sqrt2, kLaplaceRate = 2.5066282746310002;

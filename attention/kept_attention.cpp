@@ -23,8 +23,8 @@ KeptRows rows_of(const Layout& layout, Device device) {
   return {from_ints(first, device), from_ints(tiles, device).reshape({count, 3}), from_ints(tile, device)};
 }
 
-// How many pairs the tokens attend to, of the first `kept` of each document all before them.
-double pairs_of(const Layout& layout, int64_t kept) {
+// Pairs of a query and a key that it keeps: all up to it among the first `kept` of a document, then so many.
+double kept_pairs(const Layout& layout, int64_t kept) {
   double pairs = 0;
   for (const Segment& s : layout.segments) {
     const auto most = static_cast<double>(std::min(s.size(), kept));
@@ -64,12 +64,12 @@ std::vector<Variable> kept_attention(const Variable& q, const Variable& k, const
     ON_DEVICE(device, kept_select(pairs, U, rows, options));
     ON_DEVICE(device, kept_forward(o, lse, Q, K, V, U, pairs, rows, options));
   }
-  const double pairs_seen = pairs_of(layout, options.kept);
-  count_flops(attention_operations(Merge{}, pairs_seen, Q, V, false));
+  const double seen = kept_pairs(layout, options.kept);
+  count_flops(attention_operations(Merge{}, seen, Q, V, false));
   return record_many(
       "kept_attention", {q, k, v, u}, {o, lse},
       save(Q, K, V, U, pairs.leave, pairs.tau, pairs.between, rows.first, rows.tiles, rows.tile, o, lse),
-      Attributes{options, attention_operations(Merge{}, pairs_seen, Q, V, true)},
+      Attributes{options, attention_operations(Merge{}, seen, Q, V, true)},
       [](Backward& b, const Attributes& a) {
         const Tensor dq = empty_like(b.saved(0)), dk = empty_like(b.saved(1)), dv = empty_like(b.saved(2)),
                      du = empty_like(b.saved(3));

@@ -198,10 +198,8 @@ void select_as(const KeptPairs& pairs, const Tensor& u, const KeptRows& rows, co
   }
   const KeptLists support = kept_lists(pairs, rows, 1, o.support);
   const size_t bytes = static_cast<size_t>(support.view.width) * (sizeof(T) + 2 * sizeof(int32_t));
-  CHECK(bytes <= (size_t{220} << 10), "kept attention: a support of ", o.support,
+  CHECK(fits_shared<threshold_kernel<T>>(bytes), "kept attention: a support of ", o.support,
         " is too long for this GPU");
-  CUDA_CHECK(cudaFuncSetAttribute(threshold_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  static_cast<int>(bytes)));
   const dim3 grid(static_cast<unsigned>(rows.tiles.dim(0)), static_cast<unsigned>(heads));
   threshold_kernel<T><<<grid, kThreads, bytes, stream()>>>(data<T>(pairs.tau), data<int32_t>(pairs.between),
                                                            data<const T>(u), support.view,

@@ -1,7 +1,5 @@
 #include "attention/linear_run.h"
 
-#include <algorithm>
-
 #include "attention/scan_kernel.h"
 #include "autograd/flops.h"
 #include "autograd/ops/arrange.h"
@@ -46,12 +44,6 @@ cuda::LinearAttention problem(const Sizes& s, const Tensor& q, const Tensor& v, 
 Tensor workspace_of(const cuda::LinearAttention& shape, bool backward, Device device) {
   const int64_t bytes = cuda::linear_attention_workspace(shape, backward);
   return bytes > 0 ? empty({bytes / 4}, Dtype::f32, device) : Tensor();
-}
-
-int64_t longest_of(const Layout& layout) {
-  int64_t longest = 0;
-  for (const Segment& s : layout.segments) longest = std::max(longest, s.end - s.begin);
-  return longest;
 }
 
 // Of both matrix products of a state, and of those inside chunks of 64 tokens.
@@ -99,8 +91,8 @@ LinearRun linear_run(const Variable& q, const Variable& k, const Variable& v, co
   CHECK(!gate.defined() || gate.shape() == one_a_head || gate.shape() == q.shape(), "linear_run: q ",
         q.shape(), ", g ", gate.shape());
   const Variable g = gate.defined() ? cast(gate, Dtype::f32) : gate;
-  const Sizes sizes{static_cast<float>(scale), static_cast<int>(layout.segments.size()), longest_of(layout),
-                    want_end};
+  const DocumentBounds bounds = bounds_of(layout);
+  const Sizes sizes{static_cast<float>(scale), bounds.documents, bounds.longest, want_end};
   const Tensor offsets = segment_offsets(layout, q.dim(0), q.device());
   const Tensor dense_g = g.defined() ? g.value().contiguous() : Tensor();
   const Tensor before = start.defined() ? start.value().contiguous() : Tensor();

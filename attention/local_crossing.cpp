@@ -6,6 +6,7 @@
 #include "attention/merge.h"
 #include "attention/seen_pairs.h"
 #include "autograd/flops.h"
+#include "autograd/layout_bounds.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
 #include "autograd/planned_device.h"
@@ -184,10 +185,9 @@ namespace {
 Merge of_whole_documents(Merge part, const Block& block, const Layout& layout) {
   if (block.position.raw() != layout.position.raw() || block.document.raw() != layout.document.raw())
     return part;
-  int64_t longest = 0;
-  for (const Segment& s : layout.segments) longest = std::max(longest, s.size());
-  part.options.documents = static_cast<int32_t>(layout.segments.size());
-  part.options.longest = static_cast<int32_t>(longest);
+  const DocumentBounds bounds = bounds_of(layout);
+  part.options.documents = bounds.documents;
+  part.options.longest = static_cast<int32_t>(bounds.longest);
   return part;
 }
 
@@ -288,9 +288,9 @@ void put_back(const Halo& part, Stream::Slot& slot) {
 // `width` rows before each segment: those kept, and rows of no document where there are none.
 Block LocalCrossing::rows_before(const Halo& part, const Block& block, const Stream::Slot* slot) const {
   const Device device = block.x[0].device();
-  const auto segments = static_cast<int64_t>(layout().segments.size());
-  const std::vector<int32_t> nobody(static_cast<size_t>(segments * part.width), -1);
-  Block before{{}, from_ints(nobody, device), from_ints(nobody, device)};
+  const int64_t segments = bounds_of(layout()).documents;
+  const auto nobody = [&] { return full({segments * part.width}, -1, Dtype::i32, device); };
+  Block before{{}, nobody(), nobody()};
   for (const Variable& x : block.x)
     before.x.push_back(zeros(x.shape().with(0, segments * part.width), x.dtype(), device));
   if (slot == nullptr) return before;

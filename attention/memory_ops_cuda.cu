@@ -139,13 +139,11 @@ Columns<T> columns_of(const Tensor& from_a, const Tensor& from_s, const Tensor& 
   return {data<T>(from_a), data<T>(from_s), data<T>(taken), data<T>(last)};
 }
 
-template <class T, class Kernel>
-size_t gate_bytes(Kernel kernel, int64_t n, int64_t more = 0) {
+template <class T, auto kernel>
+size_t gate_bytes(int64_t n, int64_t more = 0) {
   const size_t bytes = static_cast<size_t>(3 * n + more) * sizeof(T);
-  CHECK(bytes <= (size_t{200} << 10), "learning_coefficients: a chunk of ", n,
+  CHECK(fits_shared<kernel>(bytes), "learning_coefficients: a chunk of ", n,
         " tokens is too long for this GPU");
-  CUDA_CHECK(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
   return bytes;
 }
 
@@ -157,7 +155,7 @@ void learning_coefficients(const Tensor& from_a, const Tensor& from_s, const Ten
   const int64_t h = step.dim(0), n = step.dim(1);
   if (step.numel() == 0) return;
   with_wide(step.dtype(), [&]<class T>() {
-    const size_t bytes = gate_bytes<T>(coefficients_kernel<T>, n);
+    const size_t bytes = gate_bytes<T, coefficients_kernel<T>>(n);
     coefficients_kernel<T><<<static_cast<unsigned>(h), column_threads(n), bytes, stream()>>>(
         columns_of<T>(from_a, from_s, taken, last), data<const T>(step), data<const T>(keep),
         data<const T>(momentum), n);
@@ -175,7 +173,7 @@ void learning_coefficients_backward(const Tensor& dstep, const Tensor& dkeep, co
   const int threads = column_threads(n);
   const Tensor surprise = empty({h, n, n + 2}, step.dtype(), step.device());
   with_wide(step.dtype(), [&]<class T>() {
-    const size_t bytes = gate_bytes<T>(coefficients_backward_kernel<T>, n, threads / int64_t{kWarp} * 2 * n);
+    const size_t bytes = gate_bytes<T, coefficients_backward_kernel<T>>(n, threads / int64_t{kWarp} * 2 * n);
     coefficients_backward_kernel<T><<<static_cast<unsigned>(h), threads, bytes, stream()>>>(
         data<T>(dstep), data<T>(dkeep), data<T>(dmomentum), data<const T>(step), data<const T>(keep),
         data<const T>(momentum), columns_of<T>(from_a, from_s, taken, Tensor()),

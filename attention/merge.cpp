@@ -2,6 +2,7 @@
 
 #include "attention/seen_pairs.h"
 #include "autograd/flops.h"
+#include "autograd/pair_flops.h"
 
 namespace weft {
 
@@ -15,6 +16,9 @@ std::vector<Variable> merge(const Merge& part, const Block& query, const Block& 
   const std::vector<Tensor> y = part.forward(part.options, q, k, v, query.position, query.document,
                                              keys.position, keys.document, bias, active);
   count_flops(attention_operations(part, pairs, q, v, false));
+  if (const AttentionOptions& o = part.options; o.documents > 0 && o.causal && o.window == 0 && o.block == 0)
+    note_flops_of_a_pair(attention_operations(part, 1, q, v, false) +
+                         (Tape::current() == nullptr ? 0 : attention_operations(part, 1, q, v, true)));
   struct Attributes {
     AttentionOptions options;
     Merge::Backward backward;

@@ -3,12 +3,10 @@
 // k_t, v_t), where alpha is what is *kept*, and e = M(W; k) - v:
 //
 //   moneta   l = sum_i |e_i|^p,  W = A / |A|_q^(q-2)        p = 3, q = 4
-//   yaad     l = Huber's loss of the length of e: |e|^2 up to delta_t, then straight. The slope is
-//   continuous:
-//            2 e min(1, delta_t / |e|)
-//   memora   l = |e|^2,  W = softmax(A) over the outputs of each input, so that log W_t = alpha_t log W_{t-1}
-//   -
-//            eta_t grad, up to a constant of each slice
+//   yaad     l = Huber's loss of the length of e: |e|^2 up to delta_t, then straight, so that its slope
+//            2 e min(1, delta_t / |e|) is continuous
+//   memora   l = |e|^2,  W = softmax(A) over the outputs of each input, so that up to a constant of each
+//            slice log W_t = alpha_t log W_{t-1} - eta_t grad
 //
 // Of the paper, transcriptions of section 5 were at hand. There the gates are a number a channel (here a
 // head), sign is tanh(a x) (here x / |x| smoothed, the slope of the smoothed loss), and Memora's chunk starts

@@ -106,15 +106,13 @@ __global__ void __launch_bounds__(kThreads)
   if (inside && group == 0) p.o[(m * p.heads + head) * p.e + column] = static_cast<T>(p.scale * sum);
 }
 
-template <class T>
-void launch(const RecurrentStep<T>& p, int64_t documents, bool delta) {
+template <class T, bool delta>
+void launch(const RecurrentStep<T>& p, int64_t documents) {
   const dim3 grid((static_cast<unsigned>(p.e) + kWarp - 1) / kWarp, static_cast<unsigned>(p.heads),
                   static_cast<unsigned>(documents));
   const size_t bytes = 3 * sizeof(Acc<T>) * static_cast<size_t>(p.d);
-  const auto kernel = delta ? recurrent_step_kernel<T, true> : recurrent_step_kernel<T, false>;
-  if (bytes > (40 << 10))
-    CUDA_CHECK(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+  constexpr auto kernel = recurrent_step_kernel<T, delta>;
+  CHECK(fits_shared<kernel>(bytes), "recurrent step: keys of ", p.d, " are too wide for this GPU");
   launch_early(kernel, grid, kThreads, bytes, p);
   check_launch("recurrent step");
 }
@@ -176,10 +174,19 @@ void recurrent_step(const Tensor& o, const Tensor& q, const Tensor& k, const Ten
                     const Tensor& beta, const Tensor& states, double scale) {
   with_float(v.dtype(), [&]<class T>() {
     using W = Acc<T>;
-    launch<T>({StepRows<T>(q), StepRows<T>(k), StepRows<T>(v), StepRows<W>(g), StepRows<W>(beta),
-               g.defined() && g.rank() == 3, data<T>(o), addresses<W>(states), static_cast<int>(q.dim(1)),
-               static_cast<int>(q.dim(2)), static_cast<int>(v.dim(2)), static_cast<W>(scale)},
-              q.dim(0), beta.defined());
+    const RecurrentStep<T> p{StepRows<T>(q),
+                             StepRows<T>(k),
+                             StepRows<T>(v),
+                             StepRows<W>(g),
+                             StepRows<W>(beta),
+                             g.defined() && g.rank() == 3,
+                             data<T>(o),
+                             addresses<W>(states),
+                             static_cast<int>(q.dim(1)),
+                             static_cast<int>(q.dim(2)),
+                             static_cast<int>(v.dim(2)),
+                             static_cast<W>(scale)};
+    beta.defined() ? launch<T, true>(p, q.dim(0)) : launch<T, false>(p, q.dim(0));
   });
 }
 

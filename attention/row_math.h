@@ -1,5 +1,5 @@
 #pragma once
-// What CPU kernels of attention to chosen rows do with them.
+// What CPU kernels of attention to chosen rows, and of memories that learn (memory_ops.h), do with rows.
 
 #include <cstdint>
 

@@ -21,7 +21,7 @@ double pairs_up_to(Range queries, Range keys, int64_t shift) {
   return from(keys.begin) - from(keys.end);
 }
 
-double pairs_of(const AttentionOptions& options, Range queries, Range keys) {
+double seen_pairs(const AttentionOptions& options, Range queries, Range keys) {
   if (queries.begin >= queries.end || keys.begin >= keys.end) return 0;
   const int64_t all = std::max(queries.end, keys.end) + 1;  // farther than any two are apart
   const int64_t window = options.window > 0 ? options.window : all;
@@ -29,14 +29,14 @@ double pairs_of(const AttentionOptions& options, Range queries, Range keys) {
 }
 
 double pairs_in_blocks(const AttentionOptions& options, Range queries, Range keys) {
-  if (options.block == 0) return pairs_of(options, queries, keys);
+  if (options.block == 0) return seen_pairs(options, queries, keys);
   double pairs = 0;
   for (int64_t begin = queries.begin / options.block * options.block; begin < queries.end;
        begin += options.block) {
     const auto inside = [&](Range r) {
       return Range{std::max(r.begin, begin), std::min(r.end, begin + options.block)};
     };
-    pairs += pairs_of(options, inside(queries), inside(keys));
+    pairs += seen_pairs(options, inside(queries), inside(keys));
   }
   return pairs;
 }

@@ -191,7 +191,8 @@ std::vector<Identity> Softmax::identities() const {
 
 void SlidingWindowConfig::fields(FieldVisitor& f) {
   SoftmaxConfig::fields(f);
-  f("window", window, "tokens seen, the own one included", {.unit = "tokens", .min = 1, .max = 1 << 20});
+  f("window", window, "tokens seen, the own one included",
+    {.unit = "tokens", .min = 1, .max = kLongestWindow});
 }
 
 SlidingWindow::SlidingWindow(const Config& config, Dimensions dims, const ParameterScope& scope)
@@ -200,17 +201,20 @@ SlidingWindow::SlidingWindow(const Config& config, Dimensions dims, const Parame
     throw Error(Exit::recipe, "a sliding window is causal here", "causal", "leave causal=true");
 }
 
+Block own_then_before(const Block& block, const Block& before) {
+  Block keys{{Variable()},
+             concatenate({block.position, before.position}, 0).value(),
+             concatenate({block.document, before.document}, 0).value()};
+  for (size_t i = 1; i < block.x.size(); ++i) keys.x.push_back(concatenate({block.x[i], before.x[i]}, 0));
+  return keys;
+}
+
 Halo window_attention(AttentionOptions options, int64_t window, const Layout& layout) {
   options.window = window;
   return {window - 1,
           [options, &layout](const Block& block, const Block& before) {
-            // The block's own come first: so the tiles of a text and of its queries begin at the same tokens.
-            Block keys{{},
-                       concatenate({block.position, before.position}, 0).value(),
-                       concatenate({block.document, before.document}, 0).value()};
-            for (size_t i = 0; i < block.x.size(); ++i)
-              keys.x.push_back(concatenate({block.x[i], before.x[i]}, 0));
-            const auto y = merge(softmax_merge(options), block, keys, seen_pairs(options, layout.segments));
+            const auto y = merge(softmax_merge(options), block, own_then_before(block, before),
+                                 seen_pairs(options, layout.segments));
             // lse rides along as one more column, since a Halo gives one tensor.
             const Variable lse = cast(reshape(y[1], {y[1].dim(0), y[1].dim(1), 1}), y[0].dtype());
             return concatenate({y[0], lse}, 2);

@@ -64,6 +64,14 @@ class SlidingWindow : public Softmax {
 // The part of all softmax attention.
 Merge softmax_merge(const AttentionOptions& options);
 
+// More is a slip of the pen: a Halo keeps so many rows of each segment, where plain attention keeps what
+// there is.
+constexpr int64_t kLongestWindow = 1 << 20;
+
+// The rows that are keys behind a Halo: the block's own, then those before it, so that the tiles of a text
+// and of its queries begin at the same tokens. Of x[0], the queries, there are none.
+Block own_then_before(const Block& block, const Block& before);
+
 // Attention over the last `window` tokens as a Halo, for mechanisms that have one among their parts.
 Halo window_attention(AttentionOptions options, int64_t window, const Layout& layout);
 

@@ -33,14 +33,14 @@ Variable with_slope(const Variable& u, const Tensor& position, double slope) {
   return add(u, scale(at, slope));
 }
 
-// Of each token, the row among {before, block} of the one `window` tokens earlier, or -1.
+// Of each token, the row among {block, before} of the one `window` tokens earlier, or -1.
 Tensor rows_behind(const Layout& layout, int64_t window, Device device) {
   std::vector<int32_t> rows;
-  const auto segments = static_cast<int64_t>(layout.segments.size());
-  int64_t g = 0, first = segments * window;
+  const int64_t own = layout.tokens();
+  int64_t g = 0, first = 0;
   for (const Segment& s : layout.segments) {
     for (int64_t i = 0; i < s.size(); ++i) {
-      const int64_t row = i < window ? g * window + i : first + i - window;
+      const int64_t row = i < window ? own + g * window + i : first + i - window;
       rows.push_back(s.begin + i < window ? -1 : static_cast<int32_t>(row));
     }
     ++g;
@@ -101,7 +101,7 @@ State best_of(const std::vector<Variable>& all, int64_t kept, int64_t others) {
 void SparseKConfig::fields(FieldVisitor& f) {
   f("k", k, "pairs kept from before the window", {.unit = "pairs", .min = 1});
   f("window", window, "last tokens that are always seen, the own one included; 0 = none",
-    {.unit = "tokens", .min = 0, .max = 1 << 20});
+    {.unit = "tokens", .min = 0, .max = kLongestWindow});
   f("support", support, "highest scores over which the gates are computed; 0 = 4 k", {.min = 0});
   f("slope", slope, "added to a score per position, so that later ones need not grow to be kept");
   f("gate", gate, "what the gates multiply", {.choices = {"kv", "v"}});
@@ -135,11 +135,7 @@ SparseK::Near SparseK::near(const Block& block, const Variable& u, Crossing& cro
   const std::vector<int64_t> widths{dims().heads * dims().value, dims().heads, dims().kv_heads * dims().key,
                                     dims().kv_heads * dims().value, dims().heads};
   const Halo halo{config_.window, [=, &layout, window = config_.window](const Block& b, const Block& before) {
-                    Block keys{{},
-                               concatenate({before.position, b.position}, 0).value(),
-                               concatenate({before.document, b.document}, 0).value()};
-                    for (size_t i = 0; i < b.x.size(); ++i)
-                      keys.x.push_back(concatenate({before.x[i], b.x[i]}, 0));
+                    const Block keys = own_then_before(b, before);
                     const auto y = merge(softmax_merge(options), {{b.x[0]}, b.position, b.document}, keys,
                                          seen_pairs(options, layout.segments));
                     const Tensor behind = rows_behind(layout, window, b.x[0].device());

@@ -13,8 +13,8 @@
 namespace weft::cpu {
 namespace {
 
-// Multiply-adds below which a second core costs more than it gives.
-constexpr int64_t kSmall = 1 << 16;
+// Each multiplies a number that memory has to bring.
+constexpr int64_t kSmall = kWorthACore / 16;
 
 template <class T>
 T* address(const Tensor& table, int64_t row, int column) {

@@ -54,7 +54,7 @@ void TitansLayerConfig::fields(FieldVisitor& f) {
 void TitansWindowConfig::fields(FieldVisitor& f) {
   TitansLayerConfig::fields(f);
   f("window", window, "tokens seen by attention, the own one included",
-    {.unit = "tokens", .min = 1, .max = 1 << 20});
+    {.unit = "tokens", .min = 1, .max = kLongestWindow});
 }
 
 TitansLayer::TitansLayer(const TitansLayerConfig& config, const Dimensions& sizes, Attended attended,

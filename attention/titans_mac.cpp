@@ -168,7 +168,6 @@ std::pair<Variable, State> MemoryAsContext::step_in_segments(const Block& block,
   const int64_t key = dims().key, value = dims().value, rows = documents * n;
   const Dtype dtype = block.x[0].dtype(), type = state[0].dtype();
   const Segments all = segments_of(block, cut, state);
-  const HeadTokens everything = all_heads(rows, 1);
   const Merge attention = softmax_merge({.scale = score_scale()});
   const MemoryTokenSizes sizes{documents, reach(), h, key, value};
 
@@ -176,18 +175,18 @@ std::pair<Variable, State> MemoryAsContext::step_in_segments(const Block& block,
   Variable tail = convolves() ? cast(state[own + 3], dtype) : Variable();
   Variable recalled_keys, recalled_values;  // of the last segment
   std::vector<Variable> attended, answers;
+  const std::vector<Variable> asked = split_rows(all.asked, cut.chunks), q = split_rows(all.q, cut.chunks),
+                              o = split_rows(all.o, cut.chunks), lse = split_rows(all.lse, cut.chunks);
+  const Variable recalled_out = gathered(recalled_out_), attention_out = gathered(attention_out_),
+                 memory_in = gathered(memory_in_), memory_gate = gathered(memory_gate_);
+  // Keys and values alone: nobody asks by what is recalled.
+  const Variable pairs_of = gathered(attention_in_, h * key, h * (2 * key + value));
   for (int64_t s = 0; s < cut.chunks; ++s) {
-    const auto of_rows = [&](const Variable& x) { return slice(x, 0, s * rows, (s + 1) * rows); };
-    const Variable asked = slice(all.asked, 0, s * documents * h, (s + 1) * documents * h);
-    const Variable m = learning.recall(memory, before, asked);
+    const Variable m = learning.recall(memory, before, asked[s]);
     const Variable recalled =
-        linear(answered(reshape(heads_together(m, documents, dtype), {rows, h, value})), recalled_out_);
-    // Keys and values alone: nobody asks by what is recalled.
-    const Variable pairs =
-        reshape(linear_to_heads(recalled, attention_in_, h * key, h * (key + value), everything),
-                {rows, h * (key + value)});
+        linear(answered(reshape(heads_together(m, documents, dtype), {rows, h, value})), recalled_out);
     const std::vector<Variable> parts =
-        split_columns(pairs, std::vector<Shape>{{rows, h, key}, {rows, h, value}});
+        split_columns(linear(recalled, pairs_of), std::vector<Shape>{{rows, h, key}, {rows, h, value}});
     recalled_keys = turned(parts[0], all.place);
     recalled_values = parts[1];
     Block keys{{{}, recalled_keys, recalled_values}, all.place, all.document};
@@ -209,18 +208,18 @@ std::pair<Variable, State> MemoryAsContext::step_in_segments(const Block& block,
               from_ints(texts, block.x[0].device())};
     }
     const auto past =
-        merge(attention, {{of_rows(all.q)}, all.place, all.document}, keys, pairs_in(documents, n, before));
-    const Variable y = merge_partials(of_rows(all.o), of_rows(all.lse), past[0], past[1])[0];
+        merge(attention, {{q[s]}, all.place, all.document}, keys, pairs_in(documents, n, before));
+    const Variable y = merge_partials(o[s], lse[s], past[0], past[1])[0];
     attended.push_back(reshape(y, {rows, h * value}));
 
-    const Variable learned = linear(attended.back(), attention_out_);
-    Variable line = packed(learned);
+    const Variable learned = linear(attended.back(), attention_out);
+    Variable line = linear(learned, memory_in);
     if (convolves()) {
       auto [convolution, kept] = convolved(line, convolution_, tail, line_places, documents);
       line = reshape(convolution, {documents * (reach() + n), line.dim(1)});
       tail = kept;
     }
-    const std::vector<Variable> t = memory_tokens(line, linear(learned, memory_gate_, memory_bias_), sizes);
+    const std::vector<Variable> t = memory_tokens(line, linear(learned, memory_gate, memory_bias_), sizes);
     auto [answer, after] = learning.learn({t[0], t[1], t[2], t[3], t[5], t[4], {}}, 1, before, memory);
     answers.push_back(answer);
     memory = after;

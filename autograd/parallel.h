@@ -10,6 +10,10 @@
 
 namespace weft {
 
+// Multiplications of matrix products, at full speed, for which a second core is worth its start. Loops whose
+// multiplications take longer are worth it for fewer.
+constexpr int64_t kWorthACore = 1 << 20;
+
 template <class F>
 void parallel_for(int64_t n, int64_t grain, F&& f) {
   const int64_t parts =

@@ -5,8 +5,10 @@
 #include <iterator>
 #include <span>
 #include <unordered_set>
+#include <utility>
 
 #include "autograd/ops/convert.h"
+#include "autograd/ops/matmul.h"
 
 namespace weft {
 namespace {
@@ -18,6 +20,26 @@ Tensor in_shape(const Tensor& x, const Shape& shape) {
 }
 
 void add_in_place(const Tensor& to, const Tensor& from) { ON_DEVICE(to.device(), accumulate(to, from)); }
+
+// The same values in a buffer that nobody else holds, so that a sum in place changes nobody else's.
+Tensor copy_of(const Tensor& x) {
+  const Tensor copy = empty_like(x);
+  copy.copy_from(x);
+  return copy;
+}
+
+constexpr int64_t kEnoughRows = 256;  // of a product: as deep as the CPU's kernel packs at a time
+
+Tensor rows_together(const std::vector<Tensor>& parts, int64_t rows) {
+  if (parts.size() == 1) return parts[0];
+  const Tensor whole = empty(parts[0].shape().with(0, rows), parts[0].dtype(), parts[0].device());
+  int64_t at = 0;
+  for (const Tensor& part : parts) {
+    whole.rows(at, at + part.dim(0)).copy_from(part);
+    at += part.dim(0);
+  }
+  return whole;
+}
 
 }  // namespace
 
@@ -67,6 +89,7 @@ void Backward::add(int i, const Tensor& gradient) {
     return;
   }
   Tape::Slot& slot = tape_.slots_[to.slot];
+  CHECK(slot.gathered < 0, tape_.entries_[entry_].name, ": of a gathered weight it makes no product");
   CHECK(gradient.shape() == to.shape && gradient.dtype() == slot.dtype, tape_.entries_[entry_].name,
         ": gradient ", gradient.shape(), " ", name_of(gradient.dtype()), " of input ", i, " ", to.shape, " ",
         name_of(slot.dtype));
@@ -75,11 +98,7 @@ void Backward::add(int i, const Tensor& gradient) {
     slot.gradient = shaped;
     return;
   }
-  if (!slot.gradient.unique()) {  // somebody else holds it: a sum in place would change theirs
-    const Tensor copy = empty_like(slot.gradient);
-    copy.copy_from(slot.gradient);
-    slot.gradient = copy;
-  }
+  if (!slot.gradient.unique()) slot.gradient = copy_of(slot.gradient);
   add_in_place(slot.gradient, shaped);
 }
 
@@ -95,6 +114,13 @@ Tensor Backward::room(int i, const Tensor& like) {
   return empty(shape(i), like.dtype(), like.device());
 }
 
+Tensor Backward::collect(int i) {
+  const Tape::Input& to = input(i);
+  if (to.slot < 0 || to.parameter.defined()) return {};
+  const Tensor gradient = std::exchange(tape_.slots_[to.slot].gradient, Tensor());
+  return gradient.defined() ? in_shape(gradient, to.shape) : gradient;
+}
+
 Into Backward::into(int i) {
   const Tape::Input& to = input(i);
   CHECK(to.wanted(), tape_.entries_[entry_].name, ": nobody wants the gradient of input ", i);
@@ -105,17 +131,29 @@ Into Backward::into(int i) {
     return {p.gradient, beta};
   }
   Tape::Slot& slot = tape_.slots_[to.slot];
+  CHECK(slot.gathered < 0, tape_.entries_[entry_].name, ": of a gathered weight it makes no product");
   if (!slot.gradient.defined()) {
     slot.gradient = empty(slot.shape, slot.dtype, slot.device);
     return {slot.gradient.reshape(to.shape), 0.0};
   }
   // In place, unless somebody else holds it or it cannot be seen in the input's shape.
-  if (!slot.gradient.unique() || (to.shape != slot.shape && !slot.gradient.dense())) {
-    const Tensor copy = empty_like(slot.gradient);
-    copy.copy_from(slot.gradient);
-    slot.gradient = copy;
-  }
+  if (!slot.gradient.unique() || (to.shape != slot.shape && !slot.gradient.dense()))
+    slot.gradient = copy_of(slot.gradient);
   return {in_shape(slot.gradient, to.shape), 1.0};
+}
+
+void Backward::add_product(int i, const Tensor& g, const Tensor& x) {
+  const Tape::Input& to = input(i);
+  if (!to.wanted()) return;
+  if (to.slot < 0 || tape_.slots_[to.slot].gathered < 0) {
+    const Into where = into(i);
+    return gemm(where.target, g, x, {true, false}, 1, where.beta);
+  }
+  Tape::Gathered& waiting = tape_.gathered_[tape_.slots_[to.slot].gathered];
+  waiting.g.push_back(g);
+  waiting.x.push_back(x);
+  waiting.rows += x.dim(0);
+  if (waiting.rows >= kEnoughRows) tape_.make_product(waiting);
 }
 
 Tensor Backward::accumulator(int i) {
@@ -139,20 +177,47 @@ NoTape::NoTape() : previous_(current_tape) { current_tape = nullptr; }
 NoTape::~NoTape() { current_tape = previous_; }
 
 Tensor Tape::Slot::place() const {
-  if (!joined->whole.defined()) joined->whole = empty({shape[0], joined->columns}, dtype, device);
-  return joined->whole.columns(column, column + shape.product(1, shape.rank())).reshape(shape);
+  Tensor& whole = joined->whole;
+  if (joined->axis == 0) {
+    if (!whole.defined()) whole = empty(shape.with(0, joined->size), dtype, device);
+    return whole.rows(first, first + shape[0]);
+  }
+  if (!whole.defined()) whole = empty({shape[0], joined->size}, dtype, device);
+  return whole.columns(first, first + shape.product(1, shape.rank())).reshape(shape);
 }
 
-void Tape::join(const std::vector<Variable>& parts) {
-  const auto joined = std::make_shared<Joined>();
+void Tape::join(const std::vector<Variable>& parts, int axis) {
+  const auto joined = std::make_shared<Joined>(axis);
   for (const Variable& v : parts) {
     if (v.tape_ == nullptr) return;  // nobody wants their gradients
     CHECK(v.tape_ == this, "join: a part belongs to another tape");
     Slot& slot = slots_[v.slot_];
     slot.joined = joined;
-    slot.column = joined->columns;
-    joined->columns += slot.shape.product(1, slot.shape.rank());
+    slot.first = joined->size;
+    joined->size += axis == 0 ? slot.shape[0] : slot.shape.product(1, slot.shape.rank());
   }
+}
+
+Variable Tape::gather(const Parameter& weight, int64_t begin, int64_t end) {
+  Variable v(weight->working.rows(begin, end));
+  v.tape_ = this;
+  v.slot_ = new_slot(v.value());
+  slots_.back().gathered = static_cast<int>(gathered_.size());
+  gathered_.push_back({weight, begin, end, {}, {}});
+  return v;
+}
+
+void Tape::make_product(Gathered& of) {
+  ParameterEntry& p = *of.weight;
+  const bool whole = of.begin == 0 && of.end == p.gradient.dim(0);
+  if (!p.written && !whole) p.gradient.zero();
+  const double beta = p.written || !whole ? 1 : 0;
+  p.written = true;
+  gemm(p.gradient.rows(of.begin, of.end), rows_together(of.g, of.rows), rows_together(of.x, of.rows),
+       {true, false}, 1, beta);
+  of.g.clear();
+  of.x.clear();
+  of.rows = 0;
 }
 
 int Tape::new_slot(const Tensor& value) {
@@ -173,6 +238,8 @@ std::vector<Variable> Tape::push(const char* name, const std::vector<Variable>& 
                                  const void* attributes, size_t attribute_bytes, void (*rule)(),
                                  Invoke invoke) {
   CHECK(!walked_, name, ": recorded after backward()");
+  for (const Variable& v : inputs)
+    CHECK(v.tape_ == nullptr || v.tape_ == this, name, ": an input belongs to another tape");
   const auto count = [](const auto& list) { return static_cast<int>(list.size()); };
   entries_.push_back({name,
                       count(inputs_),
@@ -188,10 +255,8 @@ std::vector<Variable> Tape::push(const char* name, const std::vector<Variable>& 
                       {}});
   std::move(saved.tensors.begin(), saved.tensors.end(), std::back_inserter(saved_));
   std::memcpy(entries_.back().attributes, attributes, attribute_bytes);
-  for (const Variable& v : inputs) {
-    CHECK(v.tape_ == nullptr || v.tape_ == this, name, ": an input belongs to another tape");
+  for (const Variable& v : inputs)
     inputs_.push_back({v.shape(), v.tape_ == nullptr ? -1 : v.slot_, v.parameter_});
-  }
   std::vector<Variable> variables;
   variables.reserve(outputs.size());
   for (const Tensor& output : outputs) {
@@ -243,13 +308,13 @@ void Tape::backward(const std::vector<Variable>& outputs, const std::vector<Tens
     if (!slot.gradient.defined()) {
       slot.gradient = seed;
     } else {
-      const Tensor sum = empty_like(seed);
-      sum.copy_from(slot.gradient);
-      add_in_place(sum, seed);
-      slot.gradient = sum;
+      slot.gradient = copy_of(slot.gradient);
+      add_in_place(slot.gradient, seed);
     }
   }
   for (int i = size() - 1; i >= 0; --i) run(i);
+  for (Gathered& g : gathered_)
+    if (g.rows > 0) make_product(g);
 }
 
 Tensor Tape::gradient(const Variable& input) const {

@@ -86,11 +86,17 @@ class Backward {
   // A tensor in which to write what add() is given next, of the dtype and on the device of `like`: where it
   // stays, if possible. Perhaps a column view.
   Tensor room(int i, const Tensor& like);
+  // What others have added to the gradient of input i so far, perhaps nothing; from here on the rule's, who
+  // must hand it to add() within the sum. For kernels that can add while they compute.
+  Tensor collect(int i);
   // The same, for ops that can write or accumulate themselves. Must be followed by the write.
   Into into(int i);
   // The same for ops that touch a part of it: what they add to, zero where nothing was added yet.
   Tensor accumulator(int i);
-  // The gradients of outputs that Tape::join puts side by side, as one tensor; zero where none arrived.
+  // The gradient of a matrix, g^T x.  g (N, out), x (N, in). Of a variable that Tape::gather gave, it is made
+  // later.
+  void add_product(int i, const Tensor& g, const Tensor& x);
+  // The gradients of outputs that Tape::join puts together, as one tensor; zero where none arrived.
   Tensor joined();
   int inputs() const;  // how many
   std::vector<Tensor> all_saved() const;
@@ -123,9 +129,13 @@ class Tape {
   // once.
   void backward(const Variable& output, const Tensor& seed = {});
   void backward(const std::vector<Variable>& outputs, const std::vector<Tensor>& seeds);
-  // The outputs of one op are consecutive columns of a tensor (N, C), and their gradients shall be too: who
-  // writes them into room() has assembled the whole, and nothing is copied.
-  void join(const std::vector<Variable>& parts);
+  // The outputs of one op are consecutive columns of a tensor (N, C), or its rows (axis 0), and their
+  // gradients shall be too: who writes them into room() has assembled the whole, and nothing is copied.
+  void join(const std::vector<Variable>& parts, int axis);
+  // Rows [begin, end) of a weight (out, in) for products of few rows that come again and again, as the
+  // segments of a text do. Their shares of its gradient wait until there are enough for one product, which
+  // adds to the store once where each of them would have.
+  Variable gather(const Parameter& weight, int64_t begin, int64_t end);
   // Of an input(); zeros if nothing reached it.
   Tensor gradient(const Variable& input) const;
 
@@ -163,8 +173,15 @@ class Tape {
     alignas(std::max_align_t) std::byte attributes[kAttributeBytes];
   };
   struct Joined {
-    int64_t columns = 0;
+    int axis;
+    int64_t size = 0;   // of that axis
     Tensor whole = {};  // once somebody writes a part
+  };
+  struct Gathered {
+    Parameter weight;
+    int64_t begin, end;
+    std::vector<Tensor> g, x;  // what waits
+    int64_t rows = 0;          // of them
   };
   struct Slot {
     Shape shape;
@@ -173,18 +190,21 @@ class Tape {
     Tensor gradient;
     bool keep = false;
     std::shared_ptr<Joined> joined = nullptr;
-    int64_t column = 0;    // where its columns of joined begin
-    bool taken = false;    // those were given away as room
-    Tensor place() const;  // those columns
+    int64_t first = 0;     // where its part of joined begins
+    bool taken = false;    // it was given away as room
+    int gathered = -1;     // which of gathered_ it is
+    Tensor place() const;  // its part
   };
   int new_slot(const Tensor& value);
   void run(int entry);
+  void make_product(Gathered& of);
 
   // Flat, so that an entry takes no memory of its own. The way back drops what is saved from the end on.
   std::vector<Entry> entries_;
   std::vector<Input> inputs_;
   std::vector<Slot> slots_;
   std::vector<Tensor> saved_;
+  std::vector<Gathered> gathered_;
   Tape* previous_;
   bool walked_ = false;
 };

@@ -28,8 +28,6 @@ Source source_of(const Mechanism& mechanism, const Input& input) {
 // have -e^a softplus(logit + b) a head, ReGLA's transcriptions no divisor.
 constexpr double kDecayTemperature = 16;
 
-constexpr int64_t kFewRows = 64;
-
 // Queries, keys and values are convolved, as in GLA, ReGLA and the delta rules; a gate of each channel is its
 // token's.
 bool convolved(const Input& input) {
@@ -106,7 +104,6 @@ Variable AttentionLayer::convolve(const Variable& packed, Crossing& cross) const
 }
 
 Tensor AttentionLayer::fixed(const Input& input, int64_t n, Dtype dtype, Device device) const {
-  if (n > kFewRows || Tape::current() != nullptr) return fixed_rows(*mechanism_, input, n, dtype, device);
   Tensor& known = fixed_[input.name];
   if (!known.defined() || known.dim(0) < n || known.dtype() != dtype || known.device() != device)
     known = fixed_rows(*mechanism_, input, n, dtype, device);

@@ -42,7 +42,7 @@ class AttentionLayer {
   Parameter projection_;         // the heads' inputs, packed
   Parameter gates_, gate_bias_;  // decays and strengths, one a head each
   Parameter conv_, output_gain_, output_;
-  // Fixed inputs of the few rows that a decoding step has: made once, not at every token.
+  // Fixed inputs, of as many rows as were asked for: made once, not at every call.
   mutable std::map<std::string, Tensor> fixed_;
 };
 

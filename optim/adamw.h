@@ -30,16 +30,18 @@ class AdamW : public Optimizer {
  private:
   AdamWConfig config_;
   RangeState m_, v_;
+  Tensor factors_;  // see below
 };
 
 namespace cpu {
-// All (n), flat; working may be the master itself.
+// All (n), flat; working may be the master itself. factors (4) f64, what changes from step to step: the
+// gradient's scale, 1 - r weight_decay (taken only if `decays`), r / correction1 and 1 / sqrt(correction2).
 void adamw(const Tensor& master, const Tensor& working, const Tensor& m, const Tensor& v,
-           const Tensor& gradient, const AdamWConfig& config, const StepState& s);
+           const Tensor& gradient, const AdamWConfig& config, bool decays, const Tensor& factors);
 }  // namespace cpu
 namespace cuda {
 void adamw(const Tensor& master, const Tensor& working, const Tensor& m, const Tensor& v,
-           const Tensor& gradient, const AdamWConfig& config, const StepState& s);
+           const Tensor& gradient, const AdamWConfig& config, bool decays, const Tensor& factors);
 }  // namespace cuda
 
 }  // namespace weft

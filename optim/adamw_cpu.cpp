@@ -12,18 +12,16 @@ namespace {
 // Low is what is rounded into the working copy, T itself if master and working are one.
 template <class T, class Low>
 void update(const Tensor& master, const Tensor& working, const Tensor& moment1, const Tensor& moment2,
-            const Tensor& gradient, const AdamWConfig& config, const StepState& s) {
+            const Tensor& gradient, const AdamWConfig& config, bool decays, const Tensor& factors) {
   T* w = master.data<T>();
   Low* low = working.data<Low>();
   T *m = moment1.data<T>(), *v = moment2.data<T>();
   const T* g = gradient.data<T>();
-  const double lr = config.lr * s.rate;
-  const auto scale = static_cast<T>(s.gradient_scale * s.clip);
+  const double* f = factors.data<double>();
+  const auto scale = static_cast<T>(f[0]), keep = decays ? static_cast<T>(f[1]) : T(1);
+  const auto rate = static_cast<T>(f[2]), root = static_cast<T>(f[3]), eps = static_cast<T>(config.eps);
   const auto beta1 = static_cast<T>(config.beta1), rest1 = static_cast<T>(1 - config.beta1);
   const auto beta2 = static_cast<T>(config.beta2), rest2 = static_cast<T>(1 - config.beta2);
-  const auto keep = static_cast<T>(1 - lr * config.weight_decay);
-  const auto rate = static_cast<T>(lr / s.correction1);
-  const auto root = static_cast<T>(1 / std::sqrt(s.correction2)), eps = static_cast<T>(config.eps);
   each_block(master.numel(), [=](int64_t, int64_t begin, int64_t end) {
 #pragma omp simd
     for (int64_t i = begin; i < end; ++i) {
@@ -42,9 +40,10 @@ void update(const Tensor& master, const Tensor& working, const Tensor& moment1, 
 }  // namespace
 
 void adamw(const Tensor& master, const Tensor& working, const Tensor& m, const Tensor& v,
-           const Tensor& gradient, const AdamWConfig& config, const StepState& s) {
-  with_weights(master, working,
-               [&]<class T, class Low>() { update<T, Low>(master, working, m, v, gradient, config, s); });
+           const Tensor& gradient, const AdamWConfig& config, bool decays, const Tensor& factors) {
+  with_weights(master, working, [&]<class T, class Low>() {
+    update<T, Low>(master, working, m, v, gradient, config, decays, factors);
+  });
 }
 
 }  // namespace weft::cpu

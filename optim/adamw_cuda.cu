@@ -9,16 +9,19 @@ namespace weft::cuda {
 namespace {
 
 template <class T>
-struct Factors {
-  T scale, beta1, rest1, beta2, rest2, keep, rate, root, eps;
+struct Constants {
+  T beta1, rest1, beta2, rest2, eps;
+  bool decays;
 };
 
 // One pass over everything, V elements a thread at a time. low: what is rounded into the working copy, null
 // if master and working are one.
 template <class T, class Low, bool whole>
-__global__ void __launch_bounds__(kThreads)
-    adamw_kernel(T* master, Low* low, T* m, T* v, const T* gradient, int64_t n, Factors<T> f) {
+__global__ void __launch_bounds__(kThreads) adamw_kernel(T* master, Low* low, T* m, T* v, const T* gradient,
+                                                         int64_t n, Constants<T> f, const double* factors) {
   constexpr int V = Pack<T>::kSize;
+  const T scale = static_cast<T>(factors[0]), keep = f.decays ? static_cast<T>(factors[1]) : T(1),
+          rate = static_cast<T>(factors[2]), root = static_cast<T>(factors[3]);
   const int64_t step = int64_t{gridDim.x} * blockDim.x * V;
   for (int64_t i = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * V; i < n; i += step) {
     const int64_t count = n - i;
@@ -28,10 +31,10 @@ __global__ void __launch_bounds__(kThreads)
     Vector<Low, V> rounded;
 #pragma unroll
     for (int e = 0; e < V; ++e) {
-      const T x = f.scale * g.v[e];
+      const T x = scale * g.v[e];
       mean.v[e] = f.beta1 * mean.v[e] + f.rest1 * x;
       square.v[e] = f.beta2 * square.v[e] + f.rest2 * x * x;
-      w.v[e] = f.keep * w.v[e] - f.rate * mean.v[e] / (std::sqrt(square.v[e]) * f.root + f.eps);
+      w.v[e] = keep * w.v[e] - rate * mean.v[e] / (std::sqrt(square.v[e]) * root + f.eps);
       rounded.v[e] = static_cast<Low>(w.v[e]);
     }
     store<whole, V>(m + i, mean, count);
@@ -43,26 +46,22 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T, class Low>
 void update(const Tensor& master, const Tensor& working, const Tensor& moment1, const Tensor& moment2,
-            const Tensor& gradient, const AdamWConfig& config, const StepState& s) {
+            const Tensor& gradient, const AdamWConfig& config, bool decays, const Tensor& factors) {
   const int64_t n = master.numel();
   if (n == 0) return;
-  const double lr = config.lr * s.rate;
-  const Factors<T> f{.scale = static_cast<T>(s.gradient_scale * s.clip),
-                     .beta1 = static_cast<T>(config.beta1),
-                     .rest1 = static_cast<T>(1 - config.beta1),
-                     .beta2 = static_cast<T>(config.beta2),
-                     .rest2 = static_cast<T>(1 - config.beta2),
-                     .keep = static_cast<T>(1 - lr * config.weight_decay),
-                     .rate = static_cast<T>(lr / s.correction1),
-                     .root = static_cast<T>(1 / std::sqrt(s.correction2)),
-                     .eps = static_cast<T>(config.eps)};
+  const Constants<T> f{.beta1 = static_cast<T>(config.beta1),
+                       .rest1 = static_cast<T>(1 - config.beta1),
+                       .beta2 = static_cast<T>(config.beta2),
+                       .rest2 = static_cast<T>(1 - config.beta2),
+                       .eps = static_cast<T>(config.eps),
+                       .decays = decays};
   T *w = data<T>(master), *m = data<T>(moment1), *v = data<T>(moment2);
   Low* low = data<Low>(working);
   const T* g = data<const T>(gradient);
   const auto launch = [&](auto kernel, int64_t count, T* w_at, Low* low_at, T* m_at, T* v_at, const T* g_at) {
     constexpr int V = Pack<T>::kSize;
     kernel<<<blocks_for((count + V - 1) / V), kThreads, 0, stream()>>>(w_at, low_at, m_at, v_at, g_at, count,
-                                                                       f);
+                                                                       f, data<const double>(factors));
     check_launch("adamw");
   };
   const int64_t body = n / Pack<T>::kSize * Pack<T>::kSize;
@@ -78,9 +77,10 @@ void update(const Tensor& master, const Tensor& working, const Tensor& moment1, 
 }  // namespace
 
 void adamw(const Tensor& master, const Tensor& working, const Tensor& m, const Tensor& v,
-           const Tensor& gradient, const AdamWConfig& config, const StepState& s) {
-  with_weights(master, working,
-               [&]<class T, class Low>() { update<T, Low>(master, working, m, v, gradient, config, s); });
+           const Tensor& gradient, const AdamWConfig& config, bool decays, const Tensor& factors) {
+  with_weights(master, working, [&]<class T, class Low>() {
+    update<T, Low>(master, working, m, v, gradient, config, decays, factors);
+  });
 }
 
 }  // namespace weft::cuda

@@ -3,13 +3,16 @@
 #include <algorithm>
 #include <cmath>
 
+#include "optim/factors.h"
+
 namespace weft {
 
 Ema::Ema(double decay, ParameterStore& store, Ranges owned, std::unique_ptr<Optimizer> inner)
     : Optimizer(store, std::move(owned)),
       decay_(decay),
       inner_(std::move(inner)),
-      mean_("ema", store, owned_) {
+      mean_("ema", store, owned_),
+      weight_(zeros({1}, Dtype::f64, store.device())) {
   CHECK(decay > 0 && decay < 1, "ema: decay ", decay);
   // Before the first update the mean is what there is.
   for (const StateTensor& t : mean_.tensors())
@@ -24,13 +27,14 @@ std::vector<StateTensor> Ema::state() const {
 
 void Ema::prepare(StepState& s) const {
   s.ema_weight = (1 - decay_) / (1 - std::pow(decay_, static_cast<double>(s.updates)));
+  put_factors(weight_, {s.ema_weight});
   inner_->prepare(s);
 }
 
 void Ema::apply(const Range& range, const StepState& s) {
   inner_->update(range, s);
   const Tensor weights = group_of(range).master.rows(range.begin, range.end);
-  ON_DEVICE(store_.device(), ema(mean_.at(range), weights, s.ema_weight));
+  ON_DEVICE(store_.device(), ema(mean_.at(range), weights, weight_));
 }
 
 AveragedWeights::AveragedWeights(ParameterStore& store, const Optimizer& optimizer) : store_(store) {

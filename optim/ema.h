@@ -19,6 +19,7 @@ class Ema : public Optimizer {
   double decay_;
   std::unique_ptr<Optimizer> inner_;
   RangeState mean_;
+  Tensor weight_;  // (1) f64, of the step
 };
 
 // While it lives, the mean stands in the place of the weights, for evaluation; then the weights come back, to
@@ -40,10 +41,11 @@ class AveragedWeights {
 };
 
 namespace cpu {
-void ema(const Tensor& mean, const Tensor& weights, double weight);  // mean += weight (weights - mean)
+// mean += weight[0] (weights - mean), weight (1) f64
+void ema(const Tensor& mean, const Tensor& weights, const Tensor& weight);
 }  // namespace cpu
 namespace cuda {
-void ema(const Tensor& mean, const Tensor& weights, double weight);
+void ema(const Tensor& mean, const Tensor& weights, const Tensor& weight);
 }  // namespace cuda
 
 }  // namespace weft

@@ -6,18 +6,19 @@ namespace weft::cuda {
 namespace {
 
 template <class T>
-void ema_as(const Tensor& mean, const Tensor& weights, Acc<T> k) {
+void ema_as(const Tensor& mean, const Tensor& weights, const Tensor& weight) {
   using A = Acc<T>;
   T* m = data<T>(mean);
+  const double* k = data<const double>(weight);
   map(
-      mean.numel(), m, [=] __device__(A own, A w) { return own + k * (w - own); }, static_cast<const T*>(m),
-      data<const T>(weights));
+      mean.numel(), m, [=] __device__(A own, A w) { return own + static_cast<A>(*k) * (w - own); },
+      static_cast<const T*>(m), data<const T>(weights));
 }
 
 }  // namespace
 
-void ema(const Tensor& mean, const Tensor& weights, double weight) {
-  with_float(mean.dtype(), [&]<class T>() { ema_as<T>(mean, weights, static_cast<Acc<T>>(weight)); });
+void ema(const Tensor& mean, const Tensor& weights, const Tensor& weight) {
+  with_float(mean.dtype(), [&]<class T>() { ema_as<T>(mean, weights, weight); });
 }
 
 }  // namespace weft::cuda

@@ -5,6 +5,7 @@
 
 #include "autograd/ops/matmul.h"
 #include "autograd/parallel.h"
+#include "optim/factors.h"
 #include "optim/gradient_norm.h"
 
 namespace weft {
@@ -38,7 +39,10 @@ Tensor orthogonalize(const Tensor& x) {
 }
 
 Muon::Muon(const MuonConfig& config, ParameterStore& store, Ranges owned)
-    : Optimizer(store, std::move(owned)), config_(config), momentum_("muon.momentum", store, owned_) {
+    : Optimizer(store, std::move(owned)),
+      config_(config),
+      momentum_("muon.momentum", store, owned_),
+      factors_(zeros({3}, Dtype::f64, store.device())) {
   for (const Range& range : owned_) {
     CHECK(group_of(range).kind == ParameterKind::matrix, "muon: a group that holds no matrices");
     for (const ParameterPiece& piece : pieces(store, range)) {
@@ -66,14 +70,19 @@ std::vector<Muon::Matrix> Muon::matrices_of(const ParameterEntry& entry) {
   return matrices;
 }
 
-void Muon::apply(const Range& range, const StepState& s) {
+void Muon::prepare(StepState& s) const {
+  const double lr = config_.lr * s.rate;
+  put_factors(factors_, {s.gradient_scale * s.clip, 1 - lr * config_.weight_decay, lr});
+}
+
+void Muon::apply(const Range& range, const StepState&) {
   std::vector<Matrix> matrices;
   for (const ParameterPiece& piece : pieces(store_, range)) {
     CHECK(piece.count == piece.entry->master.numel(), "muon: a range cuts ", piece.entry->info.name);
     for (const Matrix& m : matrices_of(*piece.entry)) matrices.push_back(m);
   }
   const auto update = [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) update_matrix(matrices[static_cast<size_t>(i)], range, s);
+    for (int64_t i = begin; i < end; ++i) update_matrix(matrices[static_cast<size_t>(i)], range);
   };
   const auto count = static_cast<int64_t>(matrices.size());
   // One core a matrix; a single matrix is spread over the cores by its products. Same bits either way.
@@ -83,7 +92,7 @@ void Muon::apply(const Range& range, const StepState& s) {
     update(0, count);
 }
 
-void Muon::update_matrix(const Matrix& matrix, const Range& range, const StepState& s) {
+void Muon::update_matrix(const Matrix& matrix, const Range& range) {
   const MemoryScope scope("muon");
   const ParameterGroup& group = group_of(range);
   const int64_t begin = matrix.offset, end = begin + matrix.rows * matrix.columns;
@@ -91,12 +100,11 @@ void Muon::update_matrix(const Matrix& matrix, const Range& range, const StepSta
   const Device device = store_.device();
   const Tensor u = empty({end - begin}, group.master.dtype(), device);
   ON_DEVICE(device, muon_momentum(u, momentum_.at({range.group, begin, end}), part(group.gradient),
-                                  config_.momentum, s.gradient_scale * s.clip));
+                                  config_.momentum, factors_));
   const Tensor direction = orthogonalize(u.reshape({matrix.rows, matrix.columns}));
-  const double lr = config_.lr * s.rate;
   const double shape = std::sqrt(std::max(1.0, static_cast<double>(matrix.rows) / matrix.columns));
   ON_DEVICE(device, muon_apply(part(group.master), part(group.working), direction.reshape({end - begin}),
-                               1 - lr * config_.weight_decay, lr * shape));
+                               shape, factors_));
 }
 
 }  // namespace weft

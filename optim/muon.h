@@ -25,7 +25,7 @@ class Muon : public Optimizer {
   std::vector<StateTensor> state() const override { return momentum_.tensors(); }  // muon.momentum
 
  protected:
-  void prepare(StepState&) const override {}
+  void prepare(StepState& s) const override;
   void apply(const Range& range, const StepState& s) override;
 
  private:
@@ -33,10 +33,11 @@ class Muon : public Optimizer {
     int64_t offset, rows, columns;  // offset: elements into the group
   };
   static std::vector<Matrix> matrices_of(const ParameterEntry& entry);
-  void update_matrix(const Matrix& matrix, const Range& range, const StepState& s);
+  void update_matrix(const Matrix& matrix, const Range& range);
 
   MuonConfig config_;
   RangeState momentum_;
+  Tensor factors_;  // see below
 };
 
 // The polar factor U V^T of x = U S V^T, nearly: five steps of a Newton-Schulz iteration with the paper's
@@ -45,17 +46,22 @@ class Muon : public Optimizer {
 Tensor orthogonalize(const Tensor& x);
 
 namespace cpu {
+// What changes from step to step, factors (3) f64: the gradient's scale, 1 - r weight_decay, r.
 // m = beta m + (1 - beta) scale g;  u = beta m + (1 - beta) scale g.  All (n).
-void muon_momentum(const Tensor& u, const Tensor& m, const Tensor& gradient, double beta, double scale);
+void muon_momentum(const Tensor& u, const Tensor& m, const Tensor& gradient, double beta,
+                   const Tensor& factors);
 // y = x / max(sqrt(squares[0]), 1e-30), squares (1) f64.  x, y (n)
 void muon_normalize(const Tensor& y, const Tensor& x, const Tensor& squares);
-// w = keep w - rate u, and the working copy, which may be the master itself.  All (n).
-void muon_apply(const Tensor& master, const Tensor& working, const Tensor& u, double keep, double rate);
+// w = (1 - r weight_decay) w - r shape u, and the working copy, which may be the master itself.  All (n).
+void muon_apply(const Tensor& master, const Tensor& working, const Tensor& u, double shape,
+                const Tensor& factors);
 }  // namespace cpu
 namespace cuda {
-void muon_momentum(const Tensor& u, const Tensor& m, const Tensor& gradient, double beta, double scale);
+void muon_momentum(const Tensor& u, const Tensor& m, const Tensor& gradient, double beta,
+                   const Tensor& factors);
 void muon_normalize(const Tensor& y, const Tensor& x, const Tensor& squares);
-void muon_apply(const Tensor& master, const Tensor& working, const Tensor& u, double keep, double rate);
+void muon_apply(const Tensor& master, const Tensor& working, const Tensor& u, double shape,
+                const Tensor& factors);
 }  // namespace cuda
 
 }  // namespace weft

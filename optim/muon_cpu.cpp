@@ -9,11 +9,13 @@ namespace weft::cpu {
 namespace {
 
 template <class T, class Low>
-void apply(const Tensor& master, const Tensor& working, const Tensor& direction, double keep, double rate) {
+void apply(const Tensor& master, const Tensor& working, const Tensor& direction, double shape,
+           const Tensor& factors) {
   T* w = master.data<T>();
   Low* low = working.data<Low>();
   const T* u = direction.data<T>();
-  const auto k = static_cast<T>(keep), r = static_cast<T>(rate);
+  const auto k = static_cast<T>(factors.data<double>()[1]),
+             r = static_cast<T>(factors.data<double>()[2] * shape);
   each_block(master.numel(), [=](int64_t, int64_t begin, int64_t end) {
 #pragma omp simd
     for (int64_t i = begin; i < end; ++i) {
@@ -26,12 +28,13 @@ void apply(const Tensor& master, const Tensor& working, const Tensor& direction,
 
 }  // namespace
 
-void muon_momentum(const Tensor& u, const Tensor& m, const Tensor& gradient, double beta, double scale) {
+void muon_momentum(const Tensor& u, const Tensor& m, const Tensor& gradient, double beta,
+                   const Tensor& factors) {
   with_float(m.dtype(), [&]<class T>() {
     using A = Acc<T>;
     T *out = u.data<T>(), *momentum = m.data<T>();
     const T* g = gradient.data<T>();
-    const auto b = static_cast<A>(beta), rest = static_cast<A>((1 - beta) * scale);
+    const auto b = static_cast<A>(beta), rest = static_cast<A>((1 - beta) * factors.data<double>()[0]);
     each_block(m.numel(), [=](int64_t, int64_t begin, int64_t end) {
 #pragma omp simd
       for (int64_t i = begin; i < end; ++i) {
@@ -58,8 +61,10 @@ void muon_normalize(const Tensor& y, const Tensor& x, const Tensor& squares) {
   });
 }
 
-void muon_apply(const Tensor& master, const Tensor& working, const Tensor& u, double keep, double rate) {
-  with_weights(master, working, [&]<class T, class Low>() { apply<T, Low>(master, working, u, keep, rate); });
+void muon_apply(const Tensor& master, const Tensor& working, const Tensor& u, double shape,
+                const Tensor& factors) {
+  with_weights(master, working,
+               [&]<class T, class Low>() { apply<T, Low>(master, working, u, shape, factors); });
 }
 
 }  // namespace weft::cpu

@@ -7,12 +7,16 @@ namespace weft::cuda {
 namespace {
 
 template <class T, int V>
-void momentum_as(const Tensor& u, const Tensor& m, const Tensor& gradient, Acc<T> b, Acc<T> rest,
+void momentum_as(const Tensor& u, const Tensor& m, const Tensor& gradient, double beta, const Tensor& factors,
                  int64_t begin, int64_t end) {
   using A = Acc<T>;
   T *out = data<T>(u) + begin, *momentum = data<T>(m) + begin;
   const T* g = data<const T>(gradient) + begin;
+  const double* f = data<const double>(factors);
+  const double rest_of = 1 - beta;
+  const auto b = static_cast<A>(beta);
   each((end - begin) / V, [=] __device__(int64_t i) {
+    const A rest = static_cast<A>(rest_of * f[0]);
     const auto slope = load<true, V>(g + i * V, V);
     auto mean = load<true, V>(momentum + i * V, V);
     Vector<T, V> direction;
@@ -38,12 +42,14 @@ void normalize_as(const Tensor& y, const Tensor& x, const Tensor& squares) {
 }
 
 template <class T, class Low, int V>
-void apply_as(const Tensor& master, const Tensor& working, const Tensor& direction, T keep, T rate,
-              int64_t begin, int64_t end) {
+void apply_as(const Tensor& master, const Tensor& working, const Tensor& direction, double shape,
+              const Tensor& factors, int64_t begin, int64_t end) {
   T* w = data<T>(master) + begin;
   Low* low = data<Low>(working) + begin;
   const T* u = data<const T>(direction) + begin;
+  const double* f = data<const double>(factors);
   each((end - begin) / V, [=] __device__(int64_t i) {
+    const T keep = static_cast<T>(f[1]), rate = static_cast<T>(f[2] * shape);
     Low* const copy = low + i * V;
     auto own = load<true, V>(w + i * V, V);
     const auto step = load<true, V>(u + i * V, V);
@@ -59,28 +65,27 @@ void apply_as(const Tensor& master, const Tensor& working, const Tensor& directi
 }
 
 template <class T, class Low>
-void apply(const Tensor& master, const Tensor& working, const Tensor& u, double keep, double rate) {
+void apply(const Tensor& master, const Tensor& working, const Tensor& u, double shape,
+           const Tensor& factors) {
   constexpr int V = Pack<T>::kSize;
   const int64_t n = master.numel();
-  const auto k = static_cast<T>(keep), r = static_cast<T>(rate);
   const bool packs = aligned(master.raw()) && aligned(working.raw()) && aligned(u.raw());
   const int64_t body = packs ? n / V * V : 0;
-  apply_as<T, Low, V>(master, working, u, k, r, 0, body);
-  apply_as<T, Low, 1>(master, working, u, k, r, body, n);
+  apply_as<T, Low, V>(master, working, u, shape, factors, 0, body);
+  apply_as<T, Low, 1>(master, working, u, shape, factors, body, n);
 }
 
 }  // namespace
 
-void muon_momentum(const Tensor& u, const Tensor& m, const Tensor& gradient, double beta, double scale) {
+void muon_momentum(const Tensor& u, const Tensor& m, const Tensor& gradient, double beta,
+                   const Tensor& factors) {
   with_float(m.dtype(), [&]<class T>() {
-    using A = Acc<T>;
     constexpr int V = Pack<T>::kSize;
     const int64_t n = m.numel();
-    const auto b = static_cast<A>(beta), rest = static_cast<A>((1 - beta) * scale);
     const bool packs = aligned(u.raw()) && aligned(m.raw()) && aligned(gradient.raw());
     const int64_t body = packs ? n / V * V : 0;
-    momentum_as<T, V>(u, m, gradient, b, rest, 0, body);
-    momentum_as<T, 1>(u, m, gradient, b, rest, body, n);
+    momentum_as<T, V>(u, m, gradient, beta, factors, 0, body);
+    momentum_as<T, 1>(u, m, gradient, beta, factors, body, n);
   });
 }
 
@@ -88,8 +93,10 @@ void muon_normalize(const Tensor& y, const Tensor& x, const Tensor& squares) {
   with_float(x.dtype(), [&]<class T>() { normalize_as<T>(y, x, squares); });
 }
 
-void muon_apply(const Tensor& master, const Tensor& working, const Tensor& u, double keep, double rate) {
-  with_weights(master, working, [&]<class T, class Low>() { apply<T, Low>(master, working, u, keep, rate); });
+void muon_apply(const Tensor& master, const Tensor& working, const Tensor& u, double shape,
+                const Tensor& factors) {
+  with_weights(master, working,
+               [&]<class T, class Low>() { apply<T, Low>(master, working, u, shape, factors); });
 }
 
 }  // namespace weft::cuda

@@ -1,7 +1,6 @@
 #include "tools/bench_cpu.h"
 
 #include <array>
-#include <chrono>
 #include <cmath>
 #include <memory>
 
@@ -22,17 +21,13 @@ namespace {
 
 // Adds the times of one function to a row.
 void measure(BenchRow& row, double seconds, const std::function<void()>& once) {
-  using Clock = std::chrono::steady_clock;
-  const auto since = [](Clock::time_point start) {
-    return std::chrono::duration<double>(Clock::now() - start).count();
-  };
   const size_t least = seconds > 0 ? 5 : 1;
   for (int i = 0; i < 2 && seconds > 0; ++i) once();
   std::vector<double> times;
-  for (const auto start = Clock::now(); times.size() < least || since(start) < seconds;) {
-    const auto begin = Clock::now();
+  for (const auto start = BenchClock::now(); times.size() < least || ms_since(start) < 1e3 * seconds;) {
+    const auto begin = BenchClock::now();
     once();
-    times.push_back(1e3 * since(begin));
+    times.push_back(ms_since(begin));
   }
   row.take(std::move(times));
 }

@@ -49,8 +49,8 @@ void GpuRun::finish(BenchRow row) {
   done_(row);
 }
 
-void GpuRun::device(BenchRow row, const std::vector<Tensor>& outputs,
-                    const std::function<void(int64_t)>& once) {
+double GpuRun::device(BenchRow row, const std::vector<Tensor>& outputs,
+                      const std::function<void(int64_t)>& once) {
   poison(outputs);
   int64_t repeats = 1;
   if (!small()) {
@@ -64,7 +64,9 @@ void GpuRun::device(BenchRow row, const std::vector<Tensor>& outputs,
   }
   row.take(device_times(default_device(), repeats, once));
   check_written(row, outputs);
+  const double ms = row.ms;
   finish(std::move(row));
+  return ms;
 }
 
 void GpuRun::host(BenchRow row, int64_t calls, const std::function<void()>& once) {
@@ -112,6 +114,7 @@ void bench_gpu(const GpuBench& bench, const BenchDone& done) {
   if (wants(GpuRows::recurrence)) bench_gpu_recurrences(run);
   if (wants(GpuRows::small)) bench_gpu_layers(run);
   if (wants(GpuRows::step)) bench_gpu_steps(run);
+  if (wants(GpuRows::floors)) bench_gpu_floors(run);
 }
 
 }  // namespace weft

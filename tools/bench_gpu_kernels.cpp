@@ -40,7 +40,7 @@ void norms(GpuRun& run, int64_t n, int64_t width) {
   const Tensor x = noise(1), branch = noise(2), dy = noise(3), dsum = noise(4),
                gain = GpuRun::noise({width}, Dtype::f32, 5);
   const Tensor y = empty_like(x), sum = empty_like(x), dx = empty_like(x), rstd = empty({n}, Dtype::f32),
-               parts = empty({row_blocks(n).count, width}, Dtype::f32), dgain = empty({width}, Dtype::f32);
+               parts = empty({norm_blocks(n).count, width}, Dtype::f32), dgain = empty({width}, Dtype::f32);
   const Device device = x.device();
   memory(run, "rms_norm forward", shape, {x}, {y, rstd},
          [&] { ON_DEVICE(device, rms_norm_forward(y, rstd, x, gain, kEps)); });
@@ -110,44 +110,6 @@ void update(GpuRun& run) {
   run.device(step, {}, [&](int64_t) { optimizer->step(state); });
 }
 
-struct Product {
-  const char* name;
-  int64_t tokens, out, in;
-};
-
-// y = x W^T of a layer, and its two gradients; two sets of tensors take turns.
-void products(GpuRun& run, const Product& p) {
-  const int64_t tokens = run.sized(p.tokens, 64), out = run.sized(p.out, 64), in = run.sized(p.in, 64);
-  struct Set {
-    Tensor x, w, y, dy, dx, dw;
-  };
-  std::vector<Set> sets;
-  for (uint32_t i = 0; i < 2; ++i) {
-    const auto noise = [&](int64_t a, int64_t b, uint32_t k) {
-      return GpuRun::noise({a, b}, Dtype::bf16, 8 * i + k);
-    };
-    sets.push_back({noise(tokens, in, 0), noise(out, in, 1), empty({tokens, out}, Dtype::bf16),
-                    noise(tokens, out, 2), empty({tokens, in}, Dtype::bf16), empty({out, in}, Dtype::f32)});
-  }
-  const auto row = [&](const char* which) {
-    BenchRow r{.name = text(p.name, " ", which), .shape = text(tokens, "x", out, "x", in)};
-    r.flops = 2.0 * static_cast<double>(tokens * out * in);
-    return r;
-  };
-  run.device(row("forward"), {sets[0].y}, [&](int64_t i) {
-    const Set& s = sets[static_cast<size_t>(i % 2)];
-    gemm(s.y, s.x, s.w, {false, true}, 1, 0);
-  });
-  run.device(row("dx"), {sets[0].dx}, [&](int64_t i) {
-    const Set& s = sets[static_cast<size_t>(i % 2)];
-    gemm(s.dx, s.dy, s.w, {}, 1, 0);
-  });
-  run.device(row("dw"), {sets[0].dw}, [&](int64_t i) {
-    const Set& s = sets[static_cast<size_t>(i % 2)];
-    gemm(s.dw, s.dy, s.x, {true, false}, 1, 0);
-  });
-}
-
 // Projection and cross-entropy, forward and back, the weight's gradient in the store's.
 void loss(GpuRun& run, int64_t tokens, int64_t width, int64_t vocabulary) {
   ParameterStore store(Dtype::bf16);
@@ -162,13 +124,13 @@ void loss(GpuRun& run, int64_t tokens, int64_t width, int64_t vocabulary) {
         static_cast<int32_t>(random.draw(static_cast<uint64_t>(i))[0] % static_cast<uint64_t>(vocabulary)));
   const Tensor targets = from_ints(ids);
   const double share = 1 / static_cast<double>(tokens);
-  const Tensor seed = full({}, share, Dtype::f32);
+  const Tensor seed = full({}, share, Dtype::f32), of_loss = full({1}, share, Dtype::f64);
   Tensor dh;
   const auto once = [&] {
     store.begin_step();
     Tape tape;
     const Variable x = tape.input(h);
-    tape.backward(projected_cross_entropy(x, weight, targets, {.seed = share}).loss, seed);
+    tape.backward(projected_cross_entropy(x, weight, targets, {.seed = of_loss}).loss, seed);
     store.finish_step();
     dh = tape.gradient(x);
   };
@@ -187,6 +149,40 @@ void loss(GpuRun& run, int64_t tokens, int64_t width, int64_t vocabulary) {
 
 }  // namespace
 
+// Two sets of tensors take turns.
+double bench_gpu_product(GpuRun& run, const LayerProduct& p) {
+  const int64_t tokens = run.sized(p.tokens, 64), out = run.sized(p.out, 64), in = run.sized(p.in, 64);
+  struct Set {
+    Tensor x, w, y, dy, dx, dw;
+  };
+  std::vector<Set> sets;
+  for (uint32_t i = 0; i < 2; ++i) {
+    const auto noise = [&](int64_t a, int64_t b, uint32_t k) {
+      return GpuRun::noise({a, b}, Dtype::bf16, 8 * i + k);
+    };
+    sets.push_back({noise(tokens, in, 0), noise(out, in, 1), empty({tokens, out}, Dtype::bf16),
+                    noise(tokens, out, 2), empty({tokens, in}, Dtype::bf16), empty({out, in}, Dtype::f32)});
+  }
+  const auto row = [&](const char* which) {
+    BenchRow r{.name = text(p.name, " ", which), .shape = text(tokens, "x", out, "x", in)};
+    r.flops = 2.0 * static_cast<double>(tokens * out * in);
+    return r;
+  };
+  const double forward = run.device(row("forward"), {sets[0].y}, [&](int64_t i) {
+    const Set& s = sets[static_cast<size_t>(i % 2)];
+    gemm(s.y, s.x, s.w, {false, true}, 1, 0);
+  });
+  const double dx = run.device(row("dx"), {sets[0].dx}, [&](int64_t i) {
+    const Set& s = sets[static_cast<size_t>(i % 2)];
+    gemm(s.dx, s.dy, s.w, {}, 1, 0);
+  });
+  const double dw = run.device(row("dw"), {sets[0].dw}, [&](int64_t i) {
+    const Set& s = sets[static_cast<size_t>(i % 2)];
+    gemm(s.dw, s.dy, s.x, {true, false}, 1, 0);
+  });
+  return forward + dx + dw;
+}
+
 void bench_gpu_kernels(GpuRun& run, const std::vector<GpuRows>& rows) {
   const auto wants = [&](GpuRows r) { return std::find(rows.begin(), rows.end(), r) != rows.end(); };
   if (wants(GpuRows::memory)) {
@@ -197,12 +193,12 @@ void bench_gpu_kernels(GpuRun& run, const std::vector<GpuRows>& rows) {
     update(run);
   }
   if (wants(GpuRows::products))
-    for (const Product& p :
-         {Product{"124M qkv", 32768, 2304, 768}, Product{"124M out", 32768, 768, 768},
-          Product{"124M gate_up", 32768, 4096, 768}, Product{"124M down", 32768, 768, 2048},
-          Product{"1.3B qkv", 16384, 6144, 2048}, Product{"1.3B out", 16384, 2048, 2048},
-          Product{"1.3B gate_up", 16384, 11264, 2048}, Product{"1.3B down", 16384, 2048, 5632}})
-      products(run, p);
+    for (const LayerProduct& p :
+         {LayerProduct{"124M qkv", 32768, 2304, 768}, LayerProduct{"124M out", 32768, 768, 768},
+          LayerProduct{"124M gate_up", 32768, 4096, 768}, LayerProduct{"124M down", 32768, 768, 2048},
+          LayerProduct{"1.3B qkv", 16384, 6144, 2048}, LayerProduct{"1.3B out", 16384, 2048, 2048},
+          LayerProduct{"1.3B gate_up", 16384, 11264, 2048}, LayerProduct{"1.3B down", 16384, 2048, 5632}})
+      bench_gpu_product(run, p);
   if (wants(GpuRows::loss)) loss(run, run.sized(8192, 64), run.sized(2048, 64), run.sized(50304, 64));
 }
 

@@ -19,7 +19,8 @@ class GpuRun {
 
   // Times once(i), i = 0, 1, ..., on the device's clock; `outputs` are NaN before. Gives the row its floor
   // and hands it on.
-  void device(BenchRow row, const std::vector<Tensor>& outputs, const std::function<void(int64_t)>& once);
+  // Its median, in milliseconds.
+  double device(BenchRow row, const std::vector<Tensor>& outputs, const std::function<void(int64_t)>& once);
   // The same on the host's clock, from the first call to the end of all work: milliseconds a call of `calls`
   // calls one after the other.
   void host(BenchRow row, int64_t calls, const std::function<void()>& once);
@@ -33,10 +34,22 @@ class GpuRun {
   const BenchDone& done_;
 };
 
+// A product of a layer, y (tokens, out) = x (tokens, in) W^T.
+struct LayerProduct {
+  const char* name;
+  int64_t tokens, out, in;
+};
+// Rows of it and of its two gradients; the three together, in milliseconds.
+double bench_gpu_product(GpuRun& run, const LayerProduct& p);
+// Rows of causal softmax attention, forward and with its backward; both together, in milliseconds.
+double bench_gpu_attention(GpuRun& run, const std::string& name, int64_t batch, int64_t length, int64_t heads,
+                           int64_t size);
+
 void bench_gpu_kernels(GpuRun& run, const std::vector<GpuRows>& rows);  // memory, products, loss
 void bench_gpu_attention(GpuRun& run);
 void bench_gpu_recurrences(GpuRun& run);
 void bench_gpu_layers(GpuRun& run);  // a small op and a small block, launched one by one
 void bench_gpu_steps(GpuRun& run);
+void bench_gpu_floors(GpuRun& run);
 
 }  // namespace weft

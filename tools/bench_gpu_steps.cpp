@@ -7,37 +7,14 @@
 #include "attention/flash_attention.h"
 #include "attention/registry.h"
 #include "autograd/device_times.h"
-#include "autograd/ops/projected_cross_entropy.h"
 #include "layers/model.h"
 #include "optim/gradient_norm.h"
 #include "optim/optimizer.h"
 #include "tools/bench_gpu_run.h"
+#include "training/micro_step.h"
 
 namespace weft {
 namespace {
-
-// Causal: half of all pairs, counted exactly. Two products of them forward, five backward.
-void attention(GpuRun& run, int64_t batch, int64_t length, int64_t heads, int64_t size) {
-  const int64_t tokens = batch * length;
-  const Layout layout = whole_documents(std::vector<int64_t>(static_cast<size_t>(batch), length));
-  const Tensor &at = layout.position, &of = layout.document;
-  const auto noise = [&](uint32_t i) { return GpuRun::noise({tokens, heads, size}, Dtype::bf16, i); };
-  const Tensor q = noise(1), k = noise(2), v = noise(3), d_o = noise(4);
-  const int64_t pairs = batch * heads * length * (length + 1) / 2;
-  AttentionOptions options{.scale = 1 / std::sqrt(static_cast<double>(size))};
-  options.documents = static_cast<int32_t>(batch);
-  options.longest = static_cast<int32_t>(length);
-  for (const bool backward : {false, true}) {
-    BenchRow row{.name = backward ? "attention forward+backward" : "attention forward",
-                 .shape = text("B", batch, " T", length, " H", heads, " D", size)};
-    row.flops = 2.0 * static_cast<double>(pairs * size) * (backward ? 7 : 2);
-    row.tokens = tokens;
-    run.device(row, {}, [&](int64_t) {
-      const std::vector<Tensor> y = flash_attention_forward(options, q, k, v, at, of, at, of);
-      if (backward) flash_attention_backward(options, q, k, v, at, of, at, of, {}, {}, y[0], y[1], d_o, {});
-    });
-  }
-}
 
 constexpr int64_t kCalls = 100;
 
@@ -101,68 +78,78 @@ void small_block(GpuRun& run, int64_t tokens, int64_t heads, int64_t size) {
            });
 }
 
-// Training steps of a model of 124 million weights.
+struct ModelSize {
+  int64_t layers, width, heads, vocabulary, tokens, context;
+};
+
+constexpr int64_t kGraphs = 32;  // as a recipe has by default
+
+// Training steps of one micro-batch, as the trainer takes them.
 class Step {
  public:
-  Step(const GpuRun& run, const std::string& mechanism, int64_t heads, int64_t tokens)
-      : tokens_(tokens),
-        model_(config_of(mechanism, run.small() ? 2 : 12, run.sized(768, 96), heads, run.sized(50304, 64)),
-               store_) {
+  Step(const std::string& mechanism, const ModelSize& size, int64_t graphs)
+      : model_(config_of(mechanism, size.layers, size.width, size.heads, size.vocabulary), store_),
+        micro_step_(model_, store_, graphs) {
     store_.commit();
     optimizer_ = make_optimizer({.lr = 1e-4}, store_);
-    std::vector<int32_t> ids;
     const RandomKey random{42, 5};
-    for (int64_t i = 0; i <= tokens; ++i)
-      ids.push_back(static_cast<int32_t>(random.draw(static_cast<uint64_t>(i))[0] %
-                                         static_cast<uint64_t>(model_.config().vocab)));
-    inputs_ = from_ints({ids.begin(), ids.end() - 1});
-    targets_ = from_ints({ids.begin() + 1, ids.end()});
-    seed_ = full({}, 1 / static_cast<double>(tokens), Dtype::f32);
+    const auto id = [&](int64_t i) {
+      return static_cast<int32_t>(random.draw(static_cast<uint64_t>(i))[0] %
+                                  static_cast<uint64_t>(model_.config().vocab));
+    };
+    for (int64_t i = 0; i < size.tokens; ++i) {
+      batch_.tokens.push_back(id(i));
+      batch_.targets.push_back(id(i + 1));
+    }
   }
 
   // Asks for forward, backward and update; `waiting`: reads the norm in between, as training does.
-  void operator()(const Layout& layout, bool waiting) {
+  void operator()(const std::vector<int64_t>& lengths, bool waiting) {
+    batch_.offsets = {0};
+    for (const int64_t n : lengths) batch_.offsets.push_back(batch_.offsets.back() + n);
+    const MicroBatch micro = cut_micro_batch(batch_, SegmentPlan::contiguous, 1, 0, 1, micro_step_.made_on());
     store_.begin_step();
-    Tape tape;
-    LocalCrossings crossings;
-    const Variable h = model_.hidden(inputs_, layout, crossings);
-    const double share = 1 / static_cast<double>(tokens_);
-    tape.backward(projected_cross_entropy(h, model_.output_weight(), targets_, {.seed = share}).loss, seed_);
+    micro_step_(micro, 1 / static_cast<double>(micro.labels),
+                [](const MicroBatch&) { return std::make_unique<LocalCrossings>(); });
     store_.finish_step();
     state_.gradient_norm = waiting ? gradient_norm(store_).value : 1;
-    optimizer_->step(state_);
+    optimizer_->begin(state_);
+    micro_step_.graphs().run({}, [&](bool) {
+      for (const Range& range : optimizer_->owned()) optimizer_->update(range, state_);
+    });
   }
 
  private:
-  int64_t tokens_;
   ParameterStore store_{Dtype::bf16};
   Model model_;
+  MicroStep micro_step_;
   std::unique_ptr<Optimizer> optimizer_;
   StepState state_;
-  Tensor inputs_, targets_, seed_;
+  Batch batch_;
 };
 
 // Documents of random lengths up to `longest` that fill `tokens`.
-Layout packed(int64_t tokens, int64_t longest, uint32_t step) {
+std::vector<int64_t> packed(int64_t tokens, int64_t longest, uint32_t step) {
   std::vector<int64_t> lengths;
   const RandomKey random{42, 9, step};
   for (int64_t left = tokens; left > 0; left -= lengths.back()) {
     const double share = random.uniform(lengths.size());
     lengths.push_back(std::min(left, 1 + static_cast<int64_t>(share * static_cast<double>(longest - 1))));
   }
-  return whole_documents(lengths);
+  return lengths;
 }
 
-void steps(GpuRun& run, const std::string& mechanism, int64_t heads) {
-  const int64_t tokens = run.sized(32768, 512), context = std::min<int64_t>(1024, tokens);
-  Step step(run, mechanism, heads, tokens);
-  const Layout even = whole_documents(std::vector<int64_t>(static_cast<size_t>(tokens / context), context));
-  const auto measure = [&](const std::string& name, const std::string& shape, int64_t repeats,
-                           const std::function<double(uint32_t)>& once) {
-    BenchRow row{.name = text("step ", mechanism, name), .shape = shape};
+void steps(GpuRun& run, const std::string& mechanism, const std::string& called, const ModelSize& size,
+           int64_t graphs) {
+  const int64_t tokens = size.tokens, context = size.context;
+  Step step(mechanism, size, graphs);
+  const std::vector<int64_t> even(static_cast<size_t>(tokens / context), context);
+  const auto measure = [&](const std::string& name, const std::string& shape, uint32_t before,
+                           uint32_t repeats, const std::function<double(uint32_t)>& once) {
+    BenchRow row{.name = called + mechanism + name, .shape = shape};
     row.tokens = tokens;
     std::vector<double> ms;
-    for (uint32_t i = 0; i < 5 && !run.small(); ++i) once(1000 + i);
+    for (uint32_t i = 0; i < (run.small() ? 1 : before); ++i) once(1000 + i);
     for (uint32_t i = 0; i < (run.small() ? 1 : repeats); ++i) ms.push_back(once(i));
     std::sort(ms.begin(), ms.end());
     char out[64];
@@ -172,19 +159,20 @@ void steps(GpuRun& run, const std::string& mechanism, int64_t heads) {
     row.take(std::move(ms));
     run.finish(std::move(row));
   };
-  measure("", text(tokens, " tokens, T", context), 50, [&](uint32_t) {
+  measure("", text(tokens, " tokens, T", context), 5, 30, [&](uint32_t) {
     const auto start = BenchClock::now();
     step(even, true);
     wait_for(default_device());
     return ms_since(start);
   });
-  measure(", packed", text(tokens, " tokens, T1..", 2 * context), 100, [&](uint32_t i) {
+  // Before it is timed every bucket of documents comes once.
+  measure(", packed", text(tokens, " tokens, T1..", 2 * context), 20, 100, [&](uint32_t i) {
     const auto start = BenchClock::now();
     step(packed(tokens, 2 * context, i), true);
     wait_for(default_device());
     return ms_since(start);
   });
-  measure(", host alone", text(tokens, " tokens, T", context), 20, [&](uint32_t) {
+  measure(", host alone", text(tokens, " tokens, T", context), 5, 20, [&](uint32_t) {
     const auto start = BenchClock::now();
     step(even, false);
     const double ms = ms_since(start);
@@ -195,11 +183,38 @@ void steps(GpuRun& run, const std::string& mechanism, int64_t heads) {
 
 }  // namespace
 
+// Causal: half of all pairs, counted exactly. Two products of them forward, five backward.
+double bench_gpu_attention(GpuRun& run, const std::string& name, int64_t batch, int64_t length, int64_t heads,
+                           int64_t size) {
+  double both = 0;
+  const int64_t tokens = batch * length;
+  const Layout layout = whole_documents(std::vector<int64_t>(static_cast<size_t>(batch), length));
+  const Tensor &at = layout.position, &of = layout.document;
+  const auto noise = [&](uint32_t i) { return GpuRun::noise({tokens, heads, size}, Dtype::bf16, i); };
+  const Tensor q = noise(1), k = noise(2), v = noise(3), d_o = noise(4);
+  const int64_t pairs = batch * heads * length * (length + 1) / 2;
+  AttentionOptions options{.scale = 1 / std::sqrt(static_cast<double>(size))};
+  options.documents = static_cast<int32_t>(batch);
+  options.longest = static_cast<int32_t>(length);
+  for (const bool backward : {false, true}) {
+    BenchRow row{.name = name + (backward ? " forward+backward" : " forward"),
+                 .shape = text("B", batch, " T", length, " H", heads, " D", size)};
+    row.flops = 2.0 * static_cast<double>(pairs * size) * (backward ? 7 : 2);
+    row.tokens = tokens;
+    both = run.device(row, {}, [&](int64_t) {
+      const std::vector<Tensor> y = flash_attention_forward(options, q, k, v, at, of, at, of);
+      if (backward) flash_attention_backward(options, q, k, v, at, of, at, of, {}, {}, y[0], y[1], d_o, {});
+    });
+  }
+  return both;
+}
+
 void bench_gpu_attention(GpuRun& run) {
   const int64_t tokens = run.sized(16384), longest = run.small() ? tokens : 131072;
   for (const int64_t size : {64, 128})
     for (int64_t length = run.small() ? tokens : 1024; length <= longest; length *= 2)
-      attention(run, std::max<int64_t>(1, tokens / length), length, run.sized(2048 / size, 1), size);
+      bench_gpu_attention(run, "attention", std::max<int64_t>(1, tokens / length), length,
+                          run.sized(2048 / size, 1), size);
 }
 
 void bench_gpu_layers(GpuRun& run) {
@@ -207,9 +222,19 @@ void bench_gpu_layers(GpuRun& run) {
   small_block(run, run.sized(256, 64), 16, 64);
 }
 
+// Of 124 million weights; and of a model so small that launches decide, as graphs and kernel by kernel.
 void bench_gpu_steps(GpuRun& run) {
-  steps(run, "softmax", run.small() ? 2 : 12);
-  steps(run, "lightning", run.small() ? 2 : 6);
+  const bool small = run.small();
+  for (const auto& [mechanism, heads] : {std::pair("softmax", 12), std::pair("lightning", 6)})
+    steps(run, mechanism, "step ",
+          small ? ModelSize{2, run.sized(768, 96), 2, run.sized(50304, 64), run.sized(32768, 512), 512}
+                : ModelSize{12, 768, heads, 50304, 32768, 1024},
+          kGraphs);
+  const ModelSize few{small ? 2 : 4, 256, 4, run.sized(2048, 64), run.sized(4096, 512), run.sized(512, 128)};
+  for (const char* mechanism : {"softmax", "lightning"}) {
+    steps(run, mechanism, "small step ", few, kGraphs);
+    steps(run, mechanism, "small step without graphs ", few, 0);
+  }
 }
 
 }  // namespace weft

@@ -2,8 +2,6 @@
 
 #include <omp.h>
 
-#include <chrono>
-
 #include "attention/registry.h"
 
 namespace weft {
@@ -28,7 +26,7 @@ class Subject {
   double time(int64_t length) {
     const Layout layout =
         whole_documents(std::vector<int64_t>(static_cast<size_t>(kTokens / length), length));
-    const auto start = std::chrono::steady_clock::now();
+    const auto start = BenchClock::now();
     store_.begin_step();
     Tape tape;
     Block block{{}, layout.position, layout.document};
@@ -37,13 +35,25 @@ class Subject {
     const Variable y = mechanism_->forward(block, cross);
     tape.backward(y, y.value());
     store_.finish_step();
-    return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+    return ms_since(start);
   }
 
  private:
   ParameterStore store_;
   std::unique_ptr<Mechanism> mechanism_;
   std::vector<Tensor> inputs_;
+};
+
+// On one core the time is the work. On several, many short texts have more for them to share than one long.
+class OneCore {
+ public:
+  OneCore() : cores_(omp_get_max_threads()) { omp_set_num_threads(1); }
+  ~OneCore() { omp_set_num_threads(cores_); }
+  OneCore(const OneCore&) = delete;
+  OneCore& operator=(const OneCore&) = delete;
+
+ private:
+  int cores_;
 };
 
 }  // namespace
@@ -60,9 +70,7 @@ double rise_of(const std::vector<BenchRow>& rows) {
 }
 
 std::vector<BenchRow> bench_length(const std::string& mechanism, int64_t rounds) {
-  // On one core the time is the work. On several, many short texts have more for them to share than one long.
-  const int cores = omp_get_max_threads();
-  omp_set_num_threads(1);
+  const OneCore alone;
   Subject subject(mechanism);
   std::vector<BenchRow> rows;
   for (int64_t length = kShortest; length <= kTokens; length *= 2) {
@@ -73,7 +81,6 @@ std::vector<BenchRow> bench_length(const std::string& mechanism, int64_t rounds)
   subject.time(kShortest);  // warms up
   for (int64_t round = 0; round < rounds; ++round)
     for (size_t i = 0; i < times.size(); ++i) times[i].push_back(subject.time(kShortest << i));
-  omp_set_num_threads(cores);
   for (size_t i = 0; i < times.size(); ++i) rows[i].take(times[i]);
   return rows;
 }

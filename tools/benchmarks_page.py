@@ -116,6 +116,7 @@ def rows_table(pattern, rows, targets):
         ("row", lambda r: r["name"] + age(r)), ("shape", lambda r: r["shape"]), ("ms", lambda r: number(r["ms"])),
         ("rate", rate), ("of the floor", lambda r: percent(r.get("of_floor"))),
         ("tokens/s", lambda r: f"{r['tokens_per_s']:,.0f}" if r["name"].startswith(("train", "decode")) else ""),
+        ("of the peak", lambda r: percent(r.get("mfu"))),
         ("GiB (peer's)", lambda r: number(r.get("peak_gib")) + (f" ({number(r['peer_peak_gib'])})" if "peer_peak_gib" in r else "")), ("peer ms", lambda r: number(r.get("peer_ms"))),
         ("ratio", lambda r: f"{r['ratio']:.2f}" if "ratio" in r else ""),
         ("asked for", lambda r: "; ".join(asked(t) for t in targets if matches(t, r) and t["of"] in r)),
@@ -156,14 +157,14 @@ def by_shape(rows):
     lines = {}
     for r in rows:
         lines.setdefault((r["name"], r["device"]), {})[r["shape"]] = r
-    several = len({r["device"] for r in rows}) > 1
     peers = any("ratio" in r for r in rows)
-    out = []
-    for (label, device), found in lines.items():
-        label += (", " + short(device) if several else "") + mark(found.values())
-        rise = next(iter(found.values())).get("rise")
-        out.append([label] + [cell(found.get(h), peers) for h in heads] + ([] if rise is None else [f"{100 * rise:+.1f} %"]))
-    return markdown(["ms"] + heads + (["rise"] if len(out[0]) > len(heads) + 1 else []), out)
+    columns = [("ms", lambda x: x[0] + mark(x[1]))]
+    columns += [(h, lambda x, h=h: cell(next((r for r in x[1] if r["shape"] == h), None), peers)) for h in heads]
+    columns += [("rise", lambda x: f"{100 * x[1][0]['rise']:+.1f} %" if "rise" in x[1][0] else "")]
+    # Cells of a line may be of several runs.
+    columns += [(head, lambda x, get=get: ", ".join(dict.fromkeys(map(get, x[1])))) for head, get in where_and_when(rows)
+                if head != "peer"]
+    return kept_columns(columns, [(name, list(found.values())) for (name, _), found in lines.items()])
 
 
 def by_pass(rows):

@@ -3,6 +3,7 @@
 import datetime
 import functools
 import json
+import math
 import os
 import re
 import statistics
@@ -11,6 +12,8 @@ import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 OLD, UNKNOWN = " †", " ?"
+BESIDE_THE_POINT = ("run=", "steps=100000", "log.every=", "eval.every=", "checkpoint.every=", "data.val=", "data.train=/", "data.train=build/")
+LAST_STEPS = 4  # a run's loss is the mean of so many
 
 # What a row stands on, by its name: first match. Folders count whole.
 KERNELS = "attention/kernels/"
@@ -31,7 +34,7 @@ STANDS_ON = [
     (r"^gated_delta_rule (forward|backward)", [KERNELS + "delta*"]),
     (r"^ema", [KERNELS + "ema*"]),
     (r"^decode", ["autograd/cuda", "attention/*step*.cu", "autograd/ops/*.cu", "training/decoder.cpp"]),
-    (r"^(train|step|start|linear op|linear block)", STEP),
+    (r"^(train|step|start|floors|linear op|linear block)", STEP),
 ]
 ON_CPU = [
     (r"^gemm", ["autograd/ops/gemm_kernel*"]),
@@ -93,17 +96,48 @@ def row_of_run(folder):
     name = next((w for w in words if w.endswith(".yaml")), recipe.get("name", folder))
     name = name.removeprefix("recipes/").removesuffix(".yaml")
     name += ", equal bits" if "determinism=run" in words else ""
+    name += ", checkpointing" if "model.checkpointing=block" in words else ""
     rate = statistics.median(x["tokens_per_s"] for x in steps)
     batch = int(recipe["batch_tokens"])
     row = {"weft": "bench/1", "name": "train " + name, "shape": f"T{recipe['context']}",
            "dtype": recipe.get("precision", "f32"), "device": where["device"], "ms": 1e3 * batch / rate, "tokens_per_s": rate,
            "peak_gib": max(x.get("peak_bytes") or 0 for x in steps) / 2**30, "commit": where.get("commit", ""),
-           "date": where.get("start_time", str(datetime.date.today()))[:10], "command": "weft " + " ".join(w for w in words[1:] if not w.startswith("run=")),
+           "date": where.get("start_time", str(datetime.date.today()))[:10], "command": "weft " + " ".join(w for w in words[1:] if not w.startswith(BESIDE_THE_POINT)),
            "note": f"{batch} tokens a step"}
+    logged = [x for x in read_lines(os.path.join(folder, "metrics.jsonl")) if x.get("loss")]
+    if logged and str(logged[-1].get("step")) == recipe.get("steps"):  # those cut short are for their rate
+        row["loss"] = statistics.mean(x["loss"] for x in logged[-LAST_STEPS:])
+        row["note"] += f"; loss {row['loss']:.3f} after {logged[-1]['tokens'] / 1e6:.1f} million tokens"
     mfu = [x["mfu"] for x in steps if x.get("mfu")]
     if mfu:
         row["mfu"] = statistics.median(mfu)
     return row
+
+
+def add_floors(rows):
+    """of_floor of training rows, where `weft bench gpu floors` told in the same run what a step takes at least."""
+    floors = {(r["name"].removeprefix("floors "), r["shape"]): r for r in rows if r["name"].startswith("floors ")}
+    for row in rows:
+        floor = floors.get((row["name"].removeprefix("train ").removesuffix(", equal bits"), row["shape"]))
+        if row["name"].startswith("train ") and floor:
+            row["of_floor"] = row["tokens_per_s"] / floor["tokens_per_s"]
+            row["floor_ms"] = row["ms"] * row["of_floor"]
+
+
+def add_rises(rows):
+    """By how much the time a token climbs from the shortest to the longest context, by a line fitted over their logarithms."""
+    lines = {}
+    for row in rows:
+        if row["name"].startswith("train ") and row["name"].endswith(", checkpointing"):
+            lines.setdefault(row["name"], {})[int(row["shape"][1:])] = row
+    for found in lines.values():
+        if len(found) < 3:
+            continue
+        x = [math.log2(t) for t in sorted(found)]
+        y = [1 / found[t]["tokens_per_s"] for t in sorted(found)]
+        slope, first = statistics.linear_regression(x, y)
+        for row in found.values():
+            row["rise"] = slope * (x[-1] - x[0]) / (first + slope * x[0])
 
 
 def incoming(paths):
@@ -135,6 +169,8 @@ def incoming(paths):
             row["p99_p50"] = float(spread[1])
         row.pop("exit", None)
         row.setdefault("stands_on", stands_on(row))
+    add_floors(ours)
+    add_rises(ours)
     return ours
 
 

@@ -53,6 +53,26 @@ Flags::Flag& Flags::find(const std::string& name) {
               suggest_name(name, names, "flags"));
 }
 
+std::vector<std::string> Flags::take_overrides(std::vector<std::string>& words) const {
+  std::vector<std::string> own, overrides;
+  bool recipe = false;
+  for (size_t i = 0; i < words.size(); ++i) {
+    const std::string &word = words[i], name = word.substr(0, word.find('='));
+    const auto flag =
+        std::find_if(flags_.begin(), flags_.end(), [&](const Flag& f) { return f.name == name; });
+    const bool known = flag != flags_.end() || name == "--help" || name == "-h";
+    const bool is_recipe = !recipe && name == word && !word.starts_with("-");
+    recipe |= is_recipe;
+    std::vector<std::string>& to = known || is_recipe ? own : overrides;
+    to.push_back(word);
+    const bool alone = known ? flag == flags_.end() || std::holds_alternative<bool*>(flag->slot)
+                             : i + 1 < words.size() && words[i + 1].starts_with("--");
+    if (name == word && !alone && word.starts_with("-") && i + 1 < words.size()) to.push_back(words[++i]);
+  }
+  words = own;
+  return overrides;
+}
+
 bool Flags::parse(const std::vector<std::string>& words) {
   bool flags_over = false;
   for (size_t i = 0; i < words.size(); ++i) {
@@ -72,6 +92,9 @@ bool Flags::parse(const std::vector<std::string>& words) {
     }
     const size_t equals = word.find('=');
     Flag& flag = find(word.substr(0, equals));
+    // The one given first would be ignored without a word.
+    if (flag.given && !std::holds_alternative<std::vector<std::string>*>(flag.slot))
+      throw Error(Exit::usage, flag.name + " stands twice", flag.name, "keep one");
     flag.given = true;
     if (bool** value = std::get_if<bool*>(&flag.slot)) {
       if (equals != word.npos)

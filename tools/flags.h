@@ -5,8 +5,8 @@
 //   flags.add("--bytes", bytes, "N", "at least so many", {.required = true});
 //   if (!flags.parse(words)) return 0;  // --help was asked for and answered
 //
-// A value is written `--bytes 10` or `--bytes=10`; words behind `--` are no flags. A flag given twice counts
-// as given last. Every mistake is an Error (usage) that names the flag.
+// A value is written `--bytes 10` or `--bytes=10`; words behind `--` are no flags. Only a flag
+// that gathers values may be given twice. Every mistake is an Error (usage) that names the flag.
 
 #include <cstdint>
 #include <limits>
@@ -37,6 +37,10 @@ class Flags {
            FlagTraits traits = {});
   // Flags end at the first argument: everything from there on belongs to another command.
   void end_at_first_argument() { ends_early_ = true; }
+
+  // Of a command whose words are also overrides of a recipe (KEY=VALUE, --KEY VALUE): takes these out of
+  // `words`, which keeps the flags declared here and the first other word, the recipe.
+  std::vector<std::string> take_overrides(std::vector<std::string>& words) const;
 
   bool parse(const std::vector<std::string>& words);
   const std::vector<std::string>& arguments() const { return arguments_; }

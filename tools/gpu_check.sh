@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # All CUDA tests and the benches of a machine with a GPU, most wanted first, in under 8 minutes; a table at the end.
 #
-#   tools/gpu_check.sh [PART...]      parts: tests train recurrences kernels decode attention lab; by default all
+#   tools/gpu_check.sh [PART...]      parts: tests train recurrences kernels decode attention lab; by default all of these;
+#                                     large peers losses sanitize: longer ones (gpu_check_more.sh)
 #   tools/gpu_check.sh pack [BUILD]   stripped programs of BUILD (build/cuda) and the libraries they need beyond those of
-#                                     CUDA and MPI, to .carry/gpu.tar.gz, for a machine without compilers
+#                                     CUDA and MPI, to .carry/gpu.tar.xz, for a machine without compilers
 #
 # Unpacks that archive if it is there, else builds. Logs go to $LOGS (build/gpu_logs), rows to $LOGS/rows.jsonl, for
 # `tools/benchmarks.py add`. A part has a time limit of its own and never more than is left of $SECONDS_IN_ALL (460, builds not
@@ -13,8 +14,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 programs="tests/autograd/test_autograd tests/optim/test_optim tests/attention/test_attention tests/layers/test_layers
-  tests/tools/test_apply"
-every="tests train recurrences kernels decode attention lab"
+  tests/tools/test_apply tests/training/training_decoder_test tests/training/training_graphs_test"
+every="tests train recurrences kernels decode attention lab" named="large peers losses sanitize"
 
 pack() {
   local build=$1 folder program
@@ -26,9 +27,10 @@ pack() {
     ldd "$build/$program" | awk '{ print $3 }' |
       grep -E '/lib(yaml-cpp|hdf5|sz|aec|pcre2|utf8proc|xxhash|zstd|gtest)' | xargs -r -I{} cp -Ln {} "$folder/lib/" || true
   done
-  tar -C "$folder" -c . | gzip -9 > .carry/gpu.tar.gz
+  # The programs hold the same kernels: a wide window keeps them once, a quarter of what gzip leaves.
+  tar -C "$folder" -c . | xz -T1 --lzma2=preset=2,dict=256MiB >.carry/gpu.tar.xz
   rm -r "$folder"
-  ls -l .carry/gpu.tar.gz
+  ls -l .carry/gpu.tar.xz
 }
 
 case ${1:-} in
@@ -43,8 +45,8 @@ case ${1:-} in
 esac
 parts=${*:-$every}
 for word in $parts; do
-  case " $every " in *" $word "*) ;; *)
-    echo "gpu_check: no part is called $word; there are $every" >&2
+  case " $every $named " in *" $word "*) ;; *)
+    echo "gpu_check: no part is called $word; there are $every $named" >&2
     exit 64
     ;;
   esac
@@ -53,14 +55,17 @@ done
 export WEFT_DEVICE=${WEFT_DEVICE:-cuda}
 logs=${LOGS:-build/gpu_logs}
 mkdir -p "$logs"
-rm -rf "$logs"/rows "$logs"/run-* "$logs"/*.log "$logs"/{summary.txt,corpus.txt,rows.jsonl}
+if [ -e "$logs/summary.txt" ]; then # of the run before, and nobody else's
+  (cd "$logs" && awk '{ print $1 ".log" }' summary.txt | xargs -r rm -f --)
+fi
+rm -rf "$logs"/rows "$logs"/run-* "$logs"/{summary.txt,corpus.txt,rows.jsonl}
 mkdir "$logs/rows"
 if [ "$WEFT_DEVICE" = cpu ]; then
   bin=${BUILD:-build/cpu}
-elif [ -e .carry/gpu.tar.gz ]; then
+elif [ -e .carry/gpu.tar.xz ]; then
   bin=build/gpu_bin
   mkdir -p $bin
-  gzip -dc .carry/gpu.tar.gz | tar -C $bin -x
+  xz -dc .carry/gpu.tar.xz | tar -C $bin -x
   export LD_LIBRARY_PATH=$PWD/$bin/lib:${LD_LIBRARY_PATH:-}
 else
   bin=build/cuda
@@ -143,11 +148,11 @@ tests() {
   for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
 }
 
-# train_steps STEPS RUN ARGUMENTS...   a row of so many steps; ends weft train then, before it saves gigabytes that nobody wants
+# train_steps STEPS RUN ARGUMENTS...   a row of so many steps, of TOTAL; ends weft train then, before it saves gigabytes that nobody wants
 # shellcheck disable=SC2317  # bash -c calls it
 train_steps() {
   local steps=$1 run=$2 pid logged
-  "$weft" train "${@:3}" run="$run" steps=100000 log.every=1 eval.every=0 checkpoint.every=0 data.val=0 data.train="$corpus" >&2 &
+  "$weft" train "${@:3}" run="$run" steps="${TOTAL:-100000}" log.every=1 eval.every=0 checkpoint.every=0 data.val=0 data.train="$corpus" >&2 &
   pid=$!
   while kill -0 "$pid" 2>/dev/null; do
     logged=$(grep -c tokens_per_s "$run/metrics.jsonl" 2>/dev/null || true)
@@ -161,21 +166,23 @@ train_steps() {
   done
   wait "$pid"
 }
-train() {
-  local sizes=() contexts="1024 8192 32768" context recipe
-  if [ -z "$python" ]; then
-    report train 0 "NOT RUN: its rows need python3"
-    return
-  fi
+# BYTES (4 million) of generated text, for train_steps. As one document: behind two blank lines another begins, and attention that
+# sees no further than a short story would be measured beside PyTorch's, which sees the whole context.
+corpus_for_training() {
   export -f train_steps
   export weft python corpus=$logs/corpus.txt
+  rm -f "$corpus"
+  "$weft" corpus --bytes "$([ "$WEFT_DEVICE" = cpu ] && echo 300000 || echo "${1:-4000000}")" --out "$corpus"
+  sed -i '/^$/d' "$corpus"
+}
+train() {
+  local sizes=() contexts="1024 8192 32768" context recipe
+  corpus_for_training
   if [ "$WEFT_DEVICE" = cpu ]; then
     contexts="128 256"
     sizes=(batch_tokens=2048 micro_tokens=512 'model.layers=[softmax*2]' model.width=96 model.heads=2 model.ffn=256 model.vocab=2048)
-    "$weft" corpus --bytes 300000 --out "$corpus"
   else
     sizes=(batch_tokens=131072)
-    "$weft" corpus --bytes 4000000 --out "$corpus"
   fi
   for context in $contexts; do
     ours "train-softmax-$context" 25 bash -c 'train_steps "$@"' _ 8 "$logs/run-softmax-$context" recipes/124m/softmax.yaml \
@@ -196,8 +203,15 @@ gpu() { ours "$1" "$2" "$weft" bench gpu "${@:3}" "${gpu_flags[@]}" --json; }
 # shellcheck disable=SC2086
 torch() { peer "$1" "$2" "$python" tools/peers/torch_gpu.py $small "${@:3}"; }
 
-if wants tests; then tests; fi
-if wants train; then train; fi
+source tools/gpu_check_more.sh
+for part in tests train $named; do
+  if ! wants "$part"; then continue; fi
+  if [ -z "$python" ] && [ "$part" != tests ] && [ "$part" != sanitize ]; then
+    report "$part" 0 "NOT RUN: its rows need python3"
+  else
+    "$part"
+  fi
+done
 if wants recurrences; then
   gpu recurrences 30 recurrence
   # shellcheck disable=SC2086

@@ -1,9 +1,14 @@
 #include "training/micro_batch.h"
 
 #include <algorithm>
+#include <numeric>
+#include <utility>
 
 namespace weft {
 namespace {
+
+// Lists begin at multiples of 256 bytes, as tensors of their own do.
+int64_t aligned(int64_t count) { return (count + 63) / 64 * 64; }
 
 class RankCrossings : public CrossingFactory {
  public:
@@ -25,6 +30,18 @@ class RankCrossings : public CrossingFactory {
 
 }  // namespace
 
+MicroBatch at(MicroBatch micro, const Tensor& lists) {
+  const int64_t tokens = count_tokens(micro.layout.segments), apart = aligned(tokens);
+  const auto list = [&](int64_t i, int64_t size) { return lists.rows(i * apart, i * apart + size); };
+  micro.tokens = list(0, tokens);
+  micro.targets = list(1, tokens);
+  micro.layout.position = list(2, tokens);
+  micro.layout.document = list(3, tokens);
+  if (const int64_t documents = micro.bounds.documents; documents > 0) micro.offsets = list(4, documents + 1);
+  micro.lists = lists;
+  return micro;
+}
+
 MicroBatch cut_micro_batch(const Batch& batch, SegmentPlan plan, int ranks, int rank, int64_t align,
                            Device device) {
   std::vector<int64_t> lengths;
@@ -34,17 +51,30 @@ MicroBatch cut_micro_batch(const Batch& batch, SegmentPlan plan, int ranks, int 
   micro.all = plan_segments(plan, lengths, ranks, align);
   micro.labels =
       static_cast<int64_t>(batch.targets.size()) - std::count(batch.targets.begin(), batch.targets.end(), -1);
-  std::vector<int32_t> tokens, targets;
-  for (const Segment& s : micro.all[static_cast<size_t>(rank)]) {
-    const int64_t start = batch.offsets[static_cast<size_t>(s.document)];
-    tokens.insert(tokens.end(), batch.tokens.begin() + start + s.begin, batch.tokens.begin() + start + s.end);
-    targets.insert(targets.end(), batch.targets.begin() + start + s.begin,
-                   batch.targets.begin() + start + s.end);
+  const Segments& own = micro.all[static_cast<size_t>(rank)];
+  micro.layout.segments = own;
+  if (ranks == 1) micro.bounds = rounded_bounds(own);
+  const int64_t tokens = count_tokens(own), documents = micro.bounds.documents;
+  const Tensor lists({4 * aligned(tokens) + (documents > 0 ? documents + 1 : 0)}, Dtype::i32, Device::cpu);
+  micro = at(std::move(micro), lists);
+  int32_t *token = micro.tokens.data<int32_t>(), *target = micro.targets.data<int32_t>(),
+          *position = micro.layout.position.data<int32_t>(),
+          *document = micro.layout.document.data<int32_t>();
+  std::vector<int32_t> ends{0};
+  for (const Segment& s : own) {
+    const int64_t start = batch.offsets[static_cast<size_t>(s.document)] + s.begin;
+    token = std::copy_n(batch.tokens.begin() + start, s.size(), token);
+    target = std::copy_n(batch.targets.begin() + start, s.size(), target);
+    std::iota(position, position + s.size(), static_cast<int32_t>(s.begin));
+    position += s.size();
+    document = std::fill_n(document, s.size(), s.document);
+    ends.push_back(ends.back() + static_cast<int32_t>(s.size()));
   }
-  micro.layout = make_layout(micro.all[static_cast<size_t>(rank)], device);
-  micro.tokens = from_ints(tokens, device);
-  micro.targets = from_ints(targets, device);
-  return micro;
+  if (documents > 0) {
+    ends.resize(static_cast<size_t>(documents) + 1, ends.back());
+    std::copy(ends.begin(), ends.end(), micro.offsets.data<int32_t>());
+  }
+  return device == Device::cpu ? micro : at(std::move(micro), lists.to(device));
 }
 
 std::unique_ptr<CrossingFactory> crossings_of(const MicroBatch& micro, Communicator* ranks,

@@ -3,6 +3,7 @@
 
 #include <span>
 
+#include "autograd/layout_bounds.h"
 #include "distributed/rank_crossing.h"
 #include "distributed/segments.h"
 #include "layers/block.h"
@@ -15,7 +16,16 @@ struct MicroBatch {
   Layout layout;              // of this rank
   std::vector<Segments> all;  // of every rank of the context group
   int64_t labels = 0;         // targets that are not -1, of all ranks of the group together
+  // Rounded, where one rank has whole documents: for a BoundsScope.
+  DocumentBounds bounds;
+  Tensor offsets;  // (bounds.documents + 1) i32
+  // What all tensors above are parts of, i32, so that one copy brings them to a device. Another micro-batch
+  // of as many tokens and the same bounds has its parts at the same places.
+  Tensor lists;
 };
+
+// The same, its tensors parts of a copy of `lists`.
+MicroBatch at(MicroBatch micro, const Tensor& lists);
 
 // The batch's documents cut over `ranks` ranks of a context group; rank's part of it. align: of the model.
 MicroBatch cut_micro_batch(const Batch& batch, SegmentPlan plan, int ranks, int rank, int64_t align,

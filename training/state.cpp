@@ -89,11 +89,9 @@ std::vector<std::string> save_run(Trainer& trainer, const RunState& state, const
   m.tokenizer_hash = trainer.tokenizer().hash();
   m.order_hash = state.order_hash;
   m.weights_hash = weights_hash_of(trainer.store());
-  m.extra = json{{"tokens", state.tokens},
-                 {"skipped_steps", state.skipped_steps},
-                 {"updates", trainer.updates()},
-                 {"data", state.data},
-                 {"guard", trainer.guard().state()}}
+  m.extra = json{{"tokens", state.tokens},        {"skipped_steps", state.skipped_steps},
+                 {"updates", trainer.updates()},  {"data", state.data},
+                 {"seed", trainer.recipe().seed}, {"guard", trainer.guard().state()}}
                 .dump();
   // Every rank holds every array: each writes its share of the elements.
   std::vector<Tensor> shares;  // in host memory
@@ -138,10 +136,14 @@ RunState restore_run(Trainer& trainer, const ckpt::Checkpoint& checkpoint) {
   if (m.tokenizer_hash != trainer.tokenizer().hash())
     throw Error(Exit::recipe, "the tokenizer is another than the checkpoint's",
                 trainer.recipe().where("data.tokenizer"), "use the tokenizer the run was started with");
+  // Recipe and tokenizer may be the same, and yet it is another run's.
+  const json extra = json::parse(m.extra, nullptr, false);
+  if (const int64_t seed = trainer.recipe().seed; extra.is_object() && extra.value("seed", seed) != seed)
+    throw Error(Exit::data, text("is of a run with seed ", extra["seed"].dump(), ", this one has ", seed),
+                checkpoint.folder(), "remove it: the run then goes on from its own");
   for (const StoredArray& a : arrays_of(trainer)) read_into(a.flat, a.shape, checkpoint, a.name);
   trainer.store().refresh_working();
   try {
-    const json extra = json::parse(m.extra);
     trainer.set_updates(extra.at("updates"));
     trainer.guard().restore(extra.at("guard").get<std::vector<double>>());
     RunState state{m.step, extra.at("tokens"), extra.at("skipped_steps"), m.order_hash,

@@ -37,7 +37,7 @@ std::optional<Rewind> read_rewind(const std::string& run);
 void forget_rewind(const std::string& run);  // of an earlier run in this folder
 
 // Into a trainer of the same recipe, past the data of the last rewind. Errors: Exit::no_checkpoint where an
-// array is missing or of another shape.
+// array is missing or of another shape, Exit::data for a checkpoint of a run with another seed.
 RunState restore_run(Trainer& trainer, const ckpt::Checkpoint& checkpoint);
 
 // Weights to start another model from, by name; a mechanism that has its projections itself, as moh does,

@@ -133,11 +133,15 @@ std::vector<std::string> Run::load_checkpoint() {
   const ckpt::Loaded loaded =
       ckpt::load(recipe_.run, {.strict = recipe_.checkpoint.strict}, peers_of(world_));
   state_ = restore_run(*trainer_, loaded.checkpoint);
-  if (!state_.data.empty() && state_.data != fingerprint_)
-    throw Error(
-        Exit::data,
-        text("the text is another than the run was trained on: it had ", state_.data, ", now ", fingerprint_),
-        recipe_.where("data.train"), "put the old files back, or start a new run with init=" + recipe_.run);
+  if (!state_.data.empty() && state_.data != fingerprint_) {
+    const bool held_out = state_.data.starts_with(data_->train.fingerprint());
+    throw Error(Exit::data,
+                text(held_out ? "the held-out text is another than the run was measured on"
+                              : "the text is another than the run was trained on",
+                     ": it had ", state_.data, ", now ", fingerprint_),
+                recipe_.where(held_out ? "data.val" : "data.train"),
+                "put the old files back, or start a new run with init=" + recipe_.run);
+  }
   if (state_.step > recipe_.steps)
     throw Error(Exit::recipe,
                 text("the run has done ", state_.step, " steps, its recipe now wants ", recipe_.steps),
@@ -271,12 +275,13 @@ void Run::rewind() {
   start_loader();
 }
 
-// Of the device's arithmetic, by the operations that the last step counted on this rank.
+// Of the device's arithmetic, by the model's operations that the last step counted on this rank: what is
+// computed again to save memory does not make it busier.
 std::optional<double> Run::mfu(double seconds) {
   if (!peak_ || seconds <= 0) return {};
-  const std::optional<double> share = share_of_peak(trainer_->step_flops(), seconds, *peak_);
+  const std::optional<double> share = share_of_peak(trainer_->model_flops(), seconds, *peak_);
   if (!share && !std::exchange(impossible_, true))
-    log_->warning(text(trainer_->step_flops(), " operations in ", seconds,
+    log_->warning(text(trainer_->model_flops(), " operations in ", seconds,
                        " s are more than the device can do: work was counted that was not done, so mfu is "
                        "left out"));
   return share;

@@ -8,10 +8,12 @@
 #include "autograd/determinism.h"
 #include "autograd/fault.h"
 #include "autograd/flops.h"
-#include "autograd/ops/projected_cross_entropy.h"
 #include "distributed/agree.h"
 #include "distributed/collectives.h"
 #include "optim/gradient_norm.h"
+#ifdef WEFT_CUDA
+#include "autograd/cuda/replay.h"
+#endif
 
 namespace weft {
 namespace {
@@ -72,6 +74,7 @@ Trainer::Trainer(const Recipe& recipe, const Tokenizer& tokenizer, Communicator*
       mesh_(mesh_of(recipe, world, device)),
       store_(precision_of(recipe), device, static_cast<uint32_t>(recipe.seed)),
       model_(model_config(recipe, vocabulary_of(recipe, tokenizer)), store_),
+      micro_step_(model_, store_, mesh_.shape.cp == 1 ? recipe.cuda_graphs : 0),
       schedule_(schedule_of(recipe)),
       guard_({.max_skips = recipe.numerics.max_skips,
               .window = recipe.numerics.window,
@@ -115,9 +118,9 @@ std::string Trainer::idle_ranks() const {
               "micro_tokens=", recipe_.context, " to cut each sample");
 }
 
-MicroBatch Trainer::cut(const Batch& batch) const {
+MicroBatch Trainer::cut(const Batch& batch, Device device) const {
   const int rank = mesh_.context ? mesh_.context->rank() : 0;
-  return cut_micro_batch(batch, plan_, mesh_.shape.cp, rank, model_.align(), device_);
+  return cut_micro_batch(batch, plan_, mesh_.shape.cp, rank, model_.align(), device);
 }
 
 std::unique_ptr<CrossingFactory> Trainer::crossings(const MicroBatch& micro) const {
@@ -173,7 +176,7 @@ void Trainer::break_gradient(std::initializer_list<fault::Phase> phases) {
 StepResult Trainer::step(int64_t step, const Batch& batch) {
   using Clock = std::chrono::steady_clock;
   StepResult result;
-  const double flops_before = counted_flops();
+  const double flops_before = counted_flops(), recomputed_before = recomputed_flops();
   const int64_t own_labels =
       static_cast<int64_t>(batch.targets.size()) - std::count(batch.targets.begin(), batch.targets.end(), -1);
   // Ranks of a context group hold the same samples: their labels count once.
@@ -181,47 +184,35 @@ StepResult Trainer::step(int64_t step, const Batch& batch) {
   const double share = 1 / static_cast<double>(std::max<int64_t>(1, result.labels));
 
   store_.begin_step();
-  std::vector<Tensor> losses;  // read when all is asked for: a read waits for the device
-  for (const Batch& part : split_batch(batch, recipe_.context, micro_samples_)) {
-    const MicroBatch micro = cut(part);
-    const std::unique_ptr<CrossingFactory> cross = crossings(micro);
+  const std::vector<Batch> parts = split_batch(batch, recipe_.context, micro_samples_);
+  // Read when all is asked for: a read waits for the device.
+  const Tensor losses = empty({std::ssize(parts)}, wide_of(store_.precision()), device_);
+  for (int64_t i = 0; i < losses.dim(0); ++i) {
+    const MicroBatch micro = cut(parts[static_cast<size_t>(i)], micro_step_.made_on());
     if (world_ != nullptr) world_->beat(step + 1, "forward");
-    Tape tape;
     fault::point(fault::Phase::forward);
-    std::vector<Variable> extra;
-    const Variable h = model_.hidden(micro.tokens, micro.layout, *cross, &extra);
-    std::vector<Variable> outputs;
-    {
-      const MemoryScope scope("loss");
-      outputs.push_back(
-          projected_cross_entropy(h, model_.output_weight(), micro.targets, {.seed = share}).loss);
-    }
-    losses.push_back(outputs[0]);
-    if (fault::wants(fault::Kind::nan, fault::Phase::forward))
-      losses.back() = full(outputs[0].shape(), NAN, outputs[0].dtype(), device_);
-    std::vector<Tensor> seeds{full(outputs[0].shape(), share, outputs[0].dtype(), device_)};
-    for (const Variable& aux : extra) {  // weighted like the tokens they come from
-      outputs.push_back(aux);
-      seeds.push_back(full(aux.shape(), share * static_cast<double>(micro.labels), aux.dtype(), device_));
-    }
     fault::point(fault::Phase::backward);
-    tape.backward(outputs, seeds);
+    const Tensor loss = losses.rows(i, i + 1);
+    loss.copy_from(micro_step_(micro, share, [this](const MicroBatch& m) { return crossings(m); }));
+    if (fault::wants(fault::Kind::nan, fault::Phase::forward))
+      loss.copy_from(full({1}, NAN, loss.dtype(), device_));
   }
   store_.finish_step();
-  double loss = 0;
-  for (const Tensor& part : losses) loss += value_of(part);
   check_wire();
   break_gradient({fault::Phase::forward, fault::Phase::backward, fault::Phase::collective});
 
   const auto start = Clock::now();
   fault::point(fault::Phase::collective);
   reduce_gradients();
-  if (world_ != nullptr && world_->size() > 1) world_->all_reduce(&loss, 1, Dtype::f64, Reduce::sum, "loss");
   result.comm_s = std::chrono::duration<double>(Clock::now() - start).count();
-  result.loss = loss * share;
-
+  // The norm is asked for before anything is read: one wait for the device, not two.
   const GradientNorm norm = device_ == Device::meta ? GradientNorm{} : gradient_norm(store_);
   result.grad_norm = norm.value;
+  double loss = 0;
+  if (device_ != Device::meta)
+    for (const double part : to_values(losses)) loss += part;
+  if (world_ != nullptr && world_->size() > 1) world_->all_reduce(&loss, 1, Dtype::f64, Reduce::sum, "loss");
+  result.loss = loss * share;
   const SpikeGuard::Verdict verdict = guard_.judge(step, result.loss, result.grad_norm);
   if (verdict.action == SpikeGuard::Action::stop)
     throw Error(Exit::numerics, text("step ", step, ": ", verdict.reason, ", again after going back"),
@@ -239,9 +230,14 @@ StepResult Trainer::step(int64_t step, const Batch& batch) {
   result.lr = state.rate * recipe_.optim.lr;
   fault::point(fault::Phase::optimizer);
   break_gradient({fault::Phase::optimizer});  // behind the guard's back: the weights are lost
-  optimizer_->step(state);
+  optimizer_->begin(state);
+  if (!state.skip)
+    micro_step_.graphs().run({}, [&](bool) {
+      for (const Range& range : optimizer_->owned()) optimizer_->update(range, state);
+    });
   updates_ = state.updates;
   step_flops_ = counted_flops() - flops_before;
+  recomputed_ = recomputed_flops() - recomputed_before;
   return result;
 }
 
@@ -257,7 +253,10 @@ Evaluation Trainer::evaluate(const Dataset& data, int64_t samples) {
     for (int64_t i = first; i < std::min(own.end, first + micro_samples_); ++i) which.push_back(i);
     if (world_ != nullptr) world_->beat(updates_, "evaluation");
     const Batch batch = data.batch(which);
-    const MicroBatch micro = cut(batch);
+#ifdef WEFT_CUDA
+    const cuda::Pass pass;  // in the memory of training steps
+#endif
+    const MicroBatch micro = cut(batch, device_);
     const std::unique_ptr<CrossingFactory> cross = crossings(micro);
     evaluator.add(
         micro, *cross,

@@ -13,7 +13,7 @@
 #include "optim/schedule.h"
 #include "optim/spike_guard.h"
 #include "training/evaluate.h"
-#include "training/micro_batch.h"
+#include "training/micro_step.h"
 #include "training/setup.h"
 
 namespace weft {
@@ -61,12 +61,14 @@ class Trainer {
   // One line where ranks get no sample, or where mesh.cp cuts none: its borders fall between samples and
   // nothing crosses them.
   std::string idle_ranks() const;
-  bool first_rank() const { return world_ == nullptr || world_->rank() == 0; }
-  // Floating-point operations of the last step on this rank.
+  // Floating-point operations of the last step on this rank, and of these the model's own: without what
+  // checkpointing computes again.
   double step_flops() const { return step_flops_; }
+  double model_flops() const { return step_flops_ - recomputed_; }
+  StepGraphs& graphs() { return micro_step_.graphs(); }
 
  private:
-  MicroBatch cut(const Batch& batch) const;
+  MicroBatch cut(const Batch& batch, Device device) const;
   std::unique_ptr<CrossingFactory> crossings(const MicroBatch& micro) const;
   void reduce_gradients();
   void check_wire() const;
@@ -79,12 +81,13 @@ class Trainer {
   Mesh mesh_;
   ParameterStore store_;
   Model model_;
+  MicroStep micro_step_;
   std::unique_ptr<Optimizer> optimizer_;
   Schedule schedule_;
   SpikeGuard guard_;
   SegmentPlan plan_;
   int64_t samples_per_step_, micro_samples_;  // of the global batch, at a time on this rank
-  double step_flops_ = 0;
+  double step_flops_ = 0, recomputed_ = 0;
   mutable WireBytes expected_;  // of the context group, by the formulas of the parts crossed
   int64_t updates_ = 0;
 };

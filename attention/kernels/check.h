@@ -8,30 +8,31 @@
 
 namespace weft::cuda {
 
-inline void require(const char* kernel, bool condition, const std::string& what, const std::string& advice) {
-  if (!condition) throw Error(Exit::internal, text(kernel, ": ", what), {}, advice);
+// Words are put together where they are needed only: a launch asks a dozen such questions.
+template <class... What>
+void require(const char* kernel, bool condition, const char* advice, const What&... what) {
+  if (!condition) throw Error(Exit::internal, text(kernel, ": ", what...), {}, advice);
 }
 
 // The sizes that a LinearAttention and a DeltaRule have in common.
 template <class Problem>
 void check_sizes(const char* kernel, const Problem& p) {
-  require(kernel, p.dtype == Dtype::bf16 || p.dtype == Dtype::f32,
-          text("dtype ", int(p.dtype), " is neither bf16 nor f32"), "convert first");
-  require(kernel, p.d_k > 0 && p.d_k <= 256 && p.d_v > 0 && p.d_v <= 256,
-          text("widths ", p.d_k, " and ", p.d_v), "use 1 to 256");
+  require(kernel, p.dtype == Dtype::bf16 || p.dtype == Dtype::f32, "convert first", "dtype ", int(p.dtype),
+          " is neither bf16 nor f32");
+  require(kernel, p.d_k > 0 && p.d_k <= 256 && p.d_v > 0 && p.d_v <= 256, "use 1 to 256", "widths ", p.d_k,
+          " and ", p.d_v);
   require(kernel, p.heads > 0 && p.documents > 0 && p.tokens >= 0 && p.tokens < (int64_t(1) << 31),
-          text(p.tokens, " tokens, ", p.documents, " documents, ", p.heads, " heads"),
-          "use fewer than 2^31 tokens");
-  require(kernel, p.offsets || p.tokens % p.documents == 0,
-          text(p.tokens, " tokens in ", p.documents, " documents without offsets"),
-          "give offsets, or equal documents");
-  require(kernel, p.scale > 0, text("scale ", p.scale), "it has to be positive");
+          "use fewer than 2^31 tokens", p.tokens, " tokens, ", p.documents, " documents, ", p.heads,
+          " heads");
+  require(kernel, p.offsets || p.tokens % p.documents == 0, "give offsets, or equal documents", p.tokens,
+          " tokens in ", p.documents, " documents without offsets");
+  require(kernel, p.scale > 0, "it has to be positive", "scale ", p.scale);
 }
 
 inline void check_rows(const char* kernel, const char* name, const Rows& r, int heads, int width) {
-  require(kernel, r.data, text(name, " is null"), "give a device pointer");
-  require(kernel, r.pitch >= int64_t(heads) * width,
-          text(name, " has pitch ", r.pitch, " for ", heads, " heads of ", width), "pitch counts elements");
+  require(kernel, r.data != nullptr, "give a device pointer", name, " is null");
+  require(kernel, r.pitch >= int64_t(heads) * width, "pitch counts elements", name, " has pitch ", r.pitch,
+          " for ", heads, " heads of ", width);
 }
 
 inline bool aligned(const Rows& r) {

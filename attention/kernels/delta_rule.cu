@@ -13,22 +13,23 @@ namespace {
 
 constexpr const char* name = "delta rule";
 
-void require(bool condition, const std::string& what, const std::string& advice) {
-  cuda::require(name, condition, what, advice);
+template <class... What>
+void require(bool condition, const char* advice, const What&... what) {
+  cuda::require(name, condition, advice, what...);
 }
 
 bool has_tiles(int width) { return width == 64 || width == 128; }
 
 void check(const DeltaRule& p) {
   check_sizes(name, p);
-  require(p.beta || p.tokens == 0, "beta is null", "give (tokens, heads) f32");
+  require(p.beta || p.tokens == 0, "give (tokens, heads) f32", "beta is null");
 }
 
 // Tiles wherever they can be: what is kept depends on it, so alignment has no say.
 Path choose(const DeltaRule& p) {
   const bool tiles = p.dtype == Dtype::bf16 && has_tiles(p.d_k) && has_tiles(p.d_v);
-  require(p.path == Path::automatic || p.path == Path::plain || tiles,
-          "this path needs bf16 and widths of 64 or 128", "use Path::automatic");
+  require(p.path == Path::automatic || p.path == Path::plain || tiles, "use Path::automatic",
+          "this path needs bf16 and widths of 64 or 128");
   if (p.path != Path::automatic) return p.path;
   if (!tiles || device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) < 227 * 1024) return Path::plain;
   return device_attribute(cudaDevAttrComputeCapabilityMajor) == 9 ? Path::wgmma : Path::mma;
@@ -36,7 +37,7 @@ Path choose(const DeltaRule& p) {
 
 void check(const char* of, const Rows& r, int heads, int width, Path path) {
   check_rows(name, of, r, heads, width);
-  require(path == Path::plain || aligned(r), text(of, " is not aligned to 16 bytes"), "make it contiguous");
+  require(path == Path::plain || aligned(r), "make it contiguous", of, " is not aligned to 16 bytes");
 }
 
 // Parts of an area of memory, each aligned to 256 bytes.
@@ -137,8 +138,8 @@ void delta_rule_backward(const DeltaRule& p, Rows q, Rows k, Rows v, const float
   check("v", v, p.heads, p.d_v, path), check("d_o", d_o, p.heads, p.d_v, path);
   check("dq", read_only(d.q), p.heads, p.d_k, path), check("dk", read_only(d.k), p.heads, p.d_k, path);
   check("dv", read_only(d.v), p.heads, p.d_v, path);
-  require(d.beta || p.tokens == 0, "d_beta is null", "give (tokens, heads) f32");
-  require(p.log_decay || !d.log_decay, "a gradient of log_decay without one", "give log_decay");
+  require(d.beta || p.tokens == 0, "give (tokens, heads) f32", "d_beta is null");
+  require(p.log_decay || !d.log_decay, "give log_decay", "a gradient of log_decay without one");
   char* before = static_cast<char*>(const_cast<void*>(kept));  // read only
   if (path == Path::plain) {
     DeltaPlain s = plain_of(p);

@@ -14,8 +14,9 @@ namespace {
 
 constexpr const char* name = "linear attention";
 
-void require(bool condition, const std::string& what, const std::string& advice) {
-  cuda::require(name, condition, what, advice);
+template <class... What>
+void require(bool condition, const char* advice, const What&... what) {
+  cuda::require(name, condition, advice, what...);
 }
 
 bool has_tiles(const LinearAttention& p, int width) {
@@ -26,7 +27,7 @@ bool hopper() { return device_attribute(cudaDevAttrComputeCapabilityMajor) == 9;
 
 void check(const LinearAttention& p) {
   check_sizes(name, p);
-  require(p.gate == Gate::fixed || p.log_decay, "gated without log_decay", "give log decays");
+  require(p.gate == Gate::fixed || p.log_decay, "give log decays", "gated without log_decay");
 }
 
 void check(const char* of, const Rows& r, int heads, int width) { check_rows(name, of, r, heads, width); }
@@ -38,9 +39,9 @@ Path choose(const LinearAttention& p, std::initializer_list<Rows> all) {
   if (channels)
     tiles = tiles && aligned({p.log_decay, 0}) &&
             channel_sweep_bytes(p.d_k, p.d_v) <= device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  require(p.path == Path::automatic || p.path == Path::plain || tiles,
-          "this path needs bf16, widths of 64, 128 or 256, and 16-byte alignment", "use Path::automatic");
-  require(p.path != Path::wgmma || !channels, "a gate of channels has no wgmma", "use Path::automatic");
+  require(p.path == Path::automatic || p.path == Path::plain || tiles, "use Path::automatic",
+          "this path needs bf16, widths of 64, 128 or 256, and 16-byte alignment");
+  require(p.path != Path::wgmma || !channels, "use Path::automatic", "a gate of channels has no wgmma");
   if (p.tokens == 0) return Path::plain;  // states only
   if (p.path != Path::automatic) return p.path;
   return !tiles ? Path::plain : hopper() && !channels ? Path::wgmma : Path::mma;
@@ -196,7 +197,8 @@ struct Room {
 
 LinearAttention segments_of(const LinearAttention& p, const Cut& cut, float* workspace, const Room& room,
                             cudaStream_t stream) {
-  require(workspace, "cutting documents needs workspace", "give linear_attention_workspace() bytes");
+  require(workspace != nullptr, "give linear_attention_workspace() bytes",
+          "cutting documents needs workspace");
   LinearAttention segments = p;
   segments.documents = cut.most, segments.offsets = reinterpret_cast<int*>(workspace + room.offsets);
   cut_documents(p, cut, reinterpret_cast<int*>(workspace + room.offsets),
@@ -253,9 +255,9 @@ void linear_attention_backward(const LinearAttention& p, Rows q, Rows k, Rows v,
   const Rows dq_rows = read_only(d.q), dk_rows = read_only(d.k), dv_rows = read_only(d.v);
   check("dq", dq_rows, p.heads, p.d_k), check("dk", dk_rows, p.heads, p.d_k),
       check("dv", dv_rows, p.heads, p.d_v);
-  require(!d.log_decay || p.gate != Gate::fixed, "a gradient of log_decay without a gate", "set gate");
-  require(!d.log_decay || d.workspace, "the gradient of a gate needs workspace",
-          "give linear_attention_workspace() bytes");
+  require(!d.log_decay || p.gate != Gate::fixed, "set gate", "a gradient of log_decay without a gate");
+  require(!d.log_decay || d.workspace, "give linear_attention_workspace() bytes",
+          "the gradient of a gate needs workspace");
   const Path path = choose(p, {q, k, v, d_o, dq_rows, dk_rows, dv_rows});
   const Cut cut = path == Path::plain ? Cut{} : cut_of(p, true);
   const Room room(p, cut, true);

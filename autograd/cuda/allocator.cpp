@@ -2,9 +2,13 @@
 // become free. With one stream a block may be handed out again at once, since whoever gets it works later.
 
 #include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <set>
+#include <utility>
 
 #include "autograd/cuda/replay.h"
 #include "autograd/cuda/runtime.h"
@@ -17,9 +21,32 @@ constexpr int64_t kSegment = int64_t{256} << 20;  // asked of the driver at a ti
 
 int64_t rounded(int64_t bytes, int64_t to) { return (bytes + to - 1) / to * to; }
 
-class Arena : public Allocator {
+// Nothing where the driver has no more.
+char* ask_driver(int64_t bytes) {
+  void* memory = nullptr;
+  const cudaError_t code = cudaMalloc(&memory, static_cast<size_t>(bytes));
+  if (code == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // reported here, and no longer by the next launch
+    return nullptr;
+  }
+  check(code, "cudaMalloc");
+  return static_cast<char*>(memory);
+}
+
+// Each block an allocation of the driver's of just its size, so that compute-sanitizer sees who leaves it, or
+// reads what nobody wrote.
+bool blocks_lie_apart() {
+  static const bool apart = [] {
+    const char* value = std::getenv("APART");
+    return value != nullptr && std::strcmp(value, "0") != 0;
+  }();
+  return apart;
+}
+
+class Arena {
  public:
-  void* allocate(int64_t bytes) override {
+  // fresh: taken within a Pass, until that ends.
+  void* allocate(int64_t bytes, bool fresh) {
     bytes = rounded(std::max<int64_t>(1, bytes), kAlignment);
     const std::lock_guard lock(mutex_);
     auto fit = free_.lower_bound({bytes, nullptr});
@@ -31,19 +58,24 @@ class Arena : public Allocator {
     free_.erase(fit);
     Block& block = blocks_.at(at);
     block.free = false;
+    block.fresh = fresh;
+    fresh_ += fresh ? 1 : 0;
     if (block.bytes > bytes) {
       const int64_t rest = block.bytes - bytes;
       block.bytes = bytes;
-      blocks_[at + bytes] = {rest, true, false};
+      blocks_[at + bytes] = {rest, true, false, false};
       free_.insert({rest, at + bytes});
     }
     return at;
   }
 
-  void release(void* pointer, int64_t) override {
+  // Whether the block was fresh.
+  bool release(void* pointer) {
     const std::lock_guard lock(mutex_);
     auto block = blocks_.find(static_cast<char*>(pointer));
     block->second.free = true;
+    const bool fresh = std::exchange(block->second.fresh, false);
+    fresh_ -= fresh ? 1 : 0;
     const auto next = std::next(block);
     if (next != blocks_.end() && next->second.free && !next->second.first) join(block, next);
     if (block != blocks_.begin() && !block->second.first) {
@@ -54,10 +86,22 @@ class Arena : public Allocator {
       }
     }
     free_.insert({block->second.bytes, block->first});
+    return fresh;
   }
 
-  void fill(void* pointer, int value, int64_t bytes) override {
-    CUDA_CHECK(cudaMemsetAsync(pointer, value, static_cast<size_t>(bytes), stream()));
+  // Ends what is fresh, and says whether anything was.
+  bool settle() {
+    const std::lock_guard lock(mutex_);
+    if (fresh_ == 0) return false;
+    for (auto& [at, block] : blocks_) block.fresh = false;
+    fresh_ = 0;
+    return true;
+  }
+
+  // Segments that lie idle, to the driver; whether there were any. Not while recording, which may not wait.
+  bool give_back() {
+    const std::lock_guard lock(mutex_);
+    return give_back_idle();
   }
 
   bool owns(const void* pointer) {
@@ -72,6 +116,7 @@ class Arena : public Allocator {
     int64_t bytes = 0;
     bool free = true;
     bool first = false;  // of a segment: never joined with what lies before it
+    bool fresh = false;
   };
   using Blocks = std::map<char*, Block>;
 
@@ -88,28 +133,23 @@ class Arena : public Allocator {
   // idle go back first.
   bool grow(int64_t bytes) {
     if (add_segment(2 * bytes > kSegment ? bytes : kSegment)) return true;
-    give_back();
-    return add_segment(bytes);
+    return give_back_idle() && add_segment(bytes);
   }
 
   bool add_segment(int64_t bytes) {
     bytes = rounded(bytes, int64_t{2} << 20);  // the driver's page
-    void* memory = nullptr;
-    const cudaError_t code = cudaMalloc(&memory, static_cast<size_t>(bytes));
-    if (code == cudaErrorMemoryAllocation) {
-      cudaGetLastError();  // reported here, and no longer by the next launch
-      return false;
-    }
-    check(code, "cudaMalloc");
-    char* const at = static_cast<char*>(memory);
-    blocks_[at] = {bytes, true, true};
+    char* const at = ask_driver(bytes);
+    if (at == nullptr) return false;
+    blocks_[at] = {bytes, true, true, false};
     free_.insert({bytes, at});
     segments_[at] = bytes;
     return true;
   }
 
-  void give_back() {
+  bool give_back_idle() {
+    if (recording()) return false;
     synchronize();
+    const size_t before = segments_.size();
     for (auto it = segments_.begin(); it != segments_.end();) {
       const Block& block = blocks_.at(it->first);
       if (block.free && block.bytes == it->second) {
@@ -121,27 +161,62 @@ class Arena : public Allocator {
         ++it;
       }
     }
+    const bool any = segments_.size() < before;
+    changes_ += any ? 1 : 0;
+    return any;
   }
 
   std::mutex mutex_;
   Blocks blocks_;                             // all, by address
   std::set<std::pair<int64_t, char*>> free_;  // by size
   std::map<char*, int64_t> segments_;
+  int64_t fresh_ = 0;                 // blocks
+  std::atomic<int64_t> changes_ = 0;  // times that memory went back to the driver
+
+ public:
+  int64_t changes() const { return changes_; }
 };
 
 // What recorded work uses lies apart: it is written whenever the recording runs, while whoever recorded it
-// has long given it back. Recordings may share it, since one runs after the other.
+// has long given it back. Recordings may share it, since one runs after the other, and so may passes that are
+// not recorded.
 class Arenas : public Allocator {
  public:
-  void* allocate(int64_t bytes) override { return (recording() ? recorded_ : usual_).allocate(bytes); }
-  void release(void* pointer, int64_t bytes) override {
-    (recorded_.owns(pointer) ? recorded_ : usual_).release(pointer, bytes);
+  void* allocate(int64_t bytes) override {
+    if (passing_) trace_ = (trace_ ^ static_cast<uint64_t>(bytes)) * 0x9e3779b97f4a7c15u + 1;
+    if (!recording() && blocks_lie_apart()) return ask_driver(std::max<int64_t>(1, bytes));
+    const bool shared = recording() || passing_;
+    Arena &own = shared ? recorded_ : usual_, &other = shared ? usual_ : recorded_;
+    void* const at = own.allocate(bytes, passing_);
+    return at == nullptr && other.give_back() ? own.allocate(bytes, passing_) : at;
   }
-  void fill(void* pointer, int value, int64_t bytes) override { usual_.fill(pointer, value, bytes); }
+  void release(void* pointer, int64_t) override {
+    const bool of_recordings = recorded_.owns(pointer);
+    if (!of_recordings && blocks_lie_apart()) {
+      CUDA_CHECK(cudaFree(pointer));  // waits for all work
+      return;
+    }
+    const bool fresh = (of_recordings ? recorded_ : usual_).release(pointer);
+    if (passing_ && !fresh) ++changes_;
+  }
+  void fill(void* pointer, int value, int64_t bytes) override {
+    CUDA_CHECK(cudaMemsetAsync(pointer, value, static_cast<size_t>(bytes), stream()));
+  }
   bool is_recorded(const void* pointer) { return recorded_.owns(pointer); }
+  void pass(bool on) {
+    CHECK(passing_ != on, "a pass within a pass");
+    passing_ = on;
+    if (on) trace_ = 0;
+    if (!on && recorded_.settle()) ++changes_;
+  }
+  int64_t changes() const { return changes_ + recorded_.changes(); }
+  uint64_t trace() const { return trace_; }
 
  private:
   Arena usual_, recorded_;
+  std::atomic<bool> passing_ = false;
+  std::atomic<uint64_t> trace_ = 0;
+  std::atomic<int64_t> changes_ = 0;
 };
 
 Arenas& arenas() {
@@ -153,5 +228,9 @@ Arenas& arenas() {
 
 Allocator& allocator() { return arenas(); }
 bool is_recorded(const void* pointer) { return arenas().is_recorded(pointer); }
+Pass::Pass() { arenas().pass(true); }
+Pass::~Pass() { arenas().pass(false); }
+uint64_t Pass::trace() const { return arenas().trace(); }
+int64_t arena_changes() { return arenas().changes(); }
 
 }  // namespace weft::cuda

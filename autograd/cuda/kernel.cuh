@@ -23,6 +23,24 @@ T* data(const Tensor& x) {
 
 inline void check_launch(const char* kernel) { check(cudaGetLastError(), kernel); }
 
+// Whether a launch of `kernel` may ask for so many bytes of dynamic shared memory. The limit is raised once,
+// to the most that the card has: were it set to what each launch needs, ranks that are threads of one process
+// would lower it between another's setting and its launch.
+template <auto kernel>
+bool fits_shared(size_t bytes) {
+  static const int most = [] {
+    cudaFuncAttributes of_kernel{};
+    CUDA_CHECK(cudaFuncGetAttributes(&of_kernel, kernel));
+    int device = 0, in_all = 0;
+    CUDA_CHECK(cudaGetDevice(&device));
+    CUDA_CHECK(cudaDeviceGetAttribute(&in_all, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    const int dynamic = in_all - static_cast<int>(of_kernel.sharedSizeBytes);
+    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic));
+    return dynamic;
+  }();
+  return bytes <= static_cast<size_t>(most);
+}
+
 // 16 bytes, moved in one access.
 template <class T>
 struct alignas(16) Pack {

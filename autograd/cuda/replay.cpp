@@ -7,8 +7,11 @@
 
 namespace weft::cuda {
 
-Replay::~Replay() {
+Replay::~Replay() { forget(); }
+
+void Replay::forget() {
   if (graph_ != nullptr) cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph_));
+  graph_ = nullptr;
 }
 
 namespace {
@@ -55,7 +58,10 @@ class Recording {
     early_nodes().clear();
   }
   ~Recording() {
-    if (recording_now) end();
+    if (recording_now) {
+      end();
+      cudaGetLastError();  // whoever failed has said so: no later launch should
+    }
     if (graph_ != nullptr) cudaGraphDestroy(graph_);
   }
   Recording(const Recording&) = delete;
@@ -107,6 +113,7 @@ void Replay::record(const std::function<void()>& f) {
 #endif
   CUDA_CHECK(cudaGraphInstantiate(&ready, graph, 0));
   graph_ = ready;
+  CUDA_CHECK(cudaGraphUpload(ready, stream()));  // or the first run would wait for it
 }
 
 void Replay::run() const {

@@ -19,10 +19,26 @@ class Replay {
   // it once before and see that host_copies() stays what it was.
   void record(const std::function<void()>& f);
   void run() const;
+  void forget();  // as if nothing had been recorded
 
  private:
   void* graph_ = nullptr;
 };
+
+// While it lives, what is allocated comes from the arena of recordings, so that the same work, run first and
+// then recorded, takes its memory once. What lives on behind a pass, or was there before and goes within it,
+// changes the arena: what was recorded until then may write where somebody else is now, or read what is gone,
+// and must not run again.
+class Pass {
+ public:
+  Pass();
+  ~Pass();
+  Pass(const Pass&) = delete;
+  Pass& operator=(const Pass&) = delete;
+  // Of the sizes asked for so far, in their order: the same for the same work.
+  uint64_t trace() const;
+};
+int64_t arena_changes();  // so far
 
 // Of the kernel launched last, if work is recorded: it waits for all work before it by
 // cudaGridDependencySynchronize(), so that in the recording it starts as soon as the kernel before it has,

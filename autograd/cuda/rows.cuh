@@ -39,32 +39,58 @@ __device__ void store(T* to, const Vector<T, V>& x, int64_t count) {
 template <class T>
 struct PitchedRows {
   T* data;
-  int64_t pitch, width, groups;
+  int64_t pitch, width;  // pitch: between rows, but for `skip` more after each `groups` of them
 
-  explicit PitchedRows(const Tensor& x)
-      : data(cuda::data<T>(x)),
-        pitch(x.pitch()),
-        width(x.dim(-1)),
-        groups(x.rank() < 2 || width == 0 ? 1 : x.row_size() / width) {}
-  __device__ T* operator[](int64_t r) const {
-    const int64_t leading = divide(r, groups);
-    return data + leading * pitch + r * width;
+  explicit PitchedRows(const Tensor& x) : data(cuda::data<T>(x)), pitch(x.pitch()), width(x.dim(-1)) {
+    const int64_t groups = x.rank() < 2 || width == 0 ? 1 : x.row_size() / width;
+    CHECK(x.numel() == 0 || x.numel() / width <= UINT32_MAX, "rows of ", x.shape());
+    if (x.dense()) {
+      pitch = width;
+    } else if (groups > 1) {
+      skip = pitch - x.row_size();
+      pitch = width;
+      inverse = UINT64_MAX / static_cast<uint64_t>(groups) + 1;
+    }
+  }
+  __device__ T* operator[](int64_t row) const {
+    const auto r = static_cast<uint32_t>(row);
+    if (skip == 0) return data + r * pitch;
+    // r / groups, exact for these r; a division would cost as much as a vector of the row.
+    const auto leading = static_cast<int64_t>(__umul64hi(r, inverse));
+    return data + r * pitch + leading * skip;
   }
   // Every row consists of whole aligned vectors.
   bool whole() const {
     constexpr int V = Pack<T>::kSize;
-    return aligned(data) && width % V == 0 && pitch % V == 0;
+    return aligned(data) && width % V == 0 && pitch % V == 0 && skip % V == 0;
   }
+
+ private:
+  int64_t skip = 0;
+  uint64_t inverse = 0;  // 2^64 / groups, rounded up
 };
 
-// The threads of a block that share a row: `lanes`, a power of two.
-struct Group {
-  int lanes, lane, index;
+constexpr int kMostRowThreads = 512;  // of a block with several rows
 
-  __device__ explicit Group(int count)
-      : lanes(count),
-        lane(static_cast<int>(threadIdx.x) & (count - 1)),
-        index(static_cast<int>(threadIdx.x) / count) {}
+// Of a power of two; a division by it would take long, and stands before a kernel's first load.
+__device__ inline int log2_of(int power) { return 31 - __clz(power); }
+
+// The threads of a block that share a row: a power of two, kLanes or, where that is 0, as told.
+template <int kLanes = 0>
+struct GroupOf {
+  int lane, index;
+
+  __device__ explicit GroupOf(int lanes)
+      : lane(static_cast<int>(threadIdx.x) & (lanes - 1)),
+        index(static_cast<int>(threadIdx.x) >> log2_of(lanes)),
+        lanes_(lanes) {
+    if constexpr (kLanes > 0) {
+      lane = static_cast<int>(threadIdx.x) % kLanes;
+      index = static_cast<int>(threadIdx.x) / kLanes;
+    }
+  }
+  __device__ int lanes() const { return kLanes > 0 ? kLanes : lanes_; }
+  __device__ int groups() const { return static_cast<int>(blockDim.x) >> log2_of(lanes()); }
 
   // All threads of a warp call these together, and get the result of their own group.
   template <class A>
@@ -89,40 +115,73 @@ struct Group {
       return b > a ? b : a;
     }
   };
-  // Of the group alone, so that groups need not keep step.
+  // Of the group alone, so that groups need not keep step. Each has its barrier by a constant number: a
+  // kernel that computes the number is given all sixteen, and of 64 on a multiprocessor that leaves room for
+  // four blocks.
   __device__ void barrier() const {
-    asm volatile("bar.sync %0, %1;" ::"r"(index + 1), "r"(lanes) : "memory");
+    constexpr int kMost = kMostRowThreads / (kLanes > 0 ? kLanes : 64);
+    barrier_of<kMost>();
+  }
+  template <int number>
+  __device__ void barrier_of() const {
+    if constexpr (number > 1)
+      if (index != number - 1) return barrier_of<number - 1>();
+    asm volatile("bar.sync %0, %1;" ::"n"(number), "r"(lanes()) : "memory");
   }
   template <class F, class A>
   __device__ A fold(A value) const {
-    constexpr int kLanes = static_cast<int>(kWarp);
-    for (int step = ::min(lanes, kLanes) / 2; step > 0; step /= 2)
+    constexpr int kAll = static_cast<int>(kWarp);
+    if (lanes() < kAll) {
+      for (int step = lanes() / 2; step > 0; step /= 2)
+        value = F::of(value, __shfl_xor_sync(0xffffffffu, value, step));
+      return value;
+    }
+#pragma unroll
+    for (int step = kAll / 2; step > 0; step /= 2)
       value = F::of(value, __shfl_xor_sync(0xffffffffu, value, step));
-    if (lanes <= kLanes) return value;
-    __shared__ A parts[kWarp];
-    const int warps = lanes / kLanes;
-    barrier();  // an earlier result has been read
-    if (threadIdx.x % kWarp == 0) parts[threadIdx.x / kWarp] = value;
+    if (lanes() == kAll) return value;
+    // Two places by turns: whoever writes to one has met all others since they read it.
+    __shared__ A parts[2][kWarp];
+    A* const mine = parts[turn_];
+    turn_ ^= 1;
+    const int warps = lanes() / kAll;
+    if (threadIdx.x % kWarp == 0) mine[threadIdx.x / kWarp] = value;
     barrier();
-    value = parts[index * warps + (lane & (warps - 1))];
+    value = mine[index * warps + (lane & (warps - 1))];
     for (int step = warps / 2; step > 0; step /= 2)
       value = F::of(value, __shfl_xor_sync(0xffffffffu, value, step));
     return value;
   }
+
+  int lanes_;
+  mutable int turn_ = 0;
 };
+using Group = GroupOf<>;
 
 // f(k, j) for each vector of V elements that this thread has of a row of n: it begins at j, and is the k-th.
-// kHeld: how many there may be; 0: any number, and k stays 0.
-template <int kHeld, int V, class F>
-__device__ void each_vector(int n, const Group& group, F f) {
+// kHeld: how many there may be; 0: any number, and k stays 0. each_slot: those held but past the end of the
+// row too, which are zero; without a branch around each, their instructions mix.
+template <int kHeld, int V, class G, class F>
+__device__ void each_vector(int n, const G& group, F f) {
   if constexpr (kHeld > 0) {
 #pragma unroll
     for (int k = 0; k < kHeld; ++k) {
-      const int j = (k * group.lanes + group.lane) * V;
+      const int j = (k * group.lanes() + group.lane) * V;
       if (j < n) f(k, j);
     }
   } else {
-    for (int64_t j = int64_t{group.lane} * V; j < n; j += int64_t{group.lanes} * V) f(0, static_cast<int>(j));
+    for (int64_t j = int64_t{group.lane} * V; j < n; j += int64_t{group.lanes()} * V)
+      f(0, static_cast<int>(j));
+  }
+}
+
+template <int kHeld, int V, class G, class F>
+__device__ void each_slot(int n, const G& group, F f) {
+  if constexpr (kHeld > 0) {
+#pragma unroll
+    for (int k = 0; k < kHeld; ++k) f(k, (k * group.lanes() + group.lane) * V);
+  } else {
+    each_vector<kHeld, V>(n, group, f);
   }
 }
 
@@ -131,21 +190,50 @@ template <class T, int kHeld, bool whole>
 class HeldRow {
  public:
   static constexpr int V = Pack<T>::kSize;
-  __device__ HeldRow(const T* row, int n, const Group& group) : row_(row), n_(n) {
-    if constexpr (kHeld > 0)
-      each_vector<kHeld, V>(n, group, [&](int k, int j) { held_[k] = load<whole, V>(row + j, n - j); });
+  template <class G>
+  __device__ HeldRow(const T* row, int n, const G& group) : row_(row), n_(n) {
+    const T* const own = row + group.lane * V;
+    each_slot<kHeld, V>(kHeld > 0 ? n : 0, group, [&](int k, int j) {
+      held_[k] = j < n ? as_words(load<whole, V>(own + k * group.lanes() * V, n - j)) : uint4{};
+    });
+  }
+  // Of rows in shared memory, where a thread's own vectors are `stride` apart.
+  template <class G>
+  __device__ HeldRow(const Pack<T>* own, int stride, int n, const G& group) : row_(nullptr), n_(n) {
+    static_assert(kHeld > 0);
+    each_slot<kHeld, V>(n, group, [&](int k, int j) {
+      held_[k] = j < n ? *reinterpret_cast<const uint4*>(own + k * stride) : uint4{};
+    });
   }
   __device__ Vector<T, V> at(int k, int j) const {
-    if constexpr (kHeld > 0)
-      return held_[k];
-    else
+    if constexpr (kHeld > 0) {
+      Vector<T, V> x;
+      memcpy(&x, &held_[k], sizeof x);
+      return x;
+    } else {
       return load<whole, V>(row_ + j, n_ - j);
+    }
+  }
+  // What comes after is counted from the row as it was read: kept in its accumulator type it would take twice
+  // the registers.
+  __device__ void settle() {
+    if constexpr (kHeld > 0)
+#pragma unroll
+      for (int k = 0; k < kHeld; ++k)
+        asm volatile("" : "+r"(held_[k].x), "+r"(held_[k].y), "+r"(held_[k].z), "+r"(held_[k].w));
   }
 
  private:
+  // As words: of elements of 16 bits the compiler would choose each by itself.
+  __device__ static uint4 as_words(const Vector<T, V>& x) {
+    uint4 y;
+    static_assert(sizeof x == sizeof y);
+    memcpy(&y, &x, sizeof y);
+    return y;
+  }
   const T* row_;
   int n_;
-  Vector<T, V> held_[kHeld > 0 ? kHeld : 1];
+  uint4 held_[kHeld > 0 ? kHeld : 1];
 };
 
 // How rows of n elements are spread: vectors a thread holds (1, kMost or 0), threads a row, threads a block.
@@ -160,6 +248,7 @@ struct RowPlan {
 template <class T>
 RowPlan plan_rows(int64_t n, int most_held, int most_lanes, int threads = kThreads) {
   CHECK(n < (int64_t{1} << 30), "a row of ", n, " elements");
+  CHECK(threads <= kMostRowThreads, "several rows for a block of ", threads, " threads");
   const int64_t vectors = (n + Pack<T>::kSize - 1) / Pack<T>::kSize;
   int lanes = 4;
   while (lanes < 32 && lanes < vectors) lanes *= 2;
@@ -185,41 +274,40 @@ void with_plan(const RowPlan& plan, bool whole, F f) {
     with_held.template operator()<false>();
 }
 
-// to[j] = the sums that all groups of the block have of column j, in a fixed order. `shared`: n elements.
-template <int kHeld, int V, class A>
-__device__ void fold_groups(A* to, A (&sum)[kHeld][V], int n, const Group& group, A* shared) {
+// to[j] = the sums that all groups of the block have of column j, in a fixed order. `shared`: fold_bytes.
+template <int kHeld, int V, bool whole, class A, class G>
+__device__ void fold_groups(A* to, A (&sum)[kHeld][V], int n, const G& group, A* shared) {
   constexpr int kLanes = static_cast<int>(kWarp);
-  for (int step = kLanes / 2; step >= group.lanes; step /= 2) {
+  for (int step = kLanes / 2; step >= group.lanes(); step /= 2) {
 #pragma unroll
     for (int k = 0; k < kHeld; ++k)
 #pragma unroll
       for (int e = 0; e < V; ++e) sum[k][e] += __shfl_xor_sync(0xffffffffu, sum[k][e], step);
   }
-  const int unit = ::max(group.lanes, kLanes), own = static_cast<int>(threadIdx.x) / unit;
-  const int units = static_cast<int>(blockDim.x) / unit;
-  const bool first = static_cast<int>(threadIdx.x) % unit < group.lanes;
-  for (int u = 0; u < units; ++u) {
-    if (own == u && first)
-      each_vector<kHeld, V>(n, group, [&](int k, int j) {
+  const int unit = ::max(group.lanes(), kLanes), units = static_cast<int>(blockDim.x) / unit;
+  __syncthreads();  // whatever was in `shared` has been read
+  if (static_cast<int>(threadIdx.x) % unit < group.lanes()) {
+    A* own = shared + int64_t{threadIdx.x / unit} * n;
+    each_vector<kHeld, V>(n, group, [&](int k, int j) {
+      Vector<A, V> x;
 #pragma unroll
-        for (int e = 0; e < V; ++e) {
-          if (j + e >= n) continue;
-          const A total = u == 0 ? sum[k][e] : shared[j + e] + sum[k][e];
-          if (u + 1 < units)
-            shared[j + e] = total;
-          else
-            to[j + e] = total;
-        }
-      });
-    __syncthreads();
+      for (int e = 0; e < V; ++e) x.v[e] = sum[k][e];
+      store<whole, V>(own + j, x, n - j);
+    });
+  }
+  __syncthreads();
+  for (int j = static_cast<int>(threadIdx.x); j < n; j += static_cast<int>(blockDim.x)) {
+    A total = shared[j];
+    for (int u = 1; u < units; ++u) total += shared[int64_t{u} * n + j];
+    to[j] = total;
   }
 }
 
 // Shared memory that fold_groups needs.
 template <class A>
 size_t fold_bytes(const RowPlan& plan, int64_t n) {
-  const bool alone = plan.lanes == plan.threads || plan.held == 0;
-  return alone ? 0 : static_cast<size_t>(n) * sizeof(A);
+  const int units = plan.threads / std::max(plan.lanes, static_cast<int>(kWarp));
+  return plan.held == 0 ? 0 : static_cast<size_t>(units * n) * sizeof(A);
 }
 
 }  // namespace weft::cuda

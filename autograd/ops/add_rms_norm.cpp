@@ -24,7 +24,7 @@ SumAndNorm add_rms_norm(const Variable& first, const Variable& second, const Var
         const Tensor dsum = grads.has_grad(0) ? grads.grad(0).contiguous() : Tensor();
         const Tensor dy = grads.grad(1).contiguous(), dx = empty_like(dy);
         const Tensor &sum = grads.saved(0), &rstd = grads.saved(1);
-        const Tensor dgain = empty({row_blocks(rstd.dim(0)).count, dy.dim(-1)}, rstd.dtype(), dy.device());
+        const Tensor dgain = empty({norm_blocks(rstd.dim(0)).count, dy.dim(-1)}, rstd.dtype(), dy.device());
         ON_DEVICE(dy.device(), add_rms_norm_backward(dx, dgain, sum, rstd, grads.saved(2), dsum, dy));
         grads.add(0, dx);
         grads.add(1, dx);

@@ -24,6 +24,8 @@ Tensor copy_slice(const Tensor& x, int axis, int64_t begin, int64_t end) {
 
 }  // namespace
 
+// A parameter is recorded: it is no slot of the tape, and what arrives for it must have the shape that its
+// store gave it.
 Variable reshape(const Variable& x, const Shape& shape) {
   if (x.value().dense() && !x.parameter().defined()) return x.in_shape(shape);
   const Tensor y = x.value().contiguous().reshape(shape);
@@ -112,7 +114,19 @@ std::vector<Variable> split_columns(const Variable& x, const std::vector<Shape>&
   CHECK(at == x.dim(1), "split_columns: widths add up to ", at, ", x is ", x.shape());
   std::vector<Variable> out = record_many("split_columns", {x}, parts, save(), NoAttributes{},
                                           [](Backward& b, const NoAttributes&) { b.add(0, b.joined()); });
-  if (Tape::current() != nullptr) Tape::current()->join(out);
+  if (Tape::current() != nullptr) Tape::current()->join(out, 1);
+  return out;
+}
+
+std::vector<Variable> split_rows(const Variable& x, int64_t count) {
+  CHECK(x.rank() >= 1 && count > 0 && x.dim(0) % count == 0, "split_rows: x ", x.shape(), " in ", count);
+  const int64_t n = x.dim(0) / count;
+  std::vector<Tensor> parts;
+  parts.reserve(static_cast<size_t>(count));
+  for (int64_t i = 0; i < count; ++i) parts.push_back(x.value().rows(i * n, (i + 1) * n));
+  std::vector<Variable> out = record_many("split_rows", {x}, parts, save(), NoAttributes{},
+                                          [](Backward& b, const NoAttributes&) { b.add(0, b.joined()); });
+  if (Tape::current() != nullptr) Tape::current()->join(out, 0);
   return out;
 }
 

@@ -16,6 +16,8 @@ Variable concatenate(const std::vector<Variable>& parts, int axis);
 // Their gradients lie side by side too, in that of x.
 std::vector<Variable> split_columns(const Variable& x, const std::vector<Shape>& shapes);
 std::vector<Variable> split_columns(const Variable& x, const std::vector<int64_t>& widths);
+// The rows of x (N, ...) in so many equal parts, as views. Their gradients lie in that of x too.
+std::vector<Variable> split_rows(const Variable& x, int64_t count);
 
 // Rows of x by index; index -1 gives a row of `fill`.  x (N, ...), index (M) i32 -> (M, ...)
 Variable gather_rows(const Variable& x, const Tensor& index, double fill = 0);

@@ -120,10 +120,64 @@ void pack(T* to, MatrixView<X> x, int64_t n, int64_t k) {
   }
 }
 
+// c (m, n) += or = the product of a (m, k) by b (k, n) whose columns lie in one piece, as the rows of a
+// weight do. Rows of c are the lanes of vectors: a few fill them, and b, which is read once, is read where it
+// lies.
+template <int kVectors, class T>
+void multiply_by_rows(int64_t m, int64_t n, int64_t k, const T* a, const T* b, int64_t b_column, T* c,
+                      int64_t pitch, bool add) {
+  typedef T Vector __attribute__((vector_size(kBytes)));
+  constexpr int kAtOnce = kBytes == 64 || kVectors == 1 ? 8 : 4;  // with both vectors they fill the registers
+  for (int64_t j = 0; j < n; j += kAtOnce) {
+    const int64_t columns = least(kAtOnce, n - j);
+    const T* from[kAtOnce];  // behind the last, the last again
+    for (int i = 0; i < kAtOnce; ++i) from[i] = b + (j + least(i, columns - 1)) * b_column;
+    Vector sum[kAtOnce][kVectors];
+#pragma GCC unroll 8
+    for (int i = 0; i < kAtOnce; ++i)
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) sum[i][v] = Vector{};
+    const T* row = a;
+    for (int64_t p = 0; p < k; ++p, row += kVectors * kLanes<T>) {
+      Vector x[kVectors];
+      __builtin_memcpy(x, row, sizeof x);
+#pragma GCC unroll 8
+      for (int i = 0; i < kAtOnce; ++i)
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) sum[i][v] += from[i][p] * x[v];
+    }
+    T turned[kAtOnce][kVectors * kLanes<T>];
+    __builtin_memcpy(turned, sum, sizeof turned);
+    for (int64_t i = 0; i < m; ++i) {
+      T* to = c + i * pitch + j;
+      for (int64_t e = 0; e < columns; ++e) to[e] = add ? turned[e][i] + to[e] : turned[e][i];
+    }
+  }
+}
+
 }  // namespace
 
 template <class T, class A, class B>
 void multiply(Product<T, A, B> x, T* space) {
+  // By a weight's rows: alpha and beta that change no bit of a sum.
+  if constexpr (sizeof(T) == sizeof(B))
+    if (x.b.row == 1 && x.b.column != 1 && x.m <= kColumns<T> && x.alpha == 1 &&
+        (x.beta == 0 || x.beta == 1)) {
+      T* const panel = space + (-reinterpret_cast<uintptr_t>(space) % 64) / sizeof(T);
+      for (int64_t p = 0; p < x.k || p == 0; p += kPackDepth, x.beta = 1) {
+        const int64_t depth = least(kPackDepth, x.k - p);
+        const MatrixView<A> rows{x.a.data + p * x.a.column, x.a.row, x.a.column};
+        const B* const b = x.b.data + p;
+        if (x.m <= kLanes<T>) {
+          pack<kLanes<T>>(panel, rows, x.m, depth);
+          multiply_by_rows<1>(x.m, x.n, depth, panel, b, x.b.column, x.c, x.pitch, x.beta == 1);
+        } else {
+          pack<kColumns<T>>(panel, rows, x.m, depth);
+          multiply_by_rows<2>(x.m, x.n, depth, panel, b, x.b.column, x.c, x.pitch, x.beta == 1);
+        }
+      }
+      return;
+    }
   // For a few rows of c packing takes longer than it saves: whole panels of b are read where they lie.
   constexpr bool same = sizeof(T) == sizeof(B);
   const bool direct = same && x.b.column == 1 && x.m <= 4 * kRows;

@@ -26,7 +26,7 @@ Variable layer_norm(const Variable& x, const Variable& gain, const Variable& bia
                 [](Backward& grads, const Places& places) {
                   const Tensor dy = grads.grad().contiguous(), dx = empty_like(dy);
                   const Tensor& statistics = grads.saved(1);
-                  const Tensor dgain = empty({row_blocks(statistics.dim(0)).count, dy.dim(-1)},
+                  const Tensor dgain = empty({layer_norm_blocks(statistics.dim(0)).count, dy.dim(-1)},
                                              statistics.dtype(), dy.device());
                   const Tensor dbias = empty_like(dgain);
                   ON_DEVICE(dy.device(), layer_norm_backward(dx, dgain, dbias, grads.saved(0), statistics,

@@ -38,7 +38,7 @@ void layer_norm_forward(const Tensor& y, const Tensor& statistics, const Tensor&
 void layer_norm_backward(const Tensor& dx, const Tensor& dgain, const Tensor& dbias, const Tensor& x,
                          const Tensor& statistics, const Tensor& gain, const Tensor& dy) {
   const int64_t n = x.dim(-1), rows = row_count(x);
-  const RowBlocks blocks = row_blocks(rows);
+  const RowBlocks blocks = layer_norm_blocks(rows);
   dgain.zero();
   dbias.zero();
   with_float(x.dtype(), [&]<class T>() {

@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kMostThreads)
   using A = Acc<T>;
   constexpr int V = Pack<T>::kSize;
   const Group group(lanes);
-  const int64_t row = int64_t{blockIdx.x} * (blockDim.x / lanes) + group.index;
+  const int64_t row = int64_t{blockIdx.x} * group.groups() + group.index;
   const int width = row < rows ? n : 0;
   const HeldRow<T, kHeld, whole> a(x[row], width, group);
   A sum = 0;
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kMostThreads)
   constexpr int V = Pack<T>::kSize;
   extern __shared__ __align__(16) unsigned char shared[];
   const Group group(lanes);
-  const int64_t groups = blockDim.x / lanes;
+  const int64_t groups = group.groups();
   const int64_t begin = int64_t{blockIdx.x} * block_rows, end = min(rows, begin + block_rows);
   A *gain_total = dgain + int64_t{blockIdx.x} * n, *bias_total = dbias + int64_t{blockIdx.x} * n;
   A gain_sum[kHeld > 0 ? kHeld : 1][V] = {}, bias_sum[kHeld > 0 ? kHeld : 1][V] = {};
@@ -115,8 +115,8 @@ __global__ void __launch_bounds__(kMostThreads)
     });
   }
   if constexpr (kHeld > 0) {
-    fold_groups<kHeld, V>(gain_total, gain_sum, n, group, reinterpret_cast<A*>(shared));
-    fold_groups<kHeld, V>(bias_total, bias_sum, n, group, reinterpret_cast<A*>(shared));
+    fold_groups<kHeld, V, whole>(gain_total, gain_sum, n, group, reinterpret_cast<A*>(shared));
+    fold_groups<kHeld, V, whole>(bias_total, bias_sum, n, group, reinterpret_cast<A*>(shared));
   }
 }
 
@@ -149,7 +149,7 @@ void layer_norm_backward(const Tensor& dx, const Tensor& dgain, const Tensor& db
                          const Tensor& statistics, const Tensor& gain, const Tensor& dy) {
   const int64_t n = x.dim(-1), rows = row_count(x);
   if (rows == 0) return;
-  const RowBlocks blocks = row_blocks(rows);
+  const RowBlocks blocks = layer_norm_blocks(rows);
   with_float(x.dtype(), [&]<class T>() {
     const PitchedRows<T> to(dx), from(x), gradient(dy);
     const Acc<T>* g = data_or_null<T>(gain);

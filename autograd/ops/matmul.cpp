@@ -71,6 +71,13 @@ Variable matmul(const Variable& a, const Variable& b, Transpose transpose) {
   });
 }
 
+Variable gathered(const Parameter& weight, int64_t begin, int64_t end) {
+  CHECK(weight->working.rank() == 2, "gathered: ", weight->info.shape);
+  if (Tape::current() == nullptr || !weight->info.trainable) return weight->working.rows(begin, end);
+  return Tape::current()->gather(weight, begin, end);
+}
+Variable gathered(const Parameter& weight) { return gathered(weight, 0, weight->info.shape[0]); }
+
 Variable linear(const Variable& x, const Variable& weight, const Variable& bias) {
   CHECK(weight.rank() == 2 && x.rank() >= 1 && x.dim(-1) == weight.dim(1) && x.dtype() == weight.dtype(),
         "linear: x ", x.shape(), " ", name_of(x.dtype()), ", weight ", weight.shape(), " ",
@@ -89,7 +96,7 @@ Variable linear(const Variable& x, const Variable& weight, const Variable& bias)
                 [](Backward& grads, const NoAttributes&) {
                   const Tensor g = as_matrix(grads.grad().contiguous());
                   gradient_product(grads, 0, g, grads.saved(1), {});
-                  gradient_product(grads, 1, g, grads.saved(0), {true, false});
+                  grads.add_product(1, g, grads.saved(0));
                   if (grads.inputs() == 3 && grads.wants(2)) {
                     const Into into = grads.into(2);
                     ON_DEVICE(g.device(), sum_rows(into.target, g, into.beta));

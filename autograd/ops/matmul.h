@@ -19,6 +19,10 @@ Variable matmul(const Variable& a, const Variable& b, Transpose transpose = {});
 // y = x weight^T + bias.  x (..., in), weight (out, in), bias (out) or undefined -> y (..., out)
 Variable linear(const Variable& x, const Variable& weight, const Variable& bias = {});
 
+// Rows [begin, end) of a weight, for linear() of few rows again and again (Tape::gather).
+Variable gathered(const Parameter& weight, int64_t begin, int64_t end);
+Variable gathered(const Parameter& weight);
+
 // c = alpha op(a) op(b) + beta c, without a tape, where c is: batched over leading dimensions; c may be wider
 // than a and b (f32 from bf16). Counts its operations.
 void gemm(const Tensor& c, const Tensor& a, const Tensor& b, Transpose transpose, double alpha, double beta);

@@ -40,7 +40,6 @@ void dot_products(const Product<T, A, B>& x) {
 
 // Each core makes a run of strips of c, of rows or of columns. No bit depends on where it is cut.
 constexpr int64_t kStrip = 32;
-constexpr int64_t kSmall = 1 << 20;  // multiplications below which a second core costs more than it gives
 
 template <class T, class A, class B>
 void batched(const Tensor& c, const Tensor& a, const Tensor& b, Transpose t, double alpha, double beta) {
@@ -49,7 +48,7 @@ void batched(const Tensor& c, const Tensor& a, const Tensor& b, Transpose t, dou
   const bool by_rows = ec.rows >= ec.columns;
   const int64_t side = std::max(ec.rows, ec.columns), strips = (side + kStrip - 1) / kStrip;
   const int64_t work = std::min(side, kStrip) * std::min(ec.rows, ec.columns) * std::max<int64_t>(1, inner);
-  parallel_for(batch * strips, 1 + kSmall / work, [&](int64_t begin, int64_t end) {
+  parallel_for(batch * strips, 1 + kWorthACore / work, [&](int64_t begin, int64_t end) {
     for (int64_t strip = begin, next; strip < end; strip = next) {
       const int64_t i = strip / strips, from = strip % strips * kStrip;
       next = std::min(end, (i + 1) * strips);

@@ -37,6 +37,9 @@ CrossEntropy projected_cross_entropy(const Variable& hidden, const Variable& wei
   CHECK(!options.weights.defined() || options.weights.shape() == Shape{tokens},
         "projected_cross_entropy: hidden ", hidden.shape(), ", weights ", options.weights.shape());
   const Device device = hidden.device();
+  CHECK(!options.seed.defined() || (options.seed.numel() == 1 && options.seed.dtype() == Dtype::f64 &&
+                                    options.seed.device() == device),
+        "projected_cross_entropy: seed ", options.seed.shape());
   const Dtype wide = wide_of(hidden.dtype());
   const Tensor token_weights = options.weights.defined() ? options.weights.to(wide) : Tensor();
 
@@ -50,7 +53,7 @@ CrossEntropy projected_cross_entropy(const Variable& hidden, const Variable& wei
   const Dtype precision = gpu && gradient ? hidden.dtype() : wide;
   const int64_t chunk =
       options.chunk > 0 ? options.chunk : tokens_at_a_time(tokens, vocabulary * size_of(precision), gpu);
-  const bool seeded = options.seed != 0, lands = seeded && of_weight && weight.parameter().defined();
+  const bool seeded = options.seed.defined(), lands = seeded && of_weight && weight.parameter().defined();
   Tensor dhidden, dweight;
   bool first = true;  // to write d weight
   if (of_hidden) dhidden = empty_like(hidden);
@@ -68,9 +71,8 @@ CrossEntropy projected_cross_entropy(const Variable& hidden, const Variable& wei
     const auto part = [&](const Tensor& t) { return t.defined() ? t.rows(begin, end) : t; };
     const Tensor logits = buffer.rows(0, end - begin), dlogits = gradient ? logits : Tensor();
     gemm(logits, part(x), w, {false, true}, 1, 0);
-    ON_DEVICE(device,
-              cross_entropy(part(loss), part(nll), dlogits, logits, part(targets), part(token_weights),
-                            options.softcap, options.z_loss, seeded ? options.seed : 1));
+    ON_DEVICE(device, cross_entropy(part(loss), part(nll), dlogits, logits, part(targets),
+                                    part(token_weights), options.softcap, options.z_loss, options.seed));
     if (dhidden.defined()) gemm(part(dhidden), dlogits, w, {}, 1, 0);
     if (dweight.defined()) gemm(dweight, dlogits, part(x), {true, false}, 1, first && begin == 0 ? 0 : 1);
   }

@@ -11,7 +11,7 @@ struct CrossEntropyOptions {
   double softcap = 0;   // > 0: a logit z becomes softcap tanh(z / softcap)
   double z_loss = 0;    // adds z_loss * (log of the sum of e^logit)^2 for each token
   Tensor weights = {};  // (N) f32 or f64, of each token's loss; undefined: ones
-  double seed = 0;      // the gradient that the loss will get, where that is known; 0: it is not
+  Tensor seed = {};     // (1) f64, where it is computed: the gradient that the loss will get, if it is known
 };
 
 struct CrossEntropy {
@@ -36,15 +36,18 @@ CrossEntropy projected_cross_entropy(const Variable& hidden, const Variable& wei
 
 namespace cpu {
 // Of one chunk: loss and nll (n) of logits (n, V), which may be overwritten. gradient: d loss / d logits, in
-// the logits' dtype (f32 or f64, on a GPU also bf16), times seed; may be the logits themselves, or undefined.
+// the logits' dtype (f32 or f64, on a GPU also bf16), times seed[0] (undefined: 1); may be the logits
+// themselves, or undefined.
 void cross_entropy(const Tensor& loss, const Tensor& nll, const Tensor& gradient, const Tensor& logits,
-                   const Tensor& targets, const Tensor& weights, double softcap, double z_loss, double seed);
+                   const Tensor& targets, const Tensor& weights, double softcap, double z_loss,
+                   const Tensor& seed);
 // to = beta to + scale[0] from, beta 0 or 1
 void add_scaled(const Tensor& to, const Tensor& from, const Tensor& scale, double beta);
 }  // namespace cpu
 namespace cuda {
 void cross_entropy(const Tensor& loss, const Tensor& nll, const Tensor& gradient, const Tensor& logits,
-                   const Tensor& targets, const Tensor& weights, double softcap, double z_loss, double seed);
+                   const Tensor& targets, const Tensor& weights, double softcap, double z_loss,
+                   const Tensor& seed);
 void add_scaled(const Tensor& to, const Tensor& from, const Tensor& scale, double beta);
 }  // namespace cuda
 

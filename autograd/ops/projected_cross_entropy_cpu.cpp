@@ -23,13 +23,15 @@ void check_targets(const Tensor& targets, int64_t vocabulary) {
 }  // namespace
 
 void cross_entropy(const Tensor& loss, const Tensor& nll, const Tensor& gradient, const Tensor& logits,
-                   const Tensor& targets, const Tensor& weights, double softcap, double z_loss, double seed) {
+                   const Tensor& targets, const Tensor& weights, double softcap, double z_loss,
+                   const Tensor& seed) {
   const int64_t vocabulary = logits.dim(1);
   check_targets(targets, vocabulary);
   const int32_t* target = targets.data<int32_t>();
   const auto rows = [&]<class A>(A*) {
     const A *w = weights.defined() ? weights.data<A>() : nullptr, cap = static_cast<A>(softcap);
     const A z = static_cast<A>(z_loss), inverse_cap = softcap > 0 ? A(1) / cap : A(0);
+    const A slope_of_loss = seed.defined() ? static_cast<A>(seed.data<double>()[0]) : A(1);
     A *loss_of = loss.data<A>(), *nll_of = nll.data<A>(), *all = logits.data<A>();
     A* slopes = gradient.defined() ? gradient.data<A>() : nullptr;
     parallel_for(logits.dim(0), row_grain(8 * vocabulary), [&](int64_t begin, int64_t end) {
@@ -55,7 +57,7 @@ void cross_entropy(const Tensor& loss, const Tensor& nll, const Tensor& gradient
         nll_of[i] = std::log(sum) - (x[target[i]] - m);
         loss_of[i] = weight * (nll_of[i] + z * lse * lse);
         if (d == nullptr) continue;
-        const A factor = weight * static_cast<A>(seed), k = factor * (A(1) + 2 * z * lse) / sum;
+        const A factor = weight * slope_of_loss, k = factor * (A(1) + 2 * z * lse) / sum;
         // The slope of the cap, 1 - (x / softcap)^2, is taken at the target before it is overwritten.
         const A slope = A(1) - x[target[i]] * inverse_cap * (x[target[i]] * inverse_cap);
 #pragma omp simd

@@ -14,7 +14,8 @@ constexpr int64_t kHeldBytes = 110 << 10;  // of a row in shared memory, so that
 // `may`: false where no cap is known when compiling.
 template <class A, bool may>
 struct RowLoss {
-  A cap, inverse_cap, z_loss, seed;
+  A cap, inverse_cap, z_loss;
+  const double* seed;  // null: 1
   __device__ A capped(A x) const {
     if constexpr (!may) return x;
     return inverse_cap > 0 ? cap * vector_math::tanh(x * inverse_cap) : x;
@@ -109,7 +110,8 @@ __global__ void __launch_bounds__(kMostThreads, 2)
     loss[row] = weight * (own + f.z_loss * lse * lse);
   }
   if (d == nullptr) return;
-  const A factor = weight * f.seed, scale = factor * (A(1) + 2 * f.z_loss * lse) / sum;
+  const A factor = f.seed == nullptr ? weight : weight * static_cast<A>(*f.seed),
+          scale = factor * (A(1) + 2 * f.z_loss * lse) / sum;
   for (int i = spans - 1; i >= 0; --i) {
     const int begin = i * span + first;
     const X* from = held ? own_row : x;
@@ -141,7 +143,7 @@ __global__ void __launch_bounds__(kMostThreads, 2)
 template <class X>
 void cross_entropy_as(const Tensor& loss, const Tensor& nll, const Tensor& gradient, const Tensor& logits,
                       const Tensor& targets, const Tensor& weights, double softcap, double z_loss,
-                      double seed) {
+                      const Tensor& seed) {
   using A = Acc<X>;
   const int64_t n = logits.dim(1), row_bytes = n * static_cast<int64_t>(sizeof(X));
   X* d = gradient.defined() ? data<X>(gradient) : nullptr;
@@ -160,7 +162,7 @@ void cross_entropy_as(const Tensor& loss, const Tensor& nll, const Tensor& gradi
         data<A>(loss), data<A>(nll), d, data<const X>(logits), data<const int32_t>(targets),
         weights.defined() ? data<const A>(weights) : nullptr, static_cast<int>(n),
         {static_cast<A>(softcap), softcap > 0 ? static_cast<A>(1 / softcap) : A(0), static_cast<A>(z_loss),
-         static_cast<A>(seed)});
+         seed.defined() ? data<const double>(seed) : nullptr});
   };
   if constexpr (std::is_same_v<X, bf16>) {
     if (softcap == 0 && holds) return launch.template operator()<true, true, false>();
@@ -203,7 +205,8 @@ void add_scaled_as(const Tensor& to, const Tensor& from, const Tensor& scale, bo
 }  // namespace
 
 void cross_entropy(const Tensor& loss, const Tensor& nll, const Tensor& gradient, const Tensor& logits,
-                   const Tensor& targets, const Tensor& weights, double softcap, double z_loss, double seed) {
+                   const Tensor& targets, const Tensor& weights, double softcap, double z_loss,
+                   const Tensor& seed) {
   const int64_t n = logits.dim(1);
   if (logits.dim(0) == 0) return;
   CHECK(n < (int64_t{1} << 30), "cross-entropy: a vocabulary of ", n);

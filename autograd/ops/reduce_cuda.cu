@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(kThreads)
     sum_rows_kernel(T* y, const T* x, int64_t rows, int n, int lanes, double factor) {
   constexpr int V = Pack<T>::kSize;
   const Group group(lanes);
-  const int64_t row = int64_t{blockIdx.x} * (blockDim.x / lanes) + group.index;
+  const int64_t row = int64_t{blockIdx.x} * group.groups() + group.index;
   const int width = row < rows ? n : 0;
   double sum = 0;
   each_vector<0, V>(width, group, [&](int, int j) {

@@ -1,5 +1,6 @@
 #include "autograd/ops/rms_norm.h"
 
+#include "autograd/ops/add_rms_norm.h"
 #include "autograd/ops/matmul.h"
 #include "autograd/ops/rows.h"
 
@@ -20,8 +21,11 @@ Variable rms_norm(const Variable& x, const Variable& gain, double eps) {
       [](Backward& grads, const NoAttributes&) {
         const Tensor dy = grads.grad().contiguous(), dx = empty_like(dy);
         const Tensor& rstd = grads.saved(1);
-        const Tensor dgain = empty({row_blocks(rstd.dim(0)).count, dy.dim(-1)}, rstd.dtype(), dy.device());
-        ON_DEVICE(dy.device(), rms_norm_backward(dx, dgain, grads.saved(0), rstd, grads.saved(2), dy));
+        const Tensor dgain = empty({norm_blocks(rstd.dim(0)).count, dy.dim(-1)}, rstd.dtype(), dy.device());
+        // The gradient of a residual stream comes by the sum behind it first, and is added on the way.
+        const Tensor dsum = grads.collect(0);
+        ON_DEVICE(dy.device(), add_rms_norm_backward(dx, dgain, grads.saved(0), rstd, grads.saved(2),
+                                                     dsum.defined() ? dsum.contiguous() : dsum, dy));
         grads.add(0, dx);
         if (grads.inputs() == 2 && grads.wants(1)) {
           const Into into = grads.into(1);

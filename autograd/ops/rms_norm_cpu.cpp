@@ -34,7 +34,7 @@ void rms_norm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x, cons
 void rms_norm_backward(const Tensor& dx, const Tensor& dgain, const Tensor& x, const Tensor& rstd,
                        const Tensor& gain, const Tensor& dy) {
   const int64_t n = x.dim(-1), rows = row_count(x);
-  const RowBlocks blocks = row_blocks(rows);
+  const RowBlocks blocks = norm_blocks(rows);
   dgain.zero();
   with_float(x.dtype(), [&]<class T>() {
     using A = Acc<T>;

@@ -2,13 +2,15 @@
 
 #include "autograd/cuda/early.cuh"
 #include "autograd/cuda/rounded_math.cuh"
+#include "autograd/cuda/rows_ahead.cuh"
 #include "autograd/ops/add_rms_norm.h"
 #include "autograd/ops/rows.h"
 
 namespace weft::cuda {
 namespace {
 
-constexpr int kHold = 4, kHoldBack = 3, kMostThreads = 512;
+// On the way back a sum stays in registers beside the row and its gain, so fewer columns fit.
+constexpr int kHold = 4, kHoldBack = 3, kMostThreads = kMostRowThreads;
 
 // Rows of what may be absent: data null.
 template <class T>
@@ -23,18 +25,51 @@ struct MaybeRows {
   bool whole() const { return aligned(data); }  // beside x, whose rows are as wide
 };
 
+// gain, ones where there is none, at the columns of a thread: if kHeld > 0, read once into registers.
+template <class T, int kHeld, bool whole>
+class Gain {
+ public:
+  static constexpr int V = Pack<T>::kSize;
+  using A = Acc<T>;
+  template <class G>
+  __device__ Gain(const A* gain, int n, const G& group) : gain_(gain), n_(n) {
+    if constexpr (kHeld > 0) each_slot<kHeld, V>(n, group, [&](int k, int j) { held_[k] = read(j); });
+  }
+  __device__ Vector<A, V> at(int k, int j) const {
+    if constexpr (kHeld > 0)
+      return held_[k];
+    else
+      return read(j);
+  }
+
+ private:
+  __device__ Vector<A, V> read(int j) const {
+    if (gain_ != nullptr && j < n_) return load<whole, V>(gain_ + j, n_ - j);
+    Vector<A, V> x;
+#pragma unroll
+    for (int e = 0; e < V; ++e) x.v[e] = A(1);
+    return x;
+  }
+  const A* gain_;
+  int n_;
+  Vector<A, V> held_[kHeld > 0 ? kHeld : 1];
+};
+
 // y and rstd of x, or, if kSum, of x + branch, which is left in sum.
-template <class T, int kHeld, bool whole, bool kSum>
-__global__ void __launch_bounds__(kMostThreads)
+template <class T, int kHeld, bool whole, int kLanes, bool kSum>
+__global__ void __launch_bounds__(kLanes > 0 ? kThreads : kMostThreads, kLanes == 0 ? 1
+                                                                        : kSum      ? 4
+                                                                                    : 3)
     rms_norm_kernel(PitchedRows<T> y, Acc<T>* rstd, MaybeRows<T> sum, PitchedRows<T> x, MaybeRows<T> branch,
                     const Acc<T>* gain, int64_t rows, int n, int lanes, Acc<T> eps) {
   using A = Acc<T>;
   constexpr int V = Pack<T>::kSize;
-  const Group group(lanes);
-  const int64_t row = int64_t{blockIdx.x} * (blockDim.x / lanes) + group.index;
+  const GroupOf<kLanes> group(lanes);
+  const int64_t row = int64_t{blockIdx.x} * group.groups() + group.index;
   const int width = row < rows ? n : 0;  // the last block's spare groups only keep step
   wait_for_earlier();
-  const HeldRow<T, kHeld, whole> a(x[row], width, group), b(branch[row], kSum ? width : 0, group);
+  HeldRow<T, kHeld, whole> a(x[row], width, group), b(branch[row], kSum ? width : 0, group);
+  const Gain<T, kSum ? 0 : kHeld, whole> factors(gain, width, group);
   const auto value = [&](int k, int j) {
     auto v = widen<T, V>(a.at(k, j));
     if constexpr (kSum) {
@@ -45,26 +80,23 @@ __global__ void __launch_bounds__(kMostThreads)
     return v;
   };
   A squares = 0;
-  each_vector<kHeld, V>(width, group, [&](int k, int j) {
+  each_slot<kHeld, V>(width, group, [&](int k, int j) {
     const auto v = value(k, j);
-    if constexpr (kSum) store<whole, V>(sum[row] + j, narrow<T, V>(v), width - j);
+    if constexpr (kSum)
+      if (j < width) store<whole, V>(sum[row] + j, narrow<T, V>(v), width - j);
 #pragma unroll
     for (int e = 0; e < V; ++e) squares += v.v[e] * v.v[e];
   });
   const A s = A(1) / std::sqrt(group.sum(squares) / static_cast<A>(n) + eps);
   if (row < rows && group.lane == 0) rstd[row] = s;
+  a.settle(), b.settle();
   T* to = y[row];
-  each_vector<kHeld, V>(width, group, [&](int k, int j) {
+  each_slot<kHeld, V>(width, group, [&](int k, int j) {
     auto v = value(k, j);
-    if (gain != nullptr) {
-      const auto g = load<whole, V>(gain + j, width - j);
+    const auto g = factors.at(k, j);
 #pragma unroll
-      for (int e = 0; e < V; ++e) v.v[e] = v.v[e] * s * g.v[e];
-    } else {
-#pragma unroll
-      for (int e = 0; e < V; ++e) v.v[e] *= s;
-    }
-    store<whole, V>(to + j, narrow<T, V>(v), width - j);
+    for (int e = 0; e < V; ++e) v.v[e] = v.v[e] * s * g.v[e];
+    if (j < width) store<whole, V>(to + j, narrow<T, V>(v), width - j);
   });
 }
 
@@ -72,47 +104,54 @@ __global__ void __launch_bounds__(kMostThreads)
 __device__ inline float plus(float a, float b) { return __fadd_rn(a, b); }
 __device__ inline double plus(double a, double b) { return __dadd_rn(a, b); }
 
-// A block takes `block_rows` rows, its groups one each at a time, and leaves its own row of dgain. dsum, if
-// there, is added to dx.
-template <class T, int kHeld, bool whole>
-__global__ void __launch_bounds__(kThreads, 2)
+// All groups take rows that lie side by side, and then the next so many. A block leaves its own row of dgain.
+// If kSum, dsum is added to dx.
+template <class T, int kHeld, bool whole, int kLanes, bool kSum>
+__global__ void __launch_bounds__(kMostThreads)
     rms_norm_backward_kernel(PitchedRows<T> dx, Acc<T>* dgain, PitchedRows<T> x, const Acc<T>* rstd,
-                             const Acc<T>* gain, PitchedRows<T> dy, MaybeRows<T> dsum, int64_t rows, int n,
-                             int lanes, int64_t block_rows) {
+                             const Acc<T>* gain, PitchedRows<T> dy, MaybeRows<T> dsum, int rows, int n,
+                             int lanes) {
   using A = Acc<T>;
   constexpr int V = Pack<T>::kSize;
   extern __shared__ __align__(16) unsigned char shared[];
-  const Group group(lanes);
-  const int64_t groups = blockDim.x / lanes;
-  const int64_t begin = int64_t{blockIdx.x} * block_rows, end = min(rows, begin + block_rows);
+  const GroupOf<kLanes> group(lanes);
+  const int begin = static_cast<int>(blockIdx.x) * group.groups();
+  const int step = static_cast<int>(gridDim.x) * group.groups();
+  RowsAhead<T, kHeld, whole, kSum ? 3 : 2, GroupOf<kLanes>> from(shared, group);
+  const auto width_of = [&](int r) { return r < rows ? n : 0; };  // groups without a row keep step
+  const auto row_at = [&](int r) {
+    return [&, r](int input) -> const T* { return input == 0 ? x[r] : input == 1 ? dy[r] : dsum[r]; };
+  };
+  for (int k = 0, r = begin + group.index; k < kRowsAhead; ++k, r += step) from.ask(row_at(r), width_of(r));
+  const Gain<T, kHeld, whole> factors(gain, n, group);
   A* total = dgain + int64_t{blockIdx.x} * n;
   A sum[kHeld > 0 ? kHeld : 1][V] = {};
-  for (int64_t first = begin; first < end; first += groups) {
-    const int64_t row = first + group.index, at = min(row, end - 1);
-    const int width = row < end ? n : 0;
-    const HeldRow<T, kHeld, whole> a(x[at], width, group), d(dy[at], width, group),
-        more(dsum[at], dsum.there() ? width : 0, group);
-    const A s = rstd[at];
-    const auto factors = [&](int j) {
-      Vector<A, V> g;
-      if (gain != nullptr) return load<whole, V>(gain + j, width - j);
-#pragma unroll
-      for (int e = 0; e < V; ++e) g.v[e] = A(1);
-      return g;
-    };
+  const A per = A(1) / static_cast<A>(n);
+  const auto rstd_at = [&](int r) { return r < rows ? rstd[r] : A(0); };
+  A next = rstd_at(begin + group.index);
+  for (int first = begin; first < rows; first += step) {
+    const int r = first + group.index, width = width_of(r);
+    const auto row = row_at(r);
+    const A s = next;
+    next = rstd_at(r + step);
+    from.wait();
+    auto a = from.take(0, row, width), d = from.take(1, row, width),
+         more = from.take(kSum ? 2 : 0, row, kSum ? width : 0);
     // With h = x s and e = dy gain:  dx = s (e - h mean(e h)),  dgain = sum of dy h.
     A dot = 0;
-    each_vector<kHeld, V>(width, group, [&](int k, int j) {
+    each_slot<kHeld, V>(width, group, [&](int k, int j) {
       const auto p = widen<T, V>(a.at(k, j)), q = widen<T, V>(d.at(k, j));
-      const auto g = factors(j);
+      const auto g = factors.at(k, j);
 #pragma unroll
       for (int e = 0; e < V; ++e) dot += q.v[e] * g.v[e] * p.v[e];
     });
-    const A mean = group.sum(dot) * s * s / static_cast<A>(n);
-    T* to = dx[at];
-    each_vector<kHeld, V>(width, group, [&](int k, int j) {
+    const A mean = group.sum(dot) * (s * s * per);
+    from.ask(row_at(r + kRowsAhead * step), width_of(r + kRowsAhead * step));
+    a.settle(), d.settle(), more.settle();
+    T* const to = dx[r];
+    each_slot<kHeld, V>(width, group, [&](int k, int j) {
       const auto p = widen<T, V>(a.at(k, j)), q = widen<T, V>(d.at(k, j));
-      const auto g = factors(j);
+      const auto g = factors.at(k, j);
       Vector<A, V> out;
 #pragma unroll
       for (int e = 0; e < V; ++e) {
@@ -123,15 +162,15 @@ __global__ void __launch_bounds__(kThreads, 2)
           total[j + e] += part;
         out.v[e] = s * (q.v[e] * g.v[e] - p.v[e] * mean);
       }
-      if (dsum.there()) {
+      if constexpr (kSum) {
         const auto u = widen<T, V>(more.at(k, j));
 #pragma unroll
         for (int e = 0; e < V; ++e) out.v[e] = plus(A(static_cast<T>(out.v[e])), u.v[e]);
       }
-      store<whole, V>(to + j, narrow<T, V>(out), width - j);
+      if (j < width) store<whole, V>(to + j, narrow<T, V>(out), width - j);
     });
   }
-  if constexpr (kHeld > 0) fold_groups<kHeld, V>(total, sum, n, group, reinterpret_cast<A*>(shared));
+  if constexpr (kHeld > 0) fold_groups<kHeld, V, whole>(total, sum, n, group, reinterpret_cast<A*>(shared));
 }
 
 template <class T>
@@ -139,13 +178,26 @@ const Acc<T>* data_or_null(const Tensor& x) {
   return x.defined() ? data<const Acc<T>>(x) : nullptr;
 }
 
-// As with_plan, with one more size for bf16.
+// Calls f.operator()<kHeld, whole, kLanes>(): whole rows of bf16 with both as constants.
 template <class T, int kMost, class F>
 void with_norm_plan(const RowPlan& plan, int64_t n, bool whole, F f) {
-  if constexpr (std::is_same_v<T, bf16>)
-    if (whole && plan.held == kMost && n <= int64_t{2} * plan.lanes * Pack<T>::kSize)
-      return f.template operator()<2, true>();
-  with_plan<kMost>(plan, whole, f);
+  if constexpr (std::is_same_v<T, bf16>) {
+    const int64_t slot = int64_t{plan.lanes} * Pack<T>::kSize, held = (n + slot - 1) / slot;
+    const auto with_held = [&]<int kLanes>() {
+      // More than a warp shares a row only if fewer lanes could not hold it.
+      if constexpr (kLanes == 32 || kMost == 3)
+        if (held == 2) return f.template operator()<2, true, kLanes>();
+      if constexpr (kLanes == 32)
+        if (held == 1) return f.template operator()<1, true, kLanes>();
+      if (held == 3) return f.template operator()<3, true, kLanes>();
+      f.template operator()<kMost, true, kLanes>();
+    };
+    if (whole && plan.held > 0 && plan.lanes == 32) return with_held.template operator()<32>();
+    if (whole && plan.held > 0 && plan.lanes == 64) return with_held.template operator()<64>();
+    if (whole && plan.held > 0 && plan.lanes == 128) return with_held.template operator()<128>();
+    if (whole && plan.held > 0 && plan.lanes == 256) return with_held.template operator()<256>();
+  }
+  with_plan<kMost>(plan, whole, [&]<int kHeld, bool kWhole>() { f.template operator()<kHeld, kWhole, 0>(); });
 }
 
 template <class T, bool kSum>
@@ -157,8 +209,8 @@ void forward_as(const Tensor& y, const Tensor& rstd, const Tensor& sum, const Te
   const Acc<T>* g = data_or_null<T>(gain);
   const RowPlan plan = plan_rows<T>(n, kHold, kMostThreads);
   const bool whole_rows = to.whole() && from.whole() && of_sum.whole() && of_branch.whole() && aligned(g);
-  with_norm_plan<T, kHold>(plan, n, whole_rows, [&]<int kHeld, bool whole>() {
-    launch_early(rms_norm_kernel<T, kHeld, whole, kSum>, plan.blocks(rows), plan.threads, 0, to,
+  with_norm_plan<T, kHold>(plan, n, whole_rows, [&]<int kHeld, bool whole, int kLanes>() {
+    launch_early(rms_norm_kernel<T, kHeld, whole, kLanes, kSum>, plan.blocks(rows), plan.threads, 0, to,
                  data<Acc<T>>(rstd), of_sum, from, of_branch, g, rows, static_cast<int>(n), plan.lanes,
                  static_cast<Acc<T>>(eps));
   });
@@ -176,24 +228,37 @@ void forward(const Tensor& y, const Tensor& rstd, const Tensor& sum, const Tenso
   check_launch("rms_norm_forward");
 }
 
+template <class T, bool kSum>
+void backward_as(const Tensor& dx, const Tensor& dgain, const Tensor& x, const Tensor& rstd,
+                 const Tensor& gain, const Tensor& dy, const Tensor& dsum) {
+  using A = Acc<T>;
+  const int64_t n = x.dim(-1), rows = row_count(x);
+  CHECK(rows < int64_t{1} << 30, "rms_norm: ", rows, " rows");
+  const PitchedRows<T> to(dx), from(x), gradient(dy);
+  const MaybeRows<T> of_sum(dsum);
+  const A* g = data_or_null<T>(gain);
+  const RowPlan plan = plan_rows<T>(n, kHoldBack, kMostThreads, kMostThreads);
+  if (plan.held == 0) dgain.zero();  // such sums live in memory
+  const bool whole_rows = to.whole() && from.whole() && gradient.whole() && of_sum.whole() && aligned(g);
+  with_norm_plan<T, kHoldBack>(plan, n, whole_rows, [&]<int kHeld, bool whole, int kLanes>() {
+    using Ahead = RowsAhead<T, kHeld, whole, kSum ? 3 : 2, Group>;
+    constexpr auto kernel = rms_norm_backward_kernel<T, kHeld, whole, kLanes, kSum>;
+    const size_t bytes = std::max(fold_bytes<A>(plan, n), Ahead::bytes(plan));
+    CHECK(fits_shared<kernel>(bytes), "rms_norm: rows of ", n, " are too wide for this GPU");
+    kernel<<<static_cast<unsigned>(dgain.dim(0)), plan.threads, bytes, stream()>>>(
+        to, data<A>(dgain), from, data<const A>(rstd), g, gradient, of_sum, static_cast<int>(rows),
+        static_cast<int>(n), plan.lanes);
+  });
+}
+
 void backward(const Tensor& dx, const Tensor& dgain, const Tensor& x, const Tensor& rstd, const Tensor& gain,
               const Tensor& dy, const Tensor& dsum) {
-  const int64_t n = x.dim(-1), rows = row_count(x);
-  if (rows == 0) return;
-  const RowBlocks blocks = row_blocks(rows);
+  if (row_count(x) == 0) return;
   with_float(x.dtype(), [&]<class T>() {
-    const PitchedRows<T> to(dx), from(x), gradient(dy);
-    const MaybeRows<T> of_sum(dsum);
-    const Acc<T>* g = data_or_null<T>(gain);
-    const RowPlan plan = plan_rows<T>(n, kHoldBack, kThreads, kThreads);
-    if (plan.held == 0) dgain.zero();  // such sums live in memory
-    const bool whole_rows = to.whole() && from.whole() && gradient.whole() && of_sum.whole() && aligned(g);
-    with_norm_plan<T, kHoldBack>(plan, n, whole_rows, [&]<int kHeld, bool whole>() {
-      rms_norm_backward_kernel<T, kHeld, whole>
-          <<<static_cast<unsigned>(blocks.count), kThreads, fold_bytes<Acc<T>>(plan, n), stream()>>>(
-              to, data<Acc<T>>(dgain), from, data<const Acc<T>>(rstd), g, gradient, of_sum, rows,
-              static_cast<int>(n), plan.lanes, blocks.size);
-    });
+    if (dsum.defined())
+      backward_as<T, true>(dx, dgain, x, rstd, gain, dy, dsum);
+    else
+      backward_as<T, false>(dx, dgain, x, rstd, gain, dy, dsum);
   });
   check_launch("rms_norm_backward");
 }

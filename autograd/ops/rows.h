@@ -42,15 +42,20 @@ inline void store(T& to, Acc<T> value) {
     to = value;
 }
 
-// Blocks of rows over which a parameter's gradient is summed apart, and then block by block. At most 512:
-// four for each multiprocessor of a large GPU, nearly.
+// Blocks of rows over which a parameter's gradient is summed apart, and then block by block; as many as keep
+// a large GPU busy.
 struct RowBlocks {
   int64_t size, count;
 };
-inline RowBlocks row_blocks(int64_t rows) {
-  const int64_t size = std::max<int64_t>(32, (rows + 511) / 512);
+inline RowBlocks row_blocks(int64_t rows, int64_t least = 32, int64_t most = 512) {
+  const int64_t size = std::max(least, (rows + most - 1) / most);
   return {size, (rows + size - 1) / size};
 }
+// Of norms, whose rows are few and long: blocks of 32 would keep 8 multiprocessors busy with 256 of them.
+inline RowBlocks layer_norm_blocks(int64_t rows) { return row_blocks(rows, 4); }
+// Blocks of rms_norm read on without a pause on the way back: one for each multiprocessor is enough, and
+// fewer sums are left.
+inline RowBlocks norm_blocks(int64_t rows) { return row_blocks(rows, 4, 128); }
 
 // f(0) + ... + f(n-1) in lanes that a compiler turns into vectors, folded as a tree: the same sum whatever
 // the vector width, and a smaller error than one running sum.

@@ -10,13 +10,16 @@ namespace weft::cpu {
 namespace {
 
 // weight (C, W) as W rows, so that the loop over channels runs along memory.
-template <class A>
+template <int W, class A>
 Scratch<A> by_tap(const Tensor& weight) {
-  const int64_t channels = weight.dim(0), width = weight.dim(1);
-  const A* w = weight.data<A>();
-  Scratch<A> rows(static_cast<size_t>(channels * width));
+  const int64_t channels = weight.dim(0);
+  const A* const w = weight.data<A>();
+  Scratch<A> rows(static_cast<size_t>(channels * W));
+  A* const to = rows.data();
+#pragma omp simd
   for (int64_t c = 0; c < channels; ++c)
-    for (int64_t k = 0; k < width; ++k) rows[k * channels + c] = w[c * width + k];
+#pragma GCC unroll 8
+    for (int k = 0; k < W; ++k) to[k * channels + c] = w[c * W + k];
   return rows;
 }
 
@@ -83,7 +86,7 @@ void forward(const Tensor& y, const Tensor& x, const Tensor& weight, const Tenso
   const int64_t channels = x.dim(1);
   const Line<T> line(x, before, position, W);
   const Rows<T> out(y);
-  const Scratch<A> w = by_tap<A>(weight), none(static_cast<size_t>(channels), A(0));
+  const Scratch<A> w = by_tap<W, A>(weight), none(static_cast<size_t>(channels), A(0));
   const A* b = bias.defined() ? bias.data<A>() : none.data();
   parallel_for(x.dim(0), row_grain(channels * W), [&](int64_t begin, int64_t end) {
     const T* tap[W];
@@ -102,7 +105,7 @@ void backward(const Tensor& dx, const Tensor& dbefore, const Tensor& dweight, co
   const int64_t channels = x.dim(1), tokens = x.dim(0);
   const Line<T> line(x, before, position, W), gradients(dy, {}, position, W);
   const Rows<T> out(dx);
-  const Scratch<A> w = by_tap<A>(weight), none(static_cast<size_t>(channels), A(0));
+  const Scratch<A> w = by_tap<W, A>(weight), none(static_cast<size_t>(channels), A(0));
   if (dbefore.defined()) {
     const T* tap[W];
     const Rows<T> front(dbefore);
@@ -129,8 +132,11 @@ void backward(const Tensor& dx, const Tensor& dbefore, const Tensor& dweight, co
 #pragma omp simd
         for (int64_t c = 0; c < channels; ++c) bias_sum[c] += A(g[c]);
       }
+      const A* const sum = sums.data();
+#pragma omp simd
       for (int64_t c = 0; c < channels; ++c)
-        for (int k = 0; k < W; ++k) weight_sum[c * W + k] = sums[k * channels + c];
+#pragma GCC unroll 8
+        for (int k = 0; k < W; ++k) weight_sum[c * W + k] = sum[k * channels + c];
     }
   });
 }

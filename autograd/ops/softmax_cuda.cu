@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kMostThreads)
   using A = Acc<T>;
   constexpr int V = Pack<T>::kSize;
   const Group group(lanes);
-  const int64_t row = int64_t{blockIdx.x} * (blockDim.x / lanes) + group.index;
+  const int64_t row = int64_t{blockIdx.x} * group.groups() + group.index;
   const int width = row < rows ? n : 0;
   const HeldRow<T, kHeld, whole> a(x + row * n, width, group);
   const A m = shift_of<A>(a, width, group);
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kMostThreads)
   using A = Acc<T>;
   constexpr int V = Pack<T>::kSize;
   const Group group(lanes);
-  const int64_t row = int64_t{blockIdx.x} * (blockDim.x / lanes) + group.index;
+  const int64_t row = int64_t{blockIdx.x} * group.groups() + group.index;
   const int width = row < rows ? n : 0;
   const HeldRow<T, kHeld, whole> b(y + row * n, width, group), g(dy + row * n, width, group);
   A dot = 0;

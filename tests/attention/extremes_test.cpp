@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "attention/running_max.h"
 #include "autograd/ops/arrange.h"
 #include "tests/attention/conformance.h"
 
@@ -77,6 +78,86 @@ TEST(LargestSoFar, KeysOfAnySizeWeighAsTheirExponentsSay) {
   const Variable plain = run_whole(*m, layout, x);
   for (const double shift : {300.0, -300.0})
     EXPECT_LE(difference(run_whole(*m, layout, {x[0], scale(x[1], 1, shift), x[2]}), plain), 1e-3) << shift;
+}
+
+// The same in bf16, with keys that it holds exactly here and 128 further away.
+TEST(LargestSoFar, KeysOfBf16WeighAsTheirExponentsSay) {
+  const Dimensions dims{.heads = 2, .kv_heads = 2, .key = 4, .value = 3, .width = 8};
+  ParameterStore store(Dtype::bf16);
+  const auto m = find_mechanism("linear").make(
+      parse_attributes({"feature_map=lln", "normalize=true", "chunk=5"}), dims, {store, ""});
+  store.commit();
+  const Layout layout = whole_documents({23});
+  std::vector<Tensor> inputs = random_inputs(*m, 23, Dtype::bf16);
+  std::vector<double> whole = to_values(inputs[1]);
+  for (double& x : whole) x = std::round(x);
+  const auto with_keys = [&](double shift) {
+    std::vector<double> keys = whole;
+    for (double& x : keys) x += shift;
+    const Tensor k = from_values(inputs[1].shape(), Dtype::bf16, keys);
+    EXPECT_EQ(to_values(k), keys) << "held exactly";
+    return run_whole(*m, layout, {inputs[0], k, inputs[2]});
+  };
+  const Variable plain = with_keys(0);
+  for (const double shift : {128.0, -128.0})
+    EXPECT_LE(difference(with_keys(shift), plain), tolerance::of(Dtype::bf16)) << shift;
+}
+
+// A largest value is one of those that came in, so in every type it is exact.
+TEST(LargestSoFar, IsExactInEveryType) {
+  const Layout layout = whole_documents({13, 1, 9});
+  const int64_t heads = 3;
+  for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16})
+    for (const int64_t chunk : {1, 4, 64}) {
+      const Tensor x = random_tensor({layout.tokens(), heads}, 1).to(dtype);
+      LocalCrossing cross(layout);
+      const SoFar so_far =
+          largest_so_far(x, -4, chunk, {{}, layout.position, layout.document}, cross);  // -4 is one in bf16
+      const std::vector<double> values = to_values(x), before = to_values(so_far.before.value()),
+                                now = to_values(so_far.now.value());
+      const std::vector<double> position = to_values(layout.position);
+      std::vector<double> largest(static_cast<size_t>(heads));
+      for (int64_t t = 0; t < layout.tokens(); ++t)
+        for (int64_t h = 0; h < heads; ++h) {
+          double& most = largest[h];
+          if (position[t] == 0) most = -4;
+          EXPECT_EQ(before[t * heads + h], most) << name_of(dtype) << ", chunk " << chunk << ", token " << t;
+          most = std::max(most, values[t * heads + h]);
+          EXPECT_EQ(now[t * heads + h], most) << name_of(dtype) << ", chunk " << chunk << ", token " << t;
+        }
+    }
+}
+
+// Queries and keys whose features lie apart: of size 2 the softmax of one is (1, 0, 0, 1), of the other
+// (0, 1, 1, 0). All keys then weigh alike and little, and the output is the mean of the values seen, not 0.
+TEST(Hedgehog, WeightsNeverVanish) {
+  const Dimensions dims{.heads = 2, .kv_heads = 2, .key = 2, .value = 3, .width = 4};
+  const int64_t n = 11;
+  for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16}) {
+    ParameterStore store(dtype);
+    const auto m = find_mechanism("linear").make(
+        parse_attributes({"feature_map=hedgehog", "normalize=true", "chunk=4"}), dims, {store, ""});
+    store.commit();
+    std::vector<double> q, k, v;
+    for (int64_t i = 0; i < n * dims.heads; ++i) {
+      q.insert(q.end(), {1e4, 0});
+      k.insert(k.end(), {0, 1e4});
+      for (int64_t e = 0; e < dims.value; ++e) v.push_back(static_cast<double>(i / dims.heads % 2 + e));
+    }
+    const auto tensor = [&](int64_t size, const std::vector<double>& values) {
+      return from_values({n, dims.heads, size}, dtype, values);
+    };
+    const std::vector<double> y =
+        to_values(run_whole(*m, whole_documents({n}), {tensor(2, q), tensor(2, k), tensor(3, v)}).value());
+    for (int64_t t = 0; t < n; ++t)
+      for (int64_t h = 0; h < dims.heads; ++h)
+        for (int64_t e = 0; e < dims.value; ++e) {
+          const double ones = static_cast<double>((t + 1) / 2),
+                       mean = ones / static_cast<double>(t + 1) + static_cast<double>(e);
+          EXPECT_NEAR(y[(t * dims.heads + h) * dims.value + e], mean, (1 + mean) * tolerance::of(dtype))
+              << name_of(dtype) << ", token " << t;
+        }
+  }
 }
 
 TEST(LargestSoFar, MapsWithoutADenominatorAreRefused) {

@@ -1,5 +1,8 @@
 #include "attention/memory_ops.h"
 
+#include <string>
+#include <thread>
+
 #include "attention/merge_partials.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
@@ -50,6 +53,32 @@ TEST(MemoryOps, AreTheRecurrences) {
       }
     }
   }
+}
+
+// Ranks of one process are threads; a kernel's limits are the process's.
+TEST(MemoryOps, ThreadsWithChunksOfTheirOwn) {
+  std::vector<std::thread> threads;
+  std::vector<std::string> failures(4);
+  for (int64_t n = 1; n <= 4; ++n)
+    threads.emplace_back([n, &failure = failures[n - 1]] {
+      try {
+        const Tensor step = gates({2, 25 * n, 1}, 1), seed = random_tensor({2, 25 * n, 25 * n}, 2);
+        std::vector<Tensor> first;
+        for (int i = 0; i < 100; ++i) {
+          Tape tape;
+          const Variable x = tape.input(step);
+          const Variable taken = learning_coefficients(x, x, x).taken;
+          tape.backward(taken, seed);
+          if (first.empty()) first = {taken.value(), tape.gradient(x)};
+          if (difference(taken, first[0]) + difference(tape.gradient(x), first[1]) != 0)
+            failure = "other bits";
+        }
+      } catch (const std::exception& e) {
+        failure = e.what();
+      }
+    });
+  for (std::thread& t : threads) t.join();
+  for (const std::string& failure : failures) EXPECT_EQ(failure, "");
 }
 
 TEST(MemoryOps, Gradients) {

@@ -4,6 +4,7 @@
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
 #include "autograd/ops/matmul.h"
+#include "autograd/ops/rms_norm.h"
 #include "tests/autograd/test_tensors.h"
 
 namespace weft {
@@ -28,7 +29,65 @@ TEST(Tape, AVariableOfAnotherTapeIsRefused) {
   Tape outer;
   const Variable x = outer.input(random_tensor({2}, 1));
   Tape inner;
+  const Tensor own = random_tensor({2}, 2), seed = random_tensor({2}, 3);
+  const Variable y = inner.input(own);
   EXPECT_THROW(exp(x), Error);
+  EXPECT_EQ(inner.size(), 0);  // and leaves no half of an entry
+  inner.backward(exp(y), seed);
+  EXPECT_LE(difference(inner.gradient(y), multiply(seed, exp(own))), 1e-15);
+}
+
+// The norm of a stream that goes on beside it: what the stream brings back is added by the norm's own kernel,
+// and the sum has the bits of the op of sums.
+TEST(Tape, ANormAddsWhatCameBackBefore) {
+  for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+    const Tensor x = random_tensor({5, 24}, 1, dtype), seed = random_tensor({5, 24}, 2, dtype),
+                 straight = random_tensor({5, 24}, 3, dtype);
+    const auto gradient = [&](bool norm, bool stream) {
+      Tape tape;
+      const Variable v = tape.input(x), y = rms_norm(v), z = scale(v, 2);
+      std::vector<Variable> out;
+      std::vector<Tensor> seeds;
+      if (norm) out.push_back(y), seeds.push_back(seed);
+      if (stream) out.push_back(z), seeds.push_back(straight);
+      tape.backward(out, seeds);
+      return tape.gradient(v);
+    };
+    EXPECT_TRUE(same_bits(gradient(true, true), add(gradient(false, true), gradient(true, false))));
+  }
+}
+
+// A weight, or some of its rows, used again and again: one gradient, made of many products, added to what was
+// there and left to others.
+TEST(Tape, GatheredWeightsHaveTheGradientOfPlainOnes) {
+  const int64_t uses = 21, rows = 16;  // more than are made at a time
+  const Tensor x = random_tensor({uses * rows, 5}, 1), g = random_tensor({uses * rows, 6}, 2);
+  for (const auto& [begin, end] : {std::pair{0, 6}, {2, 4}})
+    for (const bool before : {false, true}) {
+      ParameterStore store(Dtype::f64);
+      const Parameter w = store.declare({"w", {6, 5}, ParameterKind::matrix, Initializer::normal(1)});
+      store.commit();
+      const auto gradient = [&](bool gather) {
+        store.begin_step();
+        Tape tape;
+        const Variable weight = gather ? gathered(w, begin, end) : slice(w, 0, begin, end);
+        std::vector<Variable> out;
+        std::vector<Tensor> seeds;
+        for (int64_t i = 0; i < uses; ++i) {
+          const Variable own = tape.input(x.rows(i * rows, (i + 1) * rows));
+          out.push_back(linear(own, weight));
+          seeds.push_back(g.rows(i * rows, (i + 1) * rows).columns(begin, end));
+        }
+        if (before) out.push_back(linear(x, w)), seeds.push_back(g);
+        tape.backward(out, seeds);
+        EXPECT_TRUE(store.finish_step().empty());
+        return w->gradient.to(Dtype::f64).contiguous();
+      };
+      const Tensor plain = scale(gradient(false), 1).value();
+      EXPECT_LE(difference(gradient(true), plain), 1e-13) << begin << ' ' << before;
+      const NoTape pause;
+      EXPECT_FALSE(gathered(w).differentiable());
+    }
 }
 
 TEST(Tape, AGradientThatTwoInputsShareIsNotSummedInPlace) {

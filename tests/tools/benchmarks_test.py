@@ -80,6 +80,32 @@ class House(unittest.TestCase):
         self.assertEqual((row["name"], row["shape"], row["tokens_per_s"]), ("train 124m/softmax", "T256", 2000))
         self.assertEqual((row["ms"], row["peak_gib"], row["command"]), (2048, 1, "weft train recipes/124m/softmax.yaml"))
 
+    def run_of(self, folder, words, steps, context=256, total=8):
+        os.makedirs(self.path(folder))
+        self.write(folder + "/environment.json", json.dumps({"device": "cpu", "commit": "c0", "command_line": ["weft", "train", *words]}))
+        self.write(folder + "/recipe.yaml", f"batch_tokens: 4096\ncontext: {context}\nsteps: {total}\n")
+        self.write(folder + "/metrics.jsonl", "\n".join(map(json.dumps, steps)))
+        return folder
+
+    def test_a_whole_run_says_its_loss(self):
+        steps = [{"step": i, "tokens": 1e6 * i, "loss": 9 - i, "tokens_per_s": 5} for i in range(1, 9)]
+        row = json.loads(self.tool("rows", self.run_of("run", ["recipes/124m/gla.yaml"], steps)))
+        self.assertNotIn("loss", json.loads(self.tool("rows", self.run_of("cut", ["recipes/124m/gla.yaml"], steps, total=100))))
+        self.assertEqual((row["loss"], row["note"]), (2.5, "4096 tokens a step; loss 2.500 after 8.0 million tokens"))
+
+    def test_a_step_beside_the_sum_of_its_floors(self):
+        run = self.run_of("run", ["recipes/124m/softmax.yaml"], [{"step": 1, "tokens_per_s": 900}])
+        floor = ROW | {"name": "floors 124m/softmax", "shape": "T256", "ms": 8.0, "tokens_per_s": 1000, "of_floor": None}
+        step = json.loads(self.tool("rows", self.rows(floor), run).splitlines()[1])
+        self.assertEqual((step["name"], step["of_floor"]), ("train 124m/softmax", 0.9))
+
+    def test_the_time_a_token_climbs_from_the_first_context_to_the_last(self):
+        words = ["recipes/1b/gla.yaml", "model.checkpointing=block"]
+        runs = [self.run_of(f"run-{t}", words, [{"step": 1, "tokens_per_s": r}], t) for t, r in ((1024, 1000), (2048, 800), (4096, 1000 / 1.5))]
+        rows = [json.loads(x) for x in self.tool("rows", *runs).splitlines()]
+        self.assertEqual([r["name"] for r in rows], ["train 1b/gla, checkpointing"] * 3)
+        self.assertAlmostEqual(rows[0]["rise"], 0.5)
+
     def test_a_row_without_a_commit_is_not_kept(self):
         self.tool("add", self.rows(ROW), fails=True)
         self.assertEqual(os.path.getsize(self.path("docs/benchmarks/rows.jsonl")), 0)
@@ -132,6 +158,19 @@ class House(unittest.TestCase):
         self.tool("write")
         self.assertIn("| gla forward ? | 2 | 4 |", self.page())
         self.assertIn("| few ? | ≤ 1.50x | 2.00x | **missed** |", self.page())
+
+    def test_commits_are_told_where_rows_differ(self):
+        for pattern, line in (({}, "| gla forward ? | B1 | 2 | 2026-11-29 | bbb |"), ({"pivot": "pass"}, "| gla ? | B1 | 2 |  | 2026-11-29 | bbb |"),
+                              ({"pivot": "shape"}, "| gla forward ? | 2 | 2 | 2026-11-28, 2026-11-29 | aaa, bbb |")):
+            self.write("docs/benchmarks/rows.jsonl", "")
+            self.write("docs/benchmarks.md", PAGE.replace("{}", json.dumps(pattern)))
+            same = ROW | {"tbs": None, "of_floor": None}
+            self.tool("add", self.rows(same | {"name": "gla forward", "shape": "B8", "date": "2026-11-28"},
+                                       same | {"name": "gla backward", "shape": "B8", "date": "2026-11-28"}, commit="aaa"))
+            self.tool("add", self.rows(same | {"name": "gla forward", "shape": "B1"}, commit="bbb"))
+            self.tool("write")
+            self.assertIn(line, self.page())
+            self.assertNotIn("commit aaa", self.page())
 
     def test_what_rows_stand_on_is_in_the_tree(self):
         sys.path.insert(0, TOOLS)

@@ -61,8 +61,8 @@ TEST(CommandLine, EveryCommandExplainsItself) {
 // Of the commands that read their flags with Flags: what the usage line shows is what they take.
 TEST(CommandLine, UsageLinesAreRight) {
   const std::regex flag("(-n|--[a-z-]+)( [A-Z]+)?");
-  for (const std::string name :
-       {"ls", "cp", "help", "schema", "diff", "launch", "tokenize", "corpus", "sweep", "report"}) {
+  for (const std::string name : {"ls", "cp", "help", "schema", "diff", "launch", "tokenize", "corpus",
+                                 "sweep", "report", "train", "validate"}) {
     const Ran help = run_weft({name, "--help"});
     const std::string usage = help.out_lines().at(0);
     ASSERT_TRUE(usage.starts_with("usage: weft " + name)) << usage;
@@ -135,9 +135,11 @@ std::vector<Failing> failing_commands() {
       {{"sweep", "good.yaml", "--no-such-flag"}, 64},
       {{"sweep", "bad.yaml", "seed=1,2"}, 78},
       {{"sweep", "good.yaml", "seed=1,2"}, 78},
+      {{"sweep", "good.yaml", "seed=1,2", "-n", "1", "-n", "2"}, 64},
+      {{"validate", "good.yaml", "--ranks", "1", "--ranks", "2"}, 64},
       {{"report"}, 64},
-      {{"report", "missing"}, 65},
-      {{"report", "made"}, 65},
+      {{"report", "missing"}, 66},
+      {{"report", "made"}, 66},
       {{"ls"}, 64, {.environment = {"WORLD_SIZE=4", "RANK=0", "LOCAL_RANK=0"}}},  // torchrun
   };
 }

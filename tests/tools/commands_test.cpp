@@ -160,6 +160,7 @@ echo '{"peer":"other 1.0","name":"gemm","shape":"512x512x512","ms":1e9}')");
     EXPECT_GT(row["ratio"], 1) << "above 1: the peer is slower";
   }
   EXPECT_EQ(run_weft({"bench", "abacus"}).code, 64);
+  EXPECT_EQ(run_weft({"bench", "cpu", "gemm", "--ms", "0"}).code, 64) << "it would run all";
 }
 
 // Everything small and once, on whatever device is there.
@@ -196,7 +197,26 @@ TEST(Bench, TimeOverLength) {
   EXPECT_EQ(Json::parse(lines[0])["shape"], "32 x 1024, H4 D32");
   EXPECT_EQ(Json::parse(lines[5])["shape"], "1 x 32768, H4 D32");
   EXPECT_TRUE(Json::parse(lines[5])["rise"].is_number());
+  for (const std::string& line : lines) EXPECT_EQ(Json::parse(line)["rise"], Json::parse(lines[5])["rise"]);
   EXPECT_EQ(run_weft({"bench", "length", "retentoin"}).code, 64);
+  EXPECT_EQ(run_weft({"bench", "length", "window=64"}).code, 64) << "of no mechanism";
+  EXPECT_EQ(run_weft({"bench", "length", "sliding_window", "windw=64"}).code, 78);
+}
+
+TEST(Bench, HeadsThatAreOff) {
+  const Ran ran = run_weft({"bench", "heads", "--ms", "0", "--json"});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  std::set<std::string> names;
+  for (const std::string& line : ran.out_lines()) {
+    const Json row = Json::parse(line);
+    EXPECT_GT(row["ms"], 0) << line;
+    EXPECT_GT(row["tokens_per_s"], 0) << line;
+    names.insert(row["name"]);
+  }
+  EXPECT_EQ(names.size(), 4u * 5u);
+  for (const char* name :
+       {"attention forward, 2 of 8 heads", "attention decode, 8 of 8 heads", "moh decode, 6 of 8 heads"})
+    EXPECT_TRUE(names.contains(name)) << name;
 }
 
 TEST(Bench, DecodingBesideTheTimeOfItsBytes) {

@@ -62,7 +62,6 @@ TEST(Flags, AreReadInBothSpellings) {
   EXPECT_TRUE(v.json);
   EXPECT_EQ(v.arguments, (Words{"a", "b"}));
   EXPECT_EQ(parse({}).bytes, 5);
-  EXPECT_EQ(parse({"--bytes", "1", "--bytes", "2"}).bytes, 2);
   EXPECT_EQ(parse({"--out", "--json"}).out, "--json");
   EXPECT_EQ(parse({"--out="}).out, "");
   EXPECT_EQ(parse({"-"}).arguments, Words{"-"});
@@ -77,6 +76,8 @@ TEST(Flags, MistakesNameTheFlag) {
   EXPECT_EQ(refusal({"--bytes", "3x"}), "--bytes is 3x, not a whole number | --bytes | ");
   EXPECT_EQ(refusal({"--bytes", "-1"}), "--bytes is -1, out of range | --bytes | 0 or more");
   EXPECT_EQ(refusal({"--bytes=101"}), "--bytes is 101, out of range | --bytes | 100 at most");
+  EXPECT_EQ(refusal({"--bytes", "1", "--bytes=2"}), "--bytes stands twice | --bytes | keep one");
+  EXPECT_EQ(refusal({"--json", "--json"}), "--json stands twice | --json | keep one");
   EXPECT_EQ(refusal({"a", "b", "c"}).substr(0, 21), "unexpected argument c");
   EXPECT_EQ(refusal({}, "A").substr(0, 22), "an argument is missing");
   EXPECT_EQ(refusal({"a", "b", "c", "d"}, "A..."), "accepted");
@@ -90,6 +91,27 @@ TEST(Flags, MayEndAtTheFirstArgument) {
   EXPECT_TRUE(v.json);
   EXPECT_EQ(v.bytes, 5);
   EXPECT_EQ(v.arguments, (Words{"train", "--bytes", "x", "--help"}));
+}
+
+TEST(Flags, OverridesAreWordsOfTheirOwn) {
+  Values v;
+  Flags flags("test", "RECIPE", "A test.");
+  flags.add("--json", v.json, "");
+  flags.add("--bytes", v.bytes, "N", "");
+  const auto apart = [&](Words words) {
+    const Words overrides = flags.take_overrides(words);
+    return std::pair{words, overrides};
+  };
+  using Both = std::pair<Words, Words>;
+  EXPECT_EQ(apart({"a.yaml", "x=1", "--json"}), (Both{{"a.yaml", "--json"}, {"x=1"}}));
+  EXPECT_EQ(apart({"--json", "--bytes", "7", "a.yaml", "--optim.lr", "3e-4"}),
+            (Both{{"--json", "--bytes", "7", "a.yaml"}, {"--optim.lr", "3e-4"}}));
+  EXPECT_EQ(apart({"--optim.lr", "3e-4", "--bytes=7", "a.yaml"}),
+            (Both{{"--bytes=7", "a.yaml"}, {"--optim.lr", "3e-4"}}))
+      << "the value of an override is no recipe";
+  EXPECT_EQ(apart({"a.yaml", "b.yaml"}), (Both{{"a.yaml"}, {"b.yaml"}}));
+  EXPECT_EQ(apart({"a.yaml", "--jsom", "--bytes"}), (Both{{"a.yaml", "--bytes"}, {"--jsom"}}));
+  EXPECT_EQ(apart({"-h"}), (Both{{"-h"}, {}}));
 }
 
 TEST(Flags, RequiredOnesStandFirstInTheUsage) {

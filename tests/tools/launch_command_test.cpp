@@ -60,6 +60,12 @@ TEST_F(Launch, FindsTheRunFolder) {
   EXPECT_EQ(launch({"train", "named.yaml", "--run", "x/z"}, leave(66, "x/z")).code, 66);
   EXPECT_EQ(launch({"train", "--resume", "old"}, leave(66, "old")).code, 66);
   EXPECT_EQ(launch({"train", "named.yaml", "--resume=auto"}, leave(65, "some/where")).code, 65);
+  EXPECT_EQ(
+      launch({"train", "--json-summary", "--device", "cpu", "steps=2", "--optim.lr", "1e-3", "named.yaml"},
+             leave(65, "some/where"))
+          .code,
+      65)
+      << "wherever the recipe stands";
   EXPECT_EQ(launch({"train", "mine.yaml"}, leave(80, "elsewhere")).code, 70) << "nobody looks there";
   EXPECT_EQ(launch({"train", "missing.yaml"}, "exit 64\n").code, 64) << "the ranks say what is wrong with it";
 }

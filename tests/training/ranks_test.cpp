@@ -227,15 +227,20 @@ TEST(Ranks, AnotherProgramIsFound) {
 
 TEST(Ranks, AStoppedOneEndsTheJobAndLosesNothing) {
   const TinyRun tiny;
-  const Ran stopped = tiny.launch(
-      2, {}, {.environment = {"WEFT_FAULT=stop@rank=1,step=7,phase=backward", "WEFT_HANG_LIMIT=3"}});
+  // Of the two limits 0 is for ever, so the other ends it.
+  const Ran stopped = tiny.launch(2, {},
+                                  {.environment = {"WEFT_FAULT=stop@rank=1,step=7,phase=backward",
+                                                   "WEFT_HANG_LIMIT=3", "WEFT_STOP_LIMIT=0"}});
   EXPECT_EQ(stopped.code, 81) << stopped.err;
   EXPECT_NE(stopped.err.find("no progress for 3 s: rank 1 is stopped (rank 0 at step 7 in"),
             std::string::npos)
       << stopped.err;
   const Ran resumed = tiny.launch(2, {"--resume", "auto"});
   EXPECT_EQ(resumed.code, 0) << resumed.err;
-  EXPECT_EQ(tiny.launch(2, {"run=runs/x"}, {.environment = {"WEFT_HANG_LIMIT=soon"}}).code, 64);
+  for (const char* wrong : {"WEFT_HANG_LIMIT=soon", "WEFT_HANG_LIMIT=-1", "WEFT_STOP_LIMIT=3s"}) {
+    const Ran ran = tiny.launch(2, {"run=runs/x"}, {.environment = {wrong}});
+    EXPECT_EQ(ran.code, 64) << wrong << ran.err;
+  }
 }
 
 TEST(Ranks, ASkippedExchangeIsFound) {
@@ -331,10 +336,11 @@ TEST(Ranks, AFailureNamesItsRankAndStep) {
 
 TEST(Ranks, AStoppedOneIsAHang) {
   const TinyRun tiny;
-  const Ran ran = tiny.launch(2, {}, {.environment = {"WEFT_FAULT=stop@rank=1,step=3,phase=forward"}});
+  const Ran ran = tiny.launch(
+      2, {}, {.environment = {"WEFT_FAULT=stop@rank=1,step=3,phase=forward", "WEFT_STOP_LIMIT=2"}});
   EXPECT_EQ(ran.code, 81) << ran.err;
   EXPECT_EQ(ran.json()["exit"], 81) << ran.out;
-  EXPECT_NE(ran.err.find("rank 1 is stopped"), std::string::npos) << ran.err;
+  EXPECT_NE(ran.err.find("no progress for 2 s: rank 1 is stopped"), std::string::npos) << ran.err;
 }
 
 // Losses of routers are means over the tokens of both. Two steps: later a token whose heads are nearly tied

@@ -8,6 +8,7 @@
 #include <random>
 
 #include "tests/training/tiny_run.h"
+#include "training/data/stories.h"
 
 namespace weft {
 namespace {
@@ -222,6 +223,76 @@ TEST(Resume, KeepsItsText) {
   tiny.folder().write("stories.txt", text);
   const Ran ran = tiny.train({"steps=8", "--resume", "auto"});
   EXPECT_EQ(ran.code, 0) << ran.err;
+}
+
+TEST(Resume, KeepsItsHeldOutText) {
+  const TinyRun tiny;
+  const std::string text = story_corpus(11, 8000);
+  tiny.folder().write("held.txt", text);
+  const Words words{"data.val=held.txt", "steps=8", "--resume", "auto"};
+  const Ran killed = tiny.train(words, {.environment = {"WEFT_FAULT=kill@step=7,phase=backward"}});
+  ASSERT_EQ(killed.code, 128 + SIGKILL) << killed.err;
+  std::string other = text;
+  std::swap(other[4000], other[4001]);
+  ASSERT_NE(other, text);
+  tiny.folder().write("held.txt", other);
+  const Ran refused = tiny.train(words);
+  EXPECT_EQ(refused.code, 65) << refused.err;
+  EXPECT_NE(refused.err.find("the held-out text is another"), std::string::npos) << refused.err;
+  EXPECT_NE(refused.json()["error"]["where"].get<std::string>().find("data.val"), std::string::npos)
+      << refused.out;
+  tiny.folder().write("held.txt", text);
+  EXPECT_EQ(tiny.train(words).code, 0);
+}
+
+// A folder of token shards that is not what it was: one shard less, one of other tokens, another corpus.
+TEST(Resume, KeepsItsFolderOfTokens) {
+  const TinyRun tiny;
+  const auto tokenize = [&](const char* from, const char* to) {
+    const Ran ran = tiny.weft({"tokenize", from, "--out", to, "--shard-tokens", "20000"});
+    ASSERT_EQ(ran.code, 0) << ran.err;
+  };
+  tiny.folder().write("other.txt", story_corpus(8, 60'000));
+  tokenize("stories.txt", "tokens");
+  tokenize("other.txt", "others");
+  const auto train = [&](const char* steps) {
+    return tiny.train({"data.train=tokens", steps, "--resume", "auto"});
+  };
+  ASSERT_EQ(train("steps=5").code, 0);
+  const fs::path folder = tiny.folder() / "tokens", kept = tiny.folder() / "kept",
+                 others = tiny.folder() / "others";
+  const std::string shard = "corpus_train_000001.bin";
+  const auto refused = [&](const char* how) {
+    const Ran ran = train("steps=8");
+    EXPECT_EQ(ran.code, 65) << how << ran.err;
+    EXPECT_EQ(tiny.steps().size(), 5u) << how;
+  };
+  fs::copy(folder, kept);
+  fs::remove(folder / shard);
+  refused("a shard less");
+  fs::copy_file(others / shard, folder / shard);
+  refused("a shard of other tokens");
+  fs::remove_all(folder);
+  fs::copy(others, folder);
+  refused("another corpus");
+  fs::remove_all(folder);
+  fs::rename(kept, folder);
+  EXPECT_EQ(train("steps=8").code, 0);
+}
+
+TEST(Resume, ACheckpointOfAnotherSeedIsRefused) {
+  const TinyRun tiny;
+  ASSERT_EQ(tiny.train({"steps=5"}).code, 0);
+  ASSERT_EQ(tiny.train({"steps=10", "seed=2", "run=runs/other"}).code, 0);
+  const std::string copied = tiny.run() + "/checkpoints/step-10";
+  fs::copy(tiny.run("other") + "/checkpoints/step-10", copied);
+  tiny.folder().write("runs/tiny/latest", "checkpoints/step-10\n");
+  const Ran refused = tiny.train({"steps=12", "--resume", "auto"});
+  EXPECT_EQ(refused.code, 65) << refused.err;
+  EXPECT_NE(refused.err.find("is of a run with seed 2, this one has 1"), std::string::npos) << refused.err;
+  EXPECT_NE(refused.json()["error"]["where"].get<std::string>().find("step-10"), std::string::npos);
+  fs::remove_all(copied);
+  EXPECT_EQ(tiny.train({"steps=12", "--resume", "auto"}).code, 0);
 }
 
 TEST(Resume, KeepsItsTokenizer) {

@@ -122,6 +122,9 @@ TEST(Run, FailuresAreOneLineOfJsonToo) {
       {{"train", "absent.yaml"}, 64, "absent.yaml"},
       {{"train"}, 64, ""},
       {{"train", "--resume", "nowhere"}, 66, "nowhere"},
+      {{"train", "tiny.yaml", "--resume", "auto", "--resume=runs/x"}, 64, "--resume"},
+      {{"train", "tiny.yaml", "--device", "cpu", "--device", "cpu"}, 64, "--device"},
+      {{"train", "tiny.yaml", "--resume="}, 64, "--resume"},
       {{"train", "tiny.yaml", "run=stories.txt/x"}, 73, "stories.txt/x"},
       {{"train", "tiny.yaml", "run=" + std::string(300, 'x')}, 73, "xxx"},
   };
@@ -215,6 +218,25 @@ TEST(Run, OutlivesItsFolder) {
   EXPECT_EQ(ran.code, 0) << ran.err;
   EXPECT_NE(ran.err.find("was moved or removed under the run"), std::string::npos) << ran.err;
   for (const char* run : {"runs/tiny", "runs/moved"}) EXPECT_EQ(tiny.weft({"generate", run}).code, 0) << run;
+}
+
+// `weft train ... | head -1`, with either stream: the reader is gone after a line, the run goes on to its
+// end.
+TEST(Run, OutlivesItsReader) {
+  const TinyRun tiny;
+  const auto piped = [&](const std::string& run, const std::string& streams) {
+    const std::string line = "cd " + tiny.folder().path() + " && { " + WEFT_PROGRAM +
+                             " train tiny.yaml run=runs/" + run + " " + streams + "; echo $? >" + run +
+                             ".code; } | head -1 >" + run + ".line";
+    EXPECT_EQ(std::system(("bash -c '" + line + "'").c_str()), 0);
+    EXPECT_EQ(tiny.folder().read(run + ".code"), "0\n") << streams;
+    EXPECT_EQ(tiny.steps(run).size(), 20u) << streams;
+    EXPECT_EQ(tiny.checkpoints(run).size(), 4u) << streams;
+    return tiny.folder().read(run + ".line");
+  };
+  EXPECT_NE(piped("all", "2>&1"), "") << "the line that was read";
+  EXPECT_NE(piped("err", "2>&1 >/dev/null"), "");
+  EXPECT_NE(piped("out", "2>/dev/null").find("done: 20 of 20 steps"), std::string::npos);
 }
 
 TEST(Run, OneJobAFolder) {

@@ -101,6 +101,18 @@ TEST_P(TrainerTest, APlanCountsTheOperationsOfTheStep) {
   }
 }
 
+TEST_P(TrainerTest, WhatRunsAgainIsNoWorkOfTheModel) {
+  Recipe recipe = recipe_;
+  recipe.model.checkpointing = "block";
+  Trainer plain(recipe_, *tokenizer_, nullptr, Device::meta);
+  Trainer again(recipe, *tokenizer_, nullptr, Device::meta);
+  plain.step(0, batch(16));
+  again.step(0, batch(16));
+  EXPECT_EQ(plain.model_flops(), plain.step_flops());
+  EXPECT_EQ(again.model_flops(), plain.model_flops());
+  EXPECT_GT(again.step_flops(), 1.2 * again.model_flops());
+}
+
 // One micro-batch has no label, the others carry on.
 TEST_P(TrainerTest, LossIsTheMeanOverLabels) {
   Batch half = batch(16);

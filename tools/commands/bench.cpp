@@ -143,7 +143,8 @@ GpuRows gpu_rows(const std::string& name) {
                                {"attention", GpuRows::attention},
                                {"recurrence", GpuRows::recurrence},
                                {"small", GpuRows::small},
-                               {"step", GpuRows::step}});
+                               {"step", GpuRows::step},
+                               {"floors", GpuRows::floors}});
 }
 
 // What a full look at the past costs grows with it, so those with a Merge are timed only if named.
@@ -219,8 +220,9 @@ int run_bench(const Words& words) {
       "           those named (`titans_mac chunk=128 gla`), by default those that should cost the same\n"
       "  gpu      kernels, layers and steps in bf16 on a GPU: the named of memory, products, loss, "
       "attention,\n"
-      "           recurrence, small, step; by default all. FLOOR is the share of what a copy or a large "
-      "product reached\n"
+      "           recurrence, small, step; by default all of these. FLOOR is the share of what a copy or a "
+      "large\n"
+      "           product reached. floors: what a step of recipes/124m/softmax.yaml takes at least\n"
       "  decode   a step of generation beside the time of its bytes, in bf16 on a GPU; of the sizes tiny,\n"
       "           124M and 1.3B and the layers softmax, lightning and hybrid that are named, or of all");
   flags.add(
@@ -242,6 +244,8 @@ int run_bench(const Words& words) {
   if (!gpu && what != "cpu" && what != "heads" && what != "length" && what != "decode")
     throw Error(Exit::usage, "there is no bench '" + what + "'", "",
                 "write cpu, heads, length, gpu or decode");
+  if ((what == "cpu" || what == "heads") && !names.empty())
+    throw Error(Exit::usage, "bench " + what + " has no parts to name", names[0], "leave the name out");
   if (what != "decode" && !device_name.empty()) refuse_flag("--device", device_name, "only decode takes it");
   if ((what == "length" || what == "decode") && !peer.empty())
     refuse_flag("--peer", peer, "cpu, heads and gpu take it");

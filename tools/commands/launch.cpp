@@ -31,6 +31,16 @@ std::string value_of(const std::string& name, const Words& words) {
   return value;
 }
 
+// The first word of a command that is no flag, no flag's value and no override.
+std::string recipe_in(const Words& words) {
+  for (size_t i = 1; i < words.size(); ++i) {
+    if (words[i].find('=') != std::string::npos || words[i] == "--json-summary") continue;
+    if (!words[i].starts_with("-")) return words[i];
+    ++i;
+  }
+  return {};
+}
+
 // Where ranks of other machines leave their exit codes. What is wrong with the recipe is for the ranks to
 // say.
 std::string run_folder(const Words& words) {
@@ -39,7 +49,8 @@ std::string run_folder(const Words& words) {
   if (!run.empty()) return run;
   if (!resumed.empty() && resumed != "auto") return resumed;
   try {
-    return words.size() > 1 ? load_recipe(recipe_path(words[1])).run : "";
+    const std::string recipe = recipe_in(words);
+    return recipe.empty() ? "" : load_recipe(recipe_path(recipe)).run;
   } catch (const Error&) {
     return {};
   }

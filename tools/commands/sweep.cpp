@@ -37,27 +37,6 @@ struct Request {
 };
 
 std::optional<Request> parse(const Words& words) {
-  // Overrides of the recipe are words of their own, so the flags are taken out first.
-  const Words with_value{"-n", "--match", "--match-by", "--device"},
-      alone{"--print", "--json", "--help", "-h"};
-  const auto in = [](const Words& list, const std::string& word) {
-    return std::find(list.begin(), list.end(), word) != list.end();
-  };
-  Words own, overrides;
-  for (size_t i = 0; i < words.size(); ++i) {
-    const std::string name = words[i].substr(0, words[i].find('='));
-    const bool recipe =
-        own.end() == std::find_if(own.begin(), own.end(), [](const std::string& w) { return w[0] != '-'; });
-    if (in(with_value, name) || in(alone, name)) {
-      own.push_back(words[i]);
-      // One word, so that the recipe is the only one that is no flag.
-      if (in(with_value, words[i]) && i + 1 < words.size()) own.back() += "=" + words[++i];
-    } else if (recipe && !words[i].empty() && words[i][0] != '-' && name == words[i]) {
-      own.push_back(words[i]);
-    } else {
-      overrides.push_back(words[i]);
-    }
-  }
   Request request;
   std::string match;
   int64_t ranks = 0;
@@ -78,6 +57,8 @@ std::optional<Request> parse(const Words& words) {
   flags.add("-n", ranks, "N", "ranks of each run, by weft launch", {.min = 1, .max = 1 << 20});
   flags.add("--device", request.program.device, "cpu|cuda", kDeviceHelp);
   flags.add("--json", request.json, "one line, sweep/1");
+  Words own = words;
+  const Words overrides = flags.take_overrides(own);
   if (!flags.parse(own)) return {};
   request.program.ranks = static_cast<int>(ranks);
   request.program.path = fs::read_symlink("/proc/self/exe").string();

@@ -16,6 +16,7 @@
 #include "tools/command.h"
 #include "tools/commands.h"
 #include "tools/device_flag.h"
+#include "tools/flags.h"
 #include "tools/recipe_path.h"
 #include "training/log/failure.h"
 #include "training/log/printable.h"
@@ -25,28 +26,41 @@
 namespace weft {
 namespace {
 
-constexpr const char* kHelp =
-    "weft train RECIPE [KEY=VALUE ...] [--resume auto] [--json-summary]\n"
-    "weft train --resume RUN [KEY=VALUE ...]\n"
-    "\n"
-    "Trains the model that a recipe describes. Overrides are written optim.lr=3e-4 or --optim.lr 3e-4.\n"
-    "  --device cpu|cuda  a GPU if there is one, if not said\n"
-    "  --resume RUN    continues the run in that folder from its last good checkpoint\n"
-    "  --resume auto   continues the recipe's run if it is there, else starts it\n"
-    "  --json-summary  prints one line of JSON on stdout at the end (train/1), also on failure\n";
+struct TrainFlags {
+  std::string resume, device;
+  bool json = false;
 
-// How long ranks wait for one that makes no progress; seconds, 0: for ever.
-std::chrono::seconds hang_limit() {
-  const char* name = "WEFT_HANG_LIMIT";
+  Flags flags() {
+    Flags f(
+        "train", "[RECIPE] [KEY=VALUE...]",
+        "Trains the model that a recipe describes. Overrides are written optim.lr=3e-4 or --optim.lr 3e-4.");
+    f.add("--device", device, "cpu|cuda", kDeviceHelp);
+    f.add("--resume", resume, "RUN|auto",
+          "continues the run in that folder from its last good checkpoint; auto: the recipe's run if it is "
+          "there, else starts it");
+    f.add("--json-summary", json, "one line of JSON on stdout at the end (train/1), also on failure");
+    return f;
+  }
+};
+
+// A limit of the ranks' watch from the environment; seconds, 0: for ever.
+std::chrono::seconds limit_in(const char* name, std::chrono::seconds absent) {
   const char* value = std::getenv(name);
-  if (value == nullptr || *value == 0) return std::chrono::minutes(30);
+  if (value == nullptr || *value == 0) return absent;
   int seconds = 0;
   const char* end = value + std::strlen(value);
   const auto [stop, error] = std::from_chars(value, end, seconds);
   if (stop != end || error != std::errc{} || seconds < 0)
     throw Error(Exit::usage, text(name, " is ", value, ", not a number of seconds"), name,
-                "0: never, or leave it out");
+                "0: for ever, or leave it out");
   return std::chrono::seconds(seconds);
+}
+
+WorldOptions watched() {
+  WorldOptions options;
+  options.hang_limit = limit_in("WEFT_HANG_LIMIT", std::chrono::minutes(30));
+  options.stop_limit = limit_in("WEFT_STOP_LIMIT", options.stop_limit);
+  return options;
 }
 
 struct Request {
@@ -55,29 +69,18 @@ struct Request {
 };
 
 Request parse(const Words& words) {
-  Words rest;
-  std::string resume, recipe, device;
-  // The value of a flag at words[i], which may be the next word.
-  const auto value_of = [&](const std::string& flag, const char* wanted, size_t& i) -> std::string {
-    if (words[i] != flag) return words[i].substr(flag.size() + 1);
-    if (++i == words.size()) throw Error(Exit::usage, flag + " wants " + wanted, flag);
-    return words[i];
-  };
-  for (size_t i = 0; i < words.size(); ++i) {
-    if (words[i] == "--json-summary") continue;
-    if (words[i] == "--resume" || words[i].starts_with("--resume=")) {
-      resume = value_of("--resume", "a run folder, or auto", i);
-    } else if (words[i] == "--device" || words[i].starts_with("--device=")) {
-      device = value_of("--device", "cpu or cuda", i);
-    } else if (recipe.empty() && rest.empty() && !words[i].starts_with("-") &&
-               words[i].find('=') == std::string::npos) {
-      recipe = words[i];
-    } else {
-      rest.push_back(words[i]);
-    }
-  }
+  TrainFlags said;
+  Flags flags = said.flags();
+  Words own = words;
+  const Words rest = flags.take_overrides(own);
+  flags.parse(own);
+  const std::string& resume = said.resume;
+  if (resume.empty() &&
+      std::any_of(own.begin(), own.end(), [](const std::string& w) { return w.starts_with("--resume"); }))
+    refuse_flag("--resume", resume, "name the run's folder, or auto");
+  std::string recipe = flags.argument(0);
   Request r;
-  compute_on(device);
+  compute_on(said.device);
   r.options.resume_auto = resume == "auto";
   r.options.resume = !resume.empty() && !r.options.resume_auto;
   r.options.command_line = {"weft", "train"};
@@ -131,8 +134,8 @@ int run_train(const Words& words) {
   const auto has = [&](const char* flag) {
     return std::find(words.begin(), words.end(), flag) != words.end();
   };
-  if (has("--help")) {
-    print(kHelp);
+  if (has("--help") || has("-h")) {
+    print(TrainFlags().flags().help());
     return 0;
   }
   const bool json = has("--json-summary");
@@ -156,7 +159,7 @@ int run_train(const Words& words) {
   try {
     fault::configure_from_environment();
     if (launched.size > 1) {
-      world = world_communicator(launched, {.hang_limit = hang_limit()});
+      world = world_communicator(launched, watched());
       leave_word_in("");  // of a recipe that cannot be read there is no folder
     }
     Request request = parse(words);

@@ -39,7 +39,7 @@ def torch_name(name):
         ("ffn.down.", "down."),
     ]:
         name = name.replace(ours, theirs)
-    return name
+    return "head." + name if name.startswith("norm.") else name
 
 
 def metrics(run):

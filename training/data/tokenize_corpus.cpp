@@ -95,14 +95,26 @@ class CorpusWriter {
     Pipeline(reader).run(
         thread_count(options_.threads), [&](const std::vector<TextUnit>& batch) { return encode(batch); },
         [&](const std::vector<TextUnit>& batch, const EncodedBatch& encoded) { take(batch, encoded); });
-    if (shard_.tokens() > 0) finish_shard();
-    if (manifest_.shards.empty())
+    if (manifest_.shards.empty() && shard_.tokens() == 0)
       throw Error(Exit::data, "the inputs hold no text", options_.inputs.front(),
                   "name files with documents");
+    if (options_.validation_tokens > 0 && std::ssize(manifest_.shards) + (shard_.tokens() > 0) == 1)
+      refuse_validation();
+    if (shard_.tokens() > 0) finish_shard();
     manifest_.shards.back().skipped_lines += pending_.skipped_lines;
     manifest_.is_complete = true;
     save_manifest();
     return progress_;
+  }
+
+  // The same folder is then good for fewer of them.
+  [[noreturn]] void refuse_validation() const {
+    for (const CorpusShard& s : manifest_.shards) remove_tree(options_.output + "/" + s.file);
+    remove_tree(options_.output + "/manifest.json");
+    throw Error(Exit::data,
+                text("the inputs hold ", progress_.tokens, " tokens, of which ", options_.validation_tokens,
+                     " are to be held out: none is left to train on"),
+                options_.inputs.front(), "give more text or fewer validation tokens");
   }
 
   void save_manifest() const { write_corpus_manifest(manifest_, options_.output + "/manifest.json"); }

@@ -46,7 +46,8 @@ struct TokenizeOptions {
   std::function<bool()> stop;                             // true: end early with Exit::stopped
 };
 
-// Errors: Exit::usage for impossible options; Exit::data for inputs; Exit::cannot_create when the output
+// Errors: Exit::usage for impossible options; Exit::data for inputs, also where the validation tokens
+// are all there are; Exit::cannot_create when the output
 // folder holds something else, or another process works in it; Exit::io; Exit::stopped.
 TokenizeProgress tokenize_corpus(const Tokenizer& tokenizer, const TokenizeOptions& options);
 

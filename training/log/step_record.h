@@ -16,12 +16,13 @@ struct StepRecord {
   double grad_norm = unknown;     // before clipping
   double lr = unknown;            // used by this step
   double tokens_per_s = unknown;  // of this step alone, all ranks
-  std::optional<double> mfu;      // share of the devices' peak in [0, 1]; none where the peak is unknown
-  double step_s = unknown;        // seconds, without the pauses for evaluation and saving
-  double data_s = unknown;        // of these: waiting for data
-  double comm_s = unknown;        // of these: waiting for other ranks
-  int64_t peak_bytes = 0;         // of the fullest rank
-  double time = unknown;          // seconds since 1970; RunLog fills it in
+  std::optional<double> mfu;  // share of the devices' peak in [0, 1], of the model's operations alone: not
+                              // of those that checkpointing computes again; none where the peak is unknown
+  double step_s = unknown;    // seconds, without the pauses for evaluation and saving
+  double data_s = unknown;    // of these: waiting for data
+  double comm_s = unknown;    // of these: waiting for other ranks
+  int64_t peak_bytes = 0;     // of the fullest rank
+  double time = unknown;      // seconds since 1970; RunLog fills it in
 
   // Where measured after this step: nats a token, bits a byte; of a task, shares of right tokens and answers.
   std::optional<double> val_loss, val_bpb, val_accuracy, val_exact;

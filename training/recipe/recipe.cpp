@@ -21,6 +21,10 @@ void Recipe::fields(FieldVisitor& f) {
     "run: the same bits whenever the world size is the same; off: the fastest kernels, so that equal runs "
     "may differ in their last bits on a GPU",
     {.choices = {"off", "run"}});
+  f("cuda_graphs", cuda_graphs,
+    "training steps kept as CUDA graphs on a GPU, one for each bucket of (documents, longest document); the "
+    "bits are the same without; 0: none",
+    {.unit = "graphs", .min = 0, .max = 1024});
   f.section("model", model, "shape of the network");
   f.section("optim", optim, "optimizer and learning rate");
   f.section("data", data, "what is read");

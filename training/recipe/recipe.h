@@ -159,6 +159,7 @@ struct Recipe {
   int64_t micro_tokens = 0;  // 0 = derived
   std::string precision = "bf16";
   std::string determinism = "run";
+  int64_t cuda_graphs = 32;  // 0 = none
   Model model;
   Optim optim;
   Data data;

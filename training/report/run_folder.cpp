@@ -186,7 +186,7 @@ std::vector<std::string> run_folders(const std::string& path) {
   for (const fs::directory_entry& entry : fs::directory_iterator(path, failed))
     if (is_run(entry.path())) inside.push_back(entry.path().string());
   if (inside.empty())
-    throw Error(Exit::data,
+    throw Error(Exit::no_checkpoint,
                 fs::is_directory(path, failed) ? "there is no run in the folder" : "no such folder", path,
                 "name the folder that weft train wrote, or one with several");
   std::sort(inside.begin(), inside.end());

@@ -42,7 +42,7 @@ struct RunData {
 RunData read_run(const std::string& folder, double now);
 
 // The run folders that a person means: the folder itself, or where it is none, those in it, by name. Error
-// (data) where there are none.
+// (no_checkpoint) where there are none.
 std::vector<std::string> run_folders(const std::string& path);
 
 }  // namespace weft

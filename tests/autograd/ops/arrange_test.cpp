@@ -83,6 +83,15 @@ TEST(Arrange, SplitColumnsIntoHeads) {
   EXPECT_THROW(split_columns(random_tensor({3, 7}, 1), {Shape{3, 3}, Shape{4, 4}}), Error);
 }
 
+TEST(Arrange, SplitRowsGathersOneGradient) {
+  const auto f = [](const std::vector<Variable>& u) {
+    const auto parts = split_rows(u[0], 3);  // the middle one is unused
+    return std::vector{square(parts[2]), reshape(parts[0], {4, 2}), scale(parts[0], 3)};
+  };
+  expect_op(f, {random_tensor({6, 4}, 1)});
+  EXPECT_THROW(split_rows(random_tensor({4, 2}, 1), 3), Error);
+}
+
 // What is written where its gradient lies is passed on without a copy, and alone.
 TEST(Arrange, JoinedGradientsAreNotCopied) {
   Tape tape;

@@ -104,6 +104,28 @@ TEST(Gemm, OneRowEqualsTheRowOfMany) {
       }
 }
 
+// A few rows meet the rows of a weight where these lie, more of them packed: the same chain of sums.
+TEST(Gemm, FewRowsHaveTheBitsOfMany) {
+  for (const Dtype dtype : {Dtype::f64, Dtype::f32})
+    for (const auto& [n, k] : {std::pair{1, 8}, {17, 264}, {90, 700}, {32, 1}})
+      for (const double beta : {0.0, 1.0}) {
+        const Tensor a = random_tensor({70, k}, 1, dtype),
+                     b = random_tensor({n, k + 3}, 2, dtype).columns(2, k + 2),
+                     start = random_tensor({70, n}, 3, dtype), all = empty({70, n}, dtype);
+        all.copy_from(start);
+        gemm(all, a, b, {false, true}, 1, beta);
+        for (const int64_t m : {2, 7, 8, 9, 16, 17, 32}) {
+          const Tensor few = empty({m, n}, dtype);
+          few.copy_from(start.rows(5, 5 + m));
+          gemm(few, a.rows(5, 5 + m), b, {false, true}, 1, beta);
+          EXPECT_LE(difference(few, all.rows(5, 5 + m)), tolerance::of(dtype));
+          if (default_device() == Device::cpu) {
+            EXPECT_TRUE(same_bits(few, all.rows(5, 5 + m))) << m << ' ' << n << ' ' << k << ' ' << beta;
+          }
+        }
+      }
+}
+
 TEST(Gemm, OperandsOfTwoTypesAndACAccumulatedInItsOwn) {
   const Tensor a = random_tensor({33, 20}, 1, Dtype::bf16), b = random_tensor({20, 37}, 2, Dtype::f32);
   const Tensor exact = scale(matmul(a.to(Dtype::f64), b.to(Dtype::f64)), 3);

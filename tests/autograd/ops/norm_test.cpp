@@ -112,6 +112,45 @@ TEST(Norms, ColumnViewsEqualTheirCopies) {
   }
 }
 
+// Rows that can be moved by whole vectors, and the same ones an element further on; few of them and many.
+TEST(Norms, AlignmentChangesNoBit) {
+  for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16})
+    for (const int64_t n : {16, 64, 768, 2048, 5000})
+      for (const int64_t rows : {1, 40, 301}) {
+        const Tensor wide = random_tensor({rows, n + 24}, 1, dtype), gain = random_tensor({n}, 2, dtype);
+        const Tensor whole = wide.columns(16, 16 + n).contiguous(), odd = zeros({rows, n + 8}, dtype);
+        odd.columns(1, 1 + n).copy_from(whole);
+        for (const Function& f : {Function(rms), Function(layer)}) {
+          const std::vector<Tensor> a = outputs_and_gradients(f, {whole, gain}),
+                                    b = outputs_and_gradients(f, {wide.columns(16, 16 + n), gain}),
+                                    c = outputs_and_gradients(f, {odd.columns(1, 1 + n), gain});
+          for (size_t i = 0; i < a.size(); ++i) {
+            EXPECT_TRUE(same_bits(a[i], b[i])) << rows << " x " << n << name_of(dtype) << " result " << i;
+            EXPECT_TRUE(same_bits(a[i], c[i])) << rows << " x " << n << name_of(dtype) << " result " << i;
+          }
+        }
+      }
+}
+
+// Sums of many rows, over as many blocks as there are, at the widths between which kernels change.
+TEST(RmsNorm, ManyRowsAgainstF64) {
+  for (const Dtype dtype : {Dtype::f32, Dtype::bf16})
+    for (const int64_t n : {8, 96, 264, 1000, 4104}) {
+      const Shape shape{n > 1000 ? 300 : 9000, n};
+      const Tensor x = random_tensor(shape, 1, dtype), dy = random_tensor(shape, 2, dtype),
+                   factors = random_tensor({n}, 3, Dtype::f32);
+      const auto gradients = [&](Dtype type, Dtype wide) {
+        Tape tape;
+        const Variable a = tape.input(x.to(type)), gain = tape.input(factors.to(wide));
+        tape.backward(rms_norm(a, gain), dy.to(type));
+        return std::vector{tape.gradient(a), tape.gradient(gain)};
+      };
+      const std::vector<Tensor> got = gradients(dtype, Dtype::f32), exact = gradients(Dtype::f64, Dtype::f64);
+      EXPECT_LE(difference(got[0], exact[0]), tolerance::of(dtype)) << shape << name_of(dtype);
+      EXPECT_LE(norm_difference(got[1], exact[1]), tolerance::of(Dtype::f32)) << shape << name_of(dtype);
+    }
+}
+
 // A gain is always f32, beside bf16 activations, and its gradient lands in the store; a shift far from zero
 // does not eat the variance.
 TEST(Norms, F32GainsWithBf16Activations) {

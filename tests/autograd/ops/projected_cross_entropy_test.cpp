@@ -157,8 +157,9 @@ TEST(ProjectedCrossEntropy, ASeedMakesGradientsAtOnce) {
       for (int pass = 0; pass < 2; ++pass) {
         Tape tape;
         const Variable x = tape.input(random_tensor({8, 6}, 1, dtype));
-        const CrossEntropy c =
-            projected_cross_entropy(x, w, random_ints(8, 19, 2), {.chunk = 3, .z_loss = 0.1, .seed = seed});
+        const CrossEntropy c = projected_cross_entropy(
+            x, w, random_ints(8, 19, 2),
+            {.chunk = 3, .z_loss = 0.1, .seed = seed != 0 ? full({1}, seed, Dtype::f64) : Tensor()});
         EXPECT_EQ(tape.saved_bytes(),
                   8 * 6 * size_of(dtype) + (seed != 0 ? 0 : 19 * 6 * size_of(c.loss.dtype())));
         tape.backward(c.loss, from_values({}, c.loss.dtype(), {0.375}));
@@ -173,8 +174,8 @@ TEST(ProjectedCrossEntropy, ASeedMakesGradientsAtOnce) {
   }
   Tape tape;  // a weight that is no parameter
   const Variable w = tape.input(random_tensor({5, 4}, 2));
-  const CrossEntropy c =
-      projected_cross_entropy(random_tensor({3, 4}, 1), w, from_ints({0, 1, -1}), {.seed = 2});
+  const CrossEntropy c = projected_cross_entropy(random_tensor({3, 4}, 1), w, from_ints({0, 1, -1}),
+                                                 {.seed = full({1}, 2, Dtype::f64)});
   tape.backward(c.loss, from_values({}, Dtype::f64, {2}));
   Tape plain;
   const Variable v = plain.input(w.value());

@@ -201,6 +201,26 @@ TEST_F(TokenizeCorpus, ItsFolderIsTrainingData) {
   EXPECT_EQ(code_with(*tokenizer), Exit::data);
 }
 
+TEST_F(TokenizeCorpus, SomethingIsLeftToTrainOn) {
+  const auto all = static_cast<int64_t>(expected.size());
+  for (const int64_t held_out : {all + 1, all}) {
+    options.validation_tokens = held_out;
+    try {
+      tokenize_corpus(*tokenizer, options);
+      ADD_FAILURE() << held_out << " of " << all;
+    } catch (const Error& e) {
+      EXPECT_EQ(e.code, Exit::data);
+      EXPECT_NE(std::string(e.what()).find(text("hold ", all, " tokens, of which ", held_out)),
+                std::string::npos)
+          << e.what();
+    }
+  }
+  options.validation_tokens = all - 1;
+  EXPECT_EQ(code(), Exit::ok) << "the same folder serves";
+  EXPECT_EQ(all_tokens(options.output), expected);
+  EXPECT_EQ(manifest_of(options.output)["shards"].size(), 2u);
+}
+
 TEST_F(TokenizeCorpus, SpecialTokensAreParsedOnRequest) {
   options.special = SpecialText::parse;
   tokenize_corpus(*tokenizer, options);

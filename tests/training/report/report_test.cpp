@@ -226,9 +226,9 @@ TEST_F(Report, WritesOverReportsOnly) {
   folder_.write("report.html", "<html>mine</html>");
   EXPECT_EQ(report({"runs/done"}).code, 73);
   EXPECT_EQ(folder_.read("report.html"), "<html>mine</html>");
-  EXPECT_EQ(report({"runs/missing"}).code, 65);
+  EXPECT_EQ(report({"runs/missing"}).code, 66);
   fs::create_directory(folder_ / "empty");
-  EXPECT_EQ(report({"empty"}).code, 65);
+  EXPECT_EQ(report({"empty"}).code, 66);
   EXPECT_EQ(report({}).code, 64);
   EXPECT_EQ(report({"runs/done", "--out", "no/such/folder/x.html"}).code, 73);
 }

@@ -1,0 +1,168 @@
+# shellcheck shell=bash disable=SC2154,SC2034
+# Parts of tools/gpu_check.sh that run only if they are named: what takes long. Sourced by it.
+# shellcheck disable=SC2317  # wants calls them
+
+# trained NAME LIMIT STEPS RECIPE ARGUMENTS...   a row of so many steps of a recipe; what its start took
+trained() {
+  ours "train-$1" "$2" bash -c 'train_steps "$@"' _ "$3" "$logs/run-$1" "recipes/$4.yaml" "${@:5}"
+  sed -nE 's/.*(first step [0-9.]+ s after the start.*)/    \1/p' "$logs/train-$1.log" | tee -a "$logs/summary.txt"
+}
+
+tiny=(batch_tokens=1024 micro_tokens=512 context=256 model.width=64 model.ffn=128 model.vocab=2048 model.heads=8)
+# In place of a recipe's sizes on a CPU; mechanisms that have settings of their own there keep them.
+sized() {
+  if [ "$WEFT_DEVICE" != cpu ]; then
+    printf '%s\n' "$@"
+  else
+    printf '%s\n' "${tiny[@]}"
+  fi
+}
+# sized_training NAME LIMIT STEPS RECIPE MECHANISM ARGUMENTS...
+sized_training() {
+  local name=$1 limit=$2 steps=$3 recipe=$4 mechanism=$5 all=()
+  mapfile -t all < <(sized "${@:6}")
+  if [ "$WEFT_DEVICE" = cpu ]; then
+    all+=("model.layers=[$mechanism*2]") steps=3
+    if [ -n "${TOTAL:-}" ]; then TOTAL=3; fi
+  fi
+  trained "$name" "$limit" "$steps" "$recipe" "${all[@]}"
+}
+
+# 1.3 billion weights; 124 million beside the sum of its floors; linear models as texts grow.
+large() {
+  local context recipe one=batch_tokens=65536 two=batch_tokens=131072
+  corpus_for_training
+  for context in 2048 8192; do sized_training 1b-softmax-$context 40 6 1b/softmax softmax context=$context $one; done
+  # shellcheck disable=SC2086
+  peer train-torch-1b 130 "$python" tools/peers/torch_train.py --size 1.3B --context 2048 8192 --by-layer --warm 2 --steps 4 $cpu_size
+  gpu floors 40 floors
+  for context in 1024 8192 32768; do sized_training 124m-softmax-$context 15 8 124m/softmax softmax context=$context $two; done
+  # shellcheck disable=SC2086
+  peer train-torch-124m 60 "$python" tools/peers/torch_train.py --context 32768 --by-layer --warm 2 --steps 5 $cpu_size
+  sized_training 1b-softmax-32768 40 5 1b/softmax softmax context=32768 micro_tokens=32768 $one
+  sized_training 1b-softmax-131072 75 1 1b/softmax softmax context=131072 micro_tokens=131072 $two model.checkpointing=block
+  for recipe in transnormer_llm gla; do
+    for context in 8192 32768; do
+      sized_training 1b-$recipe-$context 30 6 1b/$recipe $recipe context=$context micro_tokens=32768 $one
+    done
+  done
+  for recipe in lightning transnormer_llm; do
+    for context in 8192 32768 131072; do
+      sized_training 124m-$recipe-$context 15 8 124m/$recipe $recipe context=$context micro_tokens=$((context > 32768 ? context : 32768)) $two
+    done
+  done
+  for recipe in transnormer_llm gla; do # the same micro-batch and checkpointing for all lengths
+    for context in 2048 16384 131072; do
+      sized_training 1b-$recipe-$context-flat 35 4 1b/$recipe $recipe context=$context micro_tokens=131072 $two model.checkpointing=block
+    done
+  done
+}
+
+# flash-linear-attention's wheels, unpacked where python finds them; a wheel is an archive.
+fetch_wheels() {
+  local wheel site=$PWD/build/peer_site
+  if "$python" -c 'import fla' 2>/dev/null; then return; fi
+  for wheel in "${WHEELS:-.carry/whl}"/*.whl; do
+    if [ -e "$wheel" ]; then "$python" -m zipfile -e "$wheel" "$site"; fi
+  done
+  export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH}
+}
+
+# Whole training steps of other libraries and of our own PyTorch.
+peers() {
+  local one=(context=8192 micro_tokens=32768 batch_tokens=131072) context
+  corpus_for_training
+  fetch_wheels
+  for context in 1024 8192; do sized_training peers-softmax-$context 15 8 124m/softmax softmax context=$context batch_tokens=131072; done
+  # shellcheck disable=SC2086
+  peer train-torch-124m 60 "$python" tools/peers/torch_train.py --context 1024 8192 --by-layer --warm 2 --steps 5 $cpu_size
+  sized_training peers-lightning 15 8 124m/lightning lightning "${one[@]}"
+  sized_training peers-gla 20 8 124m/gla gla "${one[@]}"
+  # shellcheck disable=SC2086
+  peer fla-train 115 "$python" tools/peers/fla_train.py lightning gla --few --seconds 55 --steps 4 $cpu_size
+  sized_training peers-mega 15 8 124m/mega mega context=8192 micro_tokens=16384 batch_tokens=32768
+  # shellcheck disable=SC2086
+  peer mega-torch 50 "$python" tools/peers/mega_torch.py --steps 4 $cpu_size
+  gpu recurrences 30 recurrence
+  # shellcheck disable=SC2086
+  peer gla-fla 50 "$python" tools/peers/recurrences.py $small --few --seconds 48 gla --shape "B2 T16384 H16 D128"
+}
+
+# What recipes reach: RECIPES (124m 340m 1b), TOKENS (4 million; 1 million of 1.3 billion weights) of generated text, the recipe's
+# schedule drawn together to that length.
+losses() {
+  local size path recipe batch=131072 steps
+  corpus_for_training 20000000
+  for size in ${RECIPES:-124m 340m 1b}; do
+    steps=$((${TOKENS:-$([ "$size" = 1b ] && echo 1048576 || echo 4194304)} / batch))
+    for path in recipes/"$size"/*.yaml; do
+      recipe=$(basename "$path" .yaml)
+      TOTAL=$steps sized_training "loss-$size-$recipe" 120 "$steps" "$size/$recipe" "${recipe/gated_delta/gated_delta_rule}" \
+        batch_tokens=$batch optim.warmup=$((steps / 8))
+    done
+  done
+}
+
+# Every kernel at a small and an odd shape: a group of tests a line.
+checked="norms test_autograd RmsNorm.*:AddRmsNorm.*:LayerNorm.*:Norms.ColumnViewsEqualTheirCopies:Softmax.*:Swiglu.*:Rotary.Against*
+ends test_autograd Embedding.*:ProjectedCrossEntropy.AgainstTheDefinition:Sample.*:TopK.AgainstASort:TopK.RunningEqualsSortingAgain
+basic test_autograd Arrange.*:Reduce.OddShapes:Triangle.*:Elementwise.BroadcastValues:ShortConv.AgainstTheDefinition:SparseK.IsTheProjection:HeadLinear.EqualsAllHeadsMasked:CausalConvolution.AgainstTheDefinition
+products test_autograd Gemm.*:Linear.*:Matmul.SharedRightOperand:Draw.*
+softmax test_attention FlashAttention.*:MergePartials.*
+options test_attention MergeOptions.AgainstTheDefinition:MergeOptions.Gradients
+linear test_attention *LinearRunHeads.EqualTheDefinition/*
+segments test_attention *LinearRunHeads.PiecesEqualTheWhole/*
+delta test_attention *WideHeadsOfDeltaRule.OutputsAndGradients*
+ema test_attention EmaRun.*
+decode test_attention AttentionStep.*:RecurrentStep.*:ShiftWindow.*
+kept test_attention KeptAttention.*:SelectedAttention.*
+memory test_attention MemoryOps.AreTheRecurrences:MemoryOps.TokensAreTheirComposition
+updates test_optim *AdamWTest.EqualsTheScalarDefinition*:Muon.EqualsTheDefinition:GradientNorm.IsThe*:Ema.IsTheWeightedMean*"
+
+# sanitized TOOL GROUP PROGRAM FILTER: what compute-sanitizer says of these tests goes to TOOL-GROUP.log
+sanitized() {
+  local tool=$1 group=$2 path begin=$SECONDS code=0 log=$logs/$1-$2.log poison=1 options=()
+  path=$(built "tests/${3#test_}/$3")
+  case $tool in
+    racecheck) options=(--racecheck-report analysis) ;;
+    initcheck) poison=0 ;; # poison is a value too
+  esac
+  APART=1 POISON=$poison OMP_NUM_THREADS=1 timeout -k 3 "${LIMIT:-90}" compute-sanitizer --tool "$tool" "${options[@]}" --demangle no \
+    --print-limit 2000 "$path" --gtest_filter="$4" >"$log" 2>&1 || code=$?
+  # A killed program's findings so far count all the same.
+  report "$tool-$group" $((SECONDS - begin)) "$(grep -c '^\[       OK' "$log") passed, $(grep -c '^\[  FAILED  \] .*ms)$' "$log") failed, $(
+    sed -nE 's/^=+ ((ERROR|RACECHECK) SUMMARY: .*)/\1/p' "$log" | tail -n 1)$([ $code = 124 ] && echo ', stopped at its limit')"
+}
+sanitize() {
+  local tool group program filter running=0 programs_of=()
+  if ! command -v compute-sanitizer >/dev/null; then PATH=$PATH:/usr/local/cuda/bin:/opt/nvidia/compute-sanitizer; fi
+  if ! command -v compute-sanitizer >/dev/null; then
+    report sanitize 0 "NOT RUN: there is no compute-sanitizer"
+    return
+  fi
+  if ! timeout 60 compute-sanitizer "$(built tests/autograd/test_autograd)" --gtest_filter=RmsNorm.AgainstTheDefinition >"$logs/probe.log" 2>&1 &&
+    grep -qi 'not supported' "$logs/probe.log"; then
+    report sanitize 0 "NOT RUN: $(grep -im1 'not supported' "$logs/probe.log")"
+    return
+  fi
+  for tool in ${TOOLS:-memcheck racecheck initcheck synccheck}; do
+    while read -r group program filter; do
+      if [ "$(left)" -lt 10 ]; then
+        report "$tool-$group" 0 "NOT RUN: no time left"
+        continue
+      fi
+      sanitized "$tool" "$group" "$program" "$filter" &
+      if ((++running >= ${JOBS:-6})); then
+        wait -n || true
+        ((running--))
+      fi
+    done <<<"$checked"
+  done
+  wait
+  # Races are for a person to judge; what leaves a tensor, or meets a barrier wrongly, is a fault.
+  if grep -lE '^=+ ERROR SUMMARY: [1-9]' "$logs"/{memcheck,synccheck}-*.log >/dev/null 2>&1; then failed=1; fi
+  if [ -z "$python" ]; then return; fi
+  for program in test_autograd test_attention test_optim; do programs_of+=(--program="$(built "tests/${program#test_}/$program")"); done
+  find "$logs" -name '*check-*.log' -print0 | sort -z |
+    xargs -0 "$python" tools/sanitizer_summary.py "${programs_of[@]}" 2>&1 | tee "$logs/sanitizer.txt" || true
+}

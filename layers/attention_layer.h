@@ -3,8 +3,10 @@
 // normalised if it asks for it, and projected back.
 
 #include <map>
+#include <vector>
 
 #include "attention/registry.h"
+#include "layers/norm.h"
 
 namespace weft {
 
@@ -22,11 +24,17 @@ class AttentionLayer {
 
   // x (N, C) -> (N, C)
   Variable operator()(const Variable& x, Crossing& cross) const;
+  // x + attention(norm(x)) of the few rows of a decoding step, in fewer kernels; where `fuses` says that it
+  // can.
+  Tensor step(const Tensor& x, const Norm& norm, Crossing& cross) const;
+  bool fuses(const Tensor& x, const Norm& norm) const;
   const Mechanism& mechanism() const { return *mechanism_; }
   const AttentionLayerConfig& config() const { return config_; }
 
  private:
   Variable convolve(const Variable& packed, Crossing& cross) const;
+  // The mechanism's output, from the packed projection of x, and from x where it has other inputs.
+  Variable attend(const Variable& projected, const Variable& x, Crossing& cross) const;
   Tensor fixed(const Input& input, int64_t n, Dtype dtype, Device device) const;
 
   AttentionLayerConfig config_;
@@ -35,8 +43,9 @@ class AttentionLayer {
   Parameter projection_;         // the heads' inputs, packed
   Parameter gates_, gate_bias_;  // decays and strengths, one a head each
   Parameter conv_, output_gain_, output_;
-  // Fixed inputs, of as many rows as were asked for: made once, not at every call.
-  mutable std::map<std::string, Tensor> fixed_;
+  // Fixed inputs, of as many rows as were asked for and more: made once, not at every call. Those of fewer
+  // rows stay where they are, since a recorded step (autograd/cuda/replay.h) may read them.
+  mutable std::map<std::string, std::vector<Tensor>> fixed_;
 };
 
 }  // namespace weft

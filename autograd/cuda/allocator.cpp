@@ -197,7 +197,7 @@ class Arenas : public Allocator {
       return;
     }
     const bool fresh = (of_recordings ? recorded_ : usual_).release(pointer);
-    if (passing_ && !fresh) ++changes_;
+    if (!fresh && (passing_ || of_recordings)) ++changes_;
   }
   void fill(void* pointer, int value, int64_t bytes) override {
     CUDA_CHECK(cudaMemsetAsync(pointer, value, static_cast<size_t>(bytes), stream()));

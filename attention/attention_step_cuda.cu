@@ -1,20 +1,26 @@
-// A new token of each document looks at all of its past: many blocks share the keys of a head, and a second
-// kernel merges their partial results in a fixed order (README, "Merging partial attention"; Dao et al. 2023,
-// "Flash-Decoding").
+// A new token of each document looks at all of its past: many blocks share the keys of a head, and the last
+// of them to be done merges the partial results of all in a fixed order (README, "Merging partial attention";
+// Dao et al. 2023, "Flash-Decoding").
+
+#include <algorithm>
 
 #include "attention/steps.h"
+#include "autograd/cuda/ahead.cuh"
 #include "autograd/cuda/early.cuh"
 
 namespace weft::cuda {
 namespace {
 
-constexpr int kStepThreads = 128, kAbreast = 4;  // keys that a group of lanes has under way
+constexpr int kStepThreads = 128, kAbreast = 4;  // keys that a group of lanes takes at once
 
 // What a block reads of a document's past depends on that past alone.
-__host__ __device__ int keys_of_block(int64_t keys) { return keys <= 4096 ? 128 : 256; }
-int64_t most_blocks(int64_t keys) {
-  return keys <= 4096 ? (keys + 127) / 128 : std::max<int64_t>(32, (keys + 255) / 256);
-}
+struct KeysOfBlock {
+  int few = 128, many = 512;
+  __host__ __device__ int operator()(int64_t keys) const { return keys <= 4096 ? few : many; }
+  int64_t most_blocks(int64_t keys) const {
+    return keys <= 4096 ? (keys + few - 1) / few : std::max<int64_t>(4096 / few, (keys + many - 1) / many);
+  }
+};
 
 __device__ inline float exp2_of(float x) { return exp2f(x); }
 __device__ inline double exp2_of(double x) { return exp2(x); }
@@ -22,13 +28,16 @@ __device__ inline double exp2_of(double x) { return exp2(x); }
 template <class T>
 struct StepAttention {
   const T *q, *k, *v;  // (M, H, D), (M, Hkv, D), (M, Hkv, E)
+  int64_t q_pitch, k_pitch, v_pitch;
   const int32_t *position, *document;
   void* const* caches;
   T* o;
   Acc<T>*lse, *part_o, *part_lse;  // parts (M, H, splits, E) and (M, H, splits)
   int heads, kv_heads, group, d, e, splits;
+  KeysOfBlock keys_of_block;
   int64_t window;
   bool alibi;
+  double turn;  // base of the rotary positions; 0: none
   Acc<T> scale;
 
   // Of a document whose new token is its `at`-th: the first key that it sees.
@@ -50,6 +59,71 @@ struct alignas(V * sizeof(T)) Few {
 
 constexpr double kLog2E = 1.4426950408889634;
 
+// Blocks that are done, of the key heads of documents; 0 between kernels.
+constexpr int64_t kMostArrivals = 1 << 16;
+__device__ int arrivals[kMostArrivals];
+
+// Keys and values that the threads of a block have under way: (stages, keys abreast, packs, k and v).
+template <class T, int V, int P>
+struct Ring {
+  using Features = Few<T, V>;
+  static constexpr int kOfStage = kAbreast * P * 2;
+  static constexpr size_t kStageBytes = kOfStage * sizeof(Features) * kStepThreads;
+  static constexpr int kStages =
+      static_cast<int>(std::max<size_t>(2, std::min<size_t>(3, (64 << 10) / kStageBytes)));
+  static constexpr size_t kBytes = kStages * kStageBytes;
+  Features* own;
+  __device__ Features& at(int stage, int a, int i, int which) const {
+    return own[(((stage * kAbreast + a) * P + i) * 2 + which) * kStepThreads];
+  }
+  // One pack, or zeros.
+  __device__ static void copy(Features& to, const T* from, bool inside) {
+    if constexpr (sizeof(Features) == 16)
+      ahead_copy(&to, from, inside);
+    else
+      to = inside ? *reinterpret_cast<const Features*>(from) : Features{};
+  }
+};
+
+// The document's part of one head of the last block to be done: o and lse of all parts.
+template <class T, int V>
+__device__ void merge_parts(const StepAttention<T>& p, int64_t row, int parts, unsigned char* shared) {
+  using W = Acc<T>;
+  constexpr int U = V == 1 ? 1 : sizeof(W) == 8 ? 2 : 4;
+  struct alignas(U * sizeof(W)) Wide {
+    W v[U];
+  };
+  const int columns = p.e / U, abreast = kStepThreads / columns,
+            own = static_cast<int>(threadIdx.x) / columns, column = static_cast<int>(threadIdx.x) % columns;
+  W *sums = reinterpret_cast<W*>(shared), *weight = sums + kStepThreads * U;
+  const W* lse = p.part_lse + row * p.splits;
+  W peak = -W(INFINITY);
+  for (int i = static_cast<int>(threadIdx.x); i < parts; i += kStepThreads) peak = max(peak, __ldcg(lse + i));
+  peak = block_max(peak);
+  W all = 0;
+  for (int i = static_cast<int>(threadIdx.x); i < parts; i += kStepThreads)
+    all += weight[i] = exp2_of(static_cast<W>(kLog2E) * (__ldcg(lse + i) - peak));
+  all = block_sum(all);  // with its barriers, behind which the weights are seen
+  Wide y = {};
+  if (own < abreast) {
+    const W* part = p.part_o + row * p.splits * p.e + column * U;
+#pragma unroll 8
+    for (int i = own; i < parts; i += abreast) {
+#pragma unroll
+      for (int j = 0; j < U; ++j) y.v[j] += weight[i] * __ldcg(part + int64_t{i} * p.e + j);
+    }
+    reinterpret_cast<Wide*>(sums)[own * columns + column] = y;
+  }
+  __syncthreads();
+  for (int f = static_cast<int>(threadIdx.x); f < p.e; f += kStepThreads) {
+    W sum = 0;
+    for (int x = 0; x < abreast; ++x) sum += sums[x * p.e + f];
+    p.o[row * p.e + f] = static_cast<T>(sum / all);
+  }
+  if (threadIdx.x == 0) p.lse[row] = peak + std::log(all);
+  __syncthreads();
+}
+
 // A block: some keys of a key head of a document, and up to G of the query heads that read it. L lanes share
 // a key, P packs of V features a lane. Scores are in units of log 2.
 template <class T, int V, int L, int P, int G>
@@ -57,10 +131,11 @@ __global__ void __launch_bounds__(kStepThreads)
     attention_step_kernel(const __grid_constant__ StepAttention<T> p) {
   using W = Acc<T>;
   using Features = Few<T, V>;
-  constexpr int kGroups = kStepThreads / L;
+  using OwnRing = Ring<T, V, P>;
+  constexpr int kGroups = kStepThreads / L, kStages = OwnRing::kStages;
   extern __shared__ __align__(16) unsigned char shared[];
   const int64_t m = blockIdx.z, at = p.position[m], seen = p.first(at);
-  const int keys = keys_of_block(at + 1 - seen);
+  const int keys = p.keys_of_block(at + 1 - seen);
   const int64_t begin = seen + int64_t{blockIdx.x} * keys, end = min(begin + keys, at + 1);
   if (begin >= end) return;
   const int bundles = (p.group + G - 1) / G, kv = static_cast<int>(blockIdx.y) / bundles,
@@ -71,36 +146,64 @@ __global__ void __launch_bounds__(kStepThreads)
   const int64_t k_pitch = int64_t{p.kv_heads} * p.d, v_pitch = int64_t{p.kv_heads} * p.e;
   T *k_past = static_cast<T*>(cache[0]) + int64_t{kv} * p.d,
     *v_past = static_cast<T*>(cache[1]) + int64_t{kv} * p.e;
-  const T *k_new = p.k + m * k_pitch + int64_t{kv} * p.d, *v_new = p.v + m * v_pitch + int64_t{kv} * p.e;
-  Features k[kAbreast][P], v[kAbreast][P];
-  // Of the keys from `base` on those in [from, upto).
-  const auto fetch = [&](int64_t base, int64_t from, int64_t upto, const T* k_rows, const T* v_rows) {
+  const OwnRing ring{reinterpret_cast<Features*>(shared) + threadIdx.x};
+  const int64_t past_end = min(end, at);
+  int64_t ahead = begin;
+  const auto fetch = [&](int stage) {
+    if (ahead < past_end) {
 #pragma unroll
-    for (int a = 0; a < kAbreast; ++a) {
-      const int64_t row = base + a * kGroups + own;
-      if (row < from || row >= upto) continue;
+      for (int a = 0; a < kAbreast; ++a) {
+        const int64_t row = ahead + a * kGroups + own;
 #pragma unroll
-      for (int i = 0; i < P; ++i) {
-        const int f = (i * L + lane) * V;
-        if (f < p.d) k[a][i] = *reinterpret_cast<const Features*>(k_rows + (row - from) * k_pitch + f);
-        if (f < p.e) v[a][i] = *reinterpret_cast<const Features*>(v_rows + (row - from) * v_pitch + f);
+        for (int i = 0; i < P; ++i) {
+          const int f = (i * L + lane) * V;
+          const bool k_inside = row < past_end && f < p.d, v_inside = row < past_end && f < p.e;
+          OwnRing::copy(ring.at(stage, a, i, 0), k_past + (k_inside ? row * k_pitch + f : 0), k_inside);
+          OwnRing::copy(ring.at(stage, a, i, 1), v_past + (v_inside ? row * v_pitch + f : 0), v_inside);
+        }
       }
     }
+    ahead += kGroups * kAbreast;
+    ahead_commit();
   };
-  const auto clear = [&] {
-#pragma unroll
-    for (int a = 0; a < kAbreast; ++a)
-#pragma unroll
-      for (int i = 0; i < P; ++i) k[a][i] = v[a][i] = Features{};
-  };
-  clear();
-  fetch(begin, 0, min(end, at), k_past, v_past);  // the past was written a token ago
+  for (int stage = 0; stage + 1 < kStages; ++stage) fetch(stage);  // the past was written a token ago
+  // The new token's queries, key and value, turned to their position.
+  const int pairs = p.turn > 0 ? p.d / 2 : 0;
+  W *cosine = reinterpret_cast<W*>(shared + OwnRing::kBytes), *sine = cosine + pairs;
+  T *fresh = reinterpret_cast<T*>(sine + pairs), *fresh_k = fresh + G * p.d, *fresh_v = fresh_k + p.d;
+  for (int i = static_cast<int>(threadIdx.x); i < pairs; i += kStepThreads) {
+    double s, c;
+    sincos(static_cast<double>(at) * pow(p.turn, -static_cast<double>(i) / static_cast<double>(pairs)), &s,
+           &c);
+    cosine[i] = static_cast<W>(c);
+    sine[i] = static_cast<W>(s);
+  }
   wait_for_earlier();
+  __syncthreads();
+  const T *q_new = p.q + m * p.q_pitch + int64_t{head0} * p.d,
+          *k_new = p.k + m * p.k_pitch + int64_t{kv} * p.d, *v_new = p.v + m * p.v_pitch + int64_t{kv} * p.e;
+  if (pairs > 0)
+    for (int i = static_cast<int>(threadIdx.x); i < (count + 1) * pairs; i += kStepThreads) {
+      const int x = i / pairs, j = i - x * pairs;
+      const T* from = x < count ? q_new + int64_t{x} * p.d : k_new;
+      T* to = x < count ? fresh + x * p.d : fresh_k;
+      const W a = static_cast<W>(from[j]), b = static_cast<W>(from[j + pairs]);
+      to[j] = static_cast<T>(a * cosine[j] - b * sine[j]);
+      to[j + pairs] = static_cast<T>(b * cosine[j] + a * sine[j]);
+    }
+  else
+    for (int i = static_cast<int>(threadIdx.x); i < (count + 1) * p.d; i += kStepThreads)
+      if (i < count * p.d)
+        fresh[i] = q_new[i];
+      else
+        fresh_k[i - count * p.d] = k_new[i - count * p.d];
+  for (int i = static_cast<int>(threadIdx.x); i < p.e; i += kStepThreads) fresh_v[i] = v_new[i];
+  __syncthreads();
   if (end == at + 1 && head0 == kv * p.group) {  // the new token joins the past, for the next step to read
     for (int i = static_cast<int>(threadIdx.x); i < p.d; i += kStepThreads)
-      k_past[at * k_pitch + i] = k_new[i];
+      k_past[at * k_pitch + i] = fresh_k[i];
     for (int i = static_cast<int>(threadIdx.x); i < p.e; i += kStepThreads)
-      v_past[at * v_pitch + i] = v_new[i];
+      v_past[at * v_pitch + i] = fresh_v[i];
     if (threadIdx.x == 0 && kv == 0) {
       static_cast<int32_t*>(cache[2])[at] = p.position[m];
       static_cast<int32_t*>(cache[3])[at] = p.document[m];
@@ -115,18 +218,35 @@ __global__ void __launch_bounds__(kStepThreads)
     for (int i = 0; i < P; ++i) {
       const int f = (i * L + lane) * V;
       Features x = {};
-      if (g < count && f < p.d)
-        x = *reinterpret_cast<const Features*>(p.q + (m * p.heads + head0 + g) * p.d + f);
+      if (g < count && f < p.d) x = *reinterpret_cast<const Features*>(fresh + g * p.d + f);
 #pragma unroll
       for (int j = 0; j < V; ++j) q[g][i][j] = static_cast<W>(kLog2E) * p.scale * static_cast<W>(x.v[j]);
     }
   }
+  int stage = 0;
   for (int64_t base = begin; base < end; base += kGroups * kAbreast) {
-    if (base > begin) {
-      clear();
-      fetch(base, 0, min(end, at), k_past, v_past);
+    ahead_wait<kStages - 2>();
+    Features k[kAbreast][P] = {}, v[kAbreast][P] = {};
+    if (base < past_end) {
+#pragma unroll
+      for (int a = 0; a < kAbreast; ++a)
+#pragma unroll
+        for (int i = 0; i < P; ++i) k[a][i] = ring.at(stage, a, i, 0), v[a][i] = ring.at(stage, a, i, 1);
     }
-    fetch(base, at, end, k_new, v_new);  // the new one
+    if (end > past_end && base + kGroups * kAbreast > at) {  // the new one
+#pragma unroll
+      for (int a = 0; a < kAbreast; ++a)
+        if (base + a * kGroups + own == at) {
+#pragma unroll
+          for (int i = 0; i < P; ++i) {
+            const int f = (i * L + lane) * V;
+            if (f < p.d) k[a][i] = *reinterpret_cast<const Features*>(fresh_k + f);
+            if (f < p.e) v[a][i] = *reinterpret_cast<const Features*>(fresh_v + f);
+          }
+        }
+    }
+    fetch(stage == 0 ? kStages - 1 : stage - 1);
+    stage = stage + 1 == kStages ? 0 : stage + 1;
 #pragma unroll
     for (int g = 0; g < G; ++g) {
       W s[kAbreast], highest = top[g];
@@ -161,7 +281,8 @@ __global__ void __launch_bounds__(kStepThreads)
       }
     }
   }
-  // The groups of lanes one after another.
+  // The groups of lanes one after another, where the ring was.
+  __syncthreads();
   W *tops = reinterpret_cast<W*>(shared), *totals = tops + G * kGroups, *sums = totals + G * kGroups;
 #pragma unroll
   for (int g = 0; g < G; ++g) {
@@ -178,6 +299,7 @@ __global__ void __launch_bounds__(kStepThreads)
     }
   }
   __syncthreads();
+  const int parts = static_cast<int>((at - seen) / keys) + 1;
   for (int i = static_cast<int>(threadIdx.x); i < count * p.e; i += kStepThreads) {
     const int g = i / p.e, f = i - g * p.e;
     W peak = -W(INFINITY), all = 0, y = 0;
@@ -189,7 +311,7 @@ __global__ void __launch_bounds__(kStepThreads)
     }
     const int64_t row = m * p.heads + head0 + g;
     const W lse = static_cast<W>(1 / kLog2E) * (peak + std::log2(all));
-    if (p.splits == 1) {
+    if (parts == 1) {
       p.o[row * p.e + f] = static_cast<T>(y / all);
       if (f == 0) p.lse[row] = lse;
       continue;
@@ -197,49 +319,39 @@ __global__ void __launch_bounds__(kStepThreads)
     p.part_o[(row * p.splits + blockIdx.x) * p.e + f] = y / all;
     if (f == 0) p.part_lse[row * p.splits + blockIdx.x] = lse;
   }
-}
-
-// A block a head of a document.
-template <class T>
-__global__ void __launch_bounds__(kStepThreads) merge_kernel(const __grid_constant__ StepAttention<T> p) {
-  using W = Acc<T>;
-  extern __shared__ __align__(16) unsigned char shared[];
-  W* weight = reinterpret_cast<W*>(shared);  // of each part
-  wait_for_earlier();
-  const int64_t row = blockIdx.x, at = p.position[row / p.heads], seen = p.first(at);
-  const int keys = keys_of_block(at + 1 - seen);
-  const int parts = static_cast<int>((at - seen) / keys) + 1;
-  const W* lse = p.part_lse + row * p.splits;
-  W peak = -W(INFINITY);
-  for (int i = static_cast<int>(threadIdx.x); i < parts; i += kStepThreads) peak = max(peak, lse[i]);
-  peak = block_max(peak);
-  W all = 0;
-  for (int i = static_cast<int>(threadIdx.x); i < parts; i += kStepThreads)
-    all += weight[i] = exp2_of(static_cast<W>(kLog2E) * (lse[i] - peak));
-  all = block_sum(all);  // with its barriers, behind which the weights are seen
-  const W* part = p.part_o + row * p.splits * p.e;
-  for (int f = static_cast<int>(threadIdx.x); f < p.e; f += kStepThreads) {
-    W y = 0;
-#pragma unroll 8
-    for (int i = 0; i < parts; ++i) y += weight[i] * part[int64_t{i} * p.e + f];
-    p.o[row * p.e + f] = static_cast<T>(y / all);
-  }
-  if (threadIdx.x == 0) p.lse[row] = peak + std::log(all);
+  if (parts == 1) return;
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  int& arrived = arrivals[m * gridDim.y + blockIdx.y];
+  if (threadIdx.x == 0) last = atomicAdd(&arrived, 1) == parts - 1;
+  __syncthreads();
+  if (!last) return;
+  __threadfence();
+  for (int g = 0; g < count; ++g) merge_parts<T, V>(p, m * p.heads + head0 + g, parts, shared);
+  if (threadIdx.x == 0) arrived = 0;
 }
 
 template <class T, int V, int L, int P, int G>
 void launch(const StepAttention<T>& p, int64_t documents) {
   using W = Acc<T>;
+  using OwnRing = Ring<T, V, P>;
   const int bundles = (p.group + G - 1) / G;
   const dim3 grid(static_cast<unsigned>(p.splits), static_cast<unsigned>(p.kv_heads * bundles),
                   static_cast<unsigned>(documents));
-  const size_t bytes = sizeof(W) * static_cast<size_t>(G * (kStepThreads / L) * (2 + p.e));
-  launch_early(attention_step_kernel<T, V, L, P, G>, grid, kStepThreads, bytes, p);
+  CHECK(int64_t{grid.y} * grid.z <= kMostArrivals, "attention step: ", documents, " documents of ",
+        p.kv_heads, " key heads");
+  const auto fresh = static_cast<size_t>(p.d) * (sizeof(W) + (G + 1) * sizeof(T)) +
+                     static_cast<size_t>(p.e) * sizeof(T),
+             bytes = std::max({OwnRing::kBytes + fresh,
+                               sizeof(W) * static_cast<size_t>(G * (kStepThreads / L) * (2 + p.e)),
+                               sizeof(W) * static_cast<size_t>(4 * kStepThreads + p.splits)});
+  const auto kernel = attention_step_kernel<T, V, L, P, G>;
+  if (bytes > (40 << 10))
+    CUDA_CHECK(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+  launch_early(kernel, grid, kStepThreads, bytes, p);
   check_launch("attention step");
-  if (p.splits == 1) return;
-  launch_early(merge_kernel<T>, static_cast<unsigned>(documents * p.heads), kStepThreads,
-               sizeof(W) * static_cast<size_t>(p.splits), p);
-  check_launch("attention step, merge");
 }
 
 template <class T, int L, int P>
@@ -285,19 +397,39 @@ bool attention_step_serves(Dtype dtype, int64_t key, int64_t value) {
 }
 
 void attention_step(const Tensor& o, const Tensor& lse, const StepTokens& t, const Tensor& caches,
-                    int64_t rows, const AttentionOptions& options) {
+                    int64_t rows, const AttentionOptions& options, double turn) {
   const int64_t m = t.q.dim(0), heads = t.q.dim(1), kv_heads = t.k.dim(1), e = t.v.dim(2);
-  const int64_t splits = most_blocks(options.window > 0 ? std::min(rows, options.window) : rows);
+  const KeysOfBlock keys_of_block;
+  const int64_t splits =
+      keys_of_block.most_blocks(options.window > 0 ? std::min(rows, options.window) : rows);
   const Tensor part_o = empty({m, heads, splits, e}, lse.dtype(), Device::cuda),
                part_lse = empty({m, heads, splits}, lse.dtype(), Device::cuda);
   with_float(o.dtype(), [&]<class T>() {
     using W = Acc<T>;
-    attend<T>({data<const T>(t.q), data<const T>(t.k), data<const T>(t.v), data<const int32_t>(t.position),
-               data<const int32_t>(t.document), reinterpret_cast<void* const*>(data<int32_t>(caches)),
-               data<T>(o), data<W>(lse), data<W>(part_o), data<W>(part_lse), static_cast<int>(heads),
-               static_cast<int>(kv_heads), static_cast<int>(heads / kv_heads), static_cast<int>(t.q.dim(2)),
-               static_cast<int>(e), static_cast<int>(splits), options.window, options.alibi,
-               static_cast<W>(options.scale)},
+    attend<T>({.q = data<const T>(t.q),
+               .k = data<const T>(t.k),
+               .v = data<const T>(t.v),
+               .q_pitch = t.q.pitch(),
+               .k_pitch = t.k.pitch(),
+               .v_pitch = t.v.pitch(),
+               .position = data<const int32_t>(t.position),
+               .document = data<const int32_t>(t.document),
+               .caches = reinterpret_cast<void* const*>(data<int32_t>(caches)),
+               .o = data<T>(o),
+               .lse = data<W>(lse),
+               .part_o = data<W>(part_o),
+               .part_lse = data<W>(part_lse),
+               .heads = static_cast<int>(heads),
+               .kv_heads = static_cast<int>(kv_heads),
+               .group = static_cast<int>(heads / kv_heads),
+               .d = static_cast<int>(t.q.dim(2)),
+               .e = static_cast<int>(e),
+               .splits = static_cast<int>(splits),
+               .keys_of_block = keys_of_block,
+               .window = options.window,
+               .alibi = options.alibi,
+               .turn = turn,
+               .scale = static_cast<W>(options.scale)},
               m);
   });
 }

@@ -41,6 +41,11 @@ class Crossing {
   // will look at.
   virtual bool goes_on() const { return true; }
 
+  // Whether a kernel would answer this call: one token more of each document. Then it may be called with
+  // queries and keys that get their rotary positions there, `turn` being the base of these.
+  virtual bool steps(const Merge&, const Block&) const { return false; }
+  virtual std::vector<Variable> step(const Merge& part, const Block& block, double turn);
+
   // An auxiliary loss, a scalar, a mean over all tokens (see `total`), so that it is the same on every rank;
   // added to the objective with this weight.
   void loss(const std::string& name, const Variable& value, double weight = 1) {
@@ -115,6 +120,8 @@ class LocalCrossing : public Crossing {
   std::vector<Variable> operator()(const Merge& part, const Block& block) override;
   Variable operator()(const Halo& part, const Block& block) override;
   Variable operator()(const Carry& part, const Block& block) override;
+  bool steps(const Merge& part, const Block& block) const override;
+  std::vector<Variable> step(const Merge& part, const Block& block, double turn) override;
   // With a stream, over all tokens that it has seen.
   Variable total(const Variable& sums) override;
   bool goes_on() const override { return stream_ != nullptr; }

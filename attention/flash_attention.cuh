@@ -14,12 +14,12 @@ struct TokenAt {
 };
 
 // What the tokens of a tile have in common. Tokens of no document do not count.
-struct TileSpan {
+struct alignas(8) TileSpan {
   int32_t first_document, last_document;  // first > last: none
   int32_t first_low, first_high;          // positions in the first document
   int32_t last_low, last_high;            // and in the last
   int32_t uniform;                        // a full tile of one document
-  int32_t unused;
+  int32_t ordered;                        // and one position behind the other
 };
 
 // On the device: `tiles` tiles a list of `size` tokens.
@@ -27,6 +27,7 @@ struct TokenTiles {
   const TokenAt* at;
   const TileSpan* span;
   const int32_t* token;  // row of the tensors, -1 behind the end of a list
+  int32_t* taken;        // 0 at first: a counter for one kernel whose blocks take work from it
   int lists, tiles, size;
 
   __device__ int64_t tile(int head, int i) const { return int64_t{lists == 1 ? 0 : head} * tiles + i; }
@@ -34,11 +35,16 @@ struct TokenTiles {
 
 // Its memory. active undefined: one list of all tokens.
 struct TokenTileBuffers {
-  Tensor at, span, token;
+  Tensor at, span, token, taken;
   int lists, tiles, size;
   TokenTiles view() const {
-    return {
-        data<const TokenAt>(at), data<const TileSpan>(span), data<const int32_t>(token), lists, tiles, size};
+    return {data<const TokenAt>(at),
+            data<const TileSpan>(span),
+            data<const int32_t>(token),
+            data<int32_t>(taken),
+            lists,
+            tiles,
+            size};
   }
 };
 TokenTileBuffers token_tiles(const Tensor& position, const Tensor& document, const Tensor& active,
@@ -102,6 +108,12 @@ struct Visibility {
                            block_of(min(q_low, k_low)) == block_of(max(q_high, k_high)) &&
                            q_high - k_low < reach && (causal ? k_high <= q_low : k_high - q_low < reach);
     return everybody ? all : some;
+  }
+
+  // Whether of these tiles a query sees exactly the keys that do not stand behind it.
+  __device__ bool by_order(const TileSpan& q, const TileSpan& k) const {
+    return causal && reach == INT_MAX && block == 0 && q.ordered && k.ordered &&
+           q.first_document == k.first_document;
   }
 };
 
@@ -167,6 +179,8 @@ class TileWalk {
     while (some_ == 0) {
       base_ += kWarp;
       if (base_ >= count_) return -1;
+      if (base_ % (kGroups * kWarp) == 0) look();
+      if (((near_ >> (base_ / kWarp % kGroups)) & 1) == 0) continue;
       const int i = base_ + static_cast<int>(threadIdx.x % kWarp);
       Visibility::Sight sight = Visibility::none;
       if (i < count_)
@@ -183,11 +197,28 @@ class TileWalk {
   bool all = false;  // everybody in the tile that next() gave sees everybody
 
  private:
+  static constexpr int kGroups = 8;
+  // Which of the next groups of tiles have documents of this one. Where documents are many most have none,
+  // and reading one group after another would take a latency each.
+  __device__ void look() {
+    int2 of[kGroups];
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+      const int i = base_ + group * static_cast<int>(kWarp) + static_cast<int>(threadIdx.x % kWarp);
+      of[group] = i < count_ ? *reinterpret_cast<const int2*>(others_ + i) : int2{INT_MAX, INT_MIN};
+    }
+    near_ = 0;
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group)
+      if (__any_sync(~0u, max(own_.first_document, of[group].x) <= min(own_.last_document, of[group].y)))
+        near_ |= 1u << group;
+  }
+
   const Visibility& visibility_;
   const TileSpan own_;
   const TileSpan* others_;
   int count_, base_ = -static_cast<int>(kWarp);
-  unsigned some_ = 0, all_ = 0;
+  unsigned some_ = 0, all_ = 0, near_ = 0;
 };
 
 // (N, H): o . do - dlse.

@@ -14,25 +14,34 @@ struct ForwardMaps {
 };
 
 template <int D>
+struct ForwardShape {
+  static constexpr int pieces = 2;
+  using Q = Tile<kHopperRows, D>;
+  static constexpr int bytes =
+      pieces * Q::bytes + KeyStream<D>::bytes + Errands::bytes + Pieces<pieces>::bytes;
+};
+
+// The first scores of a piece run beside the last products with values of the piece before.
+template <int D>
 __global__ void __launch_bounds__(kHopperThreads, 1)
     forward_kernel(const __grid_constant__ HopperAttention f, const __grid_constant__ ForwardMaps maps,
                    bf16* o, float* lse) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Products = WarpgroupProducts;
+  using Shape = ForwardShape<D>;
+  using Q = typename Shape::Q;
   extern __shared__ __align__(1024) char raw[];
   SharedPlaces places{shared_address(raw)};
-  const Tile<kHopperRows, D> q{places.take(q.bytes)};
+  const uint32_t q_tiles = places.take(Shape::pieces * Q::bytes);
   const KeyStream<D> stream(places);
+  const Errands errands(places);
+  const Pieces<Shape::pieces> pieces(places);
   constexpr int keys = KeyStream<D>::keys;
-  const Barrier q_full{places.take(8)};
-  const auto [turn, head] = f.work(f.queries.tiles, f.heads, f.section);
-  const int tile = f.queries.tiles - 1 - turn;  // late tiles see more: they come first
-  const int64_t of_all = f.queries.tile(head, tile);
-  const int32_t* token = f.queries.token + of_all * kHopperRows;
-  if (token[0] < 0) return;
+  const auto q_tile = [&](int i) { return Q{q_tiles + pieces.slot(i) * Q::bytes}; };
   if (threadIdx.x == 0) {
     stream.init();
-    q_full.init(1);
+    pieces.init();
+    errands.init();
     publish_barriers();
   }
   __syncthreads();
@@ -40,29 +49,67 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
 
   if (warpgroup == 2) {
     give_registers<kLoaderRegisters>();
-    if (threadIdx.x >= 2 * 128 + 32) return;
-    if (threadIdx.x % kWarp == 0) {
-      q_full.arrive_and_expect(q.bytes);
-      copy_tile(q, &maps.q, head, int64_t{tile} * kHopperRows, q_full);
+    if (own_warp() == kScout) {
+      int n = 0;
+      for (auto work = f.take_queries(); work.tile >= 0; work = f.take_queries())
+        n = meet_keys(f, f.queries.tile(work.head, work.tile), n,
+                      [&](int n, int word, int tile) { errands.send(n, word, tile, work); });
+      if (threadIdx.x % kWarp == 0) errands.send(n, 0, 0, {-1, 0});
+      return;
     }
-    stream.load(f, &maps.k, &maps.v, of_all, head / f.group);
+    if (own_warp() != kLoader || threadIdx.x % kWarp != 0) return;
+    int n = 0;
+    for (int i = -1;; ++n) {
+      const Errand e = errands.take(n);
+      if (e.work.tile < 0) break;
+      if ((e.word & Sighting::first) != 0) {
+        pieces.open(++i, e.work, Q::bytes);
+        copy_tile(q_tile(i), &maps.q, e.work.head, int64_t{e.work.tile} * kHopperRows, pieces.full(i));
+      }
+      stream.load(n, e.word, e.tile, &maps.k, &maps.v, e.work.head / f.group);
+    }
+    stream.finish(n);
   } else {
     take_registers<kComputeRegisters>();
     const float log2_scale = f.scale * kLog2e;
-    const TileRows<kHopperRows, D> rows(q, warpgroup);
-    const TokenAt* own = f.queries.at + of_all * kHopperRows + 64 * warpgroup;
-    const auto hide_from = [&](Accumulator<keys>& s, int notice) {
-      if (notice % 2 == 0) hide<true>(s, f.visibility, own, f.keys.at + int64_t{notice / 2} * keys);
-    };
     RunningSoftmax softmax;
     Accumulator<D> out;
     out.fill(0);
-    q_full.wait(0);
-    int now = stream.wait(0);
-    if (now >= 0) {
+    // The piece of which tiles come, and the one that `out` belongs to.
+    int i = 0, head = 0;
+    int64_t tile = 0;
+    OwnTokens tokens;
+    const auto begin = [&] {
+      const auto work = pieces.wait(i);
+      head = work.head, tile = f.queries.tile(work.head, work.tile);
+    };
+    const auto own_tokens = [&] { return OwnTokens(f.queries.token + tile * kHopperRows, warpgroup); };
+    const auto finish = [&](int i, const RunningSoftmax& of, int head) {
+      float factor[2];
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        float sum = of.sum[r];
+        sum += __shfl_xor_sync(~0u, sum, 1);
+        sum += __shfl_xor_sync(~0u, sum, 2);
+        factor[r] = sum > 0 ? 1 / sum : 0;
+        const int64_t row = r == 0 ? tokens.low : tokens.high;
+        if (Lane().t == 0 && row >= 0)
+          lse[row * f.heads + head] = sum > 0 ? of.peak[r] * f.scale + logf(sum) : -INFINITY;
+      }
+      out.scale(factor[0], factor[1]);
+      store_rows(q_tile(i), warpgroup, out, o + head * f.e, int64_t{f.heads} * f.e, f.e, tokens);
+      pieces.release(i);
+    };
+    const auto hide_from = [&](Accumulator<keys>& s, Sighting now) {
+      KeyStream<D>::hide_from(s, now, f, f.queries.at + tile * kHopperRows + 64 * warpgroup, warpgroup);
+    };
+    Sighting now = stream.wait(0);
+    if (!now.ends()) {
+      begin();
+      tokens = own_tokens();
       Accumulator<keys> s;
       Products::start(s);
-      Products::a_bt(s, rows, stream.k(0), false);
+      Products::a_bt(s, TileRows<kHopperRows, D>(q_tile(0), warpgroup), stream.k(0), false);
       Products::commit();
       Products::wait<0>();
       Products::settle(s);
@@ -74,12 +121,20 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       if (warpgroup == 1) arrive_threads(3, 256);  // the first turn is the other one's
       while (true) {
         now = stream.wait(n);
-        if (now < 0) break;
+        if (now.ends()) break;
+        const bool first = now.is(Sighting::first);
+        const int before = head;
+        OwnTokens next = tokens;
+        if (first) {
+          ++i;
+          begin();
+          next = own_tokens();
+        }
         stream.wait_values(n - 1);
         sync_threads(3 + warpgroup, 256);
         Products::start(s);
         Products::start(out);
-        Products::a_bt(s, rows, stream.k(n), false);
+        Products::a_bt(s, TileRows<kHopperRows, D>(q_tile(i), warpgroup), stream.k(n), false);
         Products::commit();
         Products::add_a_b(out, p, stream.v(n - 1));
         Products::commit();
@@ -88,13 +143,21 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
         Products::settle(s);
         stream.k_empty(n).arrive_warp();
         hide_from(s, now);
+        const RunningSoftmax done = softmax;
+        if (first) softmax = RunningSoftmax();
         const float2 shrink = softmax.weigh(s, log2_scale);
         hold(s, softmax.sum[0] < 0 || softmax.sum[1] < 0);
         Products::wait<0>();
         Products::settle(out);
         stream.v_empty(n - 1).arrive_warp();
-        out.scale(shrink.x, shrink.y);
         p = operand_of(s);
+        if (first) {
+          finish(i - 1, done, before);
+          out.fill(0);
+          tokens = next;
+        } else {
+          out.scale(shrink.x, shrink.y);
+        }
         ++n;
       }
       stream.wait_values(n - 1);
@@ -103,30 +166,16 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       Products::commit();
       Products::wait<0>();
       Products::settle(out);
+      finish(i, softmax, head);
     }
-    float factor[2];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float sum = softmax.sum[r];
-      sum += __shfl_xor_sync(~0u, sum, 1);
-      sum += __shfl_xor_sync(~0u, sum, 2);
-      factor[r] = sum > 0 ? 1 / sum : 0;
-      const Lane lane;
-      const int64_t row = token[64 * warpgroup + lane.row() + 8 * r];
-      if (lane.t == 0 && row >= 0)
-        lse[row * f.heads + head] = sum > 0 ? softmax.peak[r] * f.scale + logf(sum) : -INFINITY;
-    }
-    out.scale(factor[0], factor[1]);
-    store_rows(q, warpgroup, out, o + head * f.e, int64_t{f.heads} * f.e, f.e, token);
   }
 #endif
 }
 
 template <int D>
 void forward(const HopperAttention& f, const ForwardMaps& maps, const Tensor& o, const Tensor& lse) {
-  launch_hopper<forward_kernel<D>>("attention forward (hopper)", int64_t{f.queries.tiles} * f.heads,
-                                   Tile<kHopperRows, D>::bytes + KeyStream<D>::bytes + 8, f, maps,
-                                   data<bf16>(o), data<float>(lse));
+  launch_hopper<forward_kernel<D>>("attention forward (hopper)", pieces_blocks(f.queries.tiles, f.heads),
+                                   ForwardShape<D>::bytes, f, maps, data<bf16>(o), data<float>(lse));
 }
 
 }  // namespace
@@ -180,7 +229,7 @@ Tensor HopperTiles::rows(const Tensor& x) const {
     int64_t head = divide(unit, units);
     const int64_t row = divide(head, heads);
     const int32_t* list = tokens + head * padded;
-    if (list[row - row % size] < 0) return;  // nobody loads this tile
+    if (list[row - row % size] < 0 && row >= size) return;  // nobody loads this tile
     const int64_t token = list[row];
     to[i] = token < 0 ? uint4{0, 0, 0, 0} : from[(token * heads + head) * units + unit];
   });

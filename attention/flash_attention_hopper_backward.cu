@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kThreads)
   delta[to] = token >= 0 ? sum - d_lse[i] : 0.f;
 }
 
-// dk, dv: 128 keys of a key head a block, tiles of 64 queries.
+// dk, dv: 128 keys of a key head a piece, tiles of 64 queries.
 
 template <int D>
 struct KeyShape {
@@ -51,7 +51,9 @@ struct KeyShape {
   static constexpr int numbers = 2 * queries * 4;  // bytes
   static constexpr int loader_registers = D == 128 ? 24 : kLoaderRegisters;
   static constexpr int compute_registers = D == 128 ? 240 : kComputeRegisters;
-  static constexpr int bytes = 2 * K::bytes + stages * (2 * Q::bytes + numbers + 2 * 8 + 4) + 8;
+  static constexpr int pieces = 2;
+  static constexpr int bytes =
+      pieces * 2 * K::bytes + stages * (2 * Q::bytes + numbers + 2 * 8 + 4) + Pieces<pieces>::bytes;
 };
 
 template <int D>
@@ -64,12 +66,14 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   constexpr int stages = Shape::stages, queries = Shape::queries;
   extern __shared__ __align__(1024) char raw[];
   SharedPlaces places{shared_address(raw)};
-  const typename Shape::K k{places.take(Shape::K::bytes)}, v{places.take(Shape::K::bytes)};
+  const uint32_t keys = places.take(Shape::pieces * 2 * Shape::K::bytes);
   const uint32_t first = places.take(stages * 2 * Shape::Q::bytes);
   const uint32_t numbers = places.take(stages * Shape::numbers);
   const uint32_t barriers = places.take(2 * 8 * stages);
-  const Barrier keys_full{places.take(8)};
+  const Pieces<Shape::pieces> pieces(places);
   const uint32_t notices = places.take(4 * stages);
+  const auto k_tile = [&](int i) { return typename Shape::K{keys + pieces.slot(i) * 2 * Shape::K::bytes}; };
+  const auto v_tile = [&](int i) { return typename Shape::K{k_tile(i).address + Shape::K::bytes}; };
   const auto stage = [](int n) { return n % stages; };
   const auto phase = [](int n) { return n / stages % 2; };
   const auto q_tile = [&](int n) { return typename Shape::Q{first + stage(n) * 2 * Shape::Q::bytes}; };
@@ -78,59 +82,90 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   const auto empty = [&](int n) { return Barrier{barriers + 8 * (stages + stage(n))}; };
   if (threadIdx.x == 0) {
     for (int n = 0; n < stages; ++n) full(n).init(1), empty(n).init(kHopperWarps);
-    keys_full.init(1);
+    pieces.init();
     publish_barriers();
   }
   __syncthreads();
-  const auto [tile, kv] = f.work(f.keys.tiles, f.heads / f.group, f.section / f.group);
-  const int warpgroup = own_warpgroup();
+  const int kv_heads = f.heads / f.group, warpgroup = own_warpgroup();
 
   if (warpgroup == 2) {
     give_registers<Shape::loader_registers>();
     if (threadIdx.x >= 2 * 128 + 32) return;
     const bool leader = threadIdx.x % 32 == 0;
-    if (leader) {
-      keys_full.arrive_and_expect(2 * Shape::K::bytes);
-      copy_tile(k, &maps.k, kv, int64_t{tile} * kHopperRows, keys_full);
-      copy_tile(v, &maps.v, kv, int64_t{tile} * kHopperRows, keys_full);
-    }
     int n = 0;
-    for (int head = kv * f.group; head < (kv + 1) * f.group; ++head) {
-      const auto first_tile = static_cast<int>(f.queries.tile(head, 0));
-      TileWalk<false> walk(f.visibility, f.keys.span[tile], f.queries.span + first_tile, f.queries.tiles);
-      for (int i; (i = walk.next()) >= 0; ++n) {
-        if (leader) {
-          const int64_t row = int64_t{i} * queries;
-          const uint32_t to = numbers + stage(n) * Shape::numbers;
-          empty(n).wait(phase(n) ^ 1);
-          store_shared(notices + 4 * stage(n), static_cast<uint32_t>(notice(first_tile + i, walk.all)));
-          full(n).arrive_and_expect(2 * Shape::Q::bytes + Shape::numbers);
-          copy_tile(q_tile(n), &maps.q, head, row, full(n));
-          copy_in(to, rows.log2_sum + head * rows.padded + row, queries * 4, full(n));
-          copy_tile(g_tile(n), &maps.d_o, head, row, full(n));
-          copy_in(to + queries * 4, rows.delta + head * rows.padded + row, queries * 4, full(n));
-        }
-        __syncwarp();
+    const auto send = [&](int head, int i, Sighting now) {
+      if (leader) {
+        const int64_t row = int64_t{i} * queries;
+        const uint32_t to = numbers + stage(n) * Shape::numbers;
+        empty(n).wait(phase(n) ^ 1);
+        store_shared(notices + 4 * stage(n), static_cast<uint32_t>(now.word));
+        full(n).arrive_and_expect(2 * Shape::Q::bytes + Shape::numbers);
+        copy_tile(q_tile(n), &maps.q, head, row, full(n));
+        copy_in(to, rows.log2_sum + head * rows.padded + row, queries * 4, full(n));
+        copy_tile(g_tile(n), &maps.d_o, head, row, full(n));
+        copy_in(to + queries * 4, rows.delta + head * rows.padded + row, queries * 4, full(n));
       }
-    }
-    if (leader) {
-      empty(n).wait(phase(n) ^ 1);
-      store_shared(notices + 4 * stage(n), static_cast<uint32_t>(-1));
-      full(n).arrive();
+      __syncwarp();
+      ++n;
+    };
+    for (int i = 0;; ++i) {
+      const int piece = f.take(f.keys.tiles * kv_heads);
+      const auto [tile, kv] = f.work(max(piece, 0), f.keys.tiles, kv_heads, f.section / f.group);
+      if (leader) {
+        pieces.open(i, {piece < 0 ? -1 : tile, kv}, piece < 0 ? 0 : 2 * Shape::K::bytes);
+        if (piece >= 0) {
+          copy_tile(k_tile(i), &maps.k, kv, int64_t{tile} * kHopperRows, pieces.full(i));
+          copy_tile(v_tile(i), &maps.v, kv, int64_t{tile} * kHopperRows, pieces.full(i));
+        }
+      }
+      __syncwarp();
+      if (piece < 0) return;
+      const TileSpan& own = f.keys.span[tile];
+      for (int head = kv * f.group; head < (kv + 1) * f.group; ++head) {
+        const auto first_tile = static_cast<int>(f.queries.tile(head, 0));
+        TileWalk<false> walk(f.visibility, own, f.queries.span + first_tile, f.queries.tiles);
+        for (int j; (j = walk.next()) >= 0;) {
+          const TileSpan& other = f.queries.span[first_tile + j];
+          Sighting now(first_tile + j, 0);
+          if (walk.all)
+            now = Sighting(0, Sighting::everybody);
+          else if (f.visibility.by_order(other, own))
+            now = Sighting(other.first_low - own.first_low, Sighting::by_order);
+          send(head, j, now);
+        }
+      }
+      if (leader) {
+        empty(n).wait(phase(n) ^ 1);
+        store_shared(notices + 4 * stage(n), static_cast<uint32_t>(Sighting().word));
+        full(n).arrive();
+      }
+      __syncwarp();
+      ++n;
     }
   } else {
     take_registers<Shape::compute_registers>();
     const float log2_scale = f.scale * kLog2e;
-    const TileRows<kHopperRows, D> k_rows(k, warpgroup), v_rows(v, warpgroup);
-    const TokenAt* own = f.keys.at + int64_t{tile} * kHopperRows + 64 * warpgroup;
     const Lane lane;
     Accumulator<D> dk_sum, dv_sum;
-    dk_sum.fill(0), dv_sum.fill(0);
-    keys_full.wait(0);
-    for (int n = 0;; ++n) {
+    int n = 0, i = 0;
+    HopperAttention::Work work = pieces.wait(0);
+    if (work.tile >= 0) dk_sum.fill(0), dv_sum.fill(0);
+    while (work.tile >= 0) {
+      const TileRows<kHopperRows, D> k_rows(k_tile(i), warpgroup), v_rows(v_tile(i), warpgroup);
       full(n).wait(phase(n));
-      const int now = static_cast<int>(load_shared_word(notices + 4 * stage(n)));
-      if (now < 0) break;
+      Sighting now;
+      now.word = static_cast<int>(load_shared_word(notices + 4 * stage(n)));
+      if (now.ends()) {
+        const OwnTokens tokens(f.keys.token + int64_t{work.tile} * kHopperRows, warpgroup);
+        empty(n++).arrive_warp();
+        dk_sum.scale(f.scale, f.scale);
+        store_rows(k_tile(i), warpgroup, dk_sum, dk + work.head * f.d, int64_t{kv_heads} * f.d, f.d, tokens);
+        store_rows(v_tile(i), warpgroup, dv_sum, dv + work.head * f.e, int64_t{kv_heads} * f.e, f.e, tokens);
+        pieces.release(i++);
+        dk_sum.fill(0), dv_sum.fill(0);
+        work = pieces.wait(i);
+        continue;
+      }
       Accumulator<queries> s, ds;  // rows are keys
       Products::start(s);
       Products::start(ds);
@@ -140,7 +175,11 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       Products::commit();
       Products::wait<1>();
       Products::settle(s);
-      if (now % 2 == 0) hide<false>(s, f.visibility, own, f.queries.at + int64_t{now / 2} * queries);
+      if (now.is(Sighting::by_order))
+        hide_by_order<false>(s, now.tile(), warpgroup);
+      else if (!now.is(Sighting::everybody))
+        hide<false>(s, f.visibility, f.keys.at + int64_t{work.tile} * kHopperRows + 64 * warpgroup,
+                    f.queries.at + int64_t{now.tile()} * queries);
       const auto* of_queries = reinterpret_cast<const float*>(raw + (numbers - shared_address(raw))) +
                                stage(n) * 2 * queries + 2 * lane.t;
 #pragma unroll
@@ -168,18 +207,20 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       Products::wait<0>();
       Products::settle(dv_sum);
       Products::settle(dk_sum);
-      empty(n).arrive_warp();
+      empty(n++).arrive_warp();
     }
-    dk_sum.scale(f.scale, f.scale);
-    const int kv_heads = f.heads / f.group;
-    const int32_t* token = f.keys.token + int64_t{tile} * kHopperRows;
-    store_rows(k, warpgroup, dk_sum, dk + kv * f.d, int64_t{kv_heads} * f.d, f.d, token);
-    store_rows(v, warpgroup, dv_sum, dv + kv * f.e, int64_t{kv_heads} * f.e, f.e, token);
   }
 #endif
 }
 
-// dq: 128 queries of a head a block, tiles of 128 keys.
+// dq: 128 queries of a head a piece, tiles of 128 keys.
+
+template <int D>
+struct QueryShape {
+  static constexpr int pieces = D == 128 ? 1 : 2;
+  using Q = Tile<kHopperRows, D>;
+  static constexpr int bytes = pieces * 2 * Q::bytes + KeyStream<D>::bytes + Pieces<pieces>::bytes;
+};
 
 template <int D>
 __global__ void __launch_bounds__(kHopperThreads, 1)
@@ -187,20 +228,19 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
                           const __grid_constant__ BackwardMaps maps, const RowNumbers rows, bf16* dq) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Products = WarpgroupProducts;
+  using Shape = QueryShape<D>;
+  using Q = typename Shape::Q;
   extern __shared__ __align__(1024) char raw[];
   SharedPlaces places{shared_address(raw)};
-  const Tile<kHopperRows, D> q{places.take(q.bytes)}, g{places.take(q.bytes)};
+  const uint32_t q_tiles = places.take(Shape::pieces * 2 * Q::bytes);
   const KeyStream<D> stream(places);
+  const Pieces<Shape::pieces> pieces(places);
   constexpr int keys = KeyStream<D>::keys;
-  const Barrier rows_full{places.take(8)};
-  const auto [turn, head] = f.work(f.queries.tiles, f.heads, f.section);
-  const int tile = f.queries.tiles - 1 - turn;
-  const int64_t of_all = f.queries.tile(head, tile);
-  const int32_t* token = f.queries.token + of_all * kHopperRows;
-  if (token[0] < 0) return;
+  const auto q_tile = [&](int i) { return Q{q_tiles + pieces.slot(i) * 2 * Q::bytes}; };
+  const auto g_tile = [&](int i) { return Q{q_tile(i).address + Q::bytes}; };
   if (threadIdx.x == 0) {
     stream.init();
-    rows_full.init(1);
+    pieces.init();
     publish_barriers();
   }
   __syncthreads();
@@ -209,61 +249,76 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   if (warpgroup == 2) {
     give_registers<kLoaderRegisters>();
     if (threadIdx.x >= 2 * 128 + 32) return;
-    if (threadIdx.x % kWarp == 0) {
-      rows_full.arrive_and_expect(2 * q.bytes);
-      copy_tile(q, &maps.q, head, int64_t{tile} * kHopperRows, rows_full);
-      copy_tile(g, &maps.d_o, head, int64_t{tile} * kHopperRows, rows_full);
+    int n = 0;
+    for (int i = 0;; ++i) {
+      const auto work = f.take_queries();
+      if (threadIdx.x % kWarp == 0) {
+        pieces.open(i, work, work.tile < 0 ? 0 : 2 * Q::bytes);
+        if (work.tile >= 0) {
+          copy_tile(q_tile(i), &maps.q, work.head, int64_t{work.tile} * kHopperRows, pieces.full(i));
+          copy_tile(g_tile(i), &maps.d_o, work.head, int64_t{work.tile} * kHopperRows, pieces.full(i));
+        }
+      }
+      __syncwarp();
+      if (work.tile < 0) return;
+      n = meet_keys(f, f.queries.tile(work.head, work.tile), n, [&](int n, int word, int tile) {
+        stream.load(n, word, tile, &maps.k, &maps.v, work.head / f.group);
+      });
     }
-    stream.load(f, &maps.k, &maps.v, of_all, head / f.group);
   } else {
     take_registers<kComputeRegisters>();
     const float log2_scale = f.scale * kLog2e;
-    const TileRows<kHopperRows, D> q_rows(q, warpgroup), g_rows(g, warpgroup);
-    const int64_t own = int64_t{tile} * kHopperRows + 64 * warpgroup + Lane().row();
-    const float* log2_sums = rows.log2_sum + head * rows.padded + own;
-    const float* deltas = rows.delta + head * rows.padded + own;
-    const float log2_sum[2] = {log2_sums[0], log2_sums[8]}, delta[2] = {deltas[0], deltas[8]};
-    Accumulator<D> dq_sum;
-    dq_sum.fill(0);
-    rows_full.wait(0);
-    for (int n = 0;; ++n) {
-      const int now = stream.wait(n);
-      if (now < 0) break;
-      Accumulator<keys> s, ds;
-      Products::start(s);
-      Products::a_bt(s, q_rows, stream.k(n), false);
-      Products::commit();
-      stream.wait_values(n);
-      Products::start(ds);
-      Products::a_bt(ds, g_rows, stream.v(n), false);
-      Products::commit();
-      Products::wait<1>();
-      Products::settle(s);
-      if (now % 2 == 0)
-        hide<true>(s, f.visibility, f.queries.at + of_all * kHopperRows + 64 * warpgroup,
-                   f.keys.at + int64_t{now / 2} * keys);
+    const int own = 64 * warpgroup + Lane().row();
+    int n = 0;
+    for (int i = 0;; ++i) {
+      const auto work = pieces.wait(i);
+      if (work.tile < 0) break;
+      const int64_t of_all = f.queries.tile(work.head, work.tile);
+      const TileRows<kHopperRows, D> q_rows(q_tile(i), warpgroup), g_rows(g_tile(i), warpgroup);
+      const int64_t row = work.head * rows.padded + int64_t{work.tile} * kHopperRows + own;
+      const float log2_sum[2] = {rows.log2_sum[row], rows.log2_sum[row + 8]};
+      const float delta[2] = {rows.delta[row], rows.delta[row + 8]};
+      const OwnTokens tokens(f.queries.token + of_all * kHopperRows, warpgroup);
+      Accumulator<D> dq_sum;
+      dq_sum.fill(0);
+      for (bool last = false; !last; ++n) {
+        const Sighting now = stream.wait(n);
+        last = now.is(Sighting::last);
+        Accumulator<keys> s, ds;
+        Products::start(s);
+        Products::a_bt(s, q_rows, stream.k(n), false);
+        Products::commit();
+        stream.wait_values(n);
+        Products::start(ds);
+        Products::a_bt(ds, g_rows, stream.v(n), false);
+        Products::commit();
+        Products::wait<1>();
+        Products::settle(s);
+        stream.hide_from(s, now, f, f.queries.at + of_all * kHopperRows + 64 * warpgroup, warpgroup);
 #pragma unroll
-      for (int c = 0; c < keys / 8; ++c)
+        for (int c = 0; c < keys / 8; ++c)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) s.x[c][i] = exp2_fast(s.x[c][i] * log2_scale - log2_sum[i / 2]);
-      hold(s, never(s));
-      Products::wait<0>();
-      Products::settle(ds);
-      stream.v_empty(n).arrive_warp();
+          for (int i = 0; i < 4; ++i) s.x[c][i] = exp2_fast(s.x[c][i] * log2_scale - log2_sum[i / 2]);
+        hold(s, never(s));
+        Products::wait<0>();
+        Products::settle(ds);
+        stream.v_empty(n).arrive_warp();
 #pragma unroll
-      for (int c = 0; c < keys / 8; ++c)
+        for (int c = 0; c < keys / 8; ++c)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) ds.x[c][i] = s.x[c][i] * (ds.x[c][i] - delta[i / 2]);
-      const Operand<keys> left = operand_of(ds);
-      Products::start(dq_sum);
-      Products::add_a_b(dq_sum, left, stream.k(n));
-      Products::commit();
-      Products::wait<0>();
-      Products::settle(dq_sum);
-      stream.k_empty(n).arrive_warp();
+          for (int i = 0; i < 4; ++i) ds.x[c][i] = s.x[c][i] * (ds.x[c][i] - delta[i / 2]);
+        const Operand<keys> left = operand_of(ds);
+        Products::start(dq_sum);
+        Products::add_a_b(dq_sum, left, stream.k(n));
+        Products::commit();
+        Products::wait<0>();
+        Products::settle(dq_sum);
+        stream.k_empty(n).arrive_warp();
+      }
+      dq_sum.scale(f.scale, f.scale);
+      store_rows(q_tile(i), warpgroup, dq_sum, dq + work.head * f.d, int64_t{f.heads} * f.d, f.d, tokens);
+      pieces.release(i);
     }
-    dq_sum.scale(f.scale, f.scale);
-    store_rows(q, warpgroup, dq_sum, dq + head * f.d, int64_t{f.heads} * f.d, f.d, token);
   }
 #endif
 }
@@ -297,12 +352,12 @@ void hopper_attention_backward(const Tensor& dq, const Tensor& dk, const Tensor&
   const BackwardMaps by_query_maps{map_of(q_rows, kHopperRows), of_keys, of_values,
                                    map_of(g_rows, kHopperRows)};
   const auto run = [&]<int D>() {
-    launch_hopper<key_gradient_kernel<D>>("attention dk dv (hopper)", int64_t{by_key.keys.tiles} * k.dim(1),
-                                          KeyShape<D>::bytes, by_key, by_key_maps, rows, data<bf16>(dk),
-                                          data<bf16>(dv));
-    launch_hopper<query_gradient_kernel<D>>("attention dq (hopper)", int64_t{by_query.queries.tiles} * heads,
-                                            2 * Tile<kHopperRows, D>::bytes + KeyStream<D>::bytes + 8,
-                                            by_query, by_query_maps, rows, data<bf16>(dq));
+    launch_hopper<key_gradient_kernel<D>>("attention dk dv (hopper)",
+                                          pieces_blocks(by_key.keys.tiles, k.dim(1)), KeyShape<D>::bytes,
+                                          by_key, by_key_maps, rows, data<bf16>(dk), data<bf16>(dv));
+    launch_hopper<query_gradient_kernel<D>>(
+        "attention dq (hopper)", pieces_blocks(by_query.queries.tiles, heads), QueryShape<D>::bytes, by_query,
+        by_query_maps, rows, data<bf16>(dq));
   };
   if (std::max(by_query.d, by_query.e) > 64)
     run.template operator()<128>();

@@ -317,7 +317,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       const int column = (slice * parts + part) * kColumns;
       // Step n brought no tile, so that its place is free.
       store_rows(stream.columns(n), warpgroup, out[part], result.to + head * result.width + column,
-                 int64_t{result.heads} * result.width, result.width - column, token);
+                 int64_t{result.heads} * result.width, result.width - column, OwnTokens(token, warpgroup));
     }
   }
 #endif

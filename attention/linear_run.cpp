@@ -41,8 +41,7 @@ cuda::LinearAttention problem(const Sizes& s, const Tensor& q, const Tensor& v, 
 }
 
 // Undefined where none is needed.
-Tensor workspace_of(const cuda::LinearAttention& shape, bool backward, Device device) {
-  const int64_t bytes = cuda::linear_attention_workspace(shape, backward);
+Tensor scratch(int64_t bytes, Device device) {
   return bytes > 0 ? empty({bytes / 4}, Dtype::f32, device) : Tensor();
 }
 
@@ -54,14 +53,14 @@ void count_forwards(const Tensor& q, const Tensor& v, double forwards) {
 
 void backward(Backward& b, const Sizes& s) {
   const Tensor &q = b.saved(0), &k = b.saved(1), &v = b.saved(2), &g = b.saved(3), &start = b.saved(4),
-               &offsets = b.saved(5);
+               &offsets = b.saved(5), &kept = b.saved(6);
   const Device device = q.device();
   const cuda::LinearAttention shape = problem(s, q, v, offsets, g);
   const Tensor d_o = b.grad(0).contiguous();
   const Tensor d_end = s.ends && b.has_grad(1) ? b.grad(1).contiguous() : Tensor();
   const Tensor dq = b.room(0, q), dk = b.room(1, k), dv = b.room(2, v);
   const bool of_gate = g.defined() && b.wants(3);  // a fixed decay has none
-  const Tensor workspace = workspace_of(shape, true, device);
+  const Tensor workspace = scratch(cuda::linear_attention_workspace(shape), device);
   const Tensor dg = of_gate ? empty(g.shape(), Dtype::f32, device) : Tensor();
   Tensor d_start;
   if (start.defined()) d_start = empty_like(start);
@@ -69,7 +68,7 @@ void backward(Backward& b, const Sizes& s) {
   if (device == Device::cuda)
     cuda::linear_attention_backward(
         shape, rows_of(q), rows_of(k), rows_of(v), floats(start), rows_of(d_o), floats(d_end),
-        {written(dq), written(dk), written(dv), floats(d_start), floats(dg), floats(workspace)},
+        {written(dq), written(dk), written(dv), floats(d_start), floats(dg), floats(kept), floats(workspace)},
         cuda::stream());
   b.add(0, dq);
   b.add(1, dk);
@@ -99,21 +98,22 @@ LinearRun linear_run(const Variable& q, const Variable& k, const Variable& v, co
   const Tensor o = empty(v.shape(), v.dtype(), v.device());
   const Tensor end =
       want_end ? empty({sizes.documents, q.dim(1), q.dim(2), v.dim(2)}, Dtype::f32, q.device()) : Tensor();
+  Tensor kept;
   if (q.dim(0) > 0) {
     count_forwards(q, v, 1);
     const cuda::LinearAttention shape = problem(sizes, q, v, offsets, dense_g);
-    const Tensor workspace = workspace_of(shape, false, q.device());
+    kept = scratch(cuda::linear_attention_kept(shape), q.device());
     if (q.device() == Device::cuda)
       cuda::linear_attention_forward(shape, rows_of(q), rows_of(k), rows_of(v), floats(before), written(o),
-                                     floats(end), floats(workspace), cuda::stream());
+                                     floats(end), floats(kept), cuda::stream());
   }
   std::vector<Variable> inputs{q, k, v};
   if (g.defined()) inputs.push_back(g);
   if (start.defined()) inputs.push_back(start);
   std::vector<Tensor> outputs{o};
   if (want_end) outputs.push_back(end);
-  const auto recorded =
-      record_many("linear_run", inputs, outputs, save(q, k, v, dense_g, before, offsets), sizes, backward);
+  const auto recorded = record_many("linear_run", inputs, outputs,
+                                    save(q, k, v, dense_g, before, offsets, kept), sizes, backward);
   return {recorded[0], want_end ? recorded[1] : Variable()};
 }
 

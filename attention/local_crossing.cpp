@@ -76,6 +76,10 @@ bool Stream::steady() const {
   return std::all_of(slots.begin(), slots.end(), [](const Slot& slot) { return slot.steady; });
 }
 
+std::vector<Variable> Crossing::step(const Merge&, const Block&, double) {
+  throw Error(Exit::internal, "this crossing takes no steps");
+}
+
 Stream::Slot* LocalCrossing::next_slot() {
   if (stream_ == nullptr) {
     for (const Segment& s : layout().segments)
@@ -112,7 +116,7 @@ void remember(const Scan& part, Stream::Slot& slot, const Layout& layout, const 
 }
 
 // Whether kernels may do it: one token more of each document, and no way back.
-bool steps(const Layout& layout, Device device) {
+bool one_each(const Layout& layout, Device device) {
   return Tape::current() == nullptr && device != Device::meta && !layout.segments.empty() &&
          std::all_of(layout.segments.begin(), layout.segments.end(),
                      [](const Segment& s) { return s.size() == 1; });
@@ -153,7 +157,7 @@ Variable LocalCrossing::operator()(const Scan& part, const Block& block) {
   }
   if (part.whole && slot == nullptr) return part.whole(block, layout());
   const Device device = block.x[0].device();
-  if (slot != nullptr && part.step && steps(layout(), device)) {
+  if (slot != nullptr && part.step && one_each(layout(), device)) {
     slot->steady = true;
     return part.step(block, own_states(part, *slot, layout(), device));
   }
@@ -189,7 +193,45 @@ Merge of_whole_documents(Merge part, const Block& block, const Layout& layout) {
 
 }  // namespace
 
+bool LocalCrossing::steps(const Merge& part, const Block& block) const {
+  if (stream_ == nullptr || !one_each(layout(), block.x[0].device()) || block.x.size() != 3 ||
+      part.bias.defined() || part.step.serves == nullptr ||
+      !part.step.serves(part.options, block.x[0], block.x[2]))
+    return false;
+  const auto kept = [&](const Segment& s) -> int64_t {
+    if (calls_ >= stream_->slots.size()) return 0;
+    const auto& rows = stream_->slots[calls_].rows;
+    const auto known = rows.find(s.document);
+    return known == rows.end() ? 0 : known->second.size();
+  };
+  return std::all_of(layout().segments.begin(), layout().segments.end(),
+                     [&](const Segment& s) { return kept(s) == s.begin; });
+}
+
+std::vector<Variable> LocalCrossing::step(const Merge& part, const Block& block, double turn) {
+  Stream::Slot& slot = *next_slot();
+  std::vector<void*> addresses;
+  int64_t rows = 0;
+  for (const Segment& s : layout().segments) {
+    RowCache& cache = slot.rows[s.document];
+    cache.expect(stream_->expected);
+    cache.extend({block.x[1], block.x[2], block.position, block.document}, 1);
+    for (int i = 0; i < 4; ++i) addresses.push_back(cache.rows(i).raw());
+    rows = std::max(rows, cache.capacity());
+  }
+  slot.steady = true;
+  const Tensor &q = block.x[0], &k = block.x[1], &v = block.x[2],
+               &table = slot.addresses.of(addresses, 4, q.device());
+  const std::vector<Tensor> y =
+      turn > 0 ? attention_step(part.options, q, k, v, block.position, block.document, table, rows, turn)
+               : part.step.run(part.options, q, k, v, block.position, block.document, table, rows);
+  count_flops(
+      attention_operations(part, seen_pairs(part.options, layout().segments), block.x[0], block.x[2], false));
+  return {y[0], y[1]};
+}
+
 std::vector<Variable> LocalCrossing::operator()(const Merge& part, const Block& block) {
+  if (steps(part, block)) return step(part, block, 0);
   Stream::Slot* slot = next_slot();
   if (slot == nullptr) {
     const Segments& all = layout().segments;
@@ -200,26 +242,6 @@ std::vector<Variable> LocalCrossing::operator()(const Merge& part, const Block& 
     cache.expect(stream_->expected);
     return cache;
   };
-  const bool all_rows = std::all_of(layout().segments.begin(), layout().segments.end(),
-                                    [&](const Segment& s) { return cache_of(s).size() == s.begin; });
-  if (steps(layout(), block.x[0].device()) && all_rows && block.x.size() == 3 && !part.bias.defined() &&
-      part.step.serves != nullptr && part.step.serves(part.options, block.x[0], block.x[2])) {
-    std::vector<void*> addresses;
-    int64_t rows = 0;
-    for (const Segment& s : layout().segments) {
-      RowCache& cache = cache_of(s);
-      cache.extend({block.x[1], block.x[2], block.position, block.document}, 1);
-      for (int i = 0; i < 4; ++i) addresses.push_back(cache.rows(i).raw());
-      rows = std::max(rows, cache.capacity());
-    }
-    slot->steady = true;
-    const std::vector<Tensor> y =
-        part.step.run(part.options, block.x[0], block.x[1], block.x[2], block.position, block.document,
-                      slot->addresses.of(addresses, 4, block.x[0].device()), rows);
-    count_flops(attention_operations(part, seen_pairs(part.options, layout().segments), block.x[0],
-                                     block.x[2], false));
-    return {y[0], y[1]};
-  }
   std::vector<Variable> outputs, lses;
   int64_t at = 0;
   for (const Segment& s : layout().segments) {
@@ -291,7 +313,7 @@ Variable LocalCrossing::operator()(const Halo& part, const Block& block) {
   std::vector<int> documents;
   for (const Segment& s : layout().segments) documents.push_back(s.document);
   Stream::Slot::Window& window = slot->window;
-  const bool step = part.width > 0 && steps(layout(), block.x[0].device());
+  const bool step = part.width > 0 && one_each(layout(), block.x[0].device());
   if (step && window.documents == documents) {
     slot->steady = true;
   } else {

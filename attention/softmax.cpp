@@ -58,11 +58,11 @@ AttentionOptions Softmax::options() const {
       .scale = config_.scale, .causal = config_.causal, .window = 0, .alibi = config_.position == "alibi"};
 }
 
-Block Softmax::prepare(const Block& block) const {
+Block Softmax::prepare(const Block& block, bool turn) const {
   Block out = block;
   if (config_.qk_norm)
     for (int i = 0; i < 2; ++i) out.x[i] = rms_norm(out.x[i], i == 0 ? q_gain_ : k_gain_, kNormEps);
-  if (config_.position != "rope") return out;
+  if (config_.position != "rope" || !turn) return out;
   std::vector<Variable> staying;
   if (!out.x[2].value().dense()) staying.push_back(out.x[2]);
   const std::vector<Variable> y = rotary({out.x[0], out.x[1]}, staying, block.position, config_.rope_theta);
@@ -78,7 +78,10 @@ Variable Softmax::drain(const Variable& o, const Variable& lse) const {
 }
 
 Variable Softmax::forward(const Block& block, Crossing& cross) const {
-  const std::vector<Variable> y = cross(softmax_merge(options()), prepare(block));
+  const Merge part = softmax_merge(options());
+  const bool turns = config_.position == "rope" && cross.steps(part, block);
+  const std::vector<Variable> y =
+      turns ? cross.step(part, prepare(block, false), config_.rope_theta) : cross(part, prepare(block));
   return drain(y[0], y[1]);
 }
 

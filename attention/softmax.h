@@ -31,7 +31,8 @@ class Softmax : public Mechanism {
 
  protected:
   // q and k normalised and rotated.
-  Block prepare(const Block& block) const;
+  // turn: to their rotary positions, if the mechanism has any.
+  Block prepare(const Block& block, bool turn = true) const;
   AttentionOptions options() const;
   // The sink's share of each row taken away from o.
   Variable drain(const Variable& o, const Variable& lse) const;

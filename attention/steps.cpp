@@ -61,7 +61,7 @@ Tensor ema_step(const Tensor& x, const Tensor& in, const Tensor& out, const Tens
 
 std::vector<Tensor> attention_step(const AttentionOptions& options, const Tensor& q, const Tensor& k,
                                    const Tensor& v, const Tensor& position, const Tensor& document,
-                                   const Tensor& caches, int64_t rows) {
+                                   const Tensor& caches, int64_t rows, double turn) {
   const int64_t m = q.dim(0), heads = q.dim(1);
   CHECK(q.rank() == 3 && k.rank() == 3 && v.rank() == 3 && k.dim(0) == m && v.dim(0) == m &&
             q.dim(2) == k.dim(2) && k.dim(1) == v.dim(1) && heads % k.dim(1) == 0 && k.dtype() == q.dtype() &&
@@ -71,8 +71,8 @@ std::vector<Tensor> attention_step(const AttentionOptions& options, const Tensor
         "attention step: ", m, " documents, positions ", position.shape(), ", caches ", caches.shape());
   const Tensor o = empty({m, heads, v.dim(2)}, q.dtype(), q.device());
   const Tensor lse = empty({m, heads}, wide_of(q.dtype()), q.device());
-  const cpu::StepTokens tokens{q.contiguous(), k.contiguous(), v.contiguous(), position, document};
-  if (m > 0) ON_DEVICE(q.device(), attention_step(o, lse, tokens, caches, rows, options));
+  const cpu::StepTokens tokens{q, k, v, position, document};
+  if (m > 0) ON_DEVICE(q.device(), attention_step(o, lse, tokens, caches, rows, options, turn));
   return {o, lse};
 }
 

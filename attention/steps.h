@@ -35,12 +35,19 @@ Tensor ema_step(const Tensor& x, const Tensor& in, const Tensor& out, const Tens
 
 // Attention of one new token of each document over all of its tokens. caches: four addresses a document, of
 // k (.., Hkv, Dk), v (.., Hkv, Dv), position and document (..); row t is the document's token t. The new
-// token is written at row `position` and {o (M, H, Dv), lse (M, H)} are as Merge says.
+// token is written at row `position` and {o (M, H, Dv), lse (M, H)} are as Merge says. q, k and v may be
+// column views.
 //   rows: how many the longest cache has room for; a long past is read by many blocks, and how it is cut
 //   depends on the document's own length alone.
+//   turn: > 0: q and k get their rotary positions of this base here.
 std::vector<Tensor> attention_step(const AttentionOptions& options, const Tensor& q, const Tensor& k,
                                    const Tensor& v, const Tensor& position, const Tensor& document,
-                                   const Tensor& caches, int64_t rows);
+                                   const Tensor& caches, int64_t rows, double turn);
+inline std::vector<Tensor> attention_step(const AttentionOptions& options, const Tensor& q, const Tensor& k,
+                                          const Tensor& v, const Tensor& position, const Tensor& document,
+                                          const Tensor& caches, int64_t rows) {
+  return attention_step(options, q, k, v, position, document, caches, rows, 0);
+}
 // Softmax weights without blocks; on a GPU, heads of a size that its lanes can share out.
 bool has_attention_step(const AttentionOptions& options, const Tensor& q, const Tensor& v);
 
@@ -57,7 +64,7 @@ void recurrent_step(const Tensor& o, const Tensor& q, const Tensor& k, const Ten
 void ema_step(const Tensor& y, const Tensor& x, const Tensor& in, const Tensor& out, const Tensor& decay,
               const Tensor& states);
 void attention_step(const Tensor& o, const Tensor& lse, const StepTokens& tokens, const Tensor& caches,
-                    int64_t rows, const AttentionOptions& options);
+                    int64_t rows, const AttentionOptions& options, double turn);
 void shift_window(const Tensor& window, const Tensor& rows);
 }  // namespace cpu
 namespace cuda {
@@ -67,7 +74,7 @@ void recurrent_step(const Tensor& o, const Tensor& q, const Tensor& k, const Ten
 void ema_step(const Tensor& y, const Tensor& x, const Tensor& in, const Tensor& out, const Tensor& decay,
               const Tensor& states);
 void attention_step(const Tensor& o, const Tensor& lse, const StepTokens& tokens, const Tensor& caches,
-                    int64_t rows, const AttentionOptions& options);
+                    int64_t rows, const AttentionOptions& options, double turn);
 void shift_window(const Tensor& window, const Tensor& rows);
 bool attention_step_serves(Dtype dtype, int64_t key, int64_t value);
 }  // namespace cuda

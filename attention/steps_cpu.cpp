@@ -5,6 +5,7 @@
 
 #include "attention/flash_attention.h"
 #include "attention/steps.h"
+#include "autograd/ops/rotary.h"
 #include "autograd/ops/rows.h"
 #include "autograd/parallel.h"
 #include "autograd/scratch.h"
@@ -99,8 +100,8 @@ void attend(const Tensor& o, const Tensor& lse, const StepTokens& t, const Tenso
   int64_t longest = 0;
   for (int64_t m = 0; m < m_all; ++m) {
     const int64_t at = position[m];
-    std::copy_n(t.k.data<T>() + m * groups * d, groups * d, address<T>(caches, m, 0) + at * groups * d);
-    std::copy_n(t.v.data<T>() + m * groups * e, groups * e, address<T>(caches, m, 1) + at * groups * e);
+    std::copy_n(row_of<T>(t.k, m, 0), groups * d, address<T>(caches, m, 0) + at * groups * d);
+    std::copy_n(row_of<T>(t.v, m, 0), groups * e, address<T>(caches, m, 1) + at * groups * e);
     address<int32_t>(caches, m, 2)[at] = position[m];
     address<int32_t>(caches, m, 3)[at] = document[m];
     longest = std::max(longest, at + 1);
@@ -148,8 +149,11 @@ void ema_step(const Tensor& y, const Tensor& x, const Tensor& in, const Tensor& 
   with_float(x.dtype(), [&]<class T>() { ema<T>(y, x, in, out, decay, states); });
 }
 
-void attention_step(const Tensor& o, const Tensor& lse, const StepTokens& tokens, const Tensor& caches,
-                    int64_t, const AttentionOptions& options) {
+void attention_step(const Tensor& o, const Tensor& lse, const StepTokens& given, const Tensor& caches,
+                    int64_t, const AttentionOptions& options, double turn) {
+  StepTokens tokens = given;
+  if (turn > 0)
+    for (Tensor* x : {&tokens.q, &tokens.k}) *x = weft::rotary(*x, tokens.position, turn).value();
   with_float(o.dtype(), [&]<class T>() { attend<T>(o, lse, tokens, caches, options); });
 }
 

@@ -114,13 +114,13 @@ Tensor AttentionLayer::fixed(const Input& input, int64_t n, Dtype dtype, Device 
   return known.back().rows(0, n);
 }
 
-Variable AttentionLayer::operator()(const Variable& x, Crossing& cross) const {
-  const int64_t n = x.dim(0);
+Variable AttentionLayer::attend(const Variable& projected, const Variable& x, Crossing& cross) const {
+  const Tensor& like = projected.defined() ? projected.value() : x.value();
+  const int64_t n = like.dim(0);
   const Dimensions& dims = config_.dims;
   std::vector<Variable> heads, gates;
-  if (projection_.defined()) {
-    Variable packed = linear(x, projection_);
-    if (conv_.defined()) packed = convolve(packed, cross);
+  if (projected.defined()) {
+    const Variable packed = conv_.defined() ? convolve(projected, cross) : projected;
     std::vector<Shape> shapes;
     for (const Input& input : inputs_)
       if (source_of(*mechanism_, input) == Source::heads) shapes.push_back(input_shape(input, dims, n));
@@ -138,12 +138,35 @@ Variable AttentionLayer::operator()(const Variable& x, Crossing& cross) const {
       case Source::x: block.x.push_back(x); break;
       case Source::heads: block.x.push_back(in_domain(heads[head++], input.domain)); break;
       case Source::gate: block.x.push_back(in_domain(gates[gate++], input.domain)); break;
-      case Source::fixed: block.x.push_back(fixed(input, n, wide_of(x.dtype()), x.device())); break;
+      case Source::fixed: block.x.push_back(fixed(input, n, wide_of(like.dtype()), like.device())); break;
     }
   }
-  Variable y = mechanism_->forward(block, cross);
+  return mechanism_->forward(block, cross);
+}
+
+Variable AttentionLayer::operator()(const Variable& x, Crossing& cross) const {
+  Variable y = attend(projection_.defined() ? linear(x, projection_) : Variable(), x, cross);
   if (output_gain_.defined()) y = rms_norm(y, output_gain_, config_.norm_eps);
-  return output_.defined() ? linear(reshape(y, {n, dims.heads * dims.value}), output_) : y;
+  return output_.defined() ? linear(reshape(y, {x.dim(0), output_->info.shape[1]}), output_) : y;
+}
+
+bool AttentionLayer::fuses(const Tensor& x, const Norm& norm) const {
+  return projection_.defined() && norm.is_rms() && few_rows_fused(x, projection_->working, norm.around()) &&
+         std::none_of(inputs_.begin(), inputs_.end(),
+                      [&](const Input& i) { return source_of(*mechanism_, i) == Source::x; });
+}
+
+Tensor AttentionLayer::step(const Tensor& x, const Norm& norm, Crossing& cross) const {
+  const Variable y = attend(few_rows_linear(x, projection_->working, norm.around()),
+                            gates_.defined() ? norm(x) : Variable(), cross);
+  Around around{.residual = x};
+  if (output_gain_.defined())
+    around = {.norm = true,
+              .norm_size = config_.dims.value,
+              .gain = output_gain_->working,
+              .eps = config_.norm_eps,
+              .residual = x};
+  return few_rows_linear(reshape(y, {x.dim(0), output_->info.shape[1]}), output_->working, around);
 }
 
 }  // namespace weft

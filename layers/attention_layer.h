@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "attention/registry.h"
+#include "layers/norm.h"
 
 namespace weft {
 
@@ -23,11 +24,17 @@ class AttentionLayer {
 
   // x (N, C) -> (N, C)
   Variable operator()(const Variable& x, Crossing& cross) const;
+  // x + attention(norm(x)) of the few rows of a decoding step, in fewer kernels; where `fuses` says that it
+  // can.
+  Tensor step(const Tensor& x, const Norm& norm, Crossing& cross) const;
+  bool fuses(const Tensor& x, const Norm& norm) const;
   const Mechanism& mechanism() const { return *mechanism_; }
   const AttentionLayerConfig& config() const { return config_; }
 
  private:
   Variable convolve(const Variable& packed, Crossing& cross) const;
+  // The mechanism's output, from the packed projection of x, and from x where it has other inputs.
+  Variable attend(const Variable& projected, const Variable& x, Crossing& cross) const;
   Tensor fixed(const Input& input, int64_t n, Dtype dtype, Device device) const;
 
   AttentionLayerConfig config_;

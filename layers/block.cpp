@@ -39,9 +39,20 @@ Variables summed_and_checkpointed(const Function& f, const Variables& in) {
 
 }  // namespace
 
+TransformerBlock::Output TransformerBlock::step(const Tensor& x, const Layout& layout,
+                                                CrossingFactory& crossings, int layer) const {
+  const std::unique_ptr<Crossing> cross = crossings.make(layout, layer);
+  const Tensor attended = attention_.step(x, *attention_norm_, *cross);
+  std::vector<Variable> losses;
+  for (const AuxiliaryLoss& loss : cross->losses()) losses.push_back(scale(loss.value, loss.weight));
+  return {ffn_.step(attended, ffn_norm_), {}, losses};
+}
+
 TransformerBlock::Output TransformerBlock::operator()(const Variable& x, const Variable& branch,
                                                       const Layout& layout, CrossingFactory& crossings,
                                                       int layer) const {
+  if (attention_norm_ && ffn_norm_.is_rms() && attention_.fuses(x, *attention_norm_))
+    return step(total(x, branch), layout, crossings, layer);
   // Each {x, branch} -> {x, branch, losses...}.
   const Function attend = [this, layout, &crossings, layer](const Variables& v) {
     const MemoryScope scope("attention");

@@ -72,6 +72,9 @@ class TransformerBlock {
   const AttentionLayer& attention() const { return attention_; }
 
  private:
+  // The few rows of a decoding step: norms and sums are inside the products (autograd/ops/few_rows.h).
+  Output step(const Tensor& x, const Layout& layout, CrossingFactory& crossings, int layer) const;
+
   std::string checkpointing_;
   AttentionLayer attention_;
   std::optional<Norm> attention_norm_;  // none where the mechanism has its own

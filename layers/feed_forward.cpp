@@ -23,13 +23,21 @@ FeedForward::FeedForward(const std::string& kind, int64_t width, int64_t inner, 
   down_ = scope.declare({"down.weight", {width, inner}, ParameterKind::matrix, residual_init(inner, depth)});
 }
 
-Variable FeedForward::operator()(const Variable& x) const {
-  const Variable h = linear(x, up_);
-  if (kind_ == "gelu") return linear(gelu(h), down_);
-  if (kind_ == "swiglu") return linear(swiglu(h), down_);
+Variable FeedForward::activated(const Variable& h) const {
+  if (kind_ == "gelu") return gelu(h);
+  if (kind_ == "swiglu") return swiglu(h);
   const int64_t inner = h.dim(1) / 2;
   const std::vector<Variable> halves = split_columns(h, {inner, inner});
-  return linear(multiply(halves[0], halves[1]), down_);
+  return multiply(halves[0], halves[1]);
+}
+
+Variable FeedForward::operator()(const Variable& x) const { return linear(activated(linear(x, up_)), down_); }
+
+Tensor FeedForward::step(const Tensor& x, const Norm& norm) const {
+  Around around = norm.around();
+  around.swiglu = kind_ == "swiglu";
+  const Variable h = few_rows_linear(x, up_->working, around);
+  return few_rows_linear(around.swiglu ? h : activated(h), down_->working, {.residual = x});
 }
 
 }  // namespace weft

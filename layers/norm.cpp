@@ -18,6 +18,10 @@ Variable Norm::operator()(const Variable& x) const {
   return bias_.defined() ? layer_norm(x, gain_, bias_, eps_) : rms_norm(x, gain_, eps_);
 }
 
+Around Norm::around() const {
+  return {.norm = true, .gain = gain_.defined() ? gain_->working : Tensor(), .eps = eps_};
+}
+
 SumAndNorm Norm::operator()(const Variable& x, const Variable& branch) const {
   if (!branch.defined()) return {x, (*this)(x)};
   if (!bias_.defined()) return add_rms_norm(x, branch, gain_.defined() ? Variable(gain_) : Variable(), eps_);

@@ -4,6 +4,7 @@
 
 #include "attention/mechanism.h"
 #include "autograd/ops/add_rms_norm.h"
+#include "autograd/ops/few_rows.h"
 
 namespace weft {
 
@@ -14,6 +15,9 @@ class Norm {
   Variable operator()(const Variable& x) const;  // over the last dimension
   // x + branch and its norm; of x alone where branch is undefined.
   SumAndNorm operator()(const Variable& x, const Variable& branch) const;
+  // For few_rows_linear, where it is an RMS norm.
+  bool is_rms() const { return !bias_.defined(); }
+  Around around() const;
 
  private:
   Parameter gain_, bias_;

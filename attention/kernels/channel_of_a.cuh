@@ -127,15 +127,16 @@ template <bool Reverse, int D_a, class M>
 __device__ void step_a(WarpState<D_a>& state, const Place& at, const M& memory, const typename M::Stage& g,
                        int n, int pair, int share) {
   const Lane lane;
-  const int l = threadIdx.x % 32, row0 = n * block, a0 = share * (D_a / 2);
+  const int l = threadIdx.x % 32, a0 = share * (D_a / 2);
+  const uint32_t of_a = g.a.at(l % 16, a0 / 8 + l / 16) + n * block_bytes;
   uint32_t c[4];
-  load_columns(c, g.c, row0, pair);
+  load_columns(c, g.c, n * block_bytes, pair);
   Scores past;
   past.clear();
 #pragma unroll
   for (int k = 0; k < D_a / 32; ++k) {
     uint32_t a[4];
-    load_matrices(a, g.a.at(row0 + l % 16, a0 / 8 + 2 * k + l / 16));
+    load_matrices(a, of_a ^ (k << 5));
     const auto &s0 = state.x[2 * k], &s1 = state.x[2 * k + 1];
 #pragma unroll
     for (int i = 0; i < 2; ++i)
@@ -151,7 +152,7 @@ __device__ void step_a(WarpState<D_a>& state, const Place& at, const M& memory, 
 #pragma unroll
   for (int k = 0; k < D_a / 32; ++k) {
     uint32_t b[4];
-    load_matrices_transposed(b, g.b.at(row0 + l % 16, a0 / 8 + 2 * k + l / 16));
+    load_matrices_transposed(b, (of_a ^ (k << 5)) + (g.b.address - g.a.address));
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       auto& s = state.x[2 * k + half];
@@ -167,7 +168,7 @@ __device__ void step_a(WarpState<D_a>& state, const Place& at, const M& memory, 
   const float4 other = load_shared_floats(exchange.at(n, 1 - share));
   out[0] += other.x, out[1] += other.y, out[2] += other.z, out[3] += other.w;
   for (float& x : out) x *= at.s.scale;
-  store_half(g.c, out, row0, pair, share);
+  store_half(g.c, out, n * block_bytes, pair, share);
 }
 
 }  // namespace weft::cuda

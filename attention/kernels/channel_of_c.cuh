@@ -123,17 +123,17 @@ struct Columns {
   template <class G>
   __device__ Columns(const G& g, int n, int pair, int share) {
     const Lane lane;
-    const int row0 = n * block, channel0 = 16 * pair + 8 * share;
-    load_half(c, g.c, row0, channel0);
+    const int channel0 = 16 * pair + 8 * share;
+    load_half(c, g.c, n * block_bytes, channel0);
+    const uint32_t of_rows = g.gates.at(lane.g, channel0 + 2 * lane.t) + n * block_bytes;
     float2 rows[2];
     float tokens[2][2];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      rows[i] = decay_of(load_shared_pair(g.gates.at(row0 + lane.g + 8 * i, channel0 + 2 * lane.t)));
+    for (int j = 0; j < 2; ++j) {
+      rows[j] = decay_of(load_shared_pair(of_rows + j * 1024));
+      const uint32_t of_token = g.gates.at(2 * lane.t + j, channel0 + lane.g) + n * block_bytes;
 #pragma unroll
-      for (int j = 0; j < 2; ++j)
-        tokens[i][j] =
-            decay_of(load_shared_float(g.gates.at(row0 + 2 * lane.t + j + 8 * i, channel0 + lane.g)));
+      for (int i = 0; i < 2; ++i) tokens[i][j] = decay_of(load_shared_float(of_token + i * 1024));
     }
     of_out.start(rows), of_c.start(tokens);
   }
@@ -170,7 +170,7 @@ struct Columns {
 template <bool Reverse>
 struct GateGradientLane {
   double later[2] = {};
-  const __nv_bfloat16* rows;     // of dot, token g of the chunk
+  const __nv_bfloat16* rows;     // of dot, token g of the block
   float* sums;                   // the same of the gradient
   int64_t rows_step, sums_step;  // eight tokens
   uint32_t dot[2];
@@ -185,22 +185,23 @@ struct GateGradientLane {
     const Lane lane;
     const int64_t column = int64_t(at.head) * at.s.d_c + at.column0 + 8 * share + 2 * lane.t;
     const int64_t pitch = int64_t(at.s.heads) * at.s.d_c;
+    if (Reverse) token0 += chunk - block;
     rows = static_cast<const __nv_bfloat16*>(at.sweep.dot.data) + (token0 + lane.g) * at.sweep.dot.pitch +
            column;
     sums = at.sweep.gate_gradient + (token0 + lane.g) * pitch + column;
     rows_step = 8 * at.sweep.dot.pitch, sums_step = 8 * pitch;
   }
-  // Of block n, with `valid` tokens.
-  __device__ void fetch(int n, int valid) {
+  // Of the next block, with `valid` tokens.
+  __device__ void fetch(int valid) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       dot[r] = 0, before[r] = {0, 0};
       if (Lane().g + 8 * r >= valid) continue;
-      dot[r] = *reinterpret_cast<const uint32_t*>(rows + (2 * n + r) * rows_step);
-      if (Reverse) before[r] = *reinterpret_cast<const float2*>(sums + (2 * n + r) * sums_step);
+      dot[r] = *reinterpret_cast<const uint32_t*>(rows + r * rows_step);
+      if (Reverse) before[r] = *reinterpret_cast<const float2*>(sums + r * sums_step);
     }
   }
-  __device__ void store(int n, int valid, const float (&out)[4]) {
+  __device__ void store(int valid, const float (&out)[4]) {
     const int l = threadIdx.x % 32;
     float x[4];
 #pragma unroll
@@ -228,7 +229,9 @@ struct GateGradientLane {
 #pragma unroll
     for (int r = 0; r < 2; ++r)
       if (Lane().g + 8 * r < valid)
-        *reinterpret_cast<float2*>(sums + (2 * n + r) * sums_step) = {x[2 * r], x[2 * r + 1]};
+        *reinterpret_cast<float2*>(sums + r * sums_step) = {x[2 * r], x[2 * r + 1]};
+    rows += (Reverse ? -2 : 2) * rows_step;
+    sums += (Reverse ? -2 : 2) * sums_step;
   }
 };
 
@@ -237,8 +240,9 @@ struct GateGradientLane {
 template <bool Reverse, int D_a, class M>
 __device__ void step_c(WarpState<D_a>& state, GateGradientLane<Reverse>& gradient, const Place& at,
                        const M& memory, const typename M::Stage& g, int valid, int n, int pair, int share) {
-  const int l = threadIdx.x % 32, row0 = n * block, unit0 = share * (D_a / 16);
-  if (at.sweep.gate_gradient) gradient.fetch(n, valid - row0);
+  const int l = threadIdx.x % 32;
+  const uint32_t of_a = g.a.at(l % 16, share * (D_a / 16) + l / 16) + n * block_bytes;
+  if (at.sweep.gate_gradient) gradient.fetch(valid - n * block);
   Columns<Reverse> columns(g, n, pair, share);
 
   Scores past, rest;
@@ -246,7 +250,7 @@ __device__ void step_c(WarpState<D_a>& state, GateGradientLane<Reverse>& gradien
 #pragma unroll
   for (int k = 0; k < D_a / 32; ++k) {
     uint32_t a[4];
-    load_matrices(a, g.a.at(row0 + l % 16, unit0 + 2 * k + l / 16));
+    load_matrices(a, of_a ^ (k << 5));
     const auto &s0 = state.x[2 * k], &s1 = state.x[2 * k + 1];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -279,7 +283,7 @@ __device__ void step_c(WarpState<D_a>& state, GateGradientLane<Reverse>& gradien
 #pragma unroll
   for (int k = 0; k < D_a / 32; ++k) {
     uint32_t b[4];
-    load_matrices_transposed(b, g.b.at(row0 + l % 16, unit0 + 2 * k + l / 16));
+    load_matrices_transposed(b, (of_a ^ (k << 5)) + (g.b.address - g.a.address));
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       auto& s = state.x[2 * k + half];
@@ -296,8 +300,8 @@ __device__ void step_c(WarpState<D_a>& state, GateGradientLane<Reverse>& gradien
     const float from_other = i == 0 ? other.x : i == 1 ? other.y : i == 2 ? other.z : other.w;
     out[i] = at.s.scale * (out[i] + columns.of_out.way[i / 2][i % 2] * (kept[i] + from_other));
   }
-  store_half(g.c, out, row0, pair, share);
-  if (at.sweep.gate_gradient) gradient.store(n, valid - row0, out);
+  store_half(g.c, out, n * block_bytes, pair, share);
+  if (at.sweep.gate_gradient) gradient.store(valid - n * block, out);
 }
 
 }  // namespace weft::cuda

@@ -33,15 +33,16 @@ __device__ Operand<chunk> load_turned(Tile<chunk, 64> tile) {
 
 template <bool Wgmma, int D_a, int W>
 __global__ void __launch_bounds__(128 * W, 2 / W)
-    channel_segment_states_kernel(const __grid_constant__ Sweeps s, float* decay) {
+    channel_segment_states_kernel(const __grid_constant__ SegmentStates p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Products = std::conditional_t<Wgmma, WarpgroupProducts, WarpProducts>;
 #else
   using Products = WarpProducts;
 #endif
   using M = ChannelSegmentMemory<D_a, W>;
+  const Sweeps& s = p.sweeps;
   const int unit = blockIdx.x, group = threadIdx.x / 128;
-  const Place at{s, s.sweep[blockIdx.y], unit / s.heads, unit % s.heads, 64 * group};
+  const Place at{s, s.sweep[0], unit / s.heads, unit % s.heads, 64 * group};
   const bool reverse = at.sweep.reverse;
   const int2 range = document_range(s, at.document);
   const int chunks = (range.y + chunk - 1) / chunk;
@@ -63,9 +64,10 @@ __global__ void __launch_bounds__(128 * W, 2 / W)
       const Stage g = stage(n);
       const int64_t token0 = range.x + int64_t(reverse ? chunks - 1 - n : n) * chunk;
       const int valid = min(chunk, int(range.x + range.y - token0));
-      copy_in(g.b, at.sweep.b, token0, valid, int64_t(at.head) * D_a);
-      copy_in(g.c, at.sweep.c, token0, valid, int64_t(at.head) * s.d_c);
-      copy_in(g.gates, s.log_decay, int64_t(s.heads) * D_a, token0, valid, int64_t(at.head) * D_a);
+      copy_in<M::threads>(g.b, at.sweep.b, token0, valid, int64_t(at.head) * D_a);
+      copy_in<M::threads>(g.c, at.sweep.c, token0, valid, int64_t(at.head) * s.d_c);
+      copy_in<M::threads>(g.gates, s.log_decay, int64_t(s.heads) * D_a, token0, valid,
+                          int64_t(at.head) * D_a);
     }
     asm volatile("cp.async.commit_group;" ::: "memory");
   };
@@ -130,33 +132,34 @@ __global__ void __launch_bounds__(128 * W, 2 / W)
     Products::settle(state);
   }
   part.finish(at);
-  if (blockIdx.y == 0 && run == 0) reinterpret_cast<float2*>(decay)[int64_t(unit) * (D_a / 2) + pair] = total;
+  if (run == 0) reinterpret_cast<float2*>(p.decay)[int64_t(unit) * (D_a / 2) + pair] = total;
 }
 
 // launchers
 
 template <bool Wgmma, int D_a, int W>
-void launch(const Sweeps& s, float* decay, cudaStream_t stream) {
+void launch(const SegmentStates& p, cudaStream_t stream) {
   const auto kernel = channel_segment_states_kernel<Wgmma, D_a, W>;
   using M = ChannelSegmentMemory<D_a, W>;
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, M::bytes),
              "linear attention (segment states)");
-  kernel<<<dim3(s.documents * s.heads, s.count), M::threads, M::bytes, stream>>>(s, decay);
+  const Sweeps& s = p.sweeps;
+  kernel<<<s.documents * s.heads, M::threads, M::bytes, stream>>>(p);
   check_cuda(cudaGetLastError(), "linear attention (segment states)");
 }
 
 template <bool Wgmma>
-void launch(const Sweeps& s, float* decay, cudaStream_t stream) {
-  if (s.d_a == 64)
-    s.d_c == 64 ? launch<Wgmma, 64, 1>(s, decay, stream) : launch<Wgmma, 64, 2>(s, decay, stream);
+void launch(const SegmentStates& p, cudaStream_t stream) {
+  if (p.sweeps.d_a == 64)
+    p.sweeps.d_c == 64 ? launch<Wgmma, 64, 1>(p, stream) : launch<Wgmma, 64, 2>(p, stream);
   else
-    s.d_c == 64 ? launch<Wgmma, 128, 1>(s, decay, stream) : launch<Wgmma, 128, 2>(s, decay, stream);
+    p.sweeps.d_c == 64 ? launch<Wgmma, 128, 1>(p, stream) : launch<Wgmma, 128, 2>(p, stream);
 }
 
 }  // namespace
 
-void channel_segment_states(const Sweeps& s, float* decay, bool wgmma, cudaStream_t stream) {
-  wgmma ? launch<true>(s, decay, stream) : launch<false>(s, decay, stream);
+void channel_segment_states(const SegmentStates& p, bool wgmma, cudaStream_t stream) {
+  wgmma ? launch<true>(p, stream) : launch<false>(p, stream);
 }
 
 }  // namespace weft::cuda

@@ -13,7 +13,7 @@ namespace {
 template <GateOf gate, bool Reverse, int D_a, int D_c>
 __global__ void __launch_bounds__(4 * D_c) channel_sweep_mma_kernel(const __grid_constant__ Sweeps s) {
   using M = ChannelMemory<gate, D_a, D_c>;
-  constexpr int warps = D_c / 8;
+  constexpr int warps = D_c / 8, threads = 32 * warps;
   const int splits = s.d_c / D_c, warp = threadIdx.x / 32, pair = warp / 2, share = warp % 2;
   const int column0 = int(blockIdx.x) % splits * D_c;
   const Place at{s, s.sweep[0], int(blockIdx.x) / splits / s.heads, int(blockIdx.x) / splits % s.heads,
@@ -31,13 +31,13 @@ __global__ void __launch_bounds__(4 * D_c) channel_sweep_mma_kernel(const __grid
       const int64_t token0 = first_token(n), column_a = int64_t(at.head) * D_a;
       const int64_t column_c = int64_t(at.head) * s.d_c + column0;
       const int valid = valid_tokens(n);
-      copy_in(g.a, at.sweep.a, token0, valid, column_a);
-      copy_in(g.b, at.sweep.b, token0, valid, column_a);
-      copy_in(g.c, at.sweep.c, token0, valid, column_c);
+      copy_in<threads>(g.a, at.sweep.a, token0, valid, column_a);
+      copy_in<threads>(g.b, at.sweep.b, token0, valid, column_a);
+      copy_in<threads>(g.c, at.sweep.c, token0, valid, column_c);
       if constexpr (gate == GateOf::a)
-        copy_in(g.gates, s.log_decay, int64_t(s.heads) * D_a, token0, valid, column_a);
+        copy_in<threads>(g.gates, s.log_decay, int64_t(s.heads) * D_a, token0, valid, column_a);
       else
-        copy_in(g.gates, s.log_decay, int64_t(s.heads) * s.d_c, token0, valid, column_c);
+        copy_in<threads>(g.gates, s.log_decay, int64_t(s.heads) * s.d_c, token0, valid, column_c);
     }
     asm volatile("cp.async.commit_group;" ::: "memory");
   };

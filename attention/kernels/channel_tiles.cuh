@@ -14,6 +14,9 @@ namespace weft::cuda {
 
 constexpr int block = 16, blocks = chunk / block;
 constexpr int part_columns = 32;  // of a and b, whose decayed products one warp computes
+// From a block to the next in a Tile and in Gates, whose permutations repeat every eight rows: places of the
+// first block are computed once.
+constexpr int block_bytes = block * 128;
 
 __device__ inline float2 load_shared_pair(uint32_t address) {
   float2 v;
@@ -58,14 +61,32 @@ struct Gates {
   }
 };
 
-// Columns [column, column + D) of chunk rows from `first` on; those at and after `valid` become zero.
-template <int D>
+// Columns [column, column + D) of chunk rows from `first` on, by `threads` threads; rows at and after `valid`
+// become zero. A thread's rows are so far apart that their places and addresses differ by constants.
+template <int threads, int D>
+__device__ void copy_in(Tile<chunk, D> tile, const Rows& rows, int64_t first, int valid, int64_t column) {
+  constexpr int units = D / 8, apart = threads / units;
+  static_assert(apart % 8 == 0 && chunk % apart == 0);
+  const int row = threadIdx.x / units, unit = threadIdx.x % units;
+  const auto* from =
+      static_cast<const __nv_bfloat16*>(rows.data) + (first + row) * rows.pitch + column + unit * 8;
+  const uint32_t to = tile.at(row, unit);
+#pragma unroll
+  for (int i = 0; i < chunk / apart; ++i, from += apart * rows.pitch)
+    copy_async(to + i * apart * 128, from, row + i * apart < valid);
+}
+template <int threads, int D>
 __device__ void copy_in(Gates<D> gates, const float* rows, int64_t pitch, int64_t first, int valid,
                         int64_t column) {
-  for (int i = threadIdx.x; i < chunk * D / 4; i += blockDim.x) {
-    const int row = i / (D / 4), unit = i % (D / 4);
-    const int64_t at = (first + (row < valid ? row : 0)) * pitch + column + unit * 4;
-    copy_async(gates.at(row, unit * 4), rows + at, row < valid);
+  constexpr int units = D / 4, apart = threads / units;
+  static_assert(chunk % apart == 0);
+  const int row = threadIdx.x / units, unit = threadIdx.x % units;
+  const float* from = rows + (first + row) * pitch + column + unit * 4;
+  const uint32_t first_to = gates.at(row, unit * 4);
+#pragma unroll
+  for (int i = 0; i < chunk / apart; ++i, from += apart * pitch) {
+    const uint32_t to = apart % 8 == 0 ? first_to + i * apart * 128 : gates.at(row + i * apart, unit * 4);
+    copy_async(to, from, row + i * apart < valid);
   }
 }
 
@@ -196,25 +217,25 @@ struct WarpState {
   }
 };
 
-// The 16 columns of c from 16 pair on, of a block's tokens: c^T as a left operand. {x[0], x[2]} and {x[1],
-// x[3]} are the right operands of its two halves of columns.
+// The 16 columns of c from 16 pair on, of the tokens of a block, `to_block` bytes behind the first: c^T as a
+// left operand. {x[0], x[2]} and {x[1], x[3]} are the right operands of its two halves of columns.
 template <int D_c>
-__device__ void load_columns(uint32_t (&x)[4], Tile<chunk, D_c> c, int row0, int pair) {
+__device__ void load_columns(uint32_t (&x)[4], Tile<chunk, D_c> c, int to_block, int pair) {
   const int l = threadIdx.x % 32;
-  load_matrices_transposed(x, c.at(row0 + l / 16 * 8 + l % 8, 2 * pair + l / 8 % 2));
+  load_matrices_transposed(x, c.at(l / 16 * 8 + l % 8, 2 * pair + l / 8 % 2) + to_block);
 }
 
 // The same for 8 columns.
 template <int D_c>
-__device__ void load_half(uint32_t (&x)[2], Tile<chunk, D_c> c, int row0, int column0) {
-  load_matrices_transposed(x, c.at(row0 + threadIdx.x % 16, column0 / 8));
+__device__ void load_half(uint32_t (&x)[2], Tile<chunk, D_c> c, int to_block, int column0) {
+  load_matrices_transposed(x, c.at(threadIdx.x % 16, column0 / 8) + to_block);
 }
 
 // f32 (16, 8) to the place of a block's columns of c, as bf16.
 template <int D_c>
-__device__ void store_half(Tile<chunk, D_c> c, const float (&x)[4], int row0, int pair, int share) {
+__device__ void store_half(Tile<chunk, D_c> c, const float (&x)[4], int to_block, int pair, int share) {
   const Lane lane;
-  const uint32_t to = c.at(row0 + lane.g, 2 * pair + share) + 4 * lane.t;
+  const uint32_t to = c.at(lane.g, 2 * pair + share) + 4 * lane.t + to_block;
   store_shared(to, pack(x[0], x[1]));
   store_shared(to + 1024, pack(x[2], x[3]));
 }

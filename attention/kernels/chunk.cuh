@@ -11,6 +11,8 @@
 // reads. Exact: the shadow and weight_j C are sums of two bf16, high + rest, which the gradient of a gate
 // needs (README).
 
+#include <type_traits>
+
 #include "attention/kernels/sweep.h"
 #include "attention/kernels/tile.cuh"
 
@@ -36,24 +38,31 @@ struct DecayLane {
     first = i < valid ? log2_decay(s, token0 + i, head) : 0;
     both = first + (i + 1 < valid ? log2_decay(s, token0 + i + 1, head) : 0);
   }
-  __device__ void write(Decays& d, bool reverse, int valid) const {
-    const int lane = threadIdx.x % 32;
+  // Summed up to this lane's tokens, and over the chunk.
+  struct Levels {
+    float up[2], total;
+  };
+  __device__ Levels levels() const {
     float sum = both;
 #pragma unroll
     for (int step = 1; step < 32; step *= 2) {
       const float other = __shfl_up_sync(~0u, sum, step);
-      if (lane >= step) sum += other;
+      if (threadIdx.x % 32 >= step) sum += other;
     }
-    const float total = __shfl_sync(~0u, sum, 31);
+    return {{sum - both + first, sum}, __shfl_sync(~0u, sum, 31)};
+  }
+  __device__ void write(Decays& d, bool reverse, int valid) const {
+    const int lane = threadIdx.x % 32;
+    const Levels of = levels();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int token = 2 * lane + i;
-      const float up = i ? sum : sum - both + first, down = fminf(total - up, 0.f);
+      const float up = of.up[i], down = fminf(of.total - up, 0.f);
       const bool inside = token < valid;
       d.level[token] = !reverse ? up : inside ? -up : INFINITY;
       d.weight[token] = inside ? exp2_fast(reverse ? up : down) : 0;
     }
-    if (lane == 0) d.total = exp2_fast(total), d.shift = reverse ? total : 0;
+    if (lane == 0) d.total = exp2_fast(of.total), d.shift = reverse ? of.total : 0;
   }
 };
 
@@ -130,16 +139,18 @@ struct StatePart {
     if (threadIdx.x % 32 == 0)
       at.sweep.end_sums[(int64_t(of) * at.s.documents + at.document) * at.s.heads + at.head] = sum;
   }
-  __device__ void store_shadow(Shadow<D_a, W> shadow) const {
+  // As the rows of S^T from row0 on.
+  template <int All>
+  __device__ void store_shadow(Shadow<D_a, All> shadow, int row0 = 0) const {
 #pragma unroll
     for (int w = 0; w < W; ++w)
 #pragma unroll
       for (int n = 0; n < parts; ++n) {
         const auto high = shadow.high.template part<N>(n), rest = shadow.rest.template part<N>(n);
         if constexpr (Exact)
-          store_split(high, rest, 64 * w, state[w][n]);
+          store_split(high, rest, row0 + 64 * w, state[w][n]);
         else
-          store(high, 64 * w, state[w][n]);
+          store(high, row0 + 64 * w, state[w][n]);
       }
   }
 
@@ -151,17 +162,31 @@ struct StatePart {
 #pragma unroll
       for (int n = 0; n < parts; ++n) {
         state[w][n].scale(decays.total, decays.total);
-        Products::start(state[w][n]);
-        Products::add_a_b(state[w][n], weighted.high, b.template part<N>(n));
-        if constexpr (Exact) Products::add_a_b(state[w][n], weighted.rest, b.template part<N>(n));
+        start(w, n, weighted, b);
       }
       Products::commit();
     }
+    wait();
+  }
+  // Of one block of 64 columns of c, in two steps: S^T <- S^T + weighted B
+  __device__ void start(Tile<chunk, D_a> b, const Weighted<chunk>& weighted) {
+#pragma unroll
+    for (int n = 0; n < parts; ++n) start(0, n, weighted, b);
+    Products::commit();
+  }
+  __device__ void wait() {
     Products::template wait<0>();
 #pragma unroll
     for (int w = 0; w < W; ++w)
 #pragma unroll
       for (int n = 0; n < parts; ++n) Products::settle(state[w][n]);
+  }
+
+ private:
+  __device__ void start(int w, int n, const Weighted<chunk>& weighted, Tile<chunk, D_a> b) {
+    Products::start(state[w][n]);
+    Products::add_a_b(state[w][n], weighted.high, b.template part<N>(n));
+    if constexpr (Exact) Products::add_a_b(state[w][n], weighted.rest, b.template part<N>(n));
   }
 };
 
@@ -190,15 +215,18 @@ __device__ inline Operand<chunk> weigh(const Accumulator<64>& scores, const Deca
 
 // The output (64, 64 W) of one chunk. `sync` says when tiles and the shadow are there, and hears when the
 // shadow has been read. In turn: begin, wait_scores, compute, finish; the next chunk begins before this one
-// finishes.
-template <class Products, int D_a, int W, bool Exact>
+// finishes. A lies in registers, or stays in its tile, which needs fewer of them.
+template <class Products, int D_a, int W, bool Exact, bool AInRegisters = true>
 struct OutputPart {
   Accumulator<64 * W> out;
   Accumulator<64> scores;
-  Operand<D_a> left;
+  std::conditional_t<AInRegisters, Operand<D_a>, TileRows<chunk, D_a>> left;
 
   __device__ void begin(Tile<chunk, D_a> a, Tile<chunk, D_a> b) {
-    left = load(a);
+    if constexpr (AInRegisters)
+      left = load(a);
+    else
+      left = {a, 0};
     Products::start(scores);
     Products::a_bt(scores, left, b, false);
     Products::commit();
@@ -249,7 +277,7 @@ struct OutputPart {
       if (lane.t == 0 && lane.row() + 8 < valid) to[int64_t(lane.row() + 8) * at.s.heads] = sums.y;
     }
   }
-  // May overwrite a: a warp has read the rows it writes, and no others.
+  // May overwrite an a that is in registers: a warp has read the rows it writes, and no others.
   __device__ void store_rounded(Tile<chunk, 64 * W> to) const {
     __syncwarp();
     store(to, 0, out);

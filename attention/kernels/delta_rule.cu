@@ -32,7 +32,7 @@ Path choose(const DeltaRule& p) {
           "this path needs bf16 and widths of 64 or 128");
   if (p.path != Path::automatic) return p.path;
   if (!tiles || device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) < 227 * 1024) return Path::plain;
-  return device_attribute(cudaDevAttrComputeCapabilityMajor) == 9 ? Path::wgmma : Path::mma;
+  return hopper() ? Path::wgmma : Path::mma;
 }
 
 void check(const char* of, const Rows& r, int heads, int width, Path path) {

@@ -19,9 +19,9 @@ template <class T>
 constexpr int kEmaTile = kEmaTileBytes / kEmaRow<T>;  // tokens
 
 // The shared memory of this warp, by its address: pointers would be derived anew at every use.
-__device__ inline uint32_t ema_tiles(void* shared, int tiles) {
+__device__ inline uint32_t ema_shared(void* shared, int bytes_a_warp) {
   const auto base = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  return __shfl_sync(~0u, base + threadIdx.x / 32 * tiles * kEmaTileBytes, 0);
+  return __shfl_sync(~0u, base + threadIdx.x / 32 * bytes_a_warp, 0);
 }
 
 // Elements in shared memory, as bits and as numbers.
@@ -206,12 +206,13 @@ __device__ inline double power(double base, int exponent) {
 // Floats of one array of scratch of one span.
 __host__ __device__ inline int64_t ema_row(const Ema& e) { return int64_t{e.channels} * e.size; }
 
-// A kernel whose warps walk, with tiles of `matrices` in shared memory.
+// A kernel whose warps walk, each with so much shared memory.
 template <class... P, class... A>
-void launch(void (*kernel)(P...), const Ema& e, int matrices, cudaStream_t stream, const A&... arguments) {
+void launch(void (*kernel)(P...), const Ema& e, int bytes_a_warp, cudaStream_t stream,
+            const A&... arguments) {
   const int64_t blocks = int64_t{(e.channels + kEmaThreads - 1) / kEmaThreads} * e.spans;
   CHECK(blocks <= INT32_MAX, "ema: ", e.spans, " spans of ", e.channels, " channels");
-  const int bytes = matrices * kEmaWarps * kEmaStages * kEmaTileBytes;
+  const int bytes = kEmaWarps * bytes_a_warp;
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
              "moving average");
   kernel<<<static_cast<unsigned>(blocks), kEmaThreads, bytes, stream>>>(arguments...);

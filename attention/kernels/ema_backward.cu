@@ -9,6 +9,8 @@ namespace weft::cuda {
 
 namespace {
 
+constexpr int kBytes = 2 * kEmaStages * kEmaTileBytes;  // of shared memory, a warp
+
 // Tokens of a phase: as many as registers hold.
 template <int N, bool Unit>
 constexpr int kTogether = N > 16 ? 1
@@ -137,7 +139,7 @@ __global__ void __launch_bounds__(kEmaThreads)
   // Tiles are counted from the end; the last one may reach below `begin`. Those of dy lie behind those of x.
   constexpr int together = kTogether<N, Unit>;
   constexpr int size = kEmaTile<T>, row = kEmaRow<T>, apart = kEmaStages * kEmaTileBytes;
-  const uint32_t tiles = ema_tiles(shared, 2 * kEmaStages);
+  const uint32_t tiles = ema_shared(shared, kBytes);
   EmaMover<const T, -1> x_source(x, place.channel, end - size, begin, end);
   EmaMover<const T, -1> dy_source(dy, place.channel, end - size, begin, end);
   EmaMover<T, -1> sink(dx, place.channel, end - size, begin, end);
@@ -287,10 +289,10 @@ void backward_as(const Backward& g, Rows x, Rows dy, void* dx, cudaStream_t stre
                          grad = ema_rows(e, static_cast<const T*>(dy.data), dy.pitch);
   const EmaRows<T> to = ema_rows(e, static_cast<T*>(dx), e.channels);
   if (e.cut) {
-    launch(backward_kernel<T, N, Unit, true>, e, 2, stream, g, from, grad, to);
+    launch(backward_kernel<T, N, Unit, true>, e, kBytes, stream, g, from, grad, to);
     fold_kernel<Unit><<<blocks_of_row(e), 256, 0, stream>>>(g);
   }
-  launch(backward_kernel<T, N, Unit, false>, e, 2, stream, g, from, grad, to);
+  launch(backward_kernel<T, N, Unit, false>, e, kBytes, stream, g, from, grad, to);
 }
 
 }  // namespace

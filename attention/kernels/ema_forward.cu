@@ -1,7 +1,8 @@
 // Outputs of the damped moving average, and the states behind the documents (README, "The damped moving
 // average").
 
-#include "attention/kernels/ema.cuh"
+#include "attention/kernels/ema_pipe.cuh"
+#include "attention/kernels/tensor_map.h"
 
 namespace weft::cuda {
 
@@ -20,10 +21,11 @@ struct Forward {
 // A thread is a channel of a span. Unit: without a start, states are kept as s = h / in, so that a token
 // costs two multiply-adds a state. Summary: only the state behind the span, and only where a document goes
 // on.
-template <class T, int N, bool Unit, bool Summary>
+template <class T, int N, bool Unit, bool Summary, bool Bulk>
 __global__ void __launch_bounds__(kEmaThreads)
-    forward_kernel(const Forward f, const EmaRows<const T> x, const EmaRows<T> y) {
-  extern __shared__ uint4 shared[];
+    forward_kernel(const Forward f, const EmaRows<const T> x, const EmaRows<T> y,
+                   const __grid_constant__ EmaMaps maps) {
+  extern __shared__ __align__(128) char shared[];
   const Ema& e = f.shape;
   const EmaPlace place(e);
   if (place.channel >= e.channels) return;
@@ -87,20 +89,9 @@ __global__ void __launch_bounds__(kEmaThreads)
     load_scratch(h, f.states + (place.span - 1) * ema_row(e), channel, e);
 
   constexpr int size = kEmaTile<T>, row = kEmaRow<T>;
-  const uint32_t tiles = ema_tiles(shared, kEmaStages);
-  EmaMover<const T, 1> source(x, place.channel, begin, begin, end);
-  EmaMover<T, 1> sink(y, place.channel, begin, begin, end);
-  uint32_t now = tiles, free = tiles + (kEmaStages - 1) * kEmaTileBytes;  // in work, and to be fetched into
-  const auto advance = [&](uint32_t& tile) {
-    tile = tile == tiles + (kEmaStages - 1) * kEmaTileBytes ? tiles : tile + kEmaTileBytes;
-  };
-#pragma unroll
-  for (int i = 0; i < kEmaStages - 1; ++i) source.fetch(tiles + i * kEmaTileBytes);
+  EmaPipe<T, Bulk> pipe(shared, maps, x, y, place.channel, begin, end);
   for (int low = begin; low < end; low += size) {
-    source.fetch(free);
-    advance(free);
-    arrived<kEmaStages - 1>();
-    uint32_t own = now + lane * static_cast<int>(sizeof(T));  // this thread's channel, token by token
+    uint32_t own = pipe.next() + lane * static_cast<int>(sizeof(T));  // this channel, token by token
     const int stop = min(low + size, end);
     for (int token = low; token < stop;) {
       if (token == next) next = place.offsets[++document + 1], enter();
@@ -139,11 +130,11 @@ __global__ void __launch_bounds__(kEmaThreads)
       if (until == next) leave();
     }
     if constexpr (Summary)
-      __syncwarp();
+      pipe.drop();
     else
-      sink.send(now);
-    advance(now);
+      pipe.send();
   }
+  pipe.finish();
   if constexpr (Summary) store_scratch(f.states + place.span * ema_row(e), h, channel, e);
 }
 
@@ -170,17 +161,31 @@ __global__ void __launch_bounds__(256) fold_kernel(const Forward f) {
   }
 }
 
-template <class T, int N, bool Unit>
-void forward_as(const Forward& f, Rows x, void* y, cudaStream_t stream) {
+template <class T, int N, bool Unit, bool Bulk>
+void forward_as(const Forward& f, const EmaRows<const T>& x, const EmaRows<T>& y, const EmaMaps& maps,
+                cudaStream_t stream) {
   const Ema& e = f.shape;
-  const EmaRows<const T> from = ema_rows(e, static_cast<const T*>(x.data), x.pitch);
-  const EmaRows<T> to = ema_rows(e, static_cast<T*>(y), e.channels);
+  constexpr int bytes = EmaPipe<T, Bulk>::kBytes;
   if (e.cut) {
-    launch(forward_kernel<T, N, Unit, true>, e, 1, stream, f, from, to);
+    launch(forward_kernel<T, N, Unit, true, Bulk>, e, bytes, stream, f, x, y, maps);
     fold_kernel<<<static_cast<unsigned>((ema_row(e) + 255) / 256), 256, 0, stream>>>(f);
   }
-  launch(forward_kernel<T, N, Unit, false>, e, 1, stream, f, from, to);
+  launch(forward_kernel<T, N, Unit, false, Bulk>, e, bytes, stream, f, x, y, maps);
   check_cuda(cudaGetLastError(), "moving average");
+}
+
+template <class T, int N, bool Unit>
+void forward_as(const Forward& f, Rows x, void* y, cudaStream_t stream) {
+  const EmaRows<const T> from = ema_rows(f.shape, static_cast<const T*>(x.data), x.pitch);
+  const EmaRows<T> to = ema_rows(f.shape, static_cast<T*>(y), f.shape.channels);
+  if (!from.packed || !to.packed || device_attribute(cudaDevAttrComputeCapabilityMajor) != 9)
+    return forward_as<T, N, Unit, false>(f, from, to, {}, stream);
+  // Only tiles of tokens that there are get moved by the maps, which need not know how many.
+  const auto map = [&](const void* data, int64_t pitch) {
+    return tensor_map(data, pitch, f.shape.channels, 1, INT32_MAX, kEmaTile<T>,
+                      TensorBox{sizeof(T) == 2 ? Dtype::bf16 : Dtype::f32, 32, false});
+  };
+  forward_as<T, N, Unit, true>(f, from, to, {map(from.data, from.pitch), map(to.data, to.pitch)}, stream);
 }
 
 }  // namespace

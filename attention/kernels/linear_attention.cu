@@ -23,8 +23,6 @@ bool has_tiles(const LinearAttention& p, int width) {
   return width == 64 || width == 128 || (width == 256 && p.gate != Gate::channel);
 }
 
-bool hopper() { return device_attribute(cudaDevAttrComputeCapabilityMajor) == 9; }
-
 void check(const LinearAttention& p) {
   check_sizes(name, p);
   require(p.gate == Gate::fixed || p.log_decay, "give log decays", "gated without log_decay");
@@ -161,7 +159,7 @@ int64_t gate_floats(const LinearAttention& p) {
 
 // Of documents in segments
 
-Cut cut_of(const LinearAttention& p, bool backward) {
+Cut cut_of(const LinearAttention& p) {
   if (p.dtype != Dtype::bf16 || !has_tiles(p, p.d_k) || !has_tiles(p, p.d_v)) return {};
   static const CutDevice device = [] {  // asking for a clock takes long
     CutDevice d;
@@ -175,75 +173,95 @@ Cut cut_of(const LinearAttention& p, bool backward) {
     cudaGetLastError();  // without a GPU plans are made all the same
     return d;
   }();
-  return choose_cut(p, backward ? 3 : 1, device);
+  return choose_cut(p, device);
 }
 
-// The workspace of a call, in floats from its start.
+// A decay for each segment and head, or channel.
+int64_t decay_floats(const LinearAttention& p, const Cut& cut) {
+  return int64_t(cut.most) * p.heads * (p.gate == Gate::channel ? p.d_k : 1);
+}
+
+int64_t state_floats(const LinearAttention& p, const Cut& cut) {
+  return int64_t(cut.most) * p.heads * p.d_k * p.d_v;
+}
+
+// What forward keeps, in floats from its start: where segments begin, and the states that they start from.
+struct Kept {
+  int64_t offsets = 0, first = 0, decay = 0, state = 0, end = 0;
+  Kept(const LinearAttention& p, const Cut& cut) {
+    if (cut.length == 0) return;
+    first = after(offsets, cut.most + 1);
+    decay = after(first, p.documents + 1);
+    state = after(decay, decay_floats(p, cut));
+    end = after(state, state_floats(p, cut));
+  }
+  static int64_t after(int64_t place, int64_t floats) { return place + (floats + 3) / 4 * 4; }
+};
+
+// The workspace of backward.
 struct Room {
-  int64_t offsets = 0, first, decay, state, d_state, gate, end;
-  Room(const LinearAttention& p, const Cut& cut, bool backward) {
-    auto after = [](int64_t place, int64_t floats) { return place + (floats + 3) / 4 * 4; };
-    const int64_t states = int64_t(cut.most) * p.heads * p.d_k * p.d_v;
-    first = after(offsets, cut.length ? cut.most + 1 : 0);
-    decay = after(first, cut.length ? p.documents + 1 : 0);
-    state = after(decay, int64_t(cut.most) * p.heads * (p.gate == Gate::channel ? p.d_k : 1));
-    d_state = after(state, states);
-    gate = after(d_state, backward ? states : 0);
+  int64_t decay = 0, state, gate, end;
+  Room(const LinearAttention& p, const Cut& cut) {
+    state = Kept::after(decay, decay_floats(p, cut));
+    gate = Kept::after(state, state_floats(p, cut));
     LinearAttention of_gate = p;
     if (cut.length) of_gate.documents = cut.most;
-    end = after(gate, backward ? gate_floats(of_gate) : 0);
+    end = Kept::after(gate, gate_floats(of_gate));
   }
 };
 
-LinearAttention segments_of(const LinearAttention& p, const Cut& cut, float* workspace, const Room& room,
-                            cudaStream_t stream) {
-  require(workspace != nullptr, "give linear_attention_workspace() bytes",
-          "cutting documents needs workspace");
+LinearAttention segments_of(const LinearAttention& p, const Cut& cut, const int* offsets) {
   LinearAttention segments = p;
-  segments.documents = cut.most, segments.offsets = reinterpret_cast<int*>(workspace + room.offsets);
-  cut_documents(p, cut, reinterpret_cast<int*>(workspace + room.offsets),
-                reinterpret_cast<int*>(workspace + room.first), stream);
+  segments.documents = cut.most, segments.offsets = offsets;
   return segments;
 }
 
-void run_states(const Sweeps& s, Gate gate, float* decay, Path path, cudaStream_t stream) {
-  if (gate == Gate::channel)
-    channel_segment_states(s, decay, hopper(), stream);
+// Each segment's own state from rows b and c, then along the documents the states that segments start from.
+void make_states(const LinearAttention& p, const LinearAttention& segments, Sweep own, Fold fold, Path path,
+                 cudaStream_t stream) {
+  SegmentStates states{sweeps_of(segments, p.d_k, p.d_v)};
+  own.state_out = fold.states, own.reverse = fold.reverse;
+  states.sweeps.sweep[0] = own, states.sweeps.count = 1;
+  states.decay = fold.decay, states.first = fold.first, states.documents = p.documents;
+  states.end_wanted = fold.to != nullptr;
+  if (p.gate == Gate::channel)
+    channel_segment_states(states, hopper(), stream);
+  else if (path == Path::wgmma)
+    segment_states_wgmma(states, stream);
   else
-    segment_states(s, decay, path == Path::wgmma, stream);
-}
-
-Fold fold_of(const LinearAttention& p, float* workspace, const Room& room) {
-  Fold f;
-  f.documents = p.documents, f.heads = p.heads, f.d_k = p.d_k, f.d_v = p.d_v;
-  f.first = reinterpret_cast<int*>(workspace + room.first), f.decay = workspace + room.decay;
-  f.channels = p.gate == Gate::channel;
-  return f;
+    segment_states(states, stream);
+  fold.documents = p.documents, fold.heads = p.heads, fold.d_k = p.d_k, fold.d_v = p.d_v;
+  fold.channels = p.gate == Gate::channel;
+  fold_segments(fold, stream);
 }
 
 }  // namespace
 
 void linear_attention_forward(const LinearAttention& p, Rows q, Rows k, Rows v, const float* initial_state,
-                              MutableRows o, float* final_state, void* workspace, cudaStream_t stream) {
+                              MutableRows o, float* final_state, void* kept, cudaStream_t stream) {
   check(p);
   check("q", q, p.heads, p.d_k), check("k", k, p.heads, p.d_k);
   check("v", v, p.heads, p.d_v), check("o", read_only(o), p.heads, p.d_v);
   if (p.tokens == 0 && !final_state) return;
   const Path path = choose(p, {q, k, v, read_only(o)});
-  const Cut cut = path == Path::plain ? Cut{} : cut_of(p, false);
+  const Cut cut = choose(p, {q, k, v}) == Path::plain ? Cut{} : cut_of(p);
   if (cut.length == 0) return forward_whole(p, path, q, k, v, initial_state, o, final_state, stream);
 
-  auto* const floats = static_cast<float*>(workspace);
-  const Room room(p, cut, false);
-  const LinearAttention segments = segments_of(p, cut, floats, room, stream);
-  Sweeps s = sweeps_of(segments, p.d_k, p.d_v);
-  s.count = 1;
-  s.sweep[0].b = k, s.sweep[0].c = v, s.sweep[0].state_out = floats + room.state;
-  run_states(s, p.gate, floats + room.decay, path, stream);
-  Fold fold = fold_of(p, floats, room);
-  fold.states = floats + room.state, fold.from = initial_state, fold.to = final_state;
-  fold_segments(fold, stream);
-  forward_whole(segments, path, q, k, v, floats + room.state, o, nullptr, stream);
+  require(path != Path::plain, "align it", "o is not aligned to 16 bytes, as q, k and v are");
+  require(kept, "give linear_attention_kept() bytes", "nowhere to keep states");
+  const Kept at(p, cut);
+  auto* const floats = static_cast<float*>(kept);
+  auto* const offsets = reinterpret_cast<int*>(floats + at.offsets);
+  auto* const first = reinterpret_cast<int*>(floats + at.first);
+  cut_documents(p, cut, offsets, first, stream);
+  const LinearAttention segments = segments_of(p, cut, offsets);
+  Sweep own;
+  own.b = k, own.c = v;
+  Fold fold;
+  fold.first = first, fold.decay = floats + at.decay, fold.states = floats + at.state;
+  fold.from = initial_state, fold.to = final_state;
+  make_states(p, segments, own, fold, path, stream);
+  forward_whole(segments, path, q, k, v, fold.states, o, nullptr, stream);
 }
 
 void linear_attention_backward(const LinearAttention& p, Rows q, Rows k, Rows v, const float* initial_state,
@@ -259,34 +277,37 @@ void linear_attention_backward(const LinearAttention& p, Rows q, Rows k, Rows v,
   require(!d.log_decay || d.workspace, "give linear_attention_workspace() bytes",
           "the gradient of a gate needs workspace");
   const Path path = choose(p, {q, k, v, d_o, dq_rows, dk_rows, dv_rows});
-  const Cut cut = path == Path::plain ? Cut{} : cut_of(p, true);
-  const Room room(p, cut, true);
+  const Cut cut = path == Path::plain ? Cut{} : cut_of(p);
+  const Room room(p, cut);
   auto* const floats = static_cast<float*>(d.workspace);
   float* const of_gate = floats ? floats + room.gate : nullptr;
   if (cut.length == 0)
     return backward_whole(p, path, q, k, v, initial_state, d_o, d_final_state, d, of_gate, stream);
 
-  const LinearAttention segments = segments_of(p, cut, floats, room, stream);
-  Sweeps s = sweeps_of(segments, p.d_k, p.d_v);
-  s.count = 2;
-  s.sweep[0].b = k, s.sweep[0].c = v, s.sweep[0].state_out = floats + room.state;
-  s.sweep[1].b = q, s.sweep[1].c = d_o, s.sweep[1].state_out = floats + room.d_state;
-  s.sweep[1].reverse = true;
-  run_states(s, p.gate, floats + room.decay, path, stream);
-  Fold fold = fold_of(p, floats, room);
-  fold.states = floats + room.state, fold.from = initial_state;
-  fold_segments(fold, stream);
-  fold.states = floats + room.d_state, fold.from = d_final_state, fold.to = d.initial_state;
+  require(d.kept && floats, "give linear_attention_kept() and linear_attention_workspace() bytes",
+          "neither what forward kept nor workspace");
+  const Kept at(p, cut);
+  const auto* const kept = static_cast<const float*>(d.kept);
+  const LinearAttention segments = segments_of(p, cut, reinterpret_cast<const int*>(kept + at.offsets));
+  Sweep own;
+  own.b = q, own.c = d_o;
+  Fold fold;
+  fold.first = reinterpret_cast<const int*>(kept + at.first);
+  fold.decay = floats + room.decay, fold.states = floats + room.state;
+  fold.from = d_final_state, fold.to = d.initial_state;
   fold.scale = p.scale, fold.reverse = true;
-  fold_segments(fold, stream);
+  make_states(p, segments, own, fold, path, stream);
   LinearAttentionGradients of_segments = d;
   of_segments.initial_state = nullptr;
-  backward_whole(segments, path, q, k, v, floats + room.state, d_o, floats + room.d_state, of_segments,
-                 of_gate, stream);
+  backward_whole(segments, path, q, k, v, kept + at.state, d_o, fold.states, of_segments, of_gate, stream);
 }
 
-int64_t linear_attention_workspace(const LinearAttention& p, bool backward) {
-  return Room(p, cut_of(p, backward), backward).end * int64_t(sizeof(float));
+int64_t linear_attention_kept(const LinearAttention& p) {
+  return Kept(p, cut_of(p)).end * int64_t(sizeof(float));
+}
+
+int64_t linear_attention_workspace(const LinearAttention& p) {
+  return Room(p, cut_of(p)).end * int64_t(sizeof(float));
 }
 
 }  // namespace weft::cuda

@@ -54,16 +54,18 @@ struct LinearAttention {
 };
 
 // o (tokens, heads, d_v). States are (documents, heads, d_k, d_v) f32; a null initial state is zero, a null
-// final one is not wanted. workspace has linear_attention_workspace(shape, false) bytes, null if that is 0.
+// final one is not wanted. kept: linear_attention_kept(shape) bytes, null if that is 0; backward wants them
+// as they are left.
 void linear_attention_forward(const LinearAttention& shape, Rows q, Rows k, Rows v,
-                              const float* initial_state, MutableRows o, float* final_state, void* workspace,
+                              const float* initial_state, MutableRows o, float* final_state, void* kept,
                               cudaStream_t stream);
 
 struct LinearAttentionGradients {
   MutableRows q, k, v;
   float* initial_state = nullptr;  // null: not wanted
   float* log_decay = nullptr;      // as the gate, unless that is fixed; null: not wanted
-  void* workspace = nullptr;       // linear_attention_workspace(shape, true) bytes, null if that is 0
+  const void* kept = nullptr;      // by the forward pass
+  void* workspace = nullptr;       // linear_attention_workspace(shape) bytes, null if that is 0
 };
 
 // d_final_state may be null.
@@ -71,8 +73,9 @@ void linear_attention_backward(const LinearAttention& shape, Rows q, Rows k, Row
                                const float* initial_state, Rows d_o, const float* d_final_state,
                                const LinearAttentionGradients& d, cudaStream_t stream);
 
-// Bytes of scratch, aligned to 16: for the gradient of a gate a few f32 per token and head, or per document
-// and channel; where documents of few heads are cut, the states between segments.
-int64_t linear_attention_workspace(const LinearAttention& shape, bool backward);
+// Both aligned to 16 bytes. Where documents of few heads are cut, the states between segments, and for the
+// gradient of a gate a few f32 per token and head, or per document and channel.
+int64_t linear_attention_kept(const LinearAttention& shape);
+int64_t linear_attention_workspace(const LinearAttention& shape);  // of backward
 
 }  // namespace weft::cuda

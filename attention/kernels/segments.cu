@@ -2,11 +2,7 @@
 
 #include "attention/kernels/segments.h"
 
-#include <type_traits>
-#include <utility>
-
 #include "attention/kernels/chunk.cuh"
-#include "attention/kernels/hopper.cuh"
 
 namespace weft::cuda {
 
@@ -43,18 +39,14 @@ struct SegmentMemory {
   static constexpr int bytes = stages * (stage_bytes + chunk * 4) + 2 * sizeof(Decays);
 };
 
-template <bool Wgmma, int D_a, int W>
+template <int D_a, int W>
 __global__ void __launch_bounds__(128 * W, D_a == 256 ? 1 : 4 / W)
-    segment_states_kernel(const __grid_constant__ Sweeps s, float* decay) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  using Products = std::conditional_t<Wgmma, WarpgroupProducts, WarpProducts>;
-#else
-  using Products = WarpProducts;
-#endif
+    segment_states_kernel(const __grid_constant__ SegmentStates p) {
   using M = SegmentMemory<D_a, W>;
+  const Sweeps& s = p.sweeps;
   const int splits = s.d_c / (64 * W), unit = int(blockIdx.x) / splits;
   const int column0 = int(blockIdx.x) % splits * 64 * W, group = threadIdx.x / 128;
-  const Place at{s, s.sweep[blockIdx.y], unit / s.heads, unit % s.heads, column0 + 64 * group};
+  const Place at{s, s.sweep[0], unit / s.heads, unit % s.heads, column0 + 64 * group};
   const int2 range = document_range(s, at.document);
   const int chunks = (range.y + chunk - 1) / chunk;
   auto first_token = [&](int n) { return range.x + (at.sweep.reverse ? chunks - 1 - n : n) * chunk; };
@@ -87,7 +79,7 @@ __global__ void __launch_bounds__(128 * W, D_a == 256 ? 1 : 4 / W)
     asm volatile("cp.async.commit_group;" ::: "memory");
   };
 
-  StatePart<Products, D_a, 1, true> state;
+  StatePart<WarpProducts, D_a, 1, true> state;
   state.load(at);
   float total = 1;
   const float fixed = s.gated ? 0 : log2_decay(s, 0, at.head);
@@ -102,16 +94,13 @@ __global__ void __launch_bounds__(128 * W, D_a == 256 ? 1 : 4 / W)
       lane.first = own(token), lane.both = lane.first + own(token + 1);
       lane.write(decays[n % 2], at.sweep.reverse, valid);
     }
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-    if (Wgmma) publish_shared();
-#endif
     __syncthreads();
     fetch(n + M::stages - 1);  // to the place that all have left behind this barrier
     total *= decays[n % 2].total;
     state.update(stage(n).b, stage(n).c.template part<64>(group), decays[n % 2]);
   }
   state.finish(at);
-  if (blockIdx.y == 0 && column0 == 0 && threadIdx.x == 0) decay[unit] = total;
+  if (column0 == 0 && threadIdx.x == 0) p.decay[int64_t(blockIdx.y) * s.documents * s.heads + unit] = total;
 }
 
 __global__ void __launch_bounds__(256) fold_kernel(const Fold f) {
@@ -120,6 +109,7 @@ __global__ void __launch_bounds__(256) fold_kernel(const Fold f) {
   const int unit = blockIdx.x * 256 + threadIdx.x;
   if (unit >= units) return;
   const int first = f.first[document], count = f.first[document + 1] - first;
+  const int left = f.to ? count : count - 1;  // states that anybody asks for
   const int64_t of_document = (int64_t(document) * f.heads + head) * units + unit;
   float4 state{0, 0, 0, 0};
   if (f.from) state = reinterpret_cast<const float4*>(f.from)[of_document];
@@ -131,6 +121,7 @@ __global__ void __launch_bounds__(256) fold_kernel(const Fold f) {
       if (n0 + i >= count) continue;
       const int segment = first + (f.reverse ? count - 1 - n0 - i : n0 + i);
       place[i] = reinterpret_cast<float4*>(f.states) + (int64_t(segment) * f.heads + head) * units + unit;
+      if (n0 + i >= left) continue;
       own[i] = *place[i];
       const int64_t of = int64_t(segment) * f.heads + head;
       by[i] = f.decay[f.channels ? of * f.d_k + 4 * unit / f.d_v : of];
@@ -139,6 +130,7 @@ __global__ void __launch_bounds__(256) fold_kernel(const Fold f) {
     for (int i = 0; i < ahead; ++i) {
       if (n0 + i >= count) continue;
       *place[i] = state;
+      if (n0 + i >= left) continue;
       state = {by[i] * state.x + f.scale * own[i].x, by[i] * state.y + f.scale * own[i].y,
                by[i] * state.z + f.scale * own[i].z, by[i] * state.w + f.scale * own[i].w};
     }
@@ -148,24 +140,25 @@ __global__ void __launch_bounds__(256) fold_kernel(const Fold f) {
 
 // launchers
 
-template <bool Wgmma, int D_a, int W>
-void launch(const Sweeps& s, float* decay, cudaStream_t stream) {
-  const auto kernel = segment_states_kernel<Wgmma, D_a, W>;
+template <int D_a, int W>
+void launch(const SegmentStates& p, cudaStream_t stream) {
+  const auto kernel = segment_states_kernel<D_a, W>;
   constexpr int bytes = SegmentMemory<D_a, W>::bytes;
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
              "linear attention (segment states)");
-  kernel<<<dim3(s.documents * s.heads * (s.d_c / (64 * W)), s.count), 128 * W, bytes, stream>>>(s, decay);
+  const Sweeps& s = p.sweeps;
+  kernel<<<s.documents * s.heads*(s.d_c / (64 * W)), 128 * W, bytes, stream>>>(p);
   check_cuda(cudaGetLastError(), "linear attention (segment states)");
 }
 
-template <bool Wgmma, int W>
-void launch(const Sweeps& s, float* decay, cudaStream_t stream) {
-  switch (s.d_a) {
-    case 64: return launch<Wgmma, 64, W>(s, decay, stream);
-    case 128: return launch<Wgmma, 128, W>(s, decay, stream);
-    case 256: return launch<Wgmma, 256, W>(s, decay, stream);
+template <int W>
+void launch(const SegmentStates& p, cudaStream_t stream) {
+  switch (p.sweeps.d_a) {
+    case 64: return launch<64, W>(p, stream);
+    case 128: return launch<128, W>(p, stream);
+    case 256: return launch<256, W>(p, stream);
   }
-  throw Error(Exit::internal, text("linear attention (segment states): width ", s.d_a));
+  throw Error(Exit::internal, text("linear attention (segment states): width ", p.sweeps.d_a));
 }
 
 }  // namespace
@@ -175,11 +168,8 @@ void cut_documents(const LinearAttention& p, const Cut& cut, int* offsets, int* 
   check_cuda(cudaGetLastError(), "linear attention (segments)");
 }
 
-void segment_states(const Sweeps& s, float* decay, bool wgmma, cudaStream_t stream) {
-  if (wgmma)
-    s.d_c == 64 ? launch<true, 1>(s, decay, stream) : launch<true, 2>(s, decay, stream);
-  else
-    s.d_c == 64 ? launch<false, 1>(s, decay, stream) : launch<false, 2>(s, decay, stream);
+void segment_states(const SegmentStates& p, cudaStream_t stream) {
+  p.sweeps.d_c == 64 ? launch<1>(p, stream) : launch<2>(p, stream);
 }
 
 void fold_segments(const Fold& f, cudaStream_t stream) {

@@ -29,24 +29,20 @@ struct CutDevice {
   double bytes_us = 3e6;  // that memory moves in a microsecond
 };
 
-// The cut with the least time expected, for one sweep (forward) or three (backward), which run side by side
-// or, with a gate of channels, one after another. A block of threads needs chunk_us for a chunk of 64 tokens,
-// as long as memory keeps up with all that run at once.
-inline Cut choose_cut(const LinearAttention& p, int sweeps, const CutDevice& device) {
-  const bool channels = p.gate == Gate::channel;
-  const double chunk_us = channels ? 6.8 : sweeps > 1 && p.gate == Gate::head ? 3 : 1.6;
-  const bool wide = p.d_k == 256;  // segment_states has one block to a multiprocessor then
-  const double state_chunk_us = channels ? 3 : wide ? 3.5 : 1.5;
-  constexpr double launches_us = 15;
+// The cut with the least time expected of both passes, for sweeps that run side by side (one forward, three
+// backward) or, with a gate of channels, one after another. A block of threads needs chunk_us for a chunk of
+// 64 tokens, as long as memory keeps up with all that run at once.
+inline Cut choose_cut(const LinearAttention& p, const CutDevice& device) {
+  const bool channels = p.gate == Gate::channel, gated = p.gate == Gate::head;
+  const double state_chunk_us = channels ? 3 : 0.8;
+  constexpr double launches_us = 15;  // to cut, of states and their fold, in each pass
   if (p.documents > most_cut_documents || p.tokens == 0 || p.segment == 0) return {};
   if (p.segment > 0) return {p.segment, int(p.documents + p.tokens / p.segment)};
   const auto mean = double(p.tokens) / p.documents;
   const int64_t longest = std::max(p.longest, int64_t(std::ceil(mean)));
-  const int columns = channels ? p.d_v : p.d_k == 128 && p.d_v >= 128 ? 128 : 64;
-  const int turns = channels ? sweeps : 1, at_once = p.d_k == 64 && !channels ? 2 : 1;
+  const int at_once = p.d_k == 64 && !channels ? 2 : 1;
   const double rows = double(p.tokens) * p.heads;
   const double row_bytes = 2.0 * (p.d_k + p.d_v) + (channels ? 4 * p.d_k : 0);
-  const int passes = sweeps == 1 ? 1 : 2, tensors = sweeps == 1 ? 2 : 5;
 
   auto kernel = [&](int64_t segments, int64_t length, int blocks_each, int places, double us, double bytes) {
     const double waves = std::ceil(double(segments) * blocks_each / places);
@@ -54,22 +50,29 @@ inline Cut choose_cut(const LinearAttention& p, int sweeps, const CutDevice& dev
         std::min(waves * double(length), double(p.tokens) * blocks_each / places + double(length));
     return std::max(chain / 64 * us, bytes / device.bytes_us);
   };
-  auto time = [&](int64_t segments, int64_t length) {
-    return turns * kernel(segments, length, p.heads * (sweeps / turns) * (p.d_v / columns),
-                          device.multiprocessors * at_once, chunk_us, rows * row_bytes * tensors / turns);
+  auto sweeps = [&](int64_t segments, int64_t length, bool backward) {
+    const bool exact = backward && gated, wide = p.d_k == 128 || (p.d_k == 256 && !exact);
+    const double chunk_us = channels ? 6.8 : exact ? 3 : p.d_k == 256 ? 2.4 : backward ? 1.8 : 2;
+    const int columns = channels ? p.d_v : wide && p.d_v >= 128 ? 128 : 64, count = backward ? 3 : 1;
+    const int turns = channels ? count : 1;
+    return turns * kernel(segments, length, p.heads * (count / turns) * (p.d_v / columns),
+                          device.multiprocessors * at_once, chunk_us,
+                          rows * row_bytes * (backward ? 5 : 2) / turns);
   };
-  double least = time(p.documents, longest);
+  auto states = [&](int64_t segments, int64_t length) {
+    const double bytes = 16.0 * double(segments) * p.heads * p.d_k * p.d_v;
+    return launches_us + kernel(segments, length, p.heads * std::max(1, p.d_v / 128), device.multiprocessors,
+                                state_chunk_us, rows * row_bytes + bytes);
+  };
+  double least = sweeps(p.documents, longest, false) + sweeps(p.documents, longest, true);
   Cut best;
   for (int64_t pieces = 2; pieces <= 256; ++pieces) {
     const int64_t length = (longest + 64 * pieces - 1) / (64 * pieces) * 64;
     if (length < 256) break;
     const auto segments = int64_t(p.documents * std::ceil(mean / double(length)));
-    const double states = 16.0 * double(segments) * p.heads * p.d_k * p.d_v;
-    const double total = time(segments, length) + launches_us +
-                         kernel(segments, length, p.heads * passes * std::max(1, p.d_v / 128),
-                                (channels || wide ? 1 : 2) * device.multiprocessors, state_chunk_us,
-                                passes * (rows * row_bytes + states));
-    if (total < least) {
+    const double total =
+        sweeps(segments, length, false) + sweeps(segments, length, true) + 2 * states(segments, length);
+    if (total < 0.99 * least) {  // more segments have to gain something
       least = total;
       best = {length, int(p.offsets ? p.documents + p.tokens / length : segments)};
     }
@@ -81,11 +84,35 @@ inline Cut choose_cut(const LinearAttention& p, int sweeps, const CutDevice& dev
 // (documents + 1): the segments where documents begin.
 void cut_documents(const LinearAttention& p, const Cut& cut, int* offsets, int* first, cudaStream_t stream);
 
-// For sweeps of segments (their b, c, reverse and state_out; bf16, widths of 64, 128 or 256) from a state of
-// zero. decay (segments, heads): exp of the segment's gates added up.
-void segment_states(const Sweeps& sweeps, float* decay, bool wgmma, cudaStream_t stream);
-// The same with a gate for each channel of b (widths of 64 and 128): decay (segments, heads, d_a).
-void channel_segment_states(const Sweeps& sweeps, float* decay, bool wgmma, cudaStream_t stream);
+// What the tokens of each segment leave behind it, from a state of zero.
+struct SegmentStates {
+  Sweeps sweeps;           // one, of segments: b, c, reverse and state_out; bf16, widths of 64, 128 or 256
+  float* decay = nullptr;  // (segments, heads), with a gate of channels (..., d_a): over the segment
+  // Unless end_wanted, the state where a document ends (backward: begins) may be left out.
+  bool end_wanted = false;
+  const int* first = nullptr;  // of cut_documents
+  int documents = 0;
+
+#ifdef __CUDACC__
+  __device__ bool unwanted(int segment) const {
+    if (end_wanted) return false;
+    const int border = segment + (sweeps.sweep[0].reverse ? 0 : 1);
+    int low = 0, high = documents;  // the first of `first` that is not less
+    while (low < high) {
+      const int middle = (low + high) / 2;
+      if (first[middle] < border)
+        low = middle + 1;
+      else
+        high = middle;
+    }
+    return first[low] == border;
+  }
+#endif
+};
+void segment_states(const SegmentStates& states, cudaStream_t stream);        // by mma.sync
+void segment_states_wgmma(const SegmentStates& states, cudaStream_t stream);  // compute capability 9.0
+// With a gate for each channel of b (widths of 64 and 128).
+void channel_segment_states(const SegmentStates& states, bool wgmma, cudaStream_t stream);
 
 // states (segments, heads, d_k, d_v): what each segment leaves becomes `scale` times what those before it
 // in its document leave it (in reverse: those behind it); `from` at the document's start and `to` behind its
@@ -93,7 +120,7 @@ void channel_segment_states(const Sweeps& sweeps, float* decay, bool wgmma, cuda
 struct Fold {
   int documents = 0, heads = 0, d_k = 0, d_v = 0;
   const int* first = nullptr;
-  const float* decay = nullptr;  // (segments, heads), or with `channels` (segments, heads, d_k)
+  float* decay = nullptr;  // (segments, heads), or with `channels` (segments, heads, d_k)
   bool channels = false;
   float* states = nullptr;
   const float* from = nullptr;

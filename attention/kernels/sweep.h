@@ -70,6 +70,10 @@ void sweep_plain(const Sweeps& sweeps, Dtype dtype, cudaStream_t stream);  // an
 void sweep_mma(const Sweeps& sweeps, cudaStream_t stream);    // bf16; d_a and d_c in {64, 128, 256}
 void sweep_wgmma(const Sweeps& sweeps, cudaStream_t stream);  // the same, compute capability 9.0
 
+// Whether this GPU is of compute capability 9.0, and this build has kernels for sm_90a; not if
+// WEFT_KERNELS=mma in the environment wants what other GPUs run (asked at each call, for tests).
+bool hopper();
+
 // d_log_decay from the row sums q . dq and k . dk; see the README, "The gradient of the gate".
 struct GateGradient {
   int64_t tokens = 0;

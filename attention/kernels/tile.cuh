@@ -219,7 +219,8 @@ __device__ float2 row_dots(Tile<64, N> tile, const Accumulator<N>& a, int block)
 // Rows 64 n .. 64 n + 63 of a tile, as the left side of a product.
 template <int R, int C>
 struct TileRows {
-  uint32_t address;
+  uint32_t address = 0;
+  TileRows() = default;
   __device__ TileRows(Tile<R, C> tile, int n) : address(tile.address + n * (64 * 128)) {}
 };
 

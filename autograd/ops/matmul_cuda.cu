@@ -1,4 +1,4 @@
-#include "autograd/cuda/few_rows.cuh"
+#include "autograd/cuda/few_rows.h"
 #include "autograd/cuda/kernel.cuh"
 #include "autograd/cuda/product_plan.h"
 #include "autograd/ops/convert.h"
@@ -38,33 +38,6 @@ void add_row_as(const Tensor& y, const Tensor& bias) {
   });
 }
 
-constexpr unsigned kFewBlocks = 256;
-
-// Whether c = op(a) op(b) is a few rows by the rows of b, in packs.
-bool few_rows(const Tensor& c, const Tensor& a, const Tensor& b, Transpose t) {
-  constexpr int kPack = Pack<bf16>::kSize;
-  return c.rank() == 2 && !t.a && t.b && c.dim(0) <= kFewRowsMost && a.dtype() == Dtype::bf16 &&
-         b.dtype() == Dtype::bf16 && a.dim(1) % kPack == 0 && (a.dim(0) == 1 || a.pitch() % kPack == 0) &&
-         (b.dim(0) == 1 || b.pitch() % kPack == 0) && aligned(a.raw()) && aligned(b.raw());
-}
-
-template <class To>
-void multiply_few_rows(const Tensor& c, const Tensor& a, const Tensor& b, double alpha, double beta) {
-  const auto blocks = static_cast<unsigned>((c.dim(1) + kFewRowsColumns - 1) / kFewRowsColumns);
-  const auto launch = [&](auto kernel) {
-    kernel<<<blocks, kFewRowsThreads, 0, stream()>>>(
-        data<To>(c), data<const bf16>(a), data<const bf16>(b), static_cast<int>(c.dim(0)), c.dim(1), a.dim(1),
-        c.pitch(), a.pitch(), b.pitch(), static_cast<float>(alpha), static_cast<float>(beta));
-    if (!is_recorded(b.raw())) starts_early();  // what the recording itself makes may be under way
-  };
-  // Few blocks have to read far ahead to keep the memory busy.
-  if (blocks <= kFewBlocks)
-    c.dim(0) > 8 ? launch(few_rows_kernel<To, 2, 8>) : launch(few_rows_kernel<To, 1, 8>);
-  else
-    c.dim(0) > 8 ? launch(few_rows_kernel<To, 2, 4>) : launch(few_rows_kernel<To, 1, 4>);
-  check_launch("product of a few rows");
-}
-
 }  // namespace
 
 void gemm(const Tensor& c, const Tensor& a, const Tensor& b, Transpose t, double alpha, double beta) {
@@ -84,9 +57,7 @@ void gemm(const Tensor& c, const Tensor& a, const Tensor& b, Transpose t, double
   }
   CHECK(c.dtype() == a.dtype() || c.dtype() == wide_of(a.dtype()), "gemm: ", name_of(a.dtype()), " into ",
         name_of(c.dtype()));
-  if (few_rows(c, a, b, t))
-    return c.dtype() == Dtype::bf16 ? multiply_few_rows<bf16>(c, a, b, alpha, beta)
-                                    : multiply_few_rows<float>(c, a, b, alpha, beta);
+  if (c.rank() == 2 && !t.a && t.b && few_rows_serves(a, b)) return few_rows(c, a, b, alpha, beta);
   const ProductPlan& plan = plan_product(c, a, b, t);
   const auto alpha_f32 = static_cast<float>(alpha), beta_f32 = static_cast<float>(beta);
   if (c.dtype() == Dtype::f64)

@@ -1,4 +1,4 @@
-#include "autograd/cuda/kernel.cuh"
+#include "autograd/cuda/early.cuh"
 #include "autograd/ops/sample.h"
 #include "autograd/philox.h"
 
@@ -54,6 +54,7 @@ __device__ int64_t part_begin(int64_t n, int64_t part) { return n * part / kPart
 
 __global__ void __launch_bounds__(kThreads)
     parts_kernel(Part* parts, const float* logits, const __grid_constant__ Draw d) {
+  wait_for_earlier();
   const float* z = logits + blockIdx.y * d.pitch;
   const int64_t begin = part_begin(d.n, blockIdx.x), end = part_begin(d.n, blockIdx.x + 1);
   float high = -INFINITY;
@@ -76,6 +77,7 @@ __global__ void __launch_bounds__(kDrawThreads)
   __shared__ double left;  // of the draw, when the part begins
   __shared__ int64_t begin, end;
   __shared__ int32_t chosen;
+  wait_for_earlier();
   const float* z = logits + blockIdx.x * d.pitch;
   parts += blockIdx.x * kParts;
   double top = -INFINITY;
@@ -219,9 +221,9 @@ void sample_rows(const Tensor& to, const Tensor& logits, const Tensor& index, co
                                                              d);
   else {
     const Tensor parts = empty({to.dim(0), kParts, 2}, Dtype::f64, Device::cuda);
-    parts_kernel<<<dim3(kParts, rows), kThreads, 0, stream()>>>(static_cast<Part*>(parts.raw()), z, d);
-    draw_kernel<<<rows, kDrawThreads, 0, stream()>>>(data<int32_t>(to), z, data<const int32_t>(index),
-                                                     static_cast<const Part*>(parts.raw()), d);
+    launch_early(parts_kernel, dim3(kParts, rows), kThreads, 0, static_cast<Part*>(parts.raw()), z, d);
+    launch_early(draw_kernel, rows, kDrawThreads, 0, data<int32_t>(to), z, data<const int32_t>(index),
+                 static_cast<const Part*>(parts.raw()), d);
   }
   check_launch("sample");
 }

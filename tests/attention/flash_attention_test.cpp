@@ -106,6 +106,20 @@ TEST(FlashAttention, Bf16BiasOfMoreTilesThanFitAtATime) {
   expect_close(Attention({"", {.scale = 0.12, .block = 150}, 1, 1, 64, 64, false, 30}, layout, layout));
 }
 
+// A GPU has fewer multiprocessors than there are pieces of work.
+TEST(FlashAttention, Bf16OfMoreTilesThanMultiprocessors) {
+  const Layout layout = whole_documents({700, 40, 900, 130, 800});
+  expect_close(Attention({"", {.scale = 0.3}, 8, 4, 16, 8}, layout, layout));
+  expect_close(Attention({"", {.scale = 0.3, .window = 300}, 8, 8, 8, 72}, layout, layout));
+}
+
+TEST(FlashAttention, Bf16OfManyDocuments) {
+  std::vector<int64_t> lengths;
+  for (int64_t i = 0; i < 170; ++i) lengths.push_back(1 + 7 * i % 390);
+  const Layout layout = whole_documents(lengths);
+  expect_close(Attention({"", {.scale = 0.3}, 1, 1, 8, 8}, layout, layout));
+}
+
 // Keys of a gather: other segments, another order, rows that are nobody.
 TEST(FlashAttention, Bf16OfKeysInAnyOrder) {
   const Layout queries = make_layout({{1, 5, 20}, {0, 40, 240}, {3, 0, 3}});

@@ -75,17 +75,47 @@ TEST_P(LinearRunHeads, PiecesEqualTheWhole) {
 }
 
 #ifdef WEFT_CUDA
+// What GPUs before Hopper run (README of attention/kernels), on this one: right, cut or not, and not by
+// chance the same kernels.
+class OtherKernels : public LinearRunHeads {
+ protected:
+  void SetUp() override { setenv("WEFT_KERNELS", "mma", 1); }
+  void TearDown() override { unsetenv("WEFT_KERNELS"); }
+};
+INSTANTIATE_TEST_SUITE_P(Registry, OtherKernels, testing::Values("lightning", "simple_gla"));
+
+TEST_P(OtherKernels, EqualTheDefinition) {
+  if (default_device() != Device::cuda) GTEST_SKIP() << "kernels need a GPU";
+  for (const auto& [key, value] : {std::pair{64, 64}, {64, 128}, {128, 64}, {128, 128}})
+    expect_definition(make(), key, value, {70, 1, 0, 130});
+  expect_definition(make(), 128, 128, {5000, 70});
+}
+
+TEST(WeftKernels, MmaLeavesHopperOut) {
+  if (default_device() != Device::cuda || !cuda::hopper()) GTEST_SKIP() << "needs compute capability 9.0";
+  setenv("WEFT_KERNELS", "mma", 1);
+  EXPECT_FALSE(cuda::hopper());
+  unsetenv("WEFT_KERNELS");
+  EXPECT_TRUE(cuda::hopper());
+}
+
 // Cut where that was measured to be faster, and not where it was slower (attention/kernels/README.md).
 TEST(ChooseCut, AsMeasured) {
-  const auto length = [](int64_t tokens, int heads, int d, int sweeps) {
-    const cuda::LinearAttention p{
-        .tokens = tokens, .longest = tokens, .heads = heads, .d_k = d, .d_v = d, .gate = cuda::Gate::head};
-    return cuda::choose_cut(p, sweeps, {132, 4.33e6}).length;
+  const auto length = [](int64_t documents, int64_t tokens, int heads, int d, cuda::Gate gate) {
+    const cuda::LinearAttention p{.tokens = documents * tokens,
+                                  .documents = static_cast<int>(documents),
+                                  .longest = tokens,
+                                  .heads = heads,
+                                  .d_k = d,
+                                  .d_v = d,
+                                  .gate = gate};
+    return cuda::choose_cut(p, {132, 4.33e6}).length;
   };
-  for (const int sweeps : {1, 3}) {
-    EXPECT_GT(length(131072, 8, 128, sweeps), 0);
-    EXPECT_GT(length(32768, 12, 64, sweeps), 0);
-    EXPECT_EQ(length(16384, 16, 256, sweeps), 0);
+  for (const cuda::Gate gate : {cuda::Gate::fixed, cuda::Gate::head}) {
+    EXPECT_GT(length(1, 131072, 8, 128, gate), 0);
+    EXPECT_GT(length(1, 32768, 12, 64, gate), 0);
+    EXPECT_GT(length(1, 16384, 16, 256, gate), 0);
+    EXPECT_EQ(length(8, 8192, 16, 128, gate), 0);
   }
 }
 #endif

@@ -10,6 +10,7 @@
 
 #include "attention/flash_attention.h"
 #include "autograd/gradcheck.h"
+#include "autograd/ops/rotary.h"
 #include "tests/tolerances.h"
 
 namespace weft {
@@ -31,35 +32,45 @@ struct Sizes {
   int64_t heads, kv_heads, key, value;
 };
 
-void expect_attention(const Past& past, const Sizes& s, Dtype dtype, const AttentionOptions& options) {
+// turn: the base of rotary positions that the step gives its queries and keys.
+void expect_attention(const Past& past, const Sizes& s, Dtype dtype, const AttentionOptions& options,
+                      double turn = 0) {
   const Device device = default_device();
   std::vector<Tensor> k, v, position, document;
   std::vector<void*> addresses;
   std::vector<int32_t> at, number;
   const auto count = static_cast<int64_t>(past.lengths.size());
-  const Tensor q = random({count, s.heads, s.key}, dtype, 1);
-  const Tensor k_new = empty({count, s.kv_heads, s.key}, dtype),
-               v_new = empty({count, s.kv_heads, s.value}, dtype);
+  // As a projection gives them: views of packed columns.
+  const int64_t widths[] = {s.heads * s.key, s.kv_heads * s.key, s.kv_heads * s.value};
+  const Tensor packed = random({count, widths[0] + widths[1] + widths[2]}, dtype, 1);
+  const Tensor q = packed.columns(0, widths[0]).reshape({count, s.heads, s.key}),
+               k_new = packed.columns(widths[0], widths[0] + widths[1]).reshape({count, s.kv_heads, s.key}),
+               v_new =
+                   packed.columns(widths[0] + widths[1], packed.dim(1)).reshape({count, s.kv_heads, s.value});
   for (int64_t m = 0; m < count; ++m) {
     const int64_t n = past.lengths[static_cast<size_t>(m)];
     k.push_back(random({past.rows, s.kv_heads, s.key}, dtype, static_cast<uint32_t>(2 * m + 10)));
     v.push_back(random({past.rows, s.kv_heads, s.value}, dtype, static_cast<uint32_t>(2 * m + 11)));
     position.push_back(empty({past.rows}, Dtype::i32));
     document.push_back(empty({past.rows}, Dtype::i32));
-    k_new.rows(m, m + 1).copy_from(k.back().rows(n - 1, n));
-    v_new.rows(m, m + 1).copy_from(v.back().rows(n - 1, n));
     at.push_back(static_cast<int32_t>(n - 1));
     number.push_back(static_cast<int32_t>(m));
   }
   const Tensor positions = from_ints(at), documents = from_ints(number);
+  const auto turned = [&](const Tensor& x) {
+    return turn > 0 ? rotary(x, positions, turn).value() : x.contiguous();
+  };
+  const Tensor queries = turned(q), keys = turned(k_new), values = v_new.contiguous();
   std::vector<Tensor> o, lse;
   for (int64_t m = 0; m < count; ++m) {
     const int64_t n = past.lengths[static_cast<size_t>(m)];
+    k[m].rows(n - 1, n).copy_from(keys.rows(m, m + 1));
+    v[m].rows(n - 1, n).copy_from(values.rows(m, m + 1));
     std::vector<int32_t> all;
     for (int64_t t = 0; t < n; ++t) all.push_back(static_cast<int32_t>(t));
     const Tensor same = from_ints(std::vector<int32_t>(static_cast<size_t>(n), static_cast<int32_t>(m)));
     const std::vector<Tensor> y = flash_attention_forward(
-        options, q.rows(m, m + 1).contiguous().to(Dtype::f64), k[m].rows(0, n).to(Dtype::f64),
+        options, queries.rows(m, m + 1).contiguous().to(Dtype::f64), k[m].rows(0, n).to(Dtype::f64),
         v[m].rows(0, n).to(Dtype::f64), positions.rows(m, m + 1).contiguous(),
         documents.rows(m, m + 1).contiguous(), from_ints(all), same);
     o.push_back(y[0]);
@@ -77,14 +88,15 @@ void expect_attention(const Past& past, const Sizes& s, Dtype dtype, const Atten
   }
   AddressTable table;
   const std::vector<Tensor> y = attention_step(options, q, k_new, v_new, positions, documents,
-                                               table.of(addresses, 4, device), past.rows);
+                                               table.of(addresses, 4, device), past.rows, turn);
   const double bound = tolerance::of(dtype);
   for (int64_t m = 0; m < count; ++m) {
     const int64_t n = past.lengths[static_cast<size_t>(m)];
     EXPECT_LE(difference(y[0].rows(m, m + 1), o[m]), bound) << "o of length " << n;
     EXPECT_LE(difference(y[1].rows(m, m + 1), lse[m]), bound) << "lse of length " << n;
-    EXPECT_EQ(difference(k[m].rows(n - 1, n), k_new.rows(m, m + 1)), 0) << "k joins the past";
-    EXPECT_EQ(difference(v[m].rows(n - 1, n), v_new.rows(m, m + 1)), 0) << "v joins the past";
+    EXPECT_LE(difference(k[m].rows(n - 1, n), keys.rows(m, m + 1)), turn > 0 ? bound : 0)
+        << "k joins the past";
+    EXPECT_EQ(difference(v[m].rows(n - 1, n), values.rows(m, m + 1)), 0) << "v joins the past";
     EXPECT_EQ(to_values(position[m].rows(n - 1, n))[0], static_cast<double>(n - 1));
     EXPECT_EQ(to_values(document[m].rows(n - 1, n))[0], static_cast<double>(m));
   }
@@ -108,8 +120,42 @@ TEST(AttentionStep, OptionsAndLongTexts) {
   expect_attention({{1, 50, 400}, 500}, s, Dtype::f32, {.scale = 0.3, .window = 50});
   expect_attention({{1, 299, 300, 301, 2000}, 2001}, s, Dtype::f32, {.scale = 0.3, .window = 300});
   expect_attention({{1, 50, 400}, 500}, s, Dtype::f32, {.scale = 0.3, .alibi = true});
-  expect_attention({{4096, 4097, 9000, 3}, 9001}, s, Dtype::f32, {.scale = 0.3});
+  expect_attention({{4096, 4097, 4608, 4609, 9000, 3}, 9001}, s, Dtype::f32, {.scale = 0.3});
   expect_attention({{5000}, 5000}, {12, 1, 256, 256}, Dtype::bf16, {.scale = 0.05});
+}
+
+TEST(AttentionStep, GivesRotaryPositions) {
+  for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16})
+    for (const Sizes& s : {Sizes{4, 4, 128, 128}, {4, 2, 64, 64}, {8, 1, 32, 64}, {2, 2, 6, 5}}) {
+      SCOPED_TRACE(text(name_of(dtype), ", ", s.heads, " heads on ", s.kv_heads, ", ", s.key));
+      expect_attention({{1, 2, 129, 300}, 300}, s, dtype, {.scale = 0.3}, 10000);
+    }
+  expect_attention({{5000}, 5000}, {2, 2, 128, 128}, Dtype::bf16, {.scale = 0.3}, 10000);
+}
+
+// How many of its parts are done is counted, and begins anew with each call.
+TEST(AttentionStep, SameBitsAgain) {
+  const int64_t rows = 9000;
+  const Tensor q = random({2, 4, 64}, Dtype::bf16, 1), k = random({2, 2, 64}, Dtype::bf16, 2);
+  std::vector<Tensor> cache;
+  std::vector<void*> addresses;
+  for (uint32_t m = 0; m < 2; ++m)
+    for (uint32_t i = 0; i < 4; ++i) {
+      cache.push_back(i < 2 ? random({rows, 2, 64}, Dtype::bf16, 10 + 2 * m + i) : empty({rows}, Dtype::i32));
+      addresses.push_back(cache.back().raw());
+    }
+  AddressTable table;
+  const Tensor position = from_ints({8999, 4000}), document = from_ints({0, 1});
+  const auto once = [&] {
+    return attention_step({.scale = 0.3}, q, k, k, position, document,
+                          table.of(addresses, 4, default_device()), rows);
+  };
+  const std::vector<Tensor> first = once();
+  for (int i = 0; i < 20; ++i) {
+    const std::vector<Tensor> again = once();
+    ASSERT_EQ(difference(again[0], first[0]), 0);
+    ASSERT_EQ(difference(again[1], first[1]), 0);
+  }
 }
 
 TEST(AttentionStep, ServesWhatItCan) {

@@ -2,8 +2,6 @@
 
 #include "attention/kernels/linear_attention.h"
 
-#include <algorithm>
-
 #include "tools/lab/guarded.h"
 
 using namespace weft;
@@ -18,7 +16,7 @@ struct Arguments {
   Rows q, k, v, d_o;
   MutableRows o, d_q, d_k_rows, d_v_rows;
   const float *initial_state, *d_final_state;
-  float *final_state, *d_initial_state, *d_log_decay, *workspace;
+  float *final_state, *d_initial_state, *d_log_decay, *kept, *workspace;
 };
 
 namespace {
@@ -37,8 +35,8 @@ LinearAttention shape_of(const Arguments& a) {
 
 extern "C" int forward(const Arguments* a, cudaStream_t stream) {
   return guarded([&] {
-    linear_attention_forward(shape_of(*a), a->q, a->k, a->v, a->initial_state, a->o, a->final_state,
-                             a->workspace, stream);
+    linear_attention_forward(shape_of(*a), a->q, a->k, a->v, a->initial_state, a->o, a->final_state, a->kept,
+                             stream);
   });
 }
 
@@ -46,11 +44,10 @@ extern "C" int backward(const Arguments* a, cudaStream_t stream) {
   return guarded([&] {
     linear_attention_backward(
         shape_of(*a), a->q, a->k, a->v, a->initial_state, a->d_o, a->d_final_state,
-        {a->d_q, a->d_k_rows, a->d_v_rows, a->d_initial_state, a->d_log_decay, a->workspace}, stream);
+        {a->d_q, a->d_k_rows, a->d_v_rows, a->d_initial_state, a->d_log_decay, a->kept, a->workspace},
+        stream);
   });
 }
 
-extern "C" int64_t workspace(const Arguments* a) {
-  return std::max(linear_attention_workspace(shape_of(*a), false),
-                  linear_attention_workspace(shape_of(*a), true));
-}
+extern "C" int64_t kept(const Arguments* a) { return linear_attention_kept(shape_of(*a)); }
+extern "C" int64_t workspace(const Arguments* a) { return linear_attention_workspace(shape_of(*a)); }

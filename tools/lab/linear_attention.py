@@ -8,6 +8,8 @@ Needs torch and a GPU; `peer` also flash-linear-attention on PYTHONPATH.
 import ctypes
 import math
 import os
+import re
+import statistics
 import sys
 
 import torch
@@ -41,12 +43,12 @@ class Arguments(ctypes.Structure):
         + [(n, Rows) for n in "q k v d_o o d_q d_k_rows d_v_rows".split()]
         + [
             (n, ctypes.c_void_p)
-            for n in "initial_state d_final_state final_state d_initial_state d_log_decay workspace".split()
+            for n in "initial_state d_final_state final_state d_initial_state d_log_decay kept workspace".split()
         ]
     )
 
 
-library.workspace.restype = ctypes.c_int64
+library.kept.restype = library.workspace.restype = ctypes.c_int64
 
 
 class Problem:
@@ -127,10 +129,11 @@ class Problem:
         )
         if self.gate:
             out["dg"] = poison(*self.g.shape, dtype=torch.float32)
-        out["workspace"] = poison(library.workspace(ctypes.byref(a)) // 4, dtype=torch.float32)
+        for n in ("kept", "workspace"):
+            out[n] = poison(getattr(library, n)(ctypes.byref(a)) // 4)
         a.o, a.d_q, a.d_k_rows, a.d_v_rows = (rows(out[n]) for n in ("o", "dq", "dk", "dv"))
         a.final_state, a.d_initial_state = pointer(out["s1"]), pointer(out["ds0"])
-        a.d_log_decay, a.workspace = pointer(out.get("dg")), pointer(out.get("workspace"))
+        a.d_log_decay, a.kept, a.workspace = pointer(out.get("dg")), pointer(out["kept"]), pointer(out["workspace"])
         self.outputs, self.prepared = out, a
         self.again(backward)
         return out
@@ -290,6 +293,26 @@ def segments():
     print("segments:", "PASS" if good and same else "FAIL")
 
 
+def stages():
+    """What each kernel of a call takes, by the profiler."""
+    from torch.profiler import ProfilerActivity, profile
+
+    for b, t, h, d in STAGES:
+        for decay in ("none", "fixed", "gated"):
+            p = Problem([t] * b, h, d, d, decay, states=False)
+            p.call("automatic")
+            with profile(activities=[ProfilerActivity.CUDA]) as trace:
+                for _ in range(5):
+                    p.again()
+                torch.cuda.synchronize()
+            events = sorted((e for e in trace.events() if "_kernel" in e.name), key=lambda e: e.time_range.start)
+            each = len(events) // 5
+            times = [statistics.median(e.device_time for e in events[i::each]) for i in range(each)]
+            names = [re.search(r"(\w+)_kernel", e.name)[1] for e in events[:each]]
+            print(f"B{b} T{t} H{h} D{d} {decay}: " + ", ".join(f"{n} {x:.0f}" for n, x in zip(names, times)), "us")
+
+
+STAGES = [(1, 131072, 8, 128), (1, 131072, 6, 128), (2, 16384, 16, 128)]
 SHAPES = [(8, 8192, 16, 128, 128), (2, 16384, 16, 128, 128)]
 FEW = [(1, 131072, 8, 128, 128), (2, 16384, 16, 128, 128), (1, 32768, 12, 64, 64), (1, 16384, 16, 256, 256)]
 MORE = [(4, 4096, 64, 128, 128), (8, 8192, 16, 64, 64), (8, 2048, 32, 256, 256), (1, 256, 16, 64, 64)]
@@ -404,6 +427,7 @@ if __name__ == "__main__":
             "peer_gated": lambda: peer(("gated",)),
             "peer_channels": lambda: peer(("channels",)),
             "segments": segments,
+            "stages": stages,
             "few": lambda: timings(FEW, decays=("fixed", "gated"), segments=(0, -1), repeat=20),
             "few_channels": lambda: timings(FEW[:3], ("automatic",), ("channels",), (0, -1), 20),
             "accuracy": accuracy,

@@ -79,7 +79,7 @@ peers() {
   sized_training peers-lightning 15 8 124m/lightning lightning "${one[@]}"
   sized_training peers-gla 20 8 124m/gla gla "${one[@]}"
   # shellcheck disable=SC2086
-  peer fla-train 115 "$python" tools/peers/fla_train.py lightning gla --few --seconds 55 --steps 4 $cpu_size
+  peer fla-train 250 "$python" tools/peers/fla_train.py lightning gla --few --seconds 120 --steps 4 $cpu_size
   sized_training peers-mega 15 8 124m/mega mega context=8192 micro_tokens=16384 batch_tokens=32768
   # shellcheck disable=SC2086
   peer mega-torch 50 "$python" tools/peers/mega_torch.py --steps 4 $cpu_size

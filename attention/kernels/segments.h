@@ -52,7 +52,11 @@ inline Cut choose_cut(const LinearAttention& p, const CutDevice& device) {
   };
   auto sweeps = [&](int64_t segments, int64_t length, bool backward) {
     const bool exact = backward && gated, wide = p.d_k == 128 || (p.d_k == 256 && !exact);
-    const double chunk_us = channels ? 6.8 : exact ? 3 : p.d_k == 256 ? 2.4 : backward ? 1.8 : 2;
+    const double chunk_us = channels       ? 6.8
+                            : exact        ? 3
+                            : p.d_k == 256 ? 2.4
+                            : p.d_k == 64  ? (backward ? 1.65 : 1.35)
+                                           : (backward ? 1.8 : 2);
     const int columns = channels ? p.d_v : wide && p.d_v >= 128 ? 128 : 64, count = backward ? 3 : 1;
     const int turns = channels ? count : 1;
     return turns * kernel(segments, length, p.heads * (count / turns) * (p.d_v / columns),
@@ -72,7 +76,7 @@ inline Cut choose_cut(const LinearAttention& p, const CutDevice& device) {
     const auto segments = int64_t(p.documents * std::ceil(mean / double(length)));
     const double total =
         sweeps(segments, length, false) + sweeps(segments, length, true) + 2 * states(segments, length);
-    if (total < 0.99 * least) {  // more segments have to gain something
+    if (total < 0.97 * least) {  // more segments have to gain something
       least = total;
       best = {length, int(p.offsets ? p.documents + p.tokens / length : segments)};
     }

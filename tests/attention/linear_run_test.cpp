@@ -116,6 +116,8 @@ TEST(ChooseCut, AsMeasured) {
     EXPECT_GT(length(1, 32768, 12, 64, gate), 0);
     EXPECT_GT(length(1, 16384, 16, 256, gate), 0);
     EXPECT_EQ(length(8, 8192, 16, 128, gate), 0);
+    EXPECT_EQ(length(8, 8192, 16, 64, gate), 0);
+    EXPECT_EQ(length(8, 2048, 32, 256, gate), 0);
   }
 }
 #endif

@@ -43,7 +43,7 @@ TEST(Contract, ExitCodes) {
 
 TEST(Contract, RecipeKeys) {
   const auto keys = found(paragraph(contract(), "**Recipe keys"), "`([a-z_.]+)`");
-  EXPECT_EQ(keys.size(), 19u);
+  EXPECT_EQ(keys.size(), 20u);
   for (const std::string& key : keys) EXPECT_EQ(run_weft({"help", key}).code, 0) << key;
   for (const char* choice : {"auto", "contiguous", "zigzag", "balanced"})
     EXPECT_NE(run_weft({"help", "mesh.layout"}).out.find(choice), std::string::npos) << choice;

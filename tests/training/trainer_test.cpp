@@ -110,7 +110,8 @@ TEST_P(TrainerTest, WhatRunsAgainIsNoWorkOfTheModel) {
   again.step(0, batch(16));
   EXPECT_EQ(plain.model_flops(), plain.step_flops());
   EXPECT_EQ(again.model_flops(), plain.model_flops());
-  EXPECT_GT(again.step_flops(), 1.2 * again.model_flops());
+  // A layer's way there, besides three products of the projection that nothing repeats.
+  EXPECT_GT(again.step_flops(), 1.15 * again.model_flops());
 }
 
 // One micro-batch has no label, the others carry on.

@@ -187,7 +187,7 @@ Tensor Tape::Slot::place() const {
 }
 
 void Tape::join(const std::vector<Variable>& parts, int axis) {
-  const auto joined = std::make_shared<Joined>(axis);
+  const auto joined = std::make_shared<Joined>(Joined{axis});
   for (const Variable& v : parts) {
     if (v.tape_ == nullptr) return;  // nobody wants their gradients
     CHECK(v.tape_ == this, "join: a part belongs to another tape");

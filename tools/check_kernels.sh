@@ -5,12 +5,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# kernels NAMESPACE FILES...: their signatures. Those of the CPU's own products are no kernels.
+# kernels NAMESPACE FILES...: their signatures. Those of the CPU's own products and members of classes are no kernels.
 kernels() {
   nm -C --defined-only "${@:2}" 2>/dev/null |
     sed -n "s/^[0-9a-f]* [TW] \(void \)\?weft::$1::\(.*(.*\)/\2/p" |
     sed -E 's/weft::(cpu|cuda):://g' |
-    grep -vE '^(\(anonymous|base::|avx512::|multiply<|has_avx512|AttentionTokens::)' | sort -u
+    grep -vE '^(\(anonymous|base::|avx512::|multiply<|has_avx512|[A-Z][A-Za-z]*::)' | sort -u
 }
 
 mapfile -t cpu < <(find "$1" -name '*_cpu.cpp.o')

@@ -88,13 +88,10 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       float factor[2];
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        float sum = of.sum[r];
-        sum += __shfl_xor_sync(~0u, sum, 1);
-        sum += __shfl_xor_sync(~0u, sum, 2);
+        const float sum = of.whole_sum(r);
         factor[r] = sum > 0 ? 1 / sum : 0;
         const int64_t row = r == 0 ? tokens.low : tokens.high;
-        if (Lane().t == 0 && row >= 0)
-          lse[row * f.heads + head] = sum > 0 ? of.peak[r] * f.scale + logf(sum) : -INFINITY;
+        if (Lane().t == 0 && row >= 0) lse[row * f.heads + head] = of.log_sum(r, sum, f.scale);
       }
       out.scale(factor[0], factor[1]);
       store_rows(q_tile(i), warpgroup, out, o + head * f.e, int64_t{f.heads} * f.e, f.e, tokens);
@@ -203,10 +200,7 @@ HopperAttention hopper_attention(const Tensor& q, const Tensor& k, const Tensor&
 bool hopper_attention_serves(const Tensor& q, const Tensor& k, const Tensor& v,
                              const AttentionOptions& options) {
   static const bool hopper = [] {
-    int device = 0, major = 0;
-    CUDA_CHECK(cudaGetDevice(&device));
-    CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-    if (major != 9) return false;
+    if (of_device(cudaDevAttrComputeCapabilityMajor) != 9) return false;
     cudaFuncAttributes kernel;  // empty, and so without registers, unless compiled for sm_90a
     CUDA_CHECK(cudaFuncGetAttributes(&kernel, forward_kernel<64>));
     return kernel.numRegs > 64;

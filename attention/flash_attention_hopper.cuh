@@ -371,15 +371,21 @@ struct RunningSoftmax {
     }
     return {shrink[0], shrink[1]};
   }
+
+  // Of a row, over all of its columns, and its log-sum-exp from that.
+  __device__ float whole_sum(int r) const {
+    float whole = sum[r];
+    whole += __shfl_xor_sync(~0u, whole, 1);
+    whole += __shfl_xor_sync(~0u, whole, 2);
+    return whole;
+  }
+  __device__ float log_sum(int r, float whole, float scale) const {
+    return whole > 0 ? peak[r] * scale + logf(whole) : -INFINITY;
+  }
 };
 
 inline int multiprocessors() {
-  static const int count = [] {
-    int device = 0, value = 0;
-    CUDA_CHECK(cudaGetDevice(&device));
-    CUDA_CHECK(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device));
-    return value;
-  }();
+  static const int count = of_device(cudaDevAttrMultiProcessorCount);
   return count;
 }
 

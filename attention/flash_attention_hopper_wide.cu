@@ -298,14 +298,11 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       float factor[2];
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        float sum = softmax.sum[r];
-        sum += __shfl_xor_sync(~0u, sum, 1);
-        sum += __shfl_xor_sync(~0u, sum, 2);
+        const float sum = softmax.whole_sum(r);
         factor[r] = sum > 0 ? 1 / sum : 0;
         const int64_t row = token[64 * warpgroup + lane.row() + 8 * r];
         if (slice == 0 && lane.t == 0 && row >= 0)
-          result.sums[row * f.heads + head] =
-              sum > 0 ? softmax.peak[r] * (plain ? f.scale : 1) + logf(sum) : -INFINITY;
+          result.sums[row * f.heads + head] = softmax.log_sum(r, sum, plain ? f.scale : 1);
       }
 #pragma unroll
       for (int part = 0; part < parts; ++part) out[part].scale(factor[0], factor[1]);

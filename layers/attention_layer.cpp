@@ -106,12 +106,14 @@ Variable AttentionLayer::convolve(const Variable& packed, Crossing& cross) const
 
 Tensor AttentionLayer::fixed(const Input& input, int64_t n, Dtype dtype, Device device) const {
   std::vector<Tensor>& known = fixed_[input.name];
-  if (known.empty() || known.back().dim(0) < n || known.back().dtype() != dtype ||
-      known.back().device() != device) {
-    const auto rows = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(n)));
-    known.push_back(fixed_rows(*mechanism_, input, rows, dtype, device));
+  auto rows = std::find_if(known.begin(), known.end(), [&](const Tensor& r) {
+    return r.dim(0) >= n && r.dtype() == dtype && r.device() == device;
+  });
+  if (rows == known.end()) {
+    const auto count = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(n)));
+    rows = known.insert(known.end(), fixed_rows(*mechanism_, input, count, dtype, device));
   }
-  return known.back().rows(0, n);
+  return rows->rows(0, n);
 }
 
 Variable AttentionLayer::attend(const Variable& projected, const Variable& x, Crossing& cross) const {

@@ -151,16 +151,6 @@ void launch(const SegmentStates& p, cudaStream_t stream) {
   check_cuda(cudaGetLastError(), "linear attention (segment states)");
 }
 
-template <int W>
-void launch(const SegmentStates& p, cudaStream_t stream) {
-  switch (p.sweeps.d_a) {
-    case 64: return launch<64, W>(p, stream);
-    case 128: return launch<128, W>(p, stream);
-    case 256: return launch<256, W>(p, stream);
-  }
-  throw Error(Exit::internal, text("linear attention (segment states): width ", p.sweeps.d_a));
-}
-
 }  // namespace
 
 void cut_documents(const LinearAttention& p, const Cut& cut, int* offsets, int* first, cudaStream_t stream) {
@@ -169,7 +159,7 @@ void cut_documents(const LinearAttention& p, const Cut& cut, int* offsets, int* 
 }
 
 void segment_states(const SegmentStates& p, cudaStream_t stream) {
-  p.sweeps.d_c == 64 ? launch<1>(p, stream) : launch<2>(p, stream);
+  with_state_shape(p.sweeps, [&]<int D_a, int W>() { launch<D_a, W>(p, stream); });
 }
 
 void fold_segments(const Fold& f, cudaStream_t stream) {

@@ -113,6 +113,19 @@ struct SegmentStates {
   }
 #endif
 };
+// Calls f.operator()<D_a, W>(): the width of a, and how many times 64 columns of c a block has.
+template <class F>
+void with_state_shape(const Sweeps& s, F f) {
+  const auto with_columns = [&]<int D_a>() {
+    s.d_c == 64 ? f.template operator()<D_a, 1>() : f.template operator()<D_a, 2>();
+  };
+  switch (s.d_a) {
+    case 64: return with_columns.template operator()<64>();
+    case 128: return with_columns.template operator()<128>();
+    case 256: return with_columns.template operator()<256>();
+  }
+  throw Error(Exit::internal, text("linear attention (segment states): width ", s.d_a));
+}
 void segment_states(const SegmentStates& states, cudaStream_t stream);        // by mma.sync
 void segment_states_wgmma(const SegmentStates& states, cudaStream_t stream);  // compute capability 9.0
 // With a gate for each channel of b (widths of 64 and 128).

@@ -155,20 +155,10 @@ void launch(const SegmentStates& p, cudaStream_t stream) {
   p.sweeps.gated ? launch<Shape<D_a, W>, true>(p, stream) : launch<Shape<D_a, W>, false>(p, stream);
 }
 
-template <int W>
-void launch(const SegmentStates& p, cudaStream_t stream) {
-  switch (p.sweeps.d_a) {
-    case 64: return launch<64, W>(p, stream);
-    case 128: return launch<128, W>(p, stream);
-    case 256: return launch<256, W>(p, stream);
-  }
-  throw Error(Exit::internal, text("linear attention (segment states): width ", p.sweeps.d_a));
-}
-
 }  // namespace
 
 void segment_states_wgmma(const SegmentStates& p, cudaStream_t stream) {
-  p.sweeps.d_c == 64 ? launch<1>(p, stream) : launch<2>(p, stream);
+  with_state_shape(p.sweeps, [&]<int D_a, int W>() { launch<D_a, W>(p, stream); });
 }
 
 }  // namespace weft::cuda

@@ -264,14 +264,8 @@ __global__ void __launch_bounds__(kFewThreads, 2) few_rows_kernel(const __grid_c
 #endif
 }
 
-int attribute(cudaDeviceAttr which) {
-  int device = 0, value = 0;
-  CUDA_CHECK(cudaGetDevice(&device));
-  CUDA_CHECK(cudaDeviceGetAttribute(&value, which, device));
-  return value;
-}
 bool has_clusters() {
-  static const bool has = attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
+  static const bool has = of_device(cudaDevAttrComputeCapabilityMajor) >= 9;
   return has;
 }
 
@@ -280,7 +274,7 @@ struct Cut {
   int parts, windows, blocks;
 };
 Cut cut_of(int64_t packs, int64_t units) {
-  static const int multiprocessors = attribute(cudaDevAttrMultiProcessorCount);
+  static const int multiprocessors = of_device(cudaDevAttrMultiProcessorCount);
   const int windows = static_cast<int>((packs + kWindow - 1) / kWindow);
   int parts = 1;
   while (parts * kMostWindows < windows) parts *= 2;
@@ -292,14 +286,12 @@ Cut cut_of(int64_t packs, int64_t units) {
 
 template <class To, int kTiles, bool kNorm, bool kGated>
 void launch(const Product<To>& p, const Cut& cut) {
-  const auto kernel = few_rows_kernel<To, kTiles, kNorm, kGated>;
-  static const bool once = [&] {
-    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(kRingBytes + kPartialBytes)));
+  constexpr auto kernel = few_rows_kernel<To, kTiles, kNorm, kGated>;
+  static const bool fits = [] {
     CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100));
-    return true;
+    return fits_shared<kernel>(kRingBytes + kPartialBytes);
   }();
-  static_cast<void>(once);
+  CHECK(fits, "few rows: a block's shared memory is too small");
   cudaLaunchAttribute of_cluster;
   of_cluster.id = cudaLaunchAttributeClusterDimension;
   of_cluster.val.clusterDim = {static_cast<unsigned>(cut.parts), 1, 1};

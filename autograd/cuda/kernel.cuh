@@ -31,10 +31,8 @@ bool fits_shared(size_t bytes) {
   static const int most = [] {
     cudaFuncAttributes of_kernel{};
     CUDA_CHECK(cudaFuncGetAttributes(&of_kernel, kernel));
-    int device = 0, in_all = 0;
-    CUDA_CHECK(cudaGetDevice(&device));
-    CUDA_CHECK(cudaDeviceGetAttribute(&in_all, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    const int dynamic = in_all - static_cast<int>(of_kernel.sharedSizeBytes);
+    const int dynamic =
+        of_device(cudaDevAttrMaxSharedMemoryPerBlockOptin) - static_cast<int>(of_kernel.sharedSizeBytes);
     CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic));
     return dynamic;
   }();

@@ -86,12 +86,7 @@ bool recording() { return recording_now; }
 
 void starts_early() {
 #if CUDART_VERSION >= 13000
-  static const bool able = [] {
-    int device = 0, major = 0;
-    CUDA_CHECK(cudaGetDevice(&device));
-    CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-    return major >= 9;
-  }();
+  static const bool able = of_device(cudaDevAttrComputeCapabilityMajor) >= 9;
   if (!recording_now || !able) return;
   cudaStreamCaptureStatus status;
   const cudaGraphNode_t* last = nullptr;

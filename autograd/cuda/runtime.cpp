@@ -30,6 +30,13 @@ cudaStream_t stream() {
   return one;
 }
 
+int of_device(cudaDeviceAttr which) {
+  int device = 0, value = 0;
+  CUDA_CHECK(cudaGetDevice(&device));
+  CUDA_CHECK(cudaDeviceGetAttribute(&value, which, device));
+  return value;
+}
+
 void synchronize() { CUDA_CHECK(cudaStreamSynchronize(stream())); }
 
 namespace {

@@ -12,7 +12,8 @@ namespace weft::cuda {
 void check(cudaError_t code, const char* call);
 
 cudaStream_t stream();
-void synchronize();  // waits for all work asked for so far
+int of_device(cudaDeviceAttr which);  // an attribute of the one device
+void synchronize();                   // waits for all work asked for so far
 
 // to = from, of one dtype and shape, either of them on either device. Waits where the host is the one to have
 // it.

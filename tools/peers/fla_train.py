@@ -12,16 +12,17 @@ is not through in --seconds is given up. --cpu-size: tiny, with PyTorch in place
 
 import argparse
 import os
-import subprocess
 import sys
 import time
 
 import torch
 import torch.nn.functional as F
+from limits import add_limits, within_limits
 from peer import DEVICE, VERSION, say, wait
-from recurrences import definition, wait_for
+from recurrences import definition
 from torch import nn
 from torch_train import small_embedding, start_over, train_steps
+from tuning import limit_tuning
 
 MODELS = ("lightning", "gla", "gla-own")
 
@@ -129,7 +130,6 @@ def run(which, a):
     else:
         import fla
         import fla.ops.common.chunk_o as chunk_o
-        from tuning import limit_tuning
 
         chunk_o.TRITON_ABOVE_3_7_1 = True  # it refuses the gated backward with this Triton; only the time is wanted
         model = (Own(a) if which == "gla-own" else Model(fla_kit(), name, a)).to(DEVICE)
@@ -153,11 +153,8 @@ def main():
         p.add_argument("--" + name, type=int, default=value)
     p.add_argument("--micro-tokens", type=int, default=32768)
     p.add_argument("--micro-batches", type=int, default=4)
-    p.add_argument("--seconds", type=float, default=60, help="for each model, tuning and all")
-    p.add_argument("--jobs", type=int, default=max(1, min(8, len(os.sched_getaffinity(0)) // 2)))
-    p.add_argument("--few", action="store_true")
+    add_limits(p, 60, "model")
     p.add_argument("--cpu-size", action="store_true")
-    p.add_argument("--here", action="store_true", help="in this process, without a limit")
     a = p.parse_args()
     if unknown := set(a.models) - set(MODELS):
         raise SystemExit(f"no such model: {' '.join(unknown)}; there are {' '.join(MODELS)}")
@@ -172,17 +169,9 @@ def main():
         return
     good = True
     for which in models:
-        deadline, environment = time.monotonic() + a.seconds, dict(os.environ, **({"LAB_FEW": "1"} if a.few else {}))
         others = [w for w in sys.argv[1:] if w not in MODELS]
         command = [sys.executable, os.path.abspath(__file__), which, "--here", *others]
-        if not a.cpu_size and a.jobs > 1:
-            say(f"{which}: {a.jobs} processes compile")
-            shares = [dict(environment, LAB_SHARE=f"{i}/{a.jobs}") for i in range(a.jobs)]
-            wait_for([subprocess.Popen([*command, "--layers=1"], env=e, stdout=sys.stderr) for e in shares],
-                     deadline - 0.4 * a.seconds)
-        if not wait_for([subprocess.Popen(command, env=environment)], deadline):
-            say(f"{which}: given up, or failed")
-            good = False
+        good &= within_limits(a, which, command, None if a.cpu_size else ["--layers=1"], 0.4)
     raise SystemExit(0 if good else 1)
 
 

@@ -13,12 +13,13 @@ not. --small: a definition in PyTorch in fla's place, at the sizes of `weft benc
 import argparse
 import os
 import re
-import subprocess
 import sys
 import time
 
 import torch
+from limits import add_limits, within_limits
 from peer import BF16, DEVICE, SMALL, VERSION, noise, median_ms, row, say, sized
+from tuning import limit_tuning
 
 D128 = [(8, 8192, 16, 128), (2, 16384, 16, 128)]
 SHAPES = {"lightning": D128, "simple_gla": D128, "gla": D128, "gated_delta_rule": [(4, 4096, 64, 128), D128[1]],
@@ -99,7 +100,6 @@ def rows(op, shape):
     if op != "ema" and not SMALL:
         from importlib.metadata import PackageNotFoundError, version
 
-        from tuning import limit_tuning
 
         try:
             peer = "flash-linear-attention " + version("flash-linear-attention")
@@ -124,28 +124,12 @@ def rows(op, shape):
             row(f"{op} {name}", label, median_ms(run), peer, note=note)
 
 
-def wait_for(processes, deadline):
-    """Ends those that are still running then; did all end well?"""
-    good = True
-    for p in processes:
-        try:
-            good &= p.wait(max(0.1, deadline - time.monotonic())) == 0
-        except subprocess.TimeoutExpired:
-            p.terminate()
-            p.wait()
-            good = False
-    return good
-
-
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("ops", nargs="*", help="of " + " ".join(SHAPES))
     p.add_argument("--shape", action="append", help="as rows write it")
-    p.add_argument("--seconds", type=float, default=90, help="for each op, tuning and all")
-    p.add_argument("--jobs", type=int, default=max(1, min(8, len(os.sched_getaffinity(0)) // 2)))
-    p.add_argument("--few", action="store_true")
+    add_limits(p, 90, "op")
     p.add_argument("--small", action="store_true")
-    p.add_argument("--here", action="store_true", help="in this process, without a limit")
     a = p.parse_args()
     if DEVICE == "cpu" and not SMALL:
         raise SystemExit("torch sees no GPU; --small runs a definition at small sizes")
@@ -164,18 +148,10 @@ def main():
         raise SystemExit(failed)
     good = True
     for op in a.ops or SHAPES:
-        deadline, environment = time.monotonic() + a.seconds, dict(os.environ, **({"LAB_FEW": "1"} if a.few else {}))
         command = [sys.executable, os.path.abspath(__file__), op, "--here"] + (["--small"] if a.small else [])
-        for s in a.shape or []:
-            command += ["--shape", s]
-        if op != "ema" and not SMALL and a.jobs > 1:
-            say(f"{op}: {a.jobs} processes compile")
-            shares = [dict(environment, LAB_SHARE=f"{i}/{a.jobs}") for i in range(a.jobs)]
-            wait_for([subprocess.Popen(command, env=e, stdout=sys.stderr) for e in shares], deadline - 0.3 * a.seconds)
-        say(f"{op}: timing")
-        if not wait_for([subprocess.Popen(command, env=environment)], deadline):
-            say(f"{op}: given up, or failed, after {a.seconds - max(0, deadline - time.monotonic()):.0f} s")
-            good = False
+        for shape in a.shape or []:
+            command += ["--shape", shape]
+        good &= within_limits(a, op, command, None if op == "ema" or SMALL else [], 0.3)
     raise SystemExit(0 if good else 1)
 
 

@@ -4,6 +4,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <sstream>
@@ -31,14 +32,16 @@ std::string value_of(const std::string& name, const Words& words) {
   return value;
 }
 
-// The first word of a command that is no flag, no flag's value and no override.
+// Of `weft train`; empty if it names none.
 std::string recipe_in(const Words& words) {
-  for (size_t i = 1; i < words.size(); ++i) {
-    if (words[i].find('=') != std::string::npos || words[i] == "--json-summary") continue;
-    if (!words[i].starts_with("-")) return words[i];
-    ++i;
-  }
-  return {};
+  bool json = false;
+  Flags flags("train", "", "");
+  flags.add("--json-summary", json, "");  // the one that no value follows
+  Words own(words.begin() + 1, words.end());
+  flags.take_overrides(own);
+  const auto recipe =
+      std::find_if(own.begin(), own.end(), [](const std::string& word) { return !word.starts_with("-"); });
+  return recipe == own.end() ? "" : *recipe;
 }
 
 // Where ranks of other machines leave their exit codes. What is wrong with the recipe is for the ranks to

@@ -29,7 +29,7 @@ Variable powers(const Variable& log_decay, int64_t count, double first, double s
   return exp(multiply(reshape(log_decay, {log_decay.dim(0), log_decay.dim(1), 1}), row));
 }
 
-Variable as_column(const Variable& x) { return reshape(x, {x.dim(0), x.dim(1), 1}); }
+Variable column_of(const Variable& x) { return reshape(x, {x.dim(0), x.dim(1), 1}); }
 
 // t[c, i, j] = kernel[c, i - j] for j <= i, else 0:  kernel (C, L) -> (C, L, L)
 Variable toeplitz(const Variable& kernel) {
@@ -73,7 +73,7 @@ Variable DampedEma::kernel(int64_t length) const {
       static_cast<int64_t>(std::ceil(std::sqrt(static_cast<double>(std::max<int64_t>(1, length)))));
   const int64_t rows = (length + width - 1) / width;
   const Variable coarse =
-      multiply(powers(c.log_decay, rows, 0, static_cast<double>(width)), as_column(multiply(c.in, c.out)));
+      multiply(powers(c.log_decay, rows, 0, static_cast<double>(width)), column_of(multiply(c.in, c.out)));
   const Variable fine = powers(c.log_decay, width, 0, 1);
   return slice(reshape(matmul(coarse, fine, {true, false}), {channels_, rows * width}), 1, 0, length);
 }
@@ -95,7 +95,7 @@ Scan DampedEma::scan(Device device, Dtype dtype, int64_t chunk, bool fft) const 
   scan.summarize = [=](const Block& b) {
     const int64_t count = b.x[0].dim(0), n = b.x[0].dim(1);
     const Variable tokens = reshape(sum(b.x[1], 1), {count, 1, 1});
-    const Variable weight = multiply(powers(c.log_decay, n, static_cast<double>(n - 1), -1), as_column(c.in));
+    const Variable weight = multiply(powers(c.log_decay, n, static_cast<double>(n - 1), -1), column_of(c.in));
     const Variable x = permute(padding_in_front(cast(b.x[0], type), b.document), {2, 1, 0});  // (C, chunk, M)
     return State{exp(multiply(tokens, c.log_decay)), permute(matmul(weight, x), {2, 0, 1})};
   };
@@ -104,8 +104,8 @@ Scan DampedEma::scan(Device device, Dtype dtype, int64_t chunk, bool fft) const 
   };
   scan.apply = [=](const Block& b, const State& prefix) {
     const int64_t n = b.x[0].dim(1);
-    const Variable decay = multiply(powers(c.log_decay, n, 0, 1), as_column(c.out));  // (C, N, chunk)
-    const Variable kernel = reshape(matmul(as_column(c.in), decay, {true, false}), {channels, n});
+    const Variable decay = multiply(powers(c.log_decay, n, 0, 1), column_of(c.out));  // (C, N, chunk)
+    const Variable kernel = reshape(matmul(column_of(c.in), decay, {true, false}), {channels, n});
     const Variable inside = matmul(toeplitz(kernel), permute(cast(b.x[0], type), {2, 1, 0}));
     const Variable state = multiply(prefix[1], exp(c.log_decay));  // one step on
     const Variable before = matmul(decay, permute(state, {1, 2, 0}), {true, false});

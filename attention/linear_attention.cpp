@@ -88,7 +88,7 @@ Variable any_weight(const Variable& sum) {
 }
 
 // Where no weight is, 0 and no gradient.
-Variable normalized(const Variable& o) {
+Variable divided(const Variable& o) {
   const int64_t d = o.dim(2) - 1;
   const Variable sum = slice(o, 2, d, d + 1), any = any_weight(sum);
   return multiply(slice(o, 2, 0, d), multiply(any, reciprocal(add(sum, scale(any, -1, 1)))));
@@ -123,7 +123,7 @@ Variable LinearAttention::forward(const Block& block, Crossing& cross) const {
   const Scan scan = linear_scan(config_.scale, config_.chunk, gated() || map_.needs_normaliser(), heads,
                                 map_.size(), in.x[2].dim(2), in.x[2].dtype(), in.x[2].device());
   const Variable o = cross(scan, in);
-  return config_.normalize ? cast(normalized(o), block.x[2].dtype()) : o;
+  return config_.normalize ? cast(divided(o), block.x[2].dtype()) : o;
 }
 
 // Token by token, as the recurrence is written.

@@ -19,7 +19,7 @@
 namespace weft {
 namespace {
 
-constexpr double kNormEps = 1e-5, kTheta = 10000;
+constexpr double kMegaNormEps = 1e-5, kTheta = 10000;
 constexpr double kWeightDeviation = 0.02;  // of all projections and biases, as the authors start them
 
 Weighting weighting_of(const std::string& attention) {
@@ -156,7 +156,7 @@ Variable Mega::forward(const Block& block, Crossing& cross) const {
   const Variable& x = block.x[0];
   const int64_t n = x.dim(0), width = dims().width, z = config_.z_size, hidden = config_.hidden;
   const Dtype dtype = x.dtype(), wide = wide_of(dtype);
-  const Variable normed = layer_norm(x, norm_gain_, norm_bias_, kNormEps), exact = cast(normed, wide);
+  const Variable normed = layer_norm(x, norm_gain_, norm_bias_, kMegaNormEps), exact = cast(normed, wide);
   const Variable v = silu(linear(normed, value_, value_bias_));
   const bool kernel = ema_.has_kernel(x.device(), dtype);
   const Variable& input = kernel ? normed : exact;
@@ -240,7 +240,7 @@ Variable Mega::reference(const Block& block) const {
   const int64_t width = dims().width, z = config_.z_size, hidden = config_.hidden;
   const Variable centred = subtract(x, mean(x, 1, true));
   const Variable normed =
-      add(multiply(divide(centred, sqrt(scale(mean(square(centred), 1, true), 1, kNormEps))), norm_gain_),
+      add(multiply(divide(centred, sqrt(scale(mean(square(centred), 1, true), 1, kMegaNormEps))), norm_gain_),
           norm_bias_);
   const Variable v = silu(linear(normed, value_, value_bias_));
   Variable average = ema_.recurrence(normed);

@@ -11,7 +11,7 @@ namespace weft {
 namespace {
 
 // Bounds the inner gradient, which has its inverse square root.
-constexpr double kNormEps = 1e-3;
+constexpr double kExpansionNormEps = 1e-3;
 
 // x with its last dimension cut or filled with zeros.
 Variable resized(const Variable& x, int64_t size) {
@@ -27,7 +27,7 @@ struct Normalized {
 };
 Normalized normalized(const Variable& z) {
   const Variable centred = subtract(z, mean(z, 2, true));
-  const Variable factor = reciprocal(sqrt(scale(mean(square(centred), 2, true), 1, kNormEps)));
+  const Variable factor = reciprocal(sqrt(scale(mean(square(centred), 2, true), 1, kExpansionNormEps)));
   return {multiply(centred, factor), factor};
 }
 

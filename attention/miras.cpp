@@ -109,8 +109,8 @@ Variable Memora::naive_weights_inside(const Variable&, const Variable& a_start) 
 
 namespace {
 
-struct Trial {
-  Trial(const Mechanism& m, int64_t n) : layout(whole_documents({n})), block(random_block(m, layout)) {}
+struct MirasTrial {
+  MirasTrial(const Mechanism& m, int64_t n) : layout(whole_documents({n})), block(random_block(m, layout)) {}
   Layout layout;
   Block block;
 };
@@ -122,7 +122,7 @@ struct Drawn {
       : store(Dtype::f64), mechanism(config, d, {store, ""}) {
     store.commit();
   }
-  Variable run(const Trial& trial, const std::vector<Variable>& inputs) const {
+  Variable run(const MirasTrial& trial, const std::vector<Variable>& inputs) const {
     LocalCrossing cross(trial.layout);
     return mechanism.forward({inputs, trial.block.position, trial.block.document}, cross);
   }
@@ -131,7 +131,7 @@ struct Drawn {
 };
 
 // The same q, k, v, step and kept part to a memory of Titans without momentum.
-Variable titans_without_momentum(const MemoryConfig& config, const Dimensions& d, const Trial& trial) {
+Variable titans_without_momentum(const MemoryConfig& config, const Dimensions& d, const MirasTrial& trial) {
   TitansConfig titans;
   static_cast<MemoryConfig&>(titans) = config;
   const std::vector<Variable>& x = trial.block.x;
@@ -153,7 +153,7 @@ std::vector<Identity> Moneta::identities() const {
            config.chunk = 8;
            config.memory = memory;
            const Drawn<Moneta> moneta(config, d);
-           const Trial trial(moneta.mechanism, 37);
+           const MirasTrial trial(moneta.mechanism, 37);
            return largest_difference(moneta.run(trial, trial.block.x),
                                      titans_without_momentum(config, d, trial));
          }});
@@ -169,7 +169,7 @@ std::vector<Identity> Yaad::identities() const {
                      config.chunk = 8;
                      config.memory = memory;
                      const Drawn<Yaad> yaad(config, d);
-                     Trial trial(yaad.mechanism, 37);
+                     MirasTrial trial(yaad.mechanism, 37);
                      trial.block.x[5] = full({37, d.heads}, 1e100, Dtype::f64);
                      return largest_difference(yaad.run(trial, trial.block.x),
                                                titans_without_momentum(config, d, trial));
@@ -181,7 +181,7 @@ std::vector<Identity> Yaad::identities() const {
                    config.chunk = 1;
                    config.memory = "matrix";
                    const Drawn<Yaad> yaad(config, d);
-                   Trial trial(yaad.mechanism, n);
+                   MirasTrial trial(yaad.mechanism, n);
                    std::vector<Variable>& x = trial.block.x;
                    const std::vector<int32_t> first(static_cast<size_t>(n), 0);
                    for (int i = 0; i < 3; ++i) x[i] = gather_rows(x[i], from_ints(first));
@@ -207,7 +207,7 @@ std::vector<Identity> Memora::identities() const {
              config.memory = "matrix";
              config.chunk = 250;
              const Drawn<Memora> memora(config, d);
-             const Trial trial(memora.mechanism, n);
+             const MirasTrial trial(memora.mechanism, n);
              Stream stream;
              LocalCrossing cross(trial.layout, &stream);
              memora.mechanism.forward(trial.block, cross);

@@ -20,7 +20,7 @@ namespace weft {
 namespace {
 
 // Heads of equal length have no deviation.
-constexpr double kNormEps = 1e-12;
+constexpr double kMohNormEps = 1e-12;
 
 // The same sizes in another number of heads.
 Dimensions with_heads(Dimensions d, const MohConfig& config) {
@@ -92,10 +92,10 @@ std::vector<Input> Moh::inputs() const { return {{"x", "c"}}; }
 Variable Moh::routed_logits(const Variable& x, const Variable& q) const {
   if (learned()) return linear(x, router_routed_);
   const Variable mine = slice(q, 1, config_.shared, dims().heads);
-  const Variable length = sqrt(scale(sum(square(cast(mine, x.dtype())), 2), 1, kNormEps));
+  const Variable length = sqrt(scale(sum(square(cast(mine, x.dtype())), 2), 1, kMohNormEps));
   const Variable apart = square(subtract(length, mean(length, 1, true)));
   const auto freedom = static_cast<double>(std::max<int64_t>(1, routed() - 1));
-  return divide(length, sqrt(scale(sum(apart, 1, true), 1 / freedom, kNormEps)));
+  return divide(length, sqrt(scale(sum(apart, 1, true), 1 / freedom, kMohNormEps)));
 }
 
 Variable Moh::weights(const Variable& x, const Variable& share, const Tensor& chosen) const {
@@ -209,7 +209,7 @@ Variable Moh::reference(const Block& block) const {
     if (learned())
       scores.push_back(matmul(x, slice(router_routed_, 0, h - s, h - s + 1), {false, true}));
     else
-      scores.push_back(reshape(sqrt(scale(sum(square(slice(q, 1, h, h + 1)), 2), 1, kNormEps)), {n, 1}));
+      scores.push_back(reshape(sqrt(scale(sum(square(slice(q, 1, h, h + 1)), 2), 1, kMohNormEps)), {n, 1}));
   }
   if (!learned()) {
     Variable center = scores[0], variance;
@@ -220,7 +220,7 @@ Variable Moh::reference(const Block& block) const {
       variance = h == 0 ? apart : add(variance, apart);
     }
     const Variable deviation =
-        sqrt(scale(variance, 1.0 / static_cast<double>(std::max<int64_t>(1, e - 1)), kNormEps));
+        sqrt(scale(variance, 1.0 / static_cast<double>(std::max<int64_t>(1, e - 1)), kMohNormEps));
     for (Variable& score : scores) score = divide(score, deviation);
   }
   const Variable score = concatenate(scores, 1), share = softmax(score);
@@ -268,8 +268,8 @@ Variable Moh::reference(const Block& block) const {
 namespace {
 
 // A layer with random projections and routers that say nothing.
-struct Trial {
-  Trial(MohConfig config, const Dimensions& d, int64_t n)
+struct MohTrial {
+  MohTrial(MohConfig config, const Dimensions& d, int64_t n)
       : store(Dtype::f64, default_device(), 5),
         layer(std::move(config), d, {store, ""}),
         layout(whole_documents({n})) {
@@ -313,18 +313,18 @@ std::vector<Identity> Moh::identities() const {
   return {
       {"all heads on and even routers are multi-head attention", 1e-12,
        [=] {
-         Trial t(all, d, 9);
+         MohTrial t(all, d, 9);
          return largest_difference(t.y, t.dense());
        }},
       {"all heads on by the lengths of their queries are multi-head attention, to the bit", 0,
        [=] {
          MohConfig config = all;
          config.router = "norm";
-         Trial t(config, d, 9);
+         MohTrial t(config, d, 9);
          return largest_difference(t.y, t.dense());
        }},
       {"the balance loss of even routing is the number of routed heads that are on", 1e-12,
-       [=] { return std::abs(Trial({.shared = 1, .top_k = 2}, d, 9).balance - 2); }},
+       [=] { return std::abs(MohTrial({.shared = 1, .top_k = 2}, d, 9).balance - 2); }},
   };
 }
 

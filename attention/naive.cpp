@@ -12,7 +12,7 @@ namespace weft {
 namespace {
 
 // (n, G, D) -> (H, n, D), each key-value head for the H / G query heads that share it.
-Variable by_head(const Variable& x, int64_t heads) {
+Variable shared_by_head(const Variable& x, int64_t heads) {
   const Variable grouped = permute(x, {1, 0, 2});
   std::vector<int32_t> owner;
   for (int64_t h = 0; h < heads; ++h) owner.push_back(static_cast<int32_t>(h * x.dim(1) / heads));
@@ -24,7 +24,7 @@ Variable by_head(const Variable& x, int64_t heads) {
 Variable naive_attention(const Variable& q, const Variable& k, const Variable& v, const Tensor& bias,
                          double factor, const Variable& sink) {
   const int64_t heads = q.dim(1), n = q.dim(0);
-  const Variable scores = matmul(by_head(q, heads), by_head(k, heads), {false, true});
+  const Variable scores = matmul(shared_by_head(q, heads), shared_by_head(k, heads), {false, true});
   Variable biased = add(scale(scores, factor), bias);
   if (sink.defined()) {
     const Variable column = add(zeros({heads, n, 1}, q.dtype(), q.device()), reshape(sink, {heads, 1, 1}));
@@ -32,7 +32,7 @@ Variable naive_attention(const Variable& q, const Variable& k, const Variable& v
   }
   Variable weights = softmax(biased);
   if (sink.defined()) weights = slice(weights, 2, 0, n);
-  return permute(matmul(weights, by_head(v, heads)), {1, 0, 2});
+  return permute(matmul(weights, shared_by_head(v, heads)), {1, 0, 2});
 }
 
 Tensor naive_bias(int64_t heads, int64_t n, Dtype dtype,

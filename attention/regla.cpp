@@ -14,7 +14,7 @@
 namespace weft {
 namespace {
 
-constexpr double kNormEps = 1e-12, kLeastRatio = 1e-30;
+constexpr double kReglaNormEps = 1e-12, kLeastRatio = 1e-30;
 
 // 1 over the deviation of a product of features of `size` normal queries and keys.
 double variance_factor(int64_t size) {
@@ -62,7 +62,7 @@ Variable Regla::forward(const Block& block, Crossing& cross) const {
   const Variable queries = exp(subtract(q, max(q, -1, true))), keys = exp(subtract(k, now));
   const Variable o = cross(
       scan, {{cast(queries, v.dtype()), cast(keys, v.dtype()), v, gate}, block.position, block.document});
-  return rms_norm(o, gain_, kNormEps);
+  return rms_norm(o, gain_, kReglaNormEps);
 }
 
 // Keys are mapped by e^k alone, and what each token reads is divided by e^{M_t}, a constant.
@@ -79,7 +79,7 @@ Variable Regla::reference(const Block& block) const {
     largest.push_back(max(concatenate({largest.back(), slice(k.value(), 0, t, t + 1)}, 2), 2, true));
     shrunk.push_back(divide(slice(o, 0, t, t + 1), exp(largest.back())));
   }
-  return naive_rms_norm(concatenate(shrunk, 0), gain_, kNormEps);
+  return naive_rms_norm(concatenate(shrunk, 0), gain_, kReglaNormEps);
 }
 
 namespace {

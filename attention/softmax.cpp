@@ -16,7 +16,7 @@
 namespace weft {
 namespace {
 
-constexpr double kNormEps = 1e-6;
+constexpr double kQueryNormEps = 1e-6;
 constexpr double kNever = -INFINITY;
 
 }  // namespace
@@ -61,7 +61,7 @@ AttentionOptions Softmax::options() const {
 Block Softmax::prepare(const Block& block, bool turn) const {
   Block out = block;
   if (config_.qk_norm)
-    for (int i = 0; i < 2; ++i) out.x[i] = rms_norm(out.x[i], i == 0 ? q_gain_ : k_gain_, kNormEps);
+    for (int i = 0; i < 2; ++i) out.x[i] = rms_norm(out.x[i], i == 0 ? q_gain_ : k_gain_, kQueryNormEps);
   if (config_.position != "rope" || !turn) return out;
   std::vector<Variable> staying;
   if (!out.x[2].value().dense()) staying.push_back(out.x[2]);
@@ -89,8 +89,8 @@ Variable Softmax::reference_in_window(const Block& block, int64_t window) const 
   const int64_t n = block.x[0].dim(0), heads = dims().heads;
   Variable q = block.x[0], k = block.x[1];
   if (config_.qk_norm) {
-    q = naive_rms_norm(q, q_gain_, kNormEps);
-    k = naive_rms_norm(k, k_gain_, kNormEps);
+    q = naive_rms_norm(q, q_gain_, kQueryNormEps);
+    k = naive_rms_norm(k, k_gain_, kQueryNormEps);
   }
   if (config_.position == "rope") {
     q = naive_rotary(q, 0, config_.rope_theta);
@@ -110,8 +110,8 @@ Variable Softmax::reference(const Block& block) const { return reference_in_wind
 
 namespace {
 
-struct Trial {
-  explicit Trial(const Dimensions& dims, int64_t n) : layout(whole_documents({n})) {
+struct SoftmaxTrial {
+  explicit SoftmaxTrial(const Dimensions& dims, int64_t n) : layout(whole_documents({n})) {
     block = {{random_tensor({n, dims.heads, dims.key}, 1), random_tensor({n, dims.kv_heads, dims.key}, 2),
               random_tensor({n, dims.kv_heads, dims.value}, 3)},
              layout.position,
@@ -132,7 +132,7 @@ std::vector<Identity> Softmax::identities() const {
   return {
       {"equal scores average the values seen (Vaswani et al. 2017, eq. 1)", 1e-12,
        [d] {
-         Trial t(d, 9);
+         SoftmaxTrial t(d, 9);
          t.block.x[0] = zeros(t.block.x[0].shape(), Dtype::f64);
          ParameterStore store(Dtype::f64);
          const Softmax m({}, d, {store, ""});
@@ -151,7 +151,7 @@ std::vector<Identity> Softmax::identities() const {
        }},
       {"with rotary positions a shift of all positions changes nothing (Su et al. 2021)", 1e-9,
        [d] {
-         Trial t(d, 9);
+         SoftmaxTrial t(d, 9);
          ParameterStore store(Dtype::f64);
          const Softmax m({.position = "rope"}, d, {store, ""});
          const Tensor here = t.run(m);
@@ -161,7 +161,7 @@ std::vector<Identity> Softmax::identities() const {
        }},
       {"with normed queries and keys their sizes change nothing (the eps aside)", 1e-9,
        [d] {
-         Trial t(d, 9);
+         SoftmaxTrial t(d, 9);
          ParameterStore store(Dtype::f64);
          const Softmax m({.qk_norm = true}, d, {store, ""});
          store.commit();
@@ -173,7 +173,7 @@ std::vector<Identity> Softmax::identities() const {
        }},
       {"a sink of score z takes e^z / (e^z + n) of n keys with score 0", 1e-12,
        [d] {
-         Trial t(d, 9);
+         SoftmaxTrial t(d, 9);
          t.block.x[0] = zeros(t.block.x[0].shape(), Dtype::f64);
          ParameterStore store(Dtype::f64);
          const Softmax drained({.sink = true}, d, {store, "a."}), plain({}, d, {store, "b."});
@@ -233,7 +233,7 @@ Variable SlidingWindow::reference(const Block& block) const { return reference_i
 
 std::vector<Identity> SlidingWindow::identities() const {
   const Dimensions d = dims();
-  const auto with_window = [d](int64_t window, Trial& t) {
+  const auto with_window = [d](int64_t window, SoftmaxTrial& t) {
     ParameterStore store(Dtype::f64);
     SlidingWindowConfig config;
     config.window = window;
@@ -242,13 +242,13 @@ std::vector<Identity> SlidingWindow::identities() const {
   return {
       {"a window as long as the text is full attention", 1e-12,
        [=] {
-         Trial t(d, 11);
+         SoftmaxTrial t(d, 11);
          ParameterStore store(Dtype::f64);
          return largest_difference(with_window(11, t), t.run(Softmax({}, d, {store, ""})));
        }},
       {"a window of one token gives back its value", 1e-12,
        [=] {
-         Trial t(d, 11);
+         SoftmaxTrial t(d, 11);
          std::vector<int32_t> owner;
          for (int64_t h = 0; h < d.heads; ++h)
            owner.push_back(static_cast<int32_t>(h * d.kv_heads / d.heads));

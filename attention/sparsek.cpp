@@ -50,7 +50,7 @@ Tensor rows_behind(const Layout& layout, int64_t window, Device device) {
 }
 
 // (M, C, G, D) -> (M, H, C, D), each key head for the query heads that share it.
-Variable by_head(const Variable& x, int64_t heads) {
+Variable keys_by_head(const Variable& x, int64_t heads) {
   const int64_t groups = x.dim(2);
   if (groups == heads) return permute(x, {0, 2, 1, 3});
   const Variable first = permute(x, {2, 0, 1, 3});
@@ -167,7 +167,7 @@ Scan SparseK::far(Dtype dtype, Device device) const {
                  none({1, heads, others}), none({1, heads, kept + others})};
   };
   const auto candidates = [heads](const Block& b) {
-    return std::vector{by_head(b.x[1], heads), by_head(b.x[2], heads), permute(b.x[3], {0, 2, 1})};
+    return std::vector{keys_by_head(b.x[1], heads), keys_by_head(b.x[2], heads), permute(b.x[3], {0, 2, 1})};
   };
   const auto together = [](const Variable& a, const Variable& b) { return concatenate({a, b}, 2); };
   scan.summarize = [=, identity = scan.identity](const Block& b) {

@@ -19,7 +19,7 @@
 namespace weft {
 namespace {
 
-constexpr double kNormEps = 1e-6;
+constexpr double kTitansNormEps = 1e-6;
 // A memory that knows nothing of a query answers near zero: its norm bounds and never enlarges.
 constexpr double kMemoryNormEps = 1;
 
@@ -106,11 +106,12 @@ Variable TitansLayer::naive_answered(const Variable& m) const {
 }
 
 Variable TitansLayer::gated(const Variable& y, const Variable& m) const {
-  return linear(multiply(rms_norm(y, attention_gain_, kNormEps), sigmoid(answered(m))), out_);
+  return linear(multiply(rms_norm(y, attention_gain_, kTitansNormEps), sigmoid(answered(m))), out_);
 }
 
 Variable TitansLayer::naive_gated(const Variable& y, const Variable& m) const {
-  return linear(multiply(naive_rms_norm(y, attention_gain_, kNormEps), sigmoid(naive_answered(m))), out_);
+  return linear(multiply(naive_rms_norm(y, attention_gain_, kTitansNormEps), sigmoid(naive_answered(m))),
+                out_);
 }
 
 Variable TitansLayer::packed(const Variable& x) const { return linear(x, memory_in_); }

@@ -14,7 +14,7 @@
 namespace weft {
 namespace {
 
-constexpr double kNormEps = 1e-6;
+constexpr double kTransNormerEps = 1e-6;
 
 }  // namespace
 
@@ -46,8 +46,8 @@ Variable TransNormer::forward(const Block& block, Crossing& cross) const {
       linear_scan(config_.scale, config_.chunk, false, h, map_.size(), e, v.dtype(), v.device());
   const Variable o =
       cross(scan, {{map_.queries(block.x[0]), map_.keys(block.x[1]), v}, block.position, block.document});
-  if (config_.norm_per_head) return rms_norm(o, gain_, kNormEps);
-  return reshape(rms_norm(reshape(o, {o.dim(0), h * e}), gain_, kNormEps), o.shape());
+  if (config_.norm_per_head) return rms_norm(o, gain_, kTransNormerEps);
+  return reshape(rms_norm(reshape(o, {o.dim(0), h * e}), gain_, kTransNormerEps), o.shape());
 }
 
 // As the masked product of matrices.
@@ -57,8 +57,8 @@ Variable TransNormer::reference(const Block& block) const {
                  k = permute(map_.keys(block.x[1]), {1, 0, 2}), v = permute(block.x[2], {1, 0, 2});
   const Variable weights = lower_triangle(scale(matmul(q, k, {false, true}), config_.scale));
   const Variable o = permute(matmul(weights, v), {1, 0, 2});
-  if (config_.norm_per_head) return naive_rms_norm(o, gain_, kNormEps);
-  return reshape(naive_rms_norm(reshape(o, {n, h * e}), gain_, kNormEps), {n, h, e});
+  if (config_.norm_per_head) return naive_rms_norm(o, gain_, kTransNormerEps);
+  return reshape(naive_rms_norm(reshape(o, {n, h * e}), gain_, kTransNormerEps), {n, h, e});
 }
 
 namespace {

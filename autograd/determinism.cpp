@@ -5,12 +5,12 @@
 namespace weft {
 namespace {
 
-std::atomic<bool> wanted = true;
+std::atomic<bool> equal_bits = true;
 
 }  // namespace
 
-bool deterministic() { return wanted; }
+bool deterministic() { return equal_bits; }
 
-void set_deterministic(bool value) { wanted = value; }
+void set_deterministic(bool value) { equal_bits = value; }
 
 }  // namespace weft

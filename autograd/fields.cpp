@@ -186,11 +186,6 @@ std::string section_of(const std::string& name) {
   return dot == std::string::npos ? "" : name.substr(0, dot);
 }
 
-std::string last_part(const std::string& name) {
-  const size_t dot = name.rfind('.');
-  return dot == std::string::npos ? name : name.substr(dot + 1);
-}
-
 std::string qualified(const std::string& owner, const std::string& name) {
   return owner.empty() ? name : owner + "." + name;
 }

@@ -4,12 +4,12 @@
 
 namespace weft {
 
-namespace {
-
 std::string last_part(const std::string& name) {
   const size_t dot = name.rfind('.');
   return dot == std::string::npos ? name : name.substr(dot + 1);
 }
+
+namespace {
 
 // Levenshtein's distance, an exchange of neighbours counted as one.
 size_t edit_distance(const std::string& a, const std::string& b) {

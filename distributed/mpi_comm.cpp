@@ -8,13 +8,13 @@
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <deque>
 #include <exception>
 #include <mutex>
 #include <optional>
 #include <thread>
 
+#include "distributed/copy_bytes.h"
 #include "distributed/peers.h"
 
 namespace weft {
@@ -33,10 +33,6 @@ void check_mpi(int code, const char* call) {
   int kind = 0;
   MPI_Error_class(code, &kind);
   throw Error(kind == MPI_ERR_TRUNCATE ? Exit::internal : Exit::peer_lost, text(call, ": ", why));
-}
-
-void copy(void* to, const void* from, int64_t bytes) {
-  if (to != from && bytes > 0) std::memcpy(to, from, static_cast<size_t>(bytes));
 }
 
 // A set of messages under way.
@@ -138,7 +134,7 @@ class MpiComm : public Communicator {
     auto* to = static_cast<std::byte*>(all);
     for (int r = 0; r < size(); to += bytes[r++])
       if (r == rank())
-        copy(to, mine, bytes[r]);
+        copy_bytes(to, mine, bytes[r]);
       else
         messages.receive(to, bytes[r], r, collective_tag);
     for_others([&](int r) { messages.send(mine, bytes[rank()], r, collective_tag); });
@@ -157,7 +153,7 @@ class MpiComm : public Communicator {
     for (int r = 0; r < size(); from += sent[r++]) part[r] = from;
     for (int r = 0; r < size(); to += received[r++])
       if (r == rank())
-        copy(to, part[r], received[r]);
+        copy_bytes(to, part[r], received[r]);
       else
         messages.receive(to, received[r], r, collective_tag);
     for_others([&](int r) { messages.send(part[r], sent[r], r, collective_tag); });
@@ -178,7 +174,7 @@ class MpiComm : public Communicator {
     reap();
     Letter& letter =
         sent_.emplace_back(Letter{std::vector<std::byte>(static_cast<size_t>(bytes)), Messages(comm_)});
-    copy(letter.data.data(), data, bytes);
+    copy_bytes(letter.data.data(), data, bytes);
     letter.messages.send(letter.data.data(), bytes, to, pair_tag);
   }
 

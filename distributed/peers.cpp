@@ -15,7 +15,7 @@
 namespace weft {
 namespace {
 
-enum State : int32_t { absent, running, left, ended };
+enum PeerState : int32_t { absent, running, left, ended };
 
 // What /proc says of a process: its state letter and its start time, which tells a reused pid from the old
 // one.

@@ -1,13 +1,8 @@
-#include <cstring>
-
 #include "distributed/communicator.h"
+#include "distributed/copy_bytes.h"
 
 namespace weft {
 namespace {
-
-void copy(void* to, const void* from, int64_t bytes) {
-  if (to != from && bytes > 0) std::memcpy(to, from, static_cast<size_t>(bytes));
-}
 
 class SelfComm final : public Communicator {
  public:
@@ -17,16 +12,16 @@ class SelfComm final : public Communicator {
 
  protected:
   void move_all_gather(const void* mine, void* all, std::span<const int64_t> bytes) override {
-    copy(all, mine, bytes[0]);
+    copy_bytes(all, mine, bytes[0]);
   }
   void move_all_to_all(const void* out, std::span<const int64_t> sent, void* in,
                        std::span<const int64_t> received) override {
     CHECK(sent[0] == received[0], "all_to_all: sends ", sent[0], " bytes to itself, expects ", received[0]);
-    copy(in, out, sent[0]);
+    copy_bytes(in, out, sent[0]);
   }
   void move_reduce_scatter(const void* all, void* mine, std::span<const int64_t> counts, Dtype dtype,
                            Reduce) override {
-    copy(mine, all, counts[0] * size_of(dtype));
+    copy_bytes(mine, all, counts[0] * size_of(dtype));
   }
   void move_broadcast(void*, int64_t, int) override {}
   void move_barrier() override {}

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <condition_variable>
-#include <cstring>
 #include <deque>
 #include <exception>
 #include <map>
@@ -10,12 +9,10 @@
 #include <optional>
 #include <thread>
 
+#include "distributed/copy_bytes.h"
+
 namespace weft {
 namespace {
-
-void copy(void* to, const void* from, int64_t bytes) {
-  if (to != from && bytes > 0) std::memcpy(to, from, static_cast<size_t>(bytes));
-}
 
 int64_t sum(std::span<const int64_t> counts) {
   return std::accumulate(counts.begin(), counts.end(), int64_t{0});
@@ -131,7 +128,7 @@ class ThreadComm final : public Communicator {
         const Board::Post& post = board_->posts[r];
         if (!std::equal(bytes.begin(), bytes.end(), post.counts.begin(), post.counts.end()))
           return text("all_gather: rank ", rank(), " and rank ", r, " do not agree on the counts");
-        copy(to, post.data, bytes[r]);
+        copy_bytes(to, post.data, bytes[r]);
       }
       return {};
     });
@@ -146,7 +143,7 @@ class ThreadComm final : public Communicator {
         if (std::ssize(post.counts) != size() || post.counts[rank()] != received[r])
           return text("all_to_all: rank ", rank(), " expects ", received[r], " bytes from rank ", r,
                       ", which sends another number");
-        copy(to, post.data + sum(post.counts.first(rank())), received[r]);
+        copy_bytes(to, post.data + sum(post.counts.first(rank())), received[r]);
       }
       return {};
     });
@@ -157,14 +154,14 @@ class ThreadComm final : public Communicator {
       const Board::Post& post = board_->posts[root];
       if (post.counts[0] != bytes)
         return text("broadcast: ranks ", rank(), " and ", root, " do not agree on the count");
-      copy(data, post.data, bytes);
+      copy_bytes(data, post.data, bytes);
       return {};
     });
   }
 
   void move_send(const void* data, int64_t bytes, int to) override {
     std::vector<std::byte> letter(static_cast<size_t>(bytes));
-    copy(letter.data(), data, bytes);
+    copy_bytes(letter.data(), data, bytes);
     const std::lock_guard lock(job().mutex);
     board_->mail[rank() * size() + to].push_back(std::move(letter));
     job().changed.notify_all();
@@ -181,7 +178,7 @@ class ThreadComm final : public Communicator {
     }
     CHECK(std::ssize(letter) == bytes, "recv: rank ", rank(), " expects ", bytes, " bytes from rank ", from,
           ", got ", letter.size());
-    copy(data, letter.data(), bytes);
+    copy_bytes(data, letter.data(), bytes);
   }
 
   void move_barrier() override { meet("barrier"); }

@@ -17,7 +17,7 @@
 namespace weft {
 namespace {
 
-constexpr int64_t kHeads = 16, kHead = 128, kWidth = kHeads * kHead;
+constexpr int64_t kKernelHeads = 16, kKernelHead = 128, kKernelWidth = kKernelHeads * kKernelHead;
 constexpr double kEps = 1e-6;
 
 double bytes_of(const std::vector<Tensor>& tensors) {
@@ -58,13 +58,15 @@ void norms(GpuRun& run, int64_t n, int64_t width) {
 
 // q and k of a packed projection turn, v beside them comes apart.
 void turn(GpuRun& run, int64_t n) {
-  const auto noise = [&](uint32_t stream) { return GpuRun::noise({n, kHeads, kHead}, Dtype::bf16, stream); };
+  const auto noise = [&](uint32_t stream) {
+    return GpuRun::noise({n, kKernelHeads, kKernelHead}, Dtype::bf16, stream);
+  };
   const Tensor q = noise(1), k = noise(2), q2 = empty_like(q), k2 = empty_like(k);
   const Tensor position = whole_documents(std::vector<int64_t>(static_cast<size_t>(n / 512), 512)).position;
-  const std::string shape = text("2 x ", n, "x", kHeads, "x", kHead);
+  const std::string shape = text("2 x ", n, "x", kKernelHeads, "x", kKernelHead);
   const std::vector<cpu::RotaryPart> there{{q2, q, true}, {k2, k, true}};
   memory(run, "rotary", shape, {q, k}, {q2, k2},
-         [&] { ON_DEVICE(q.device(), rotary(there, position, 10000, kHead, 1)); });
+         [&] { ON_DEVICE(q.device(), rotary(there, position, 10000, kKernelHead, 1)); });
 }
 
 void gated(GpuRun& run, int64_t n, int64_t f) {
@@ -82,10 +84,10 @@ void gated(GpuRun& run, int64_t n, int64_t f) {
 // bf16 copies.
 void update(GpuRun& run) {
   ParameterStore store(Dtype::bf16);
-  const int64_t rows = run.sized(124'000'000 / kWidth), half = rows / 2;
-  store.declare({"a", {half, kWidth}, ParameterKind::matrix});
-  store.declare({"b", {rows - half, kWidth}, ParameterKind::embedding});
-  store.declare({"c", {kWidth}, ParameterKind::vector});
+  const int64_t rows = run.sized(124'000'000 / kKernelWidth), half = rows / 2;
+  store.declare({"a", {half, kKernelWidth}, ParameterKind::matrix});
+  store.declare({"b", {rows - half, kKernelWidth}, ParameterKind::embedding});
+  store.declare({"c", {kKernelWidth}, ParameterKind::vector});
   store.commit();
   std::vector<Tensor> masters;
   BenchRow norm{.name = "gradient norm", .shape = text(store.numel(), " weights")},
@@ -186,7 +188,7 @@ double bench_gpu_product(GpuRun& run, const LayerProduct& p) {
 void bench_gpu_kernels(GpuRun& run, const std::vector<GpuRows>& rows) {
   const auto wants = [&](GpuRows r) { return std::find(rows.begin(), rows.end(), r) != rows.end(); };
   if (wants(GpuRows::memory)) {
-    norms(run, run.sized(32768, 512), kWidth);
+    norms(run, run.sized(32768, 512), kKernelWidth);
     norms(run, run.sized(65536, 512), 768);
     turn(run, run.sized(32768, 512));
     gated(run, run.sized(16384, 512), 5632);

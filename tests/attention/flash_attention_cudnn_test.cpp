@@ -18,13 +18,13 @@ class CudnnAttention : public testing::Test {
   void TearDown() override { set_deterministic(true); }
 };
 
-struct Case {
+struct CudnnCase {
   const char* name;
   std::vector<int64_t> lengths;
   int64_t heads, kv_heads, key, value;
   bool causal = true;
 };
-const std::vector<Case> cases{
+const std::vector<CudnnCase> cudnn_cases{
     {"one", {301}, 4, 4, 64, 64},
     {"equal", {128, 128, 128}, 2, 2, 64, 64},
     {"equal, grouped", {77, 77}, 6, 2, 64, 64},
@@ -37,7 +37,7 @@ const std::vector<Case> cases{
 };
 
 struct Inputs {
-  explicit Inputs(const Case& c) : layout(whole_documents(c.lengths)) {
+  explicit Inputs(const CudnnCase& c) : layout(whole_documents(c.lengths)) {
     const int64_t n = layout.tokens();
     q = random_tensor({n, c.heads, c.key}, 1, Dtype::bf16);
     k = random_tensor({n, c.kv_heads, c.key}, 2, Dtype::bf16);
@@ -58,19 +58,9 @@ struct Inputs {
   Tensor q, k, v, d_o, d_lse;
 };
 
-double relative_error(const Tensor& a, const Tensor& b) {
-  const std::vector<double> x = to_values(a), y = to_values(b);
-  double apart = 0, size = 0;
-  for (size_t i = 0; i < x.size(); ++i) {
-    apart += (x[i] - y[i]) * (x[i] - y[i]);
-    size += y[i] * y[i];
-  }
-  return apart == 0 ? 0 : std::sqrt(apart / size);
-}
-
 TEST_F(CudnnAttention, ServesAndAgreesWithF64) {
   const char* names[] = {"o", "lse", "dq", "dk", "dv"};
-  for (const Case& c : cases) {
+  for (const CudnnCase& c : cudnn_cases) {
     SCOPED_TRACE(c.name);
     const Inputs in(c);
     const auto unwritten = [](const Tensor& like, Dtype dtype) { return full(like.shape(), NAN, dtype); };
@@ -91,7 +81,7 @@ TEST_F(CudnnAttention, ServesAndAgreesWithF64) {
       want.push_back(d);
     // lse is in f32; the way back of cuDNN rounds weights and their gradients to bf16, as ours does.
     for (size_t i = 0; i < got.size(); ++i)
-      EXPECT_LE(relative_error(got[i], want[i]), i == 1 ? 1e-5 : 8e-3) << names[i];
+      EXPECT_LE(norm_difference(got[i], want[i]), i == 1 ? 1e-5 : 8e-3) << names[i];
   }
 }
 
@@ -137,7 +127,7 @@ TEST_F(CudnnAttention, GradientsOfLseAndEqualRunsAreOurKernels) {
     EXPECT_TRUE(with_lse || !same_bits(fast[3], own[3])) << "off: dk is cuDNN's";
     for (size_t i = 0; i < own.size(); ++i) {
       EXPECT_TRUE(same_bits(own[i], again[i])) << i;
-      EXPECT_LE(relative_error(fast[i], own[i]), 1e-2) << i;
+      EXPECT_LE(norm_difference(fast[i], own[i]), 1e-2) << i;
       EXPECT_TRUE(!with_lse || same_bits(fast[i], own[i])) << i;
     }
   }

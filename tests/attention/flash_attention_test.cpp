@@ -72,23 +72,11 @@ struct Attention {
   Tensor q, k, v, d_o, d_lse, active, bias;
 };
 
-// |a - b| / |b| over all elements; infinities must agree.
-double relative_error(const Tensor& a, const Tensor& b) {
-  const std::vector<double> x = to_values(a), y = to_values(b);
-  double apart = 0, size = 0;
-  for (size_t i = 0; i < x.size(); ++i) {
-    if (x[i] == y[i] && std::isinf(x[i])) continue;
-    apart += (x[i] - y[i]) * (x[i] - y[i]);
-    size += y[i] * y[i];
-  }
-  return apart == 0 ? 0 : std::sqrt(apart / size);
-}
-
 void expect_close(const Attention& a) {
   const std::vector<Tensor> narrow = a.run(Dtype::bf16), wide = a.run(Dtype::f64), again = a.run(Dtype::bf16);
   const char* names[] = {"o", "lse", "dq", "dk", "dv", "dbias"};
   for (size_t i = 0; i < narrow.size(); ++i) {
-    EXPECT_LE(relative_error(narrow[i], wide[i]), i == 1 ? 1e-5 : 8e-3) << names[i];
+    EXPECT_LE(norm_difference(narrow[i], wide[i]), i == 1 ? 1e-5 : 8e-3) << names[i];
     EXPECT_TRUE(same_bits(narrow[i], again[i])) << names[i];
   }
 }

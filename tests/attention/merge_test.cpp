@@ -35,8 +35,8 @@ const std::vector<Setting> settings{
     {"relu2, window, bias", {.scale = 0.7, .window = 7, .weighting = Weighting::relu2}, true},
 };
 
-struct Case {
-  explicit Case(const std::vector<int64_t>& lengths) : layout(whole_documents(lengths)) {
+struct MergeCase {
+  explicit MergeCase(const std::vector<int64_t>& lengths) : layout(whole_documents(lengths)) {
     const int64_t n = layout.tokens();
     inputs = {random_tensor({n, kHeads, kKey}, 1), random_tensor({n, kGroups, kKey}, 2),
               random_tensor({n, kGroups, kValue}, 3), random_tensor({kHeads, kReach}, 4)};
@@ -61,7 +61,7 @@ double weight(Weighting f, double s) {
 }
 
 TEST(MergeOptions, AgainstTheDefinition) {
-  const Case c({70, 1, 90});
+  const MergeCase c({70, 1, 90});
   const std::vector<double> q = to_values(c.inputs[0]), k = to_values(c.inputs[1]),
                             v = to_values(c.inputs[2]), bias = to_values(c.inputs[3]),
                             at = to_values(c.layout.position), of = to_values(c.layout.document);
@@ -107,7 +107,7 @@ TEST(MergeOptions, AgainstTheDefinition) {
 TEST(MergeOptions, Gradients) {
   for (const Setting& s : settings) {
     SCOPED_TRACE(s.name);
-    const Case c({2, 66});
+    const MergeCase c({2, 66});
     std::vector<Tensor> inputs = c.inputs;
     if (!s.bias) inputs.pop_back();
     expect_gradients(

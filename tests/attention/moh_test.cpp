@@ -50,8 +50,8 @@ TEST(Moh, ExactlySharedAndRoutedHeadsAreOn) {
   }
 }
 
-struct Attention {
-  explicit Attention(int64_t tokens, int64_t heads, int64_t size)
+struct HeadAttention {
+  explicit HeadAttention(int64_t tokens, int64_t heads, int64_t size)
       : layout(whole_documents({tokens})),
         q(random_tensor({tokens, heads, size}, 1, Dtype::f32)),
         k(random_tensor({tokens, heads, size}, 2, Dtype::f32)),
@@ -87,9 +87,9 @@ void poison(const Tensor& x, const Tensor& active) {
 // As if all heads had been computed and those that are off masked; and nothing of these is ever read.
 TEST(Moh, HeadsThatAreOffAreNeverTouched) {
   const int64_t n = 150, heads = 4, size = 8;
-  Attention a(n, heads, size);
+  HeadAttention a(n, heads, size);
   const Tensor active = random_choice(n, heads, 2), all = full({n, heads}, 1, Dtype::f32);
-  Attention masked(n, heads, size);
+  HeadAttention masked(n, heads, size);
   masked.d_o = multiply(masked.d_o, reshape(active, {n, heads, 1})).value();
   masked.d_lse = multiply(masked.d_lse, active).value();
   const std::vector<Tensor> expected = masked.run(all);

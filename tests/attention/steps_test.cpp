@@ -18,7 +18,7 @@ namespace {
 
 Tensor random(const Shape& shape, Dtype dtype, uint32_t seed) { return random_tensor(shape, seed).to(dtype); }
 
-double difference(const Tensor& a, const Tensor& b) {
+double wide_difference(const Tensor& a, const Tensor& b) {
   return largest_difference(a.to(Dtype::f64), b.to(Dtype::f64));
 }
 
@@ -92,11 +92,11 @@ void expect_attention(const Past& past, const Sizes& s, Dtype dtype, const Atten
   const double bound = tolerance::of(dtype);
   for (int64_t m = 0; m < count; ++m) {
     const int64_t n = past.lengths[static_cast<size_t>(m)];
-    EXPECT_LE(difference(y[0].rows(m, m + 1), o[m]), bound) << "o of length " << n;
-    EXPECT_LE(difference(y[1].rows(m, m + 1), lse[m]), bound) << "lse of length " << n;
-    EXPECT_LE(difference(k[m].rows(n - 1, n), keys.rows(m, m + 1)), turn > 0 ? bound : 0)
+    EXPECT_LE(wide_difference(y[0].rows(m, m + 1), o[m]), bound) << "o of length " << n;
+    EXPECT_LE(wide_difference(y[1].rows(m, m + 1), lse[m]), bound) << "lse of length " << n;
+    EXPECT_LE(wide_difference(k[m].rows(n - 1, n), keys.rows(m, m + 1)), turn > 0 ? bound : 0)
         << "k joins the past";
-    EXPECT_EQ(difference(v[m].rows(n - 1, n), values.rows(m, m + 1)), 0) << "v joins the past";
+    EXPECT_EQ(wide_difference(v[m].rows(n - 1, n), values.rows(m, m + 1)), 0) << "v joins the past";
     EXPECT_EQ(to_values(position[m].rows(n - 1, n))[0], static_cast<double>(n - 1));
     EXPECT_EQ(to_values(document[m].rows(n - 1, n))[0], static_cast<double>(m));
   }
@@ -153,8 +153,8 @@ TEST(AttentionStep, SameBitsAgain) {
   const std::vector<Tensor> first = once();
   for (int i = 0; i < 20; ++i) {
     const std::vector<Tensor> again = once();
-    ASSERT_EQ(difference(again[0], first[0]), 0);
-    ASSERT_EQ(difference(again[1], first[1]), 0);
+    ASSERT_EQ(wide_difference(again[0], first[0]), 0);
+    ASSERT_EQ(wide_difference(again[1], first[1]), 0);
   }
 }
 
@@ -226,11 +226,11 @@ TEST(RecurrentStep, IsTheRecurrence) {
           const Tensor o = recurrent_step(q, k, v, g, beta, table.of(addresses, 1, default_device()), 0.5);
           double size = 0;
           for (const double x : expected.o) size = std::max(size, std::abs(x));
-          EXPECT_LE(difference(o, from_values(o.shape(), Dtype::f64, expected.o)),
+          EXPECT_LE(wide_difference(o, from_values(o.shape(), Dtype::f64, expected.o)),
                     tolerance::of(dtype) * (1 + size));
           const Tensor after = from_values(before.shape(), Dtype::f64, expected.s);
           for (int64_t i = 0; i < m; ++i)
-            EXPECT_LE(difference(states[i].reshape({1, h, d, e}), after.rows(i, i + 1)),
+            EXPECT_LE(wide_difference(states[i].reshape({1, h, d, e}), after.rows(i, i + 1)),
                       tolerance::of(wide) * (1 + size));
         }
 }
@@ -253,8 +253,8 @@ TEST(ShiftWindow, MovesUpByOne) {
       const Tensor rows = random({2, columns + 3}, dtype, 2).columns(3, columns + 3);
       shift_window(window, rows);
       for (int64_t m = 0; m < 2; ++m) {
-        EXPECT_EQ(difference(window.rows(3 * m, 3 * m + 2), before.rows(3 * m + 1, 3 * m + 3)), 0);
-        EXPECT_EQ(difference(window.rows(3 * m + 2, 3 * m + 3), rows.rows(m, m + 1)), 0);
+        EXPECT_EQ(wide_difference(window.rows(3 * m, 3 * m + 2), before.rows(3 * m + 1, 3 * m + 3)), 0);
+        EXPECT_EQ(wide_difference(window.rows(3 * m + 2, 3 * m + 3), rows.rows(m, m + 1)), 0);
       }
     }
 }

@@ -25,14 +25,19 @@ inline double difference(const Tensor& a, const Tensor& b) {
   return worst;
 }
 
-// The norm of a - b over that of b: for sums of many terms, which may cancel in one element.
+// The norm of a - b over that of b: for sums of many terms, which may cancel in one element. Infinities must
+// agree.
 inline double norm_difference(const Tensor& a, const Tensor& b) {
   EXPECT_EQ(a.shape(), b.shape());
   if (!(a.shape() == b.shape())) return INFINITY;
   const std::vector<double> x = to_values(a), y = to_values(b);
   double apart = 0, all = 0;
-  for (size_t i = 0; i < x.size(); ++i) apart += (x[i] - y[i]) * (x[i] - y[i]), all += y[i] * y[i];
-  return std::sqrt(apart / all);
+  for (size_t i = 0; i < x.size(); ++i) {
+    if (x[i] == y[i] && std::isinf(x[i])) continue;
+    apart += (x[i] - y[i]) * (x[i] - y[i]);
+    all += y[i] * y[i];
+  }
+  return apart == 0 ? 0 : std::sqrt(apart / all);
 }
 
 inline bool same_bits(const Tensor& a, const Tensor& b) {

@@ -26,7 +26,7 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
-struct Request {
+struct SweepRequest {
   std::string recipe;  // its path
   std::vector<SweepAxis> axes;
   std::string folder;  // of all runs
@@ -36,8 +36,8 @@ struct Request {
   bool print = false, json = false;
 };
 
-std::optional<Request> parse(const Words& words) {
-  Request request;
+std::optional<SweepRequest> parse_sweep(const Words& words) {
+  SweepRequest request;
   std::string match;
   int64_t ranks = 0;
   Flags flags(
@@ -113,7 +113,7 @@ void check_text_is_there(const Recipe& recipe) {
 
 class Sweep {
  public:
-  explicit Sweep(const Request& request) : request_(request) {}
+  explicit Sweep(const SweepRequest& request) : request_(request) {}
 
   // Every recipe loaded, sized and planned: a mistake in the last one is found before the first one runs.
   std::vector<SweepRun> runs() {
@@ -178,7 +178,7 @@ class Sweep {
                  grouped(match.size).c_str(), unit, 100 * (match.size / *target_ - 1));
   }
 
-  const Request& request_;
+  const SweepRequest& request_;
   Planners planners_;
   std::map<std::string, std::vector<std::string>> sized_;  // what matching adds to a model
   std::optional<double> target_;
@@ -210,7 +210,7 @@ Exit code_of(const std::vector<SweepResult>& results) {
   return Exit::ok;
 }
 
-void print_results(const Request& request, const std::vector<SweepRun>& runs,
+void print_results(const SweepRequest& request, const std::vector<SweepRun>& runs,
                    const std::vector<SweepResult>& results) {
   const auto fixed = [](double x) {
     char out[32];
@@ -248,7 +248,7 @@ void print_results(const Request& request, const std::vector<SweepRun>& runs,
 }  // namespace
 
 int run_sweep(const Words& words) {
-  const std::optional<Request> request = parse(words);
+  const std::optional<SweepRequest> request = parse_sweep(words);
   if (!request) return 0;
   const std::vector<SweepRun> runs = Sweep(*request).runs();
   if (request->print) {

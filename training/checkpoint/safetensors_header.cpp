@@ -10,7 +10,7 @@
 namespace weft {
 namespace {
 
-using Json = nlohmann::json;
+using nlohmann::json;
 
 int bits_of(const std::string& dtype) {
   static const std::map<std::string, int> table = {
@@ -24,7 +24,7 @@ int bits_of(const std::string& dtype) {
 
 // The grammar: { NAME: {"dtype": string, "shape": [n...], "data_offsets": [n, n]}..., "__metadata__": {key:
 // string} }. Unknown keys of a tensor are skipped, as the reference implementation does.
-class HeaderReader : public nlohmann::json_sax<Json> {
+class HeaderReader : public nlohmann::json_sax<json> {
  public:
   HeaderReader(SafetensorsHeader& out, const std::string& file) : out_(out), file_(file) {}
 
@@ -177,7 +177,7 @@ SafetensorsHeader parse_safetensors_header(std::string_view header, uint64_t dat
   SafetensorsHeader out;
   HeaderReader reader(out, file);
   if (header.empty() || header.front() != '{') reader.refuse("does not start with {");
-  Json::sax_parse(header.begin(), header.end(), &reader);
+  json::sax_parse(header.begin(), header.end(), &reader);
 
   std::sort(out.entries.begin(), out.entries.end(), [](const auto& a, const auto& b) {
     return std::tie(a.begin, a.end, a.name) < std::tie(b.begin, b.end, b.name);

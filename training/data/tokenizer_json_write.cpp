@@ -9,19 +9,19 @@
 namespace weft {
 namespace {
 
-using json = nlohmann::ordered_json;
+using Json = nlohmann::ordered_json;
 using Keep = SplitRule::Keep;
 using Kind = NormalizerStep::Kind;
 using Symbols = BpeDefinition::Symbols;
 
-json sequence(const char* list, std::vector<json> parts) {
+Json sequence(const char* list, std::vector<Json> parts) {
   if (parts.empty()) return nullptr;
   if (parts.size() == 1) return parts[0];
   return {{"type", "Sequence"}, {list, parts}};
 }
 
-json normalizer(const BpeDefinition& d) {
-  std::vector<json> parts;
+Json normalizer(const BpeDefinition& d) {
+  std::vector<Json> parts;
   for (const NormalizerStep& step : d.normalizer) switch (step.kind) {
       case Kind::nfc: parts.push_back({{"type", "NFC"}}); break;
       case Kind::nfd: parts.push_back({{"type", "NFD"}}); break;
@@ -34,7 +34,7 @@ json normalizer(const BpeDefinition& d) {
   return sequence("normalizers", parts);
 }
 
-json split(const SplitRule& rule) {
+Json split(const SplitRule& rule) {
   static const char* const names[] = {"Isolated", "Removed", "MergedWithPrevious", "MergedWithNext",
                                       "Contiguous"};
   return {{"type", "Split"},
@@ -43,8 +43,8 @@ json split(const SplitRule& rule) {
           {"invert", rule.invert}};
 }
 
-json pre_tokenizer(const BpeDefinition& d) {
-  std::vector<json> parts;
+Json pre_tokenizer(const BpeDefinition& d) {
+  std::vector<Json> parts;
   std::vector<SplitRule> splits = d.splits;
   if (d.metaspace) {
     static const char* const schemes[] = {"never", "first", "always"};
@@ -67,45 +67,45 @@ json pre_tokenizer(const BpeDefinition& d) {
   return sequence("pretokenizers", parts);
 }
 
-json decoder(const BpeDefinition& d) {
+Json decoder(const BpeDefinition& d) {
   if (d.symbols == Symbols::bytes)
     return {{"type", "ByteLevel"}, {"add_prefix_space", true}, {"trim_offsets", true}, {"use_regex", true}};
-  std::vector<json> parts = {{{"type", "Replace"}, {"pattern", {{"String", "▁"}}}, {"content", " "}},
+  std::vector<Json> parts = {{{"type", "Replace"}, {"pattern", {{"String", "▁"}}}, {"content", " "}},
                              {{"type", "ByteFallback"}},
                              {{"type", "Fuse"}}};
   if (d.drop_first_space) parts.push_back({{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}});
   return sequence("decoders", parts);
 }
 
-json post_processor(const BpeDefinition& d) {
+Json post_processor(const BpeDefinition& d) {
   if (!d.bos_id) return nullptr;
   const std::string& bos = d.tokens[*d.bos_id];
-  const json first = {{"SpecialToken", {{"id", bos}, {"type_id", 0}}}};
+  const Json first = {{"SpecialToken", {{"id", bos}, {"type_id", 0}}}};
   const auto text = [](const char* id, int type) {
-    return json{{"Sequence", {{"id", id}, {"type_id", type}}}};
+    return Json{{"Sequence", {{"id", id}, {"type_id", type}}}};
   };
-  const json second = {{"SpecialToken", {{"id", bos}, {"type_id", 1}}}};
+  const Json second = {{"SpecialToken", {{"id", bos}, {"type_id", 1}}}};
   return {{"type", "TemplateProcessing"},
-          {"single", json::array({first, text("A", 0)})},
-          {"pair", json::array({first, text("A", 0), second, text("B", 1)})},
+          {"single", Json::array({first, text("A", 0)})},
+          {"pair", Json::array({first, text("A", 0), second, text("B", 1)})},
           {"special_tokens",
-           {{bos, {{"id", bos}, {"ids", json::array({*d.bos_id})}, {"tokens", json::array({bos})}}}}}};
+           {{bos, {{"id", bos}, {"ids", Json::array({*d.bos_id})}, {"tokens", Json::array({bos})}}}}}};
 }
 
-json model(const BpeDefinition& d) {
+Json model(const BpeDefinition& d) {
   std::vector<std::string> spelled;
   for (const std::string& token : d.tokens)
     spelled.push_back(d.symbols == Symbols::bytes ? to_byte_alphabet(token) : token);
   for (const AddedToken& t : d.added) spelled[t.id] = t.content;
-  json::object_t vocab;
+  Json::object_t vocab;
   for (size_t id = 0; id < spelled.size(); ++id)
     if (!spelled[id].empty()) vocab.push_back({spelled[id], id});
-  json merges = json::array();
+  Json merges = Json::array();
   for (const auto& [a, b] : d.merges) {
     if (d.symbols == Symbols::bytes)
       merges.push_back(spelled[a] + " " + spelled[b]);
     else
-      merges.push_back(json::array({spelled[a], spelled[b]}));
+      merges.push_back(Json::array({spelled[a], spelled[b]}));
   }
   return {{"type", "BPE"},
           {"dropout", nullptr},
@@ -119,8 +119,8 @@ json model(const BpeDefinition& d) {
           {"merges", std::move(merges)}};
 }
 
-json added_tokens(const BpeDefinition& d) {
-  json list = json::array();
+Json added_tokens(const BpeDefinition& d) {
+  Json list = Json::array();
   for (const AddedToken& t : d.added)
     list.push_back({{"id", t.id},
                     {"content", t.content},
@@ -132,7 +132,7 @@ json added_tokens(const BpeDefinition& d) {
   return list;
 }
 
-void write_file(const std::filesystem::path& path, const json& content) {
+void write_file(const std::filesystem::path& path, const Json& content) {
   const std::filesystem::path unfinished = path.string() + ".tmp";
   std::ofstream file(unfinished);
   if (!file) throw Error(Exit::cannot_create, "cannot create " + unfinished.string());
@@ -158,7 +158,7 @@ void write_tokenizer_json(const BpeDefinition& d, const std::string& folder) {
                                                                 {"post_processor", post_processor(d)},
                                                                 {"decoder", decoder(d)},
                                                                 {"model", model(d)}});
-  json config = {{"tokenizer_class", "PreTrainedTokenizerFast"},
+  Json config = {{"tokenizer_class", "PreTrainedTokenizerFast"},
                  {"clean_up_tokenization_spaces", false},
                  {"eos_token", d.tokens[d.eos_id]}};
   if (d.bos_id) config["bos_token"] = d.tokens[*d.bos_id];

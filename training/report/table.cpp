@@ -9,7 +9,7 @@
 namespace weft {
 namespace {
 
-std::string shown(const Cell& cell, Shown how) {
+std::string shown_cell(const Cell& cell, Shown how) {
   if (const auto* words = std::get_if<std::string>(&cell)) return *words;
   const double number = std::get<double>(cell);
   if (!std::isfinite(number)) return "–";
@@ -39,7 +39,7 @@ std::string html_table(const Table& table) {
   out += "</tr></thead>\n<tbody>\n";
   for (const std::vector<Cell>& row : table.rows) {
     out += "<tr>";
-    for (size_t c = 0; c < row.size(); ++c) cell("td", c, shown(row[c], table.columns[c].shown));
+    for (size_t c = 0; c < row.size(); ++c) cell("td", c, shown_cell(row[c], table.columns[c].shown));
     out += "</tr>\n";
   }
   return out + "</tbody></table></div>\n";

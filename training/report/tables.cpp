@@ -9,18 +9,18 @@
 namespace weft {
 namespace {
 
-struct Measure {
+struct TableColumn {
   const char *title, *name;
   double ComparedRun::*number;
 };
-constexpr Measure kMeasures[] = {{"validation loss", "val_loss", &ComparedRun::val_loss},
-                                 {"bits a byte", "val_bpb", &ComparedRun::val_bpb},
-                                 {"accuracy", "val_accuracy", &ComparedRun::val_accuracy},
-                                 {"exact", "val_exact", &ComparedRun::val_exact},
-                                 {"training loss", "loss", &ComparedRun::loss}};
+constexpr TableColumn kTableColumns[] = {{"validation loss", "val_loss", &ComparedRun::val_loss},
+                                         {"bits a byte", "val_bpb", &ComparedRun::val_bpb},
+                                         {"accuracy", "val_accuracy", &ComparedRun::val_accuracy},
+                                         {"exact", "val_exact", &ComparedRun::val_exact},
+                                         {"training loss", "loss", &ComparedRun::loss}};
 
 // What no run has measured stands in the CSV file alone.
-std::string title_of(const Measure& m, const Comparison& all) {
+std::string title_of(const TableColumn& m, const Comparison& all) {
   return measured(all, m.number) ? m.title : "";
 }
 
@@ -65,7 +65,8 @@ Table runs_table(const Comparison& all) {
                                                   {"tokens/s", "tokens_per_s", Shown::short_},
                                                   {"parameters", "parameters", Shown::short_}})
     table.columns.push_back(column);
-  for (const Measure& m : kMeasures) table.columns.push_back({title_of(m, all), m.name, Shown::fixed});
+  for (const TableColumn& m : kTableColumns)
+    table.columns.push_back({title_of(m, all), m.name, Shown::fixed});
   for (const ComparedRun& run : all.runs) {
     std::vector<Cell> row{run.data.name, run.mechanism};
     for (size_t k = 0; k < all.keys.size(); ++k)
@@ -84,7 +85,7 @@ Table runs_table(const Comparison& all) {
          {known(last.tokens), known(last.tokens) * run.flops_per_token, last.hours,
           last.hours > 0 ? known(last.tokens) / last.hours / 3600 : NAN, run.parameters})
       row.emplace_back(number);
-    for (const Measure& m : kMeasures) row.emplace_back(run.*m.number);
+    for (const TableColumn& m : kTableColumns) row.emplace_back(run.*m.number);
     table.rows.push_back(row);
   }
   return table;
@@ -97,7 +98,7 @@ Table groups_table(const Comparison& all, const std::vector<size_t>& groups) {
                    {"runs", ""},
                    {"", "runs", Shown::whole},
                    {"", "all_runs", Shown::whole}};
-  for (const Measure& m : kMeasures) {
+  for (const TableColumn& m : kTableColumns) {
     const std::string title = title_of(m, all), name = m.name;
     table.columns.push_back({title, name + "_mean", Shown::fixed});
     table.columns.push_back({title.empty() ? "" : "±", name + "_deviation", Shown::fixed});
@@ -110,7 +111,7 @@ Table groups_table(const Comparison& all, const std::vector<size_t>& groups) {
     std::vector<Cell> row{group.mechanism, group.setting,
                           counted == runs ? text(runs) : text(counted, " of ", runs),
                           static_cast<double>(counted), static_cast<double>(runs)};
-    for (const Measure& m : kMeasures) {
+    for (const TableColumn& m : kTableColumns) {
       const Spread spread = spread_of(all, group, m.number);
       row.emplace_back(spread.mean);
       row.emplace_back(spread.deviation);

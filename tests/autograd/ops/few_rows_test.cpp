@@ -13,7 +13,7 @@
 namespace weft {
 namespace {
 
-struct Case {
+struct ProductCase {
   int64_t rows, n, k;
   bool norm, gain, swiglu, residual;
   int64_t norm_size = 0;
@@ -21,7 +21,7 @@ struct Case {
 };
 
 // Row by row; o is rounded where the ops round.
-std::vector<double> by_hand(const Case& c, const Tensor& x, const Tensor& w, const Tensor& gain,
+std::vector<double> by_hand(const ProductCase& c, const Tensor& x, const Tensor& w, const Tensor& gain,
                             const Tensor& residual, Dtype dtype) {
   const auto rounded = [&](double v) {
     return dtype == Dtype::bf16 ? static_cast<double>(bf16(static_cast<float>(v))) : v;
@@ -54,7 +54,7 @@ std::vector<double> by_hand(const Case& c, const Tensor& x, const Tensor& w, con
   return y;
 }
 
-void expect_product(const Case& c, Dtype dtype) {
+void expect_product(const ProductCase& c, Dtype dtype) {
   SCOPED_TRACE(text(name_of(dtype), ", ", c.rows, " rows of ", c.k, " by ", c.n, c.norm ? ", norm" : "",
                     c.gain ? ", gain" : "", c.swiglu ? ", swiglu" : "", c.residual ? ", residual" : ""));
   const NoTape pause;

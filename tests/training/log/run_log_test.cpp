@@ -7,7 +7,7 @@
 namespace weft {
 namespace {
 
-const Pace pace{1000, 10, 1};
+const Pace steady_pace{1000, 10, 1};
 
 TEST(RunLog, WritesTheFilesOfTheRunFolder) {
   const TemporaryFolder folder;
@@ -20,18 +20,18 @@ TEST(RunLog, WritesTheFilesOfTheRunFolder) {
                      .world = 2,
                      .versions = {{"mpi", "4.1"}}});
     log.info("two\nlines");
-    for (int64_t step = 1; step <= 4; ++step) log.step(record_of(step), pace);
+    for (int64_t step = 1; step <= 4; ++step) log.step(record_of(step), steady_pace);
     log.rewind(4, 3);
     StepRecord untimed = record_of(4);
     untimed.time = StepRecord::unknown;
-    log.step(untimed, pace);
+    log.step(untimed, steady_pace);
     log.sample(4, "In the\nbeginning");
     log.event(Event::checkpoint, 4);
     log.finish();
   }
   {
     RunLog other({.folder = run, .rank = 12, .steps = 4});
-    other.step(record_of(1), pace);
+    other.step(record_of(1), steady_pace);
     other.sample(1, "x");
     other.event(Event::skip, 1);
     other.rewind(1, 0);
@@ -74,14 +74,14 @@ TEST(RunLog, ResumesAndRefuses) {
   testing::internal::CaptureStderr();
   {
     RunLog log({.folder = folder.path(), .steps = 4, .tensorboard = false});
-    for (int64_t step = 1; step <= 3; ++step) log.step(record_of(step), pace);
+    for (int64_t step = 1; step <= 3; ++step) log.step(record_of(step), steady_pace);
   }
   expect_error(Exit::cannot_create, {"metrics.jsonl", "resume"},
                [&] { RunLog({.folder = folder.path(), .steps = 4}); });
   {
     RunLog log({.folder = folder.path(), .steps = 4, .tensorboard = false, .resume_step = 2});
     log.event(Event::resume, 2);
-    log.step(record_of(3), pace);
+    log.step(record_of(3), steady_pace);
   }
   testing::internal::GetCapturedStderr();
   const auto metrics = json_lines(folder / "metrics.jsonl");
@@ -100,7 +100,7 @@ TEST(RunLog, AFullDiskIsOneWarningAndTheRunGoesOn) {
     // Standard error is captured in a file too.
     const FileSizeLimit limit(4096);
     for (int64_t step = 1; step <= 50; ++step) {
-      log.step(record_of(step), pace);
+      log.step(record_of(step), steady_pace);
       log.sample(step, std::string(20, 'x'));
     }
   }

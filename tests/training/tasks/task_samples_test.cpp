@@ -13,7 +13,7 @@
 namespace weft {
 namespace {
 
-const Tokenizer& bytes() {
+const Tokenizer& byte_tokenizer() {
   static const std::shared_ptr<const Tokenizer> tokenizer = load_tokenizer("byte");
   return *tokenizer;
 }
@@ -22,7 +22,7 @@ std::shared_ptr<TaskSamples> samples_of(const std::vector<std::string>& texts, i
                                         TaskSplit split) {
   std::vector<TaskText> parsed;
   for (const std::string& text : texts) parsed.push_back(TaskText::parse(text));
-  return std::make_shared<TaskSamples>(parsed, bytes(), context, seed, split);
+  return std::make_shared<TaskSamples>(parsed, byte_tokenizer(), context, seed, split);
 }
 
 TEST(TaskSamples, PackExamplesAsDocuments) {

@@ -103,38 +103,48 @@ losses() {
   done
 }
 
-# Every kernel at a small and an odd shape: a group of tests a line.
-checked="norms test_autograd RmsNorm.*:AddRmsNorm.*:LayerNorm.*:Norms.ColumnViewsEqualTheirCopies:Softmax.*:Swiglu.*:Rotary.Against*
-ends test_autograd Embedding.*:ProjectedCrossEntropy.AgainstTheDefinition:Sample.*:TopK.AgainstASort:TopK.RunningEqualsSortingAgain
-basic test_autograd Arrange.*:Reduce.OddShapes:Triangle.*:Elementwise.BroadcastValues:ShortConv.AgainstTheDefinition:SparseK.IsTheProjection:HeadLinear.EqualsAllHeadsMasked:CausalConvolution.AgainstTheDefinition
-products test_autograd Gemm.*:Linear.*:Matmul.SharedRightOperand:Draw.*
-softmax test_attention FlashAttention.*:MergePartials.*
-options test_attention MergeOptions.AgainstTheDefinition:MergeOptions.Gradients
-linear test_attention *LinearRunHeads.EqualTheDefinition/*
-segments test_attention *LinearRunHeads.PiecesEqualTheWhole/*
-delta test_attention *WideHeadsOfDeltaRule.OutputsAndGradients*
-ema test_attention EmaRun.*
-decode test_attention AttentionStep.*:RecurrentStep.*:ShiftWindow.*
-kept test_attention KeptAttention.*:SelectedAttention.*
-memory test_attention MemoryOps.AreTheRecurrences:MemoryOps.TokensAreTheirComposition
-updates test_optim *AdamWTest.EqualsTheScalarDefinition*:Muon.EqualsTheDefinition:GradientNorm.IsThe*:Ema.IsTheWeightedMean*"
+# Every kernel at a small and an odd shape: a group of tests a line, the longest first, with words of the files whose kernels
+# racecheck watches: it follows a million accesses of shared memory a second, and what tests compare with need not be among them.
+checked="options test_attention flash_attention MergeOptions.AgainstTheDefinition:MergeOptions.Gradients
+channels test_attention channel_,segments Registry/LinearRunHeads.EqualTheDefinition/2
+mma test_attention sweep_mma,segments Registry/LinearRunHeads.EqualTheDefinition/1
+norms test_autograd weft RmsNorm.*:AddRmsNorm.*:LayerNorm.*:Norms.ColumnViewsEqualTheirCopies:Softmax.*:Swiglu.*:Rotary.Against*
+decode test_attention attention_step,recurrent_step AttentionStep.*:RecurrentStep.*:ShiftWindow.*
+softmax test_attention flash_attention_hopper,flash_attention_tiles,merge_partials FlashAttention.*:MergePartials.*
+delta test_attention delta_ *WideHeadsOfDeltaRule.OutputsAndGradients*
+kept test_attention kept_ KeptAttention.AGpu*:KeptAttention.No*:SelectedAttention.*
+updates test_optim weft *AdamWTest.EqualsTheScalarDefinition*:Muon.EqualsTheDefinition:GradientNorm.IsThe*:Ema.IsTheWeightedMean*
+memory test_attention memory_ MemoryOps.AreTheRecurrences:MemoryOps.Gradients:MemoryOps.TokensAreTheirComposition
+basic test_autograd weft Arrange.*:Reduce.OddShapes:Triangle.*:Elementwise.BroadcastValues:ShortConv.AgainstTheDefinition:SparseK.IsTheProjection:HeadLinear.EqualsAllHeadsMasked:CausalConvolution.AgainstTheDefinition
+linear test_attention sweep_,segments,gate_gradient Registry/LinearRunHeads.EqualTheDefinition/0:Registry/LinearRunHeads.EqualTheDefinition/1
+pieces test_attention channel_,segments Registry/LinearRunHeads.PiecesEqualTheWhole/2
+segments test_attention sweep_,segments Registry/LinearRunHeads.PiecesEqualTheWhole/0:Registry/LinearRunHeads.PiecesEqualTheWhole/1
+products test_autograd weft Gemm.*:Linear.*:Matmul.SharedRightOperand:Draw.*
+rows test_autograd few_rows FewRows.*
+ends test_autograd weft Embedding.*:ProjectedCrossEntropy.AgainstTheDefinition:Sample.*:TopK.AgainstASort:TopK.RunningEqualsSortingAgain
+ema test_attention ema_ EmaRun.PiecesEqualTheWhole"
 
-# sanitized TOOL GROUP PROGRAM FILTER: what compute-sanitizer says of these tests goes to TOOL-GROUP.log
+# sanitized TOOL GROUP PROGRAM WORDS FILTER: what compute-sanitizer says of these tests goes to TOOL-GROUP.log
 sanitized() {
-  local tool=$1 group=$2 path begin=$SECONDS code=0 log=$logs/$1-$2.log poison=1 options=()
+  local tool=$1 group=$2 path begin=$SECONDS code=0 log=$logs/$1-$2.log poison=0 apart=0 few=1 kernels='' word options=()
   path=$(built "tests/${3#test_}/$3")
   case $tool in
-    racecheck) options=(--racecheck-report analysis) ;;
-    initcheck) poison=0 ;; # poison is a value too
+    memcheck) poison=1 apart=1 ;;
+    racecheck)
+      few=0 options=(--racecheck-report analysis) # 0: a gradient check's differences are more of the same launches
+      for word in ${4//,/ }; do options+=(--kernel-name "kns=$word"); done
+      ;;
+    initcheck) apart=1 options=(--show-backtrace no) ;; # poison is a value too
   esac
-  APART=1 POISON=$poison OMP_NUM_THREADS=1 timeout -k 3 "${LIMIT:-90}" compute-sanitizer --tool "$tool" "${options[@]}" --demangle no \
-    --print-limit 2000 "$path" --gtest_filter="$4" >"$log" 2>&1 || code=$?
+  if [ "$group" = mma ]; then kernels=mma; fi
+  FEW=$few APART=$apart POISON=$poison WEFT_KERNELS=$kernels OMP_NUM_THREADS=1 timeout -k 3 "${LIMIT:-100}" compute-sanitizer \
+    --tool "$tool" "${options[@]}" --demangle no --print-limit 100000 "$path" --gtest_filter="$5" >"$log" 2>&1 || code=$?
   # A killed program's findings so far count all the same.
   report "$tool-$group" $((SECONDS - begin)) "$(grep -c '^\[       OK' "$log") passed, $(grep -c '^\[  FAILED  \] .*ms)$' "$log") failed, $(
     sed -nE 's/^=+ ((ERROR|RACECHECK) SUMMARY: .*)/\1/p' "$log" | tail -n 1)$([ $code = 124 ] && echo ', stopped at its limit')"
 }
 sanitize() {
-  local tool group program filter running=0 programs_of=()
+  local tool group program words filter running=0 programs_of=()
   if ! command -v compute-sanitizer >/dev/null; then PATH=$PATH:/usr/local/cuda/bin:/opt/nvidia/compute-sanitizer; fi
   if ! command -v compute-sanitizer >/dev/null; then
     report sanitize 0 "NOT RUN: there is no compute-sanitizer"
@@ -145,14 +155,14 @@ sanitize() {
     report sanitize 0 "NOT RUN: $(grep -im1 'not supported' "$logs/probe.log")"
     return
   fi
-  for tool in ${TOOLS:-memcheck racecheck initcheck synccheck}; do
-    while read -r group program filter; do
+  for tool in ${TOOLS:-racecheck memcheck initcheck synccheck}; do
+    while read -r group program words filter; do
       if [ "$(left)" -lt 10 ]; then
         report "$tool-$group" 0 "NOT RUN: no time left"
         continue
       fi
-      sanitized "$tool" "$group" "$program" "$filter" &
-      if ((++running >= ${JOBS:-6})); then
+      sanitized "$tool" "$group" "$program" "$words" "$filter" &
+      if ((++running >= ${JOBS:-$((($(nproc) * 3 + 3) / 4))})); then
         wait -n || true
         ((running--))
       fi
@@ -162,7 +172,7 @@ sanitize() {
   # Races are for a person to judge; what leaves a tensor, or meets a barrier wrongly, is a fault.
   if grep -lE '^=+ ERROR SUMMARY: [1-9]' "$logs"/{memcheck,synccheck}-*.log >/dev/null 2>&1; then failed=1; fi
   if [ -z "$python" ]; then return; fi
-  for program in test_autograd test_attention test_optim; do programs_of+=(--program="$(built "tests/${program#test_}/$program")"); done
+  for program in test_attention test_autograd test_optim; do programs_of+=(--program="$(built "tests/${program#test_}/$program")"); done
   find "$logs" -name '*check-*.log' -print0 | sort -z |
     xargs -0 "$python" tools/sanitizer_summary.py "${programs_of[@]}" 2>&1 | tee "$logs/sanitizer.txt" || true
 }

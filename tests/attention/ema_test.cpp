@@ -151,5 +151,55 @@ TEST(EmaRun, EqualsTheRecurrence) {
       }
 }
 
+// A document that the kernel cuts, against pieces of it that hand their states on. Rows of an odd number of
+// channels are moved element by element.
+TEST(EmaRun, PiecesEqualTheWhole) {
+  if (!has_ema_run(default_device(), Dtype::f32, 16)) GTEST_SKIP() << "the kernel needs a GPU";
+  const Layout layout = whole_documents({7, 600});
+  for (const int64_t channels : {40, 37})
+    for (const Dtype dtype : {Dtype::f32, Dtype::bf16})
+      for (const int64_t size : {16, 17}) {
+        SCOPED_TRACE(text(channels, " channels, ", name_of(dtype), ", ", size));
+        ASSERT_TRUE(cuda::plan_ema({7, 600}, channels, size).cut);
+        const Shape coefficients{channels, size}, states{2, channels, size};
+        const Tensor decay = sigmoid(random_tensor(coefficients, 3));
+        const std::vector<Tensor> inputs{random_tensor({607, channels}, 0, dtype),
+                                         random_tensor(coefficients, 1, Dtype::f32),
+                                         random_tensor(coefficients, 2, Dtype::f32), decay.to(Dtype::f32),
+                                         random_tensor(states, 4, Dtype::f32)};
+        const std::vector<Tensor> seeds{random_tensor({607, channels}, 5, dtype),
+                                        random_tensor(states, 6, Dtype::f32)};
+        const std::vector<Tensor> whole = outputs_and_gradients(
+            [&](const std::vector<Variable>& v) {
+              const EmaRun ran = ema_run(v[0], v[1], v[2], v[3], v[4], layout, true);
+              return std::vector<Variable>{ran.y, ran.end};
+            },
+            inputs, seeds);
+        const std::vector<Tensor> pieces = outputs_and_gradients(
+            [&](const std::vector<Variable>& v) {
+              std::vector<Variable> y, ends;
+              int64_t at = 0;
+              for (const std::vector<int64_t>& counts : {std::vector<int64_t>{7}, {64, 1, 270, 265}}) {
+                const auto document = static_cast<int>(ends.size());
+                Variable state = slice(v[4], 0, document, document + 1);
+                int64_t begin = 0;
+                for (const int64_t count : counts) {
+                  const EmaRun ran = ema_run(slice(v[0], 0, at, at + count), v[1], v[2], v[3], state,
+                                             make_layout({{document, begin, begin + count}}), true);
+                  y.push_back(ran.y);
+                  state = ran.end;
+                  at += count, begin += count;
+                }
+                ends.push_back(state);
+              }
+              return std::vector<Variable>{concatenate(y, 0), concatenate(ends, 0)};
+            },
+            inputs, seeds);
+        const char* const names[] = {"y", "end", "dx", "din", "dout", "ddecay", "dstart"};
+        for (size_t i = 0; i < whole.size(); ++i)
+          EXPECT_LE(norm_difference(pieces[i], whole[i]), tolerance::of(whole[i].dtype())) << names[i];
+      }
+}
+
 }  // namespace
 }  // namespace weft

@@ -40,6 +40,37 @@ TEST(KeptAttention, LongTextsAreAsTheyAreByChunks) {
   }
 }
 
+// More candidates than meet the list at once, and heads wider than a block makes.
+TEST(KeptAttention, AGpuDoesAsTheCpu) {
+  if (default_device() != Device::cuda) GTEST_SKIP() << "two devices are compared";
+  struct Case {
+    std::vector<int64_t> lengths;
+    int64_t heads, groups, key, value, kept, support;
+  };
+  for (const Case& c : {Case{{1100}, 1, 1, 8, 8, 7, 40}, {{70, 1, 0}, 4, 2, 72, 136, 37, 50}})
+    for (const bool gate_keys : {true, false}) {
+      const auto run = [&](Device device) {
+        const Layout layout = whole_documents(c.lengths, device);
+        const int64_t n = layout.tokens();
+        Tape tape;
+        std::vector<Variable> x;
+        for (const Shape& shape : {Shape{n, c.heads, c.key}, Shape{n, c.groups, c.key},
+                                   Shape{n, c.groups, c.value}, Shape{n, c.heads}})
+          x.push_back(tape.input(random_tensor(shape, static_cast<uint32_t>(x.size())).to(device)));
+        const std::vector<Variable> y =
+            kept_attention(x[0], x[1], x[2], x[3], layout,
+                           {.kept = c.kept, .support = c.support, .scale = 0.3, .gate_keys = gate_keys});
+        tape.backward(y,
+                      {random_tensor(y[0].shape(), 7).to(device), random_tensor(y[1].shape(), 8).to(device)});
+        std::vector<Tensor> all(y.begin(), y.end());
+        for (const Variable& v : x) all.push_back(tape.gradient(v));
+        return all;
+      };
+      const std::vector<Tensor> gpu = run(Device::cuda), cpu = run(Device::cpu);
+      for (size_t i = 0; i < cpu.size(); ++i) EXPECT_LE(difference(gpu[i], cpu[i]), 1e-9) << i;
+    }
+}
+
 TEST(KeptAttention, NoCandidateAndNotANumber) {
   const Layout layout = whole_documents({4});
   const Tensor q = random_tensor({4, 1, 3}, 1), k = random_tensor({4, 1, 3}, 2),

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "autograd/gradcheck.h"
+#include "tests/few.h"
 #include "tests/tolerances.h"
 
 namespace weft {
@@ -56,7 +57,7 @@ void edit(const Tensor& x, F f) {
 
 inline void expect_gradients(const Function& f, const std::vector<Tensor>& inputs,
                              ParameterStore* store = nullptr) {
-  const GradcheckResult r = gradcheck(f, inputs, store);
+  const GradcheckResult r = gradcheck(f, inputs, store, differences(24));
   EXPECT_LE(r.error, tolerance::kGradcheck) << r.worst;
 }
 

@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,12 +42,32 @@ TEST = """#!/usr/bin/env bash
 echo '[       OK ] A.One (1 ms)'
 echo '[       OK ] A.Two (1 ms)'
 """
+# Stands for compute-sanitizer: what it was asked with goes to calls.txt, and it says what the file TOOL has to say.
+SANITIZER = r"""#!/usr/bin/env bash
+echo "sanitizer FEW=${FEW:-} APART=${APART:-} POISON=${POISON:-} WEFT_KERNELS=${WEFT_KERNELS:-} $*" >>"$HOUSE/calls.txt"
+echo '[       OK ] A.One (1 ms)'
+if [ -e "$HOUSE/$2" ]; then cat "$HOUSE/$2"; else echo '========= ERROR SUMMARY: 0 errors'; fi
+"""
 FAILING = """#!/usr/bin/env bash
 echo '[       OK ] A.One (1 ms)'
 echo '[  FAILED  ] A.Two (1 ms)'
 echo '[  FAILED  ] A.Two'
 exit 1
 """
+
+
+def checked():
+    """Lines of what `sanitize` runs."""
+    with open(os.path.join(ROOT, "tools/gpu_check_more.sh"), encoding="utf-8") as f:
+        return re.search(r'^checked="(.*?)"', f.read(), re.MULTILINE | re.DOTALL)[1].splitlines()
+
+
+def read_all(pattern):
+    text = ""
+    for path in glob.glob(os.path.join(ROOT, pattern), recursive=True):
+        with open(path, encoding="utf-8") as f:
+            text += f.read()
+    return text
 
 
 class GpuCheck(unittest.TestCase):
@@ -146,6 +167,43 @@ class GpuCheck(unittest.TestCase):
         out = self.check("tests", code=1)
         self.assertIn("tests: 3 passed, 1 failed", out)
         self.assertIn("FAILED with exit code 1", out)
+
+    def sanitize(self, **environment):
+        self.program("stub/compute-sanitizer", SANITIZER)
+        out = self.check("sanitize", PATH=self.path("stub") + ":" + os.environ["PATH"], **environment)
+        return out, [line for line in self.read("calls.txt").splitlines() if "--tool" in line]
+
+    def test_every_tool_sees_every_group(self):
+        out, calls = self.sanitize()
+        groups = [line.split() for line in checked()]
+        self.assertEqual(len(calls), 4 * len(groups))
+        for tool in ("racecheck", "memcheck", "initcheck", "synccheck"):
+            for group, _, _, tests in groups:
+                self.assertEqual(sum(f"--tool {tool} " in c and c.endswith("--gtest_filter=" + tests) for c in calls),
+                                 sum(tests == other for _, _, _, other in groups), (tool, group))
+                self.assertRegex(out, rf"{tool}-{group} +\d+ s  1 passed, 0 failed, ERROR SUMMARY: 0 errors")
+        # What is asked of a tool, and what it needs of memory and tests.
+        self.assertTrue(all("FEW=0 APART=0 POISON=0 " in c and "--kernel-name kns=" in c for c in calls if "racecheck" in c))
+        self.assertTrue(all("FEW=1 APART=1 POISON=1 " in c and "--kernel-name" not in c for c in calls if "memcheck" in c))
+        self.assertTrue(all("FEW=1 APART=1 POISON=0 " in c and "--kernel-name" not in c for c in calls if "initcheck" in c))
+        self.assertEqual(sum("WEFT_KERNELS=mma" in c for c in calls), 4)
+
+    def test_a_fault_that_a_sanitizer_found_is_a_failure_and_a_race_is_not(self):
+        self.write("racecheck", "========= RACECHECK SUMMARY: 7 hazards displayed (7 errors, 0 warnings)\n")
+        self.assertIn("7 hazards displayed", self.sanitize()[0])
+        self.write("synccheck", "========= ERROR SUMMARY: 3 errors\n")
+        self.assertIn("3 errors", self.sanitize(code=1)[0])
+
+    def test_what_is_sanitized_is_there(self):
+        sources = {name: read_all(pattern) for name, pattern in
+                   (("test_attention", "tests/attention/*.cpp"), ("test_autograd", "tests/autograd/**/*.cpp"), ("test_optim", "tests/optim/*.cpp"))}
+        kernels = [os.path.basename(path) for path in glob.glob(os.path.join(ROOT, "**/*.cu"), recursive=True) if "/build/" not in path]
+        for group, program, words, tests in map(str.split, checked()):
+            for word in words.split(","):
+                self.assertTrue(word == "weft" or any(word in name for name in kernels), (group, word))
+            for test in tests.split(":"):
+                suite, name = re.fullmatch(r"(?:\*|\w+/)?(\w+)\.([\w*]+)(?:/[\d*])?\*?", test).groups()
+                self.assertRegex(sources[program], rf"TEST(_P)?\({suite}, {name.replace('*', '.*')}", (group, test))
 
     def test_only_its_own_logs_are_cleared(self):
         self.write("logs/mine.txt", "keep")

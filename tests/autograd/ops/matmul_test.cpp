@@ -146,6 +146,7 @@ TEST(Gemm, FewRowsOfBf16) {
   for (const int64_t m : {1, 2, 7, 8, 9, 16, 17})
     for (const auto& [n, k] : {std::pair{1, 8}, {17, 264}, {300, 2056}, {33, 40}, {64, 5504}})
       for (const Dtype to : {Dtype::bf16, Dtype::f32}) {
+        if (few() && m % 8 != 1) continue;
         SCOPED_TRACE(text(m, " x ", n, " x ", k, " into ", name_of(to)));
         const Tensor wide = random_tensor({m, k + 16}, 1).to(Dtype::bf16), a = wide.columns(8, k + 8),
                      b = random_tensor({n, k + 8}, 2).to(Dtype::bf16).columns(8, k + 8),

@@ -8,6 +8,7 @@
 #include "attention/short_convolution.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
+#include "autograd/ops/gates.h"
 #include "autograd/ops/matmul.h"
 #include "autograd/ops/reduce.h"
 #include "autograd/ops/rms_norm.h"
@@ -35,14 +36,13 @@ bool convolved(const Input& input) {
   return input.domain == Domain::real || input.domain == Domain::direction;
 }
 
-// Decays and strengths in f32 (f64): what is kept may be so near to 1 that bf16 would keep it all.
+// Decays and strengths are in f32 (f64).
 Variable in_domain(const Variable& x, Domain domain) {
-  const Dtype wide = wide_of(x.dtype());
   switch (domain) {
     case Domain::real: return x;
-    case Domain::log_decay: return scale(log_sigmoid(cast(x, wide)), 1 / kDecayTemperature);
-    case Domain::unit: return sigmoid(cast(x, wide));
-    case Domain::positive: return softplus(cast(x, wide));
+    case Domain::log_decay: return log_sigmoid_gate(x, kDecayTemperature);
+    case Domain::unit: return sigmoid_gate(x);
+    case Domain::positive: return softplus_gate(x);
     case Domain::direction: return multiply(x, reciprocal(sqrt(scale(sum(square(x), -1, true), 1, 1e-6))));
   }
   return x;

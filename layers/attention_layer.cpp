@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <string_view>
 
 #include "attention/initialize.h"
@@ -10,7 +11,6 @@
 #include "autograd/ops/elementwise.h"
 #include "autograd/ops/gates.h"
 #include "autograd/ops/matmul.h"
-#include "autograd/ops/reduce.h"
 #include "autograd/ops/rms_norm.h"
 
 namespace weft {
@@ -43,7 +43,10 @@ Variable in_domain(const Variable& x, Domain domain) {
     case Domain::log_decay: return log_sigmoid_gate(x, kDecayTemperature);
     case Domain::unit: return sigmoid_gate(x);
     case Domain::positive: return softplus_gate(x);
-    case Domain::direction: return multiply(x, reciprocal(sqrt(scale(sum(square(x), -1, true), 1, 1e-6))));
+    case Domain::direction: {  // x / sqrt(|x|^2 + 1e-6)
+      const auto size = static_cast<double>(x.dim(-1));
+      return rms_norm(x, full({x.dim(-1)}, 1 / std::sqrt(size), wide_of(x.dtype()), x.device()), 1e-6 / size);
+    }
   }
   return x;
 }

@@ -30,8 +30,7 @@ Tensor put_together(const std::vector<Parameter>& weights, const Shape& shape) {
 // gradients: of all weights as one matrix, or undefined.
 void weight_gradients(Backward& grads, const Tensor& g, const Tensor& rows, const Tensor& gradients) {
   std::vector<Into> into;
-  for (int i = 1; i < grads.inputs(); ++i)
-    into.push_back(grads.wants(i) ? grads.into(i) : Into{{}, 0});
+  for (int i = 1; i < grads.inputs(); ++i) into.push_back(grads.wants(i) ? grads.into(i) : Into{{}, 0});
   const double beta = into[0].beta;
   const bool alike = std::all_of(into.begin(), into.end(), [&](const Into& i) { return i.beta == beta; });
   if (gradients.defined() && alike) return gemm(gradients, g, rows, {true, false}, 1, beta);

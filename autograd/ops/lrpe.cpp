@@ -22,32 +22,32 @@ std::vector<Variable> lrpe_features(const std::vector<Variable>& x, const Variab
   std::vector<cpu::LrpePart> parts;
   Saved saved = save(frequency, at);
   for (const Variable& part : x) {
-    CHECK(part.shape() == first.shape() && part.dtype() == first.dtype(), "lrpe: x ", part.shape(), " beside ",
-          first.shape());
+    CHECK(part.shape() == first.shape() && part.dtype() == first.dtype(), "lrpe: x ", part.shape(),
+          " beside ", first.shape());
     outputs.push_back(empty({n, heads, 2 * size}, part.dtype(), part.device()));
     parts.push_back({part, outputs.back()});
     saved.tensors.push_back(part);
   }
   ON_DEVICE(first.device(), lrpe_forward(parts, frequency, at));
-  return record_many("lrpe", inputs, outputs, std::move(saved), NoAttributes{},
-                     [](Backward& grads, const NoAttributes&) {
-                       const Tensor &theta = grads.saved(0), &position = grads.saved(1);
-                       const int last = grads.inputs() - 1;
-                       std::vector<Tensor> x;
-                       std::vector<cpu::LrpePart> gradients;
-                       for (int i = 0; i < last; ++i) {
-                         x.push_back(grads.saved(2 + i));
-                         gradients.push_back({grads.room(i, x.back()), grads.grad(i)});
-                       }
-                       const Tensor dtheta = empty({row_blocks(position.numel()).count, theta.numel()},
-                                                   theta.dtype(), theta.device());
-                       ON_DEVICE(theta.device(), lrpe_backward(gradients, x, dtheta, theta, position));
-                       for (int i = 0; i < last; ++i) grads.add(i, gradients[static_cast<size_t>(i)].x);
-                       if (!grads.wants(last)) return;
-                       const Into into = grads.into(last);
-                       const Tensor target = into.target.reshape({theta.numel()});
-                       ON_DEVICE(theta.device(), sum_rows(target, dtheta, into.beta));
-                     });
+  return record_many(
+      "lrpe", inputs, outputs, std::move(saved), NoAttributes{}, [](Backward& grads, const NoAttributes&) {
+        const Tensor &theta = grads.saved(0), &position = grads.saved(1);
+        const int last = grads.inputs() - 1;
+        std::vector<Tensor> x;
+        std::vector<cpu::LrpePart> gradients;
+        for (int i = 0; i < last; ++i) {
+          x.push_back(grads.saved(2 + i));
+          gradients.push_back({grads.room(i, x.back()), grads.grad(i)});
+        }
+        const Tensor dtheta =
+            empty({row_blocks(position.numel()).count, theta.numel()}, theta.dtype(), theta.device());
+        ON_DEVICE(theta.device(), lrpe_backward(gradients, x, dtheta, theta, position));
+        for (int i = 0; i < last; ++i) grads.add(i, gradients[static_cast<size_t>(i)].x);
+        if (!grads.wants(last)) return;
+        const Into into = grads.into(last);
+        const Tensor target = into.target.reshape({theta.numel()});
+        ON_DEVICE(theta.device(), sum_rows(target, dtheta, into.beta));
+      });
 }
 
 }  // namespace weft

@@ -162,8 +162,8 @@ void lrpe_backward(const std::vector<LrpePart>& gradients, const std::vector<Ten
     bool whole = true;
     for (size_t i = 0; i < x.size(); ++i) {
       const auto& [dx, dy] = gradients[i];
-      places.of[i] = {data<const T>(x[i]), nullptr,   data<T>(dx), data<const T>(dy), x[i].pitch(), 0,
-                      dx.pitch(),          dy.pitch()};
+      places.of[i] = {data<const T>(x[i]), nullptr, data<T>(dx), data<const T>(dy),
+                      x[i].pitch(),        0,       dx.pitch(),  dy.pitch()};
       for (const Tensor& each : {x[i], dx, dy}) whole = whole && by_vectors(each, theta.dim(1));
     }
     if (whole)

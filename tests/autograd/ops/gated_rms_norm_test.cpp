@@ -29,7 +29,8 @@ TEST(GatedRmsNorm, AgainstTheTwoOps) {
       const std::vector<Tensor> one = outputs_and_gradients(fused, x),
                                 two = outputs_and_gradients(by_two_ops, x);
       for (size_t i = 0; i < two.size(); ++i)
-        EXPECT_LE(difference(one[i], two[i]), tolerance::of(dtype)) << shape << name_of(dtype) << " result " << i;
+        EXPECT_LE(difference(one[i], two[i]), tolerance::of(dtype))
+            << shape << name_of(dtype) << " result " << i;
     }
 }
 
@@ -40,7 +41,8 @@ TEST(GatedRmsNorm, AlignmentChangesNoBit) {
       const Tensor wide = random_tensor({40, 2 * n + 24}, 1, dtype), odd = zeros({40, 2 * n + 8}, dtype);
       odd.columns(1, 1 + 2 * n).copy_from(wide.columns(16, 16 + 2 * n));
       const auto halves = [&](const Tensor& x, int64_t first) {
-        return outputs_and_gradients(fused, {x.columns(first, first + n), x.columns(first + n, first + 2 * n)});
+        return outputs_and_gradients(fused,
+                                     {x.columns(first, first + n), x.columns(first + n, first + 2 * n)});
       };
       const std::vector<Tensor> a = halves(wide, 16), b = halves(odd, 1);
       for (size_t i = 0; i < a.size(); ++i)

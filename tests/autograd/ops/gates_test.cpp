@@ -24,7 +24,8 @@ Named named(const char* name, bool wide, Fused fused, Basic basic) {
 
 std::vector<Named> all_gates() {
   const auto log_decay = [](const Variable& x) { return scale(log_sigmoid(x), 1.0 / 3); };
-  return {named("log_sigmoid", true, [](const Variable& x) { return log_sigmoid_gate(x, 3); }, log_decay),
+  return {named(
+              "log_sigmoid", true, [](const Variable& x) { return log_sigmoid_gate(x, 3); }, log_decay),
           named("sigmoid", true, sigmoid_gate, sigmoid), named("softplus", true, softplus_gate, softplus),
           named("silu", false, silu_gate, silu)};
 }
@@ -52,9 +53,7 @@ TEST(Gates, AgainstBasicOpsNearAndFar) {
       const Tensor x = from_values({n / 8, 8}, dtype, values);
       const std::vector<double> got = to_values(gate.fused({x})[0]),
                                 exact = to_values(gate.basic({x.to(Dtype::f64)})[0]);
-      const double close = dtype == Dtype::f64                ? 1e-14
-                           : gate.wide || dtype == Dtype::f32 ? 1e-5
-                                                              : 5e-3;
+      const double close = dtype == Dtype::f64 ? 1e-14 : gate.wide || dtype == Dtype::f32 ? 1e-5 : 5e-3;
       for (size_t i = 0; i < got.size(); ++i)
         EXPECT_NEAR(got[i], exact[i], close * std::abs(exact[i]) + 1e-37) << values[i];
       EXPECT_EQ(gate.fused({x})[0].dtype(), gate.wide ? wide_of(dtype) : dtype);

@@ -12,7 +12,8 @@ namespace {
 struct Weights {
   explicit Weights(int64_t in, Dtype dtype = Dtype::f64) : store(dtype) {
     for (const int64_t rows : {3, 2, 6})
-      all.push_back(store.declare({text("w", rows), {rows, in}, ParameterKind::matrix, Initializer::normal(1)}));
+      all.push_back(
+          store.declare({text("w", rows), {rows, in}, ParameterKind::matrix, Initializer::normal(1)}));
     store.commit();
   }
   Variable one_by_one(const Variable& x) const {

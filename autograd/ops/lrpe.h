@@ -10,8 +10,9 @@ namespace weft {
 //   each x (N, H, D), perhaps a column view; theta (H, D) and position t (N), or (N, 1), both in f32 (f64 of
 //   f64) -> each (N, H, 2 D), dense
 // Angles are taken in f64: a position of a million is as exact as a small one. A feature is rounded once.
+// Positions have a gradient: they are a state where a text goes on.
 std::vector<Variable> lrpe_features(const std::vector<Variable>& x, const Variable& theta,
-                                    const Tensor& position);
+                                    const Variable& position);
 
 namespace cpu {
 // x (N, H, D) and y (N, H, 2 D), of tokens with any pitch. On the way back both are gradients.

@@ -40,6 +40,14 @@ TEST(Lrpe, Gradients) {
     expect_op(fused, {random_tensor(shape, 1), theta});
     expect_op(fused, {random_tensor(shape, 1), random_tensor(shape, 2), theta});
   }
+  // Positions too, where they are a state.
+  const Function positioned = [](const std::vector<Variable>& v) {
+    const Dtype wide = wide_of(v[0].dtype());
+    return lrpe_features({v[0], v[1]}, cast(v[2], wide), cast(v[3], wide));
+  };
+  for (const Shape& at : {Shape{5}, Shape{5, 1}})
+    expect_op(positioned, {random_tensor({5, 2, 3}, 1), random_tensor({5, 2, 3}, 2), random_tensor({2, 3}, 3),
+                           random_tensor(at, 4)});
   expect_same_bits_on_threads(
       fused, {random_tensor({301, 3, 10}, 1), random_tensor({301, 3, 10}, 2), random_tensor({3, 10}, 3)});
 }

@@ -12,10 +12,9 @@ namespace {
 template <class F>
 void with_types(Dtype x, Dtype y, F f) {
   with_float(x, [&]<class X>() {
-    if (x == y)
-      f.template operator()<X, X>();
-    else
-      f.template operator()<X, Acc<X>>();
+    if constexpr (!std::is_same_v<X, Acc<X>>)
+      if (x != y) return f.template operator()<X, Acc<X>>();
+    f.template operator()<X, X>();
   });
 }
 

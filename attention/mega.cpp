@@ -10,6 +10,7 @@
 #include "autograd/gradcheck.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
+#include "autograd/ops/gates.h"
 #include "autograd/ops/layer_norm.h"
 #include "autograd/ops/matmul.h"
 #include "autograd/ops/reduce.h"
@@ -169,7 +170,7 @@ Variable Mega::forward(const Block& block, Crossing& cross) const {
   const Variable mixed = cast(silu(add(average, multiply(exact, omega_))), dtype);
   const std::vector<Variable> parts =
       split_columns(linear(mixed, mix_, mix_bias_), {width, z, hidden, width});
-  const Variable shared = silu(parts[1]), gate = silu(parts[2]);
+  const Variable shared = silu_gate(parts[1]), gate = silu_gate(parts[2]);
 
   const bool by_count = config_.attention != "softmax";
   const Variable count = by_count ? keys_seen(block, cross, wide) : Variable();

@@ -10,10 +10,13 @@
 #include "autograd/gradcheck.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
+#include "autograd/ops/gated_rms_norm.h"
+#include "autograd/ops/gates.h"
+#include "autograd/ops/joined_linear.h"
 #include "autograd/ops/layer_norm.h"
+#include "autograd/ops/lrpe.h"
 #include "autograd/ops/matmul.h"
 #include "autograd/ops/reduce.h"
-#include "autograd/ops/rms_norm.h"
 #include "autograd/ops/triangle.h"
 #include "autograd/planned_device.h"
 
@@ -51,14 +54,19 @@ std::vector<double> first_theta(int64_t heads, int64_t size) {
 // The number of tokens up to each of a chunk: (M, C, 1) of ones and zeros -> (M, C, 1).
 Scan count_scan(int64_t chunk, Dtype dtype, Device device) {
   Scan scan;
-  scan.names = {"t"};
+  scan.names = {"", "t"};
   scan.pad = {0};
   scan.chunk = chunk;
-  scan.identity = [=] { return State{zeros({1, 1}, dtype, device)}; };
-  scan.summarize = [](const Block& b) { return State{sum(b.x[0], 1)}; };
-  scan.combine = [](const State& before, const State& after) { return State{add(before[0], after[0])}; };
+  scan.decay = true;  // by 1, since such states are folded in one kernel
+  scan.identity = [=] { return State{full({1, 1}, 1, dtype, device), zeros({1, 1}, dtype, device)}; };
+  scan.summarize = [=](const Block& b) {
+    return State{full({b.x[0].dim(0), 1}, 1, dtype, device), sum(b.x[0], 1)};
+  };
+  scan.combine = [](const State& before, const State& after) {
+    return State{multiply(before[0], after[0]), add(multiply(after[0], before[1]), after[1])};
+  };
   scan.apply = [](const Block& b, const State& prefix) {
-    return add(cumulative_sum(b.x[0], 1), reshape(prefix[0], {prefix[0].dim(0), 1, 1}));
+    return add(cumulative_sum(b.x[0], 1), reshape(prefix[1], {prefix[1].dim(0), 1, 1}));
   };
   return scan;
 }
@@ -82,7 +90,7 @@ void TransNormerLlmConfig::fields(FieldVisitor& f) {
 }
 
 TransNormerLlm::TransNormerLlm(const Config& config, const Dimensions& sizes, const ParameterScope& scope)
-    : Mechanism(placed(sizes, config)), config_(config) {
+    : Mechanism(placed(sizes, config)), config_(config), store_(scope.store()) {
   const auto& [heads, kv_heads, key, value, width, layer, layers] = dims();
   require_equal_heads(dims(), "TransNormerLLM");
   const auto projection = [&, width = width](const char* name, int64_t size) {
@@ -97,11 +105,11 @@ TransNormerLlm::TransNormerLlm(const Config& config, const Dimensions& sizes, co
     };
     norm_gain_ = vector("norm.weight", 1);
     norm_bias_ = vector("norm.bias", 0);
-    gate_down_ = projection("gate.down.weight", value);
+    gate_ = projection("gate.down.weight", value);
     gate_up_ = scope.declare(
         {"gate.up.weight", {heads * value, value}, ParameterKind::matrix, projection_init(value)});
   } else {
-    u_ = projection("u.weight", heads * value);
+    gate_ = projection("u.weight", heads * value);
   }
   out_ = scope.declare(
       {"out.weight", {width, heads * value}, ParameterKind::matrix, residual_init(heads * value, layers)});
@@ -130,44 +138,44 @@ std::vector<double> TransNormerLlm::fixed_input(const std::string& name) const {
   return tnl_decay(dims().heads, dims().layer, dims().layers, config_.decay == "paper");
 }
 
-// Angles are taken in f64: a position of a million is as exact as a small one. A feature is rounded once.
-Variable lrpe_features(const Variable& x, const Variable& theta, const Variable& position) {
-  const Variable t = cast(reshape(position, {x.dim(0), 1, 1}), Dtype::f64);
-  const Variable angle = multiply(t, cast(theta, Dtype::f64));
-  const Dtype wide = wide_of(x.dtype());
-  const Variable exact = cast(x, wide);
-  const auto turned = [&](const Variable& factor) {
-    return cast(multiply(exact, cast(factor, wide)), x.dtype());
-  };
-  return concatenate({turned(cos(angle)), turned(sin(angle))}, 2);
-}
-
 std::vector<Variable> TransNormerLlm::project(const Variable& x) const {
-  const auto split = [&](const Parameter& weight, int64_t size) {
-    return reshape(linear(x, weight), {x.dim(0), dims().heads, size});
-  };
-  const Variable v = split(v_, dims().value);
-  return {silu(split(q_, dims().key)), silu(split(k_, dims().key)), lightning() ? silu(v) : v};
+  const auto& [heads, kv_heads, key, value, width, layer, layers] = dims();
+  const int64_t n = x.dim(0);
+  const Shape of_key{n, heads, key}, of_value{n, heads, value};
+  // Columns of the one product: first those behind a SiLU.
+  const std::vector<Shape> active =
+      lightning() ? std::vector{of_key, of_key, of_value} : std::vector{of_key, of_key};
+  int64_t columns = 0;
+  for (const Shape& shape : active) columns += shape.product(1, 3);
+  std::vector<Shape> shapes{{n, columns}};
+  if (!lightning()) shapes.push_back(of_value);
+  shapes.push_back({n, gate_->info.shape[0]});
+  const std::vector<Variable> parts = split_columns(joined_linear(x, store_, {q_, k_, v_, gate_}), shapes);
+  std::vector<Variable> out = split_columns(silu_gate(parts[0]), active);
+  out.insert(out.end(), parts.begin() + 1, parts.end());
+  return out;
 }
 
-Variable TransNormerLlm::finish(const Variable& o, const Variable& x) const {
-  const Variable all = reshape(o, {x.dim(0), dims().heads * dims().value});
-  const Variable normed =
-      lightning() ? layer_norm(all, norm_gain_, norm_bias_, kLayerNormEps) : rms_norm(all, {}, kNormEps);
-  const Variable gate = lightning() ? linear(linear(x, gate_down_), gate_up_) : linear(x, u_);
-  const Variable open = cast(gate, normed.dtype());
-  return linear(cast(multiply(normed, lightning() ? sigmoid(open) : open), x.dtype()), out_);
+Variable TransNormerLlm::finish(const Variable& o, const Variable& gate, Dtype dtype) const {
+  const Variable all = reshape(o, {o.dim(0), dims().heads * dims().value});
+  if (!lightning()) return linear(cast(gated_rms_norm(all, cast(gate, all.dtype()), kNormEps), dtype), out_);
+  const Variable normed = layer_norm(all, norm_gain_, norm_bias_, kLayerNormEps),
+                 open = cast(linear(gate, gate_up_), normed.dtype());
+  return linear(cast(multiply(normed, sigmoid(open)), dtype), out_);
 }
 
 Variable TransNormerLlm::forward(const Block& block, Crossing& cross) const {
   const Variable& x = block.x[0];
   const Dtype wide = wide_of(x.dtype());
   std::vector<Variable> in = project(x);
+  const Variable gate = in.back();
+  in.pop_back();
   if (theta_.defined()) {
     const Variable position =
         cross(count_scan(config_.chunk, wide, x.device()),
               {{full({x.dim(0), 1}, 1, wide, x.device())}, block.position, block.document});
-    for (int i = 0; i < 2; ++i) in[i] = lrpe_features(in[i], theta_, position);
+    const std::vector<Variable> features = lrpe_features({in[0], in[1]}, theta_, position);
+    std::copy(features.begin(), features.end(), in.begin());
   }
   const Scan scan =
       linear_scan(1, config_.chunk, true, dims().heads, in[0].dim(2), dims().value, wide, x.device());
@@ -175,7 +183,7 @@ Variable TransNormerLlm::forward(const Block& block, Crossing& cross) const {
   if (!scan.kernel.on(computed_on(x.device())))
     for (Variable& each : in) each = cast(each, wide);
   in.emplace_back(fixed_rows(*this, {"g", "h"}, x.dim(0), wide, x.device()));
-  return finish(cross(scan, {in, block.position, block.document}), x);
+  return finish(cross(scan, {in, block.position, block.document}), gate, x.dtype());
 }
 
 // The weights of each head as a matrix, the cosine of the distance in it.
@@ -210,10 +218,10 @@ Variable TransNormerLlm::reference(const Block& block) const {
     const Variable centred = subtract(o, mean(o, 1, true));
     const Variable deviation = sqrt(scale(mean(square(centred), 1, true), 1, kLayerNormEps));
     const Variable normed = add(multiply(divide(centred, deviation), norm_gain_), norm_bias_);
-    return linear(multiply(normed, sigmoid(linear(linear(x, gate_down_), gate_up_))), out_);
+    return linear(multiply(normed, sigmoid(linear(in[3], gate_up_))), out_);
   }
   const Variable one = full({heads * value}, 1, x.dtype());
-  return linear(multiply(naive_rms_norm(o, one, kNormEps), linear(x, u_)), out_);
+  return linear(multiply(naive_rms_norm(o, one, kNormEps), in[3]), out_);
 }
 
 namespace {
@@ -279,8 +287,8 @@ std::vector<Identity> TransNormerLlm::identities() const {
          double worst = 0;
          for (const double s : {2, 1000000}) {
            const Tensor at = full({5, 1}, s, Dtype::f64);
-           const Variable features = multiply(lrpe_features(q, theta, add(at, reshape(apart, {5, 1}))),
-                                              lrpe_features(k, theta, at));
+           const Variable features = multiply(lrpe_features({q}, theta, add(at, reshape(apart, {5, 1})))[0],
+                                              lrpe_features({k}, theta, at)[0]);
            worst = std::max(worst, largest_difference(sum(features, 2), expected));
          }
          return worst;

@@ -51,21 +51,20 @@ class TransNormerLlm : public Mechanism {
   std::vector<double> fixed_input(const std::string& name) const override;
 
  private:
-  // q and k (N, H, Dk), v (N, H, Dv), in x's dtype.
+  // q and k (N, H, Dk), v (N, H, Dv), and what the gate is made of: u, or x W_1 of form=lightning. In x's
+  // dtype, by one product.
   std::vector<Variable> project(const Variable& x) const;
-  // The norm, the gate and the last projection behind o (N, H, Dv).
-  Variable finish(const Variable& o, const Variable& x) const;
+  // The norm, the gate and the last projection behind o (N, H, Dv), in `dtype`.
+  Variable finish(const Variable& o, const Variable& gate, Dtype dtype) const;
   bool lightning() const { return config_.form == "lightning"; }
 
   Config config_;
-  Parameter q_, k_, v_, u_, out_, theta_;
-  Parameter norm_gain_, norm_bias_, gate_down_, gate_up_;  // of form=lightning, in place of u
+  const ParameterStore& store_;
+  Parameter q_, k_, v_, gate_, out_, theta_;
+  Parameter norm_gain_, norm_bias_, gate_up_;  // of form=lightning
 };
 
 // Log decays of the heads of a layer, counted from 0, by the released code or by the paper's text.
 std::vector<double> tnl_decay(int64_t heads, int64_t layer, int64_t layers, bool as_in_paper);
-
-// x (N, H, D) at positions t (N, 1) -> [x cos(t theta), x sin(t theta)] (N, H, 2 D), theta (H, D)
-Variable lrpe_features(const Variable& x, const Variable& theta, const Variable& position);
 
 }  // namespace weft

@@ -2,14 +2,15 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <string_view>
 
 #include "attention/initialize.h"
 #include "attention/short_convolution.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
+#include "autograd/ops/gates.h"
 #include "autograd/ops/matmul.h"
-#include "autograd/ops/reduce.h"
 #include "autograd/ops/rms_norm.h"
 
 namespace weft {
@@ -35,15 +36,17 @@ bool convolved(const Input& input) {
   return input.domain == Domain::real || input.domain == Domain::direction;
 }
 
-// Decays and strengths in f32 (f64): what is kept may be so near to 1 that bf16 would keep it all.
+// Decays and strengths are in f32 (f64).
 Variable in_domain(const Variable& x, Domain domain) {
-  const Dtype wide = wide_of(x.dtype());
   switch (domain) {
     case Domain::real: return x;
-    case Domain::log_decay: return scale(log_sigmoid(cast(x, wide)), 1 / kDecayTemperature);
-    case Domain::unit: return sigmoid(cast(x, wide));
-    case Domain::positive: return softplus(cast(x, wide));
-    case Domain::direction: return multiply(x, reciprocal(sqrt(scale(sum(square(x), -1, true), 1, 1e-6))));
+    case Domain::log_decay: return log_sigmoid_gate(x, kDecayTemperature);
+    case Domain::unit: return sigmoid_gate(x);
+    case Domain::positive: return softplus_gate(x);
+    case Domain::direction: {  // x / sqrt(|x|^2 + 1e-6)
+      const auto size = static_cast<double>(x.dim(-1));
+      return rms_norm(x, full({x.dim(-1)}, 1 / std::sqrt(size), wide_of(x.dtype()), x.device()), 1e-6 / size);
+    }
   }
   return x;
 }

@@ -1,7 +1,6 @@
 #include "layers/feed_forward.h"
 
 #include "attention/initialize.h"
-#include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
 #include "autograd/ops/matmul.h"
 #include "autograd/ops/swiglu.h"
@@ -25,10 +24,7 @@ FeedForward::FeedForward(const std::string& kind, int64_t width, int64_t inner, 
 
 Variable FeedForward::activated(const Variable& h) const {
   if (kind_ == "gelu") return gelu(h);
-  if (kind_ == "swiglu") return swiglu(h);
-  const int64_t inner = h.dim(1) / 2;
-  const std::vector<Variable> halves = split_columns(h, {inner, inner});
-  return multiply(halves[0], halves[1]);
+  return kind_ == "swiglu" ? swiglu(h) : sglu(h);
 }
 
 Variable FeedForward::operator()(const Variable& x) const { return linear(activated(linear(x, up_)), down_); }

@@ -16,18 +16,47 @@ Variable swiglu(const Variable& gate, const Variable& up) {
                 });
 }
 
+namespace {
+
+// The halves of a packed projection, or of its gradient.
+struct Halves {
+  Tensor gate, up;
+  explicit Halves(const Tensor& packed)
+      : gate(packed.columns(0, packed.dim(1) / 2)), up(packed.columns(packed.dim(1) / 2, packed.dim(1))) {}
+};
+
+void check_packed(const char* op, const Variable& packed) {
+  CHECK(packed.rank() == 2 && packed.dim(1) % 2 == 0, op, ": packed ", packed.shape());
+}
+
+Tensor packed_like(const Tensor& dy) { return empty({dy.dim(0), 2 * dy.dim(1)}, dy.dtype(), dy.device()); }
+
+}  // namespace
+
 Variable swiglu(const Variable& packed) {
-  CHECK(packed.rank() == 2 && packed.dim(1) % 2 == 0, "swiglu: packed ", packed.shape());
-  const int64_t f = packed.dim(1) / 2;
-  const Tensor &both = packed, gate = both.columns(0, f), up = both.columns(f, 2 * f), y = empty_like(gate);
-  ON_DEVICE(y.device(), swiglu_forward(y, gate, up));
-  return record("swiglu", {packed}, y, save(gate, up), NoAttributes{},
+  check_packed("swiglu", packed);
+  const Halves x(packed);
+  const Tensor y = empty_like(x.gate);
+  ON_DEVICE(y.device(), swiglu_forward(y, x.gate, x.up));
+  return record("swiglu", {packed}, y, save(x.gate, x.up), NoAttributes{},
                 [](Backward& grads, const NoAttributes&) {
-                  const Tensor& dy = grads.grad();
-                  const int64_t f = dy.dim(1);
-                  const Tensor dpacked = empty({dy.dim(0), 2 * f}, dy.dtype(), dy.device());
-                  const Tensor dgate = dpacked.columns(0, f), dup = dpacked.columns(f, 2 * f);
-                  ON_DEVICE(dy.device(), swiglu_backward(dgate, dup, grads.saved(0), grads.saved(1), dy));
+                  const Tensor &dy = grads.grad(), dpacked = packed_like(dy);
+                  const Halves d(dpacked);
+                  ON_DEVICE(dy.device(), swiglu_backward(d.gate, d.up, grads.saved(0), grads.saved(1), dy));
+                  grads.add(0, dpacked);
+                });
+}
+
+Variable sglu(const Variable& packed) {
+  check_packed("sglu", packed);
+  const Halves x(packed);
+  const Tensor y = empty_like(x.gate);
+  ON_DEVICE(y.device(), sglu_forward(y, x.gate, x.up));
+  return record("sglu", {packed}, y, save(x.gate, x.up), NoAttributes{},
+                [](Backward& grads, const NoAttributes&) {
+                  const Tensor &dy = grads.grad(), dpacked = packed_like(dy);
+                  const Halves d(dpacked);
+                  ON_DEVICE(dy.device(), sglu_backward(d.gate, d.up, grads.saved(0), grads.saved(1), dy));
                   grads.add(0, dpacked);
                 });
 }

@@ -6,7 +6,42 @@
 
 namespace weft::cpu {
 
-void swiglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) {
+namespace {
+
+// What the unit makes of a gate x; and with e, the gradient that arrives times the other factor, what goes
+// back.
+struct Swish {
+  template <class A>
+  static A value(A x) {
+    return x * vector_math::sigmoid(x);
+  }
+  template <class A>
+  static A to_gate(A x, A e) {
+    const A s = vector_math::sigmoid(x);
+    return e * s * (A(1) + x * (A(1) - s));
+  }
+  template <class A>
+  static A to_up(A x, A e) {
+    return e * x * vector_math::sigmoid(x);
+  }
+};
+struct Identity {
+  template <class A>
+  static A value(A x) {
+    return x;
+  }
+  template <class A>
+  static A to_gate(A, A e) {
+    return e;
+  }
+  template <class A>
+  static A to_up(A x, A e) {
+    return e * x;
+  }
+};
+
+template <class F>
+void forward(const Tensor& y, const Tensor& gate, const Tensor& up) {
   const int64_t n = y.dim(1);
   with_float(y.dtype(), [&]<class T>() {
     using A = Acc<T>;
@@ -16,14 +51,15 @@ void swiglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) {
         const T *g = pg[i], *u = pu[i];
         T* b = py[i];
 #pragma omp simd
-        for (int64_t j = 0; j < n; ++j) store(b[j], A(g[j]) * vector_math::sigmoid(A(g[j])) * A(u[j]));
+        for (int64_t j = 0; j < n; ++j) store(b[j], F::value(A(g[j])) * A(u[j]));
       }
     });
   });
 }
 
-void swiglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& gate, const Tensor& up,
-                     const Tensor& dy) {
+template <class F>
+void backward(const Tensor& dgate, const Tensor& dup, const Tensor& gate, const Tensor& up,
+              const Tensor& dy) {
   const int64_t n = dy.dim(1);
   with_float(dy.dtype(), [&]<class T>() {
     using A = Acc<T>;
@@ -34,13 +70,26 @@ void swiglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& gate,
         T *dg = pdg[i], *du = pdu[i];
 #pragma omp simd
         for (int64_t j = 0; j < n; ++j) {
-          const A x = A(g[j]), s = vector_math::sigmoid(x), e = A(d[j]);
-          store(dg[j], e * A(u[j]) * s * (A(1) + x * (A(1) - s)));
-          store(du[j], e * x * s);
+          const A x = A(g[j]), e = A(d[j]);
+          store(dg[j], F::to_gate(x, e * A(u[j])));
+          store(du[j], F::to_up(x, e));
         }
       }
     });
   });
+}
+
+}  // namespace
+
+void swiglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) { forward<Swish>(y, gate, up); }
+void swiglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& gate, const Tensor& up,
+                     const Tensor& dy) {
+  backward<Swish>(dgate, dup, gate, up, dy);
+}
+void sglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) { forward<Identity>(y, gate, up); }
+void sglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& gate, const Tensor& up,
+                   const Tensor& dy) {
+  backward<Identity>(dgate, dup, gate, up, dy);
 }
 
 }  // namespace weft::cpu

@@ -86,6 +86,30 @@ TEST(AttentionLayer, DecaysAndGatesAreWideInBf16) {
   }
 }
 
+// Keys of a delta rule: x / sqrt(|x|^2 + 1e-6) of what is projected.
+TEST(AttentionLayer, DirectionsHaveLengthOne) {
+  class Watch : public LocalCrossing {
+   public:
+    using LocalCrossing::LocalCrossing;
+    Variable operator()(const Scan& part, const Block& block) override {
+      inputs = block.x;
+      return LocalCrossing::operator()(part, block);
+    }
+    std::vector<Variable> inputs;
+  };
+  ParameterStore store(Dtype::f64);
+  const Dimensions dims{.heads = 2, .kv_heads = 2, .key = 5, .value = 4, .width = 8};
+  const AttentionLayer layer({.mechanism = "delta_rule", .dims = dims}, {store, ""});
+  store.commit();
+  const Layout layout = whole_documents({7});
+  Watch cross(layout);
+  const Tensor x = scale(random_tensor({7, 8}, 1), 1e-3);  // so that 1e-6 shows
+  layer(x, cross);
+  const Variable keys = reshape(slice(linear(x, store.find("in.weight")), 1, 10, 20), {7, 2, 5});
+  EXPECT_LE(difference(cross.inputs[1], divide(keys, sqrt(scale(sum(square(keys), -1, true), 1, 1e-6)))),
+            1e-13);
+}
+
 // The first token reaches the others by its gate alone, which is its own: what it forgets is nothing yet.
 TEST(AttentionLayer, GatesAreNotConvolved) {
   for (const char* mechanism : {"gla", "regla"}) {

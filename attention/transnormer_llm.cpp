@@ -191,7 +191,12 @@ Variable TransNormerLlm::reference(const Block& block) const {
   const Variable& x = block.x[0];
   const auto& [heads, kv_heads, key, value, width, layer, layers] = dims();
   const int64_t n = x.dim(0);
-  const std::vector<Variable> in = project(x);
+  const auto projected = [&, heads = heads](const Parameter& weight, int64_t size) {
+    return reshape(linear(x, weight), {x.dim(0), heads, size});
+  };
+  const Variable values = projected(v_, value);
+  const std::vector<Variable> in{silu(projected(q_, key)), silu(projected(k_, key)),
+                                 lightning() ? silu(values) : values, linear(x, gate_)};
   const std::vector<double> log_decay = fixed_input("g");
   const auto distances = [&, n = n](const auto& value_at) {
     std::vector<double> all;

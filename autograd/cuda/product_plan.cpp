@@ -230,7 +230,7 @@ class Found {
   std::map<std::string, cublasLtMatmulAlgo_t> known_;
 };
 
-ProductPlan make_plan(const Problem& p, const Tensor& c, const Tensor& a, const Tensor& b) {
+ProductPlan make_plan(const Problem& p, const Tensor& c, const Tensor& a, const Tensor& b, bool overwritten) {
   const StartSpan span("products planned");
   ProductPlan plan = describe(p);
   const bool large = p.worth_timing();
@@ -250,7 +250,7 @@ ProductPlan make_plan(const Problem& p, const Tensor& c, const Tensor& a, const 
   plan.algorithm = all[0];
   if (!large) return plan;
   const MemoryScope scope("search for products");
-  const Tensor scratch = empty(c.shape(), c.dtype(), Device::cuda);  // c itself may be added to
+  const Tensor scratch = overwritten ? c : empty(c.shape(), c.dtype(), Device::cuda);
   if (scratch.pitch() != c.pitch()) return plan;
   ProductPlan trial = plan;
   float best = std::numeric_limits<float>::max();
@@ -268,14 +268,15 @@ ProductPlan make_plan(const Problem& p, const Tensor& c, const Tensor& a, const 
 
 }  // namespace
 
-const ProductPlan& plan_product(const Tensor& c, const Tensor& a, const Tensor& b, Transpose transpose) {
+const ProductPlan& plan_product(const Tensor& c, const Tensor& a, const Tensor& b, Transpose transpose,
+                                bool overwritten) {
   const Problem p = problem_of(c, a, b, transpose);
   static std::mutex mutex;
   static std::map<Problem::Numbers, ProductPlan> plans;
   const std::lock_guard lock(mutex);
   const Problem::Numbers key = p.numbers();
   auto it = plans.find(key);
-  if (it == plans.end()) it = plans.emplace(key, make_plan(p, c, a, b)).first;
+  if (it == plans.end()) it = plans.emplace(key, make_plan(p, c, a, b, overwritten)).first;
   return it->second;
 }
 

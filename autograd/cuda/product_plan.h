@@ -16,8 +16,9 @@ struct ProductPlan {
 };
 
 // Of c = alpha op(a) op(b) + beta c, batched over leading dimensions; c of the operands' type or the wider
-// one.
-const ProductPlan& plan_product(const Tensor& c, const Tensor& a, const Tensor& b, Transpose transpose);
+// one. overwritten: beta is 0, so c may hold what a search multiplies; else that takes as much memory again.
+const ProductPlan& plan_product(const Tensor& c, const Tensor& a, const Tensor& b, Transpose transpose,
+                                bool overwritten);
 
 // alpha, beta: double for f64, else float.
 void run_product(const ProductPlan& plan, const Tensor& c, const Tensor& a, const Tensor& b,

@@ -22,51 +22,61 @@ void look_up(const Tensor& y, const Tensor& table, const Tensor& ids, int64_t wi
 }
 
 constexpr int kSlices = 16;
+constexpr int kFew = 64;  // tokens of a bucket that one warp sums alone
 
-// One block a token, in the order of their ids, and a tile of columns; that of the first token of a bucket
-// sums the bucket. Each slice of threads takes every kSlices-th of its tokens, then the slices are added in
-// order.
+// to[row] += the sum of dy over each bucket of tokens. One warp a token, in the order of their ids; that of
+// the first token of a bucket of few sums the whole of it, token by token. Before these come `large` blocks:
+// one for each kFew-th token, and a tile of columns; that of the first such token in a bucket of many sums
+// the bucket: each slice of threads takes every kSlices-th of its tokens, then the slices are added in order.
 template <class To, class T, bool whole>
 __global__ void __launch_bounds__(kWarp* kSlices)
     scatter_kernel(To* to, const T* dy, const int32_t* ids, const int32_t* start, const int32_t* order,
-                   int64_t columns) {
+                   int tokens, int64_t columns, int large, int tiles) {
   using A = Acc<To>;
   constexpr int V = Pack<T>::kSize;
-  const auto own = static_cast<int32_t>(blockIdx.x);
+  const int lane = static_cast<int>(threadIdx.x), slice = static_cast<int>(threadIdx.y),
+            block = static_cast<int>(blockIdx.x);
+  const bool few = block >= large;
+  const int own = few ? (block - large) * kSlices + slice : block / tiles * kFew;
+  if (own >= tokens) return;
   const int64_t row = ids[order[own]];
   if (row < 0) return;
-  const int32_t begin = start[row], end = start[row + 1];
-  if (begin != own) return;
-  __shared__ A parts[kSlices][V][kWarp];
-  const int lane = static_cast<int>(threadIdx.x), slice = static_cast<int>(threadIdx.y);
-  for (int64_t tile = int64_t{blockIdx.y} * kWarp * V; tile < columns;
-       tile += int64_t{gridDim.y} * kWarp * V) {
-    const int64_t j = tile + lane * V;
-    A sum[V] = {};
-    if (j < columns) {
+  const int begin = start[row], end = start[row + 1];
+  if ((end - begin <= kFew) != few || own - begin >= (few ? 1 : kFew)) return;
+  const auto sum_up = [&](A(&sum)[V], int first, int step, int64_t j) {
 #pragma unroll 4
-      for (int32_t i = begin + slice; i < end; i += kSlices) {
-        const auto g = load<whole, V>(dy + order[i] * columns + j, columns - j);
+    for (int i = first; i < end; i += step) {
+      const auto g = load<whole, V>(dy + order[i] * columns + j, columns - j);
 #pragma unroll
-        for (int e = 0; e < V; ++e) sum[e] += static_cast<A>(Acc<T>(g.v[e]));
-      }
+      for (int e = 0; e < V; ++e) sum[e] += static_cast<A>(Acc<T>(g.v[e]));
     }
+  };
+  const auto add = [&](const A(&sum)[V], int64_t j) {
+    To* const target = to + row * columns + j;
 #pragma unroll
-    for (int e = 0; e < V; ++e) parts[slice][e][lane] = sum[e];
-    __syncthreads();
-    if (slice == 0 && j < columns) {
-      To* target = to + row * columns + j;
-#pragma unroll
-      for (int e = 0; e < V; ++e) {
-        if (!whole && j + e >= columns) continue;
-        A total = A(target[e]);
-#pragma unroll
-        for (int s = 0; s < kSlices; ++s) total += parts[s][e][lane];
-        target[e] = static_cast<To>(total);
-      }
+    for (int e = 0; e < V; ++e)
+      if (whole || j + e < columns) target[e] = static_cast<To>(A(target[e]) + sum[e]);
+  };
+  if (few) {
+    for (int64_t j = int64_t{lane} * V; j < columns; j += int64_t{kWarp} * V) {
+      A sum[V] = {};
+      sum_up(sum, begin, 1, j);
+      add(sum, j);
     }
-    __syncthreads();
+    return;
   }
+  __shared__ A parts[kSlices][V][kWarp];
+  const int64_t j = (int64_t{block % tiles} * kWarp + lane) * V;
+  A sum[V] = {};
+  if (j < columns) sum_up(sum, begin + slice, kSlices, j);
+#pragma unroll
+  for (int e = 0; e < V; ++e) parts[slice][e][lane] = sum[e];
+  __syncthreads();
+  if (slice != 0 || j >= columns) return;
+  for (int s = 1; s < kSlices; ++s)
+#pragma unroll
+    for (int e = 0; e < V; ++e) sum[e] += parts[s][e][lane];
+  add(sum, j);
 }
 
 }  // namespace
@@ -86,16 +96,17 @@ void embedding_backward(const Tensor& to, const Tensor& dy, const Tensor& ids, d
   if (beta == 0) to.zero();
   if (to.numel() == 0 || dy.numel() == 0) return;
   const Buckets b = buckets_of(ids, to.dim(0));
-  const int64_t columns = to.dim(1);
+  const int64_t tokens = ids.dim(0), columns = to.dim(1);
   with_float(to.dtype(), [&]<class To>() {
     with_float(dy.dtype(), [&]<class T>() {
       const auto launch = [&](auto kernel) {
-        const int64_t tile = kWarp * Pack<T>::kSize,
-                      tiles = std::min<int64_t>((columns + tile - 1) / tile, 64);
-        const dim3 blocks(static_cast<unsigned>(ids.dim(0)), static_cast<unsigned>(tiles));
-        kernel<<<blocks, dim3(kWarp, kSlices), 0, stream()>>>(
+        const int64_t tile = kWarp * Pack<T>::kSize, tiles = (columns + tile - 1) / tile,
+                      large = (tokens + kFew - 1) / kFew * tiles, few = (tokens + kSlices - 1) / kSlices;
+        CHECK(tokens <= INT32_MAX && large + few <= INT32_MAX, "embedding: ", tokens, " tokens of ", columns);
+        kernel<<<static_cast<unsigned>(large + few), dim3(kWarp, kSlices), 0, stream()>>>(
             data<To>(to), data<const T>(dy), data<const int32_t>(ids), data<const int32_t>(b.start),
-            data<const int32_t>(b.order), columns);
+            data<const int32_t>(b.order), static_cast<int>(tokens), columns, static_cast<int>(large),
+            static_cast<int>(tiles));
       };
       if (columns % Pack<T>::kSize == 0 && aligned(dy.raw()))
         launch(scatter_kernel<To, T, true>);

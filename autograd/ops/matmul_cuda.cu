@@ -58,7 +58,7 @@ void gemm(const Tensor& c, const Tensor& a, const Tensor& b, Transpose t, double
   CHECK(c.dtype() == a.dtype() || c.dtype() == wide_of(a.dtype()), "gemm: ", name_of(a.dtype()), " into ",
         name_of(c.dtype()));
   if (c.rank() == 2 && !t.a && t.b && few_rows_serves(a, b)) return few_rows(c, a, b, alpha, beta);
-  const ProductPlan& plan = plan_product(c, a, b, t);
+  const ProductPlan& plan = plan_product(c, a, b, t, beta == 0);
   const auto alpha_f32 = static_cast<float>(alpha), beta_f32 = static_cast<float>(beta);
   if (c.dtype() == Dtype::f64)
     run_product(plan, c, a, b, &alpha, &beta);

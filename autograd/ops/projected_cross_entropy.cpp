@@ -10,20 +10,16 @@
 
 namespace weft {
 
-namespace {
-
-// 64 MiB of logits keep a CPU's cores busy; a GPU wants more, in whole tiles of its products, and each chunk
-// reads and writes the weight's gradient. Chunks of a GPU are of one size, as nearly as tiles allow.
-int64_t tokens_at_a_time(int64_t tokens, int64_t row_bytes, bool gpu) {
-  constexpr int64_t kTile = 128;
-  if (!gpu) return std::max<int64_t>(64, (int64_t{64} << 20) / row_bytes);
-  const int64_t most = std::max(kTile, (int64_t{256} << 20) / row_bytes / kTile * kTile);
+int64_t loss_chunk(int64_t tokens, int64_t row_bytes, bool gpu, bool of_weight) {
+  constexpr int64_t kTile = 128, kMiB = int64_t{1} << 20;
+  if (!gpu) return std::max<int64_t>(64, 64 * kMiB / row_bytes);
+  const auto rows_of = [=](int64_t bytes) { return std::max(kTile, bytes / row_bytes / kTile * kTile); };
+  const int64_t least = rows_of(256 * kMiB), quarter = of_weight ? (tokens + 3) / 4 : 0,
+                most = std::clamp(quarter, least, rows_of(1024 * kMiB));
   const int64_t chunks = std::max<int64_t>(1, (tokens + most - 1) / most),
                 even = (tokens + chunks - 1) / chunks;
   return std::max(kTile, (even + kTile - 1) / kTile * kTile);
 }
-
-}  // namespace
 
 CrossEntropy projected_cross_entropy(const Variable& hidden, const Variable& weight, const Tensor& targets,
                                      const CrossEntropyOptions& options) {
@@ -52,7 +48,7 @@ CrossEntropy projected_cross_entropy(const Variable& hidden, const Variable& wei
   const bool gpu = computed_on(device) == Device::cuda;
   const Dtype precision = gpu && gradient ? hidden.dtype() : wide;
   const int64_t chunk =
-      options.chunk > 0 ? options.chunk : tokens_at_a_time(tokens, vocabulary * size_of(precision), gpu);
+      options.chunk > 0 ? options.chunk : loss_chunk(tokens, vocabulary * size_of(precision), gpu, of_weight);
   const bool seeded = options.seed.defined(), lands = seeded && of_weight && weight.parameter().defined();
   Tensor dhidden, dweight;
   bool first = true;  // to write d weight

@@ -7,12 +7,18 @@
 namespace weft {
 
 struct CrossEntropyOptions {
-  int64_t chunk = 0;    // tokens at a time; 0: as many as make 64 MiB of logits, on a GPU 256 MiB
+  int64_t chunk = 0;    // tokens at a time; 0: loss_chunk
   double softcap = 0;   // > 0: a logit z becomes softcap tanh(z / softcap)
   double z_loss = 0;    // adds z_loss * (log of the sum of e^logit)^2 for each token
   Tensor weights = {};  // (N) f32 or f64, of each token's loss; undefined: ones
   Tensor seed = {};     // (1) f64, where it is computed: the gradient that the loss will get, if it is known
 };
+
+// How many tokens' logits, of row_bytes each, exist at one time. On a CPU 64 MiB of them, which keep its
+// cores busy. On a GPU 256 MiB; but where the weight's gradient is wanted, which each chunk reads and writes
+// whole, a quarter of the tokens, up to 1 GiB of logits. Chunks of a GPU are of one size, as nearly as tiles
+// of products allow.
+int64_t loss_chunk(int64_t tokens, int64_t row_bytes, bool gpu, bool of_weight);
 
 struct CrossEntropy {
   Variable loss;  // scalar, f32 (f64 of f64): the weighted sum over tokens

@@ -104,10 +104,19 @@ __global__ void __launch_bounds__(kLanes > 0 ? kThreads : kMostThreads, kLanes =
 __device__ inline float plus(float a, float b) { return __fadd_rn(a, b); }
 __device__ inline double plus(double a, double b) { return __dadd_rn(a, b); }
 
+// Two vectors a thread leave registers for the next row; three do not, and want more of them than 512 threads
+// have.
+template <class T, int kHeld, bool whole, bool kSum, class G>
+using Ahead =
+    std::conditional_t<whole && (kHeld == 1 || kHeld == 2), RowAhead<T, kHeld, whole, kSum ? 3 : 2, G>,
+                       RowsAhead<T, kHeld, whole, kSum ? 3 : 2, G>>;
+template <int kHeld, int kLanes>
+constexpr int kThreadsBack = kHeld == 3 && kLanes > 0 && kLanes <= 128 ? 384 : kMostThreads;
+
 // All groups take rows that lie side by side, and then the next so many. A block leaves its own row of dgain.
 // If kSum, dsum is added to dx.
 template <class T, int kHeld, bool whole, int kLanes, bool kSum>
-__global__ void __launch_bounds__(kMostThreads)
+__global__ void __launch_bounds__(kThreadsBack<kHeld, kLanes>, 1)
     rms_norm_backward_kernel(PitchedRows<T> dx, Acc<T>* dgain, PitchedRows<T> x, const Acc<T>* rstd,
                              const Acc<T>* gain, PitchedRows<T> dy, MaybeRows<T> dsum, int rows, int n,
                              int lanes) {
@@ -117,12 +126,14 @@ __global__ void __launch_bounds__(kMostThreads)
   const GroupOf<kLanes> group(lanes);
   const int begin = static_cast<int>(blockIdx.x) * group.groups();
   const int step = static_cast<int>(gridDim.x) * group.groups();
-  RowsAhead<T, kHeld, whole, kSum ? 3 : 2, GroupOf<kLanes>> from(shared, group);
+  using Rows = Ahead<T, kHeld, whole, kSum, GroupOf<kLanes>>;
+  Rows from(shared, group);
   const auto width_of = [&](int r) { return r < rows ? n : 0; };  // groups without a row keep step
   const auto row_at = [&](int r) {
     return [&, r](int input) -> const T* { return input == 0 ? x[r] : input == 1 ? dy[r] : dsum[r]; };
   };
-  for (int k = 0, r = begin + group.index; k < kRowsAhead; ++k, r += step) from.ask(row_at(r), width_of(r));
+  const auto ask = [&](int r) { from.ask(row_at(r), width_of(r)); };
+  for (int k = 0; k < Rows::kAhead; ++k) ask(begin + group.index + k * step);
   const Gain<T, kHeld, whole> factors(gain, n, group);
   A* total = dgain + int64_t{blockIdx.x} * n;
   A sum[kHeld > 0 ? kHeld : 1][V] = {};
@@ -137,6 +148,7 @@ __global__ void __launch_bounds__(kMostThreads)
     from.wait();
     auto a = from.take(0, row, width), d = from.take(1, row, width),
          more = from.take(kSum ? 2 : 0, row, kSum ? width : 0);
+    if constexpr (Rows::kAtOnce) ask(r + Rows::kAhead * step);
     // With h = x s and e = dy gain:  dx = s (e - h mean(e h)),  dgain = sum of dy h.
     A dot = 0;
     each_slot<kHeld, V>(width, group, [&](int k, int j) {
@@ -146,7 +158,7 @@ __global__ void __launch_bounds__(kMostThreads)
       for (int e = 0; e < V; ++e) dot += q.v[e] * g.v[e] * p.v[e];
     });
     const A mean = group.sum(dot) * (s * s * per);
-    from.ask(row_at(r + kRowsAhead * step), width_of(r + kRowsAhead * step));
+    if constexpr (!Rows::kAtOnce) ask(r + Rows::kAhead * step);
     a.settle(), d.settle(), more.settle();
     T* const to = dx[r];
     each_slot<kHeld, V>(width, group, [&](int k, int j) {
@@ -241,11 +253,12 @@ void backward_as(const Tensor& dx, const Tensor& dgain, const Tensor& x, const T
   if (plan.held == 0) dgain.zero();  // such sums live in memory
   const bool whole_rows = to.whole() && from.whole() && gradient.whole() && of_sum.whole() && aligned(g);
   with_norm_plan<T, kHoldBack>(plan, n, whole_rows, [&]<int kHeld, bool whole, int kLanes>() {
-    using Ahead = RowsAhead<T, kHeld, whole, kSum ? 3 : 2, Group>;
     constexpr auto kernel = rms_norm_backward_kernel<T, kHeld, whole, kLanes, kSum>;
-    const size_t bytes = std::max(fold_bytes<A>(plan, n), Ahead::bytes(plan));
+    RowPlan own = plan;
+    own.threads = kThreadsBack<kHeld, kLanes>;
+    const size_t bytes = std::max(fold_bytes<A>(own, n), Ahead<T, kHeld, whole, kSum, Group>::bytes(own));
     CHECK(fits_shared<kernel>(bytes), "rms_norm: rows of ", n, " are too wide for this GPU");
-    kernel<<<static_cast<unsigned>(dgain.dim(0)), plan.threads, bytes, stream()>>>(
+    kernel<<<static_cast<unsigned>(dgain.dim(0)), own.threads, bytes, stream()>>>(
         to, data<A>(dgain), from, data<const A>(rstd), g, gradient, of_sum, static_cast<int>(rows),
         static_cast<int>(n), plan.lanes);
   });

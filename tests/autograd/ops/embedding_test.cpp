@@ -1,5 +1,8 @@
 #include "autograd/ops/embedding.h"
 
+#include <algorithm>
+#include <random>
+
 #include "tests/autograd/ops/op_checks.h"
 
 namespace weft {
@@ -55,6 +58,39 @@ TEST(Embedding, ABf16TableSumsInF32) {
   tape.backward(embedding(table, from_ints(std::vector<int32_t>(1000, 1))),
                 from_values({1000, 1}, Dtype::bf16, std::vector<double>(1000, 1.0)));
   EXPECT_EQ(to_values(tape.gradient(table)), (std::vector<double>{0, 1000}));
+}
+
+// Ids of one token, of some, and of more than a GPU's warp sums alone, in rows of whole vectors and of
+// others; against sums in f64, on top of what was there.
+TEST(Embedding, RareAndFrequentIds) {
+  std::vector<int32_t> of;
+  for (const auto& [id, count] : std::vector<std::pair<int32_t, int>>{
+           {0, 1}, {1, 63}, {2, 64}, {3, 65}, {4, 2}, {5, 500}, {7, 128}, {8, 129}, {9, 17}})
+    of.insert(of.end(), static_cast<size_t>(count), id);
+  std::shuffle(of.begin(), of.end(), std::mt19937(1));
+  for (const int64_t columns : {1, 33, 264, 777})
+    for (const Dtype dtype : {Dtype::f64, Dtype::bf16}) {
+      const auto n = static_cast<int64_t>(of.size());
+      const Tensor dy = random_tensor({n, columns}, 7, dtype), ids = from_ints(of);
+      ParameterStore store(dtype);
+      const Parameter table =
+          store.declare({"t", {11, columns}, ParameterKind::embedding, Initializer::normal(1)});
+      store.commit();
+      store.begin_step();
+      std::vector<double> sums(static_cast<size_t>(11 * columns));
+      const std::vector<double> g = to_values(dy);
+      for (int pass = 0; pass < 2; ++pass) {
+        Tape tape;
+        tape.backward(embedding(table, ids), dy);
+        for (size_t i = 0; i < of.size(); ++i)
+          for (int64_t c = 0; c < columns; ++c)
+            sums[static_cast<size_t>(of[i] * columns + c)] +=
+                g[i * static_cast<size_t>(columns) + static_cast<size_t>(c)];
+      }
+      EXPECT_LE(difference(table->gradient, from_values({11, columns}, Dtype::f64, sums)),
+                dtype == Dtype::f64 ? 1e-12 : 1e-4)
+          << columns << " " << name_of(dtype);
+    }
 }
 
 }  // namespace

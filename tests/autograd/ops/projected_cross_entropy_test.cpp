@@ -184,6 +184,25 @@ TEST(ProjectedCrossEntropy, ASeedMakesGradientsAtOnce) {
   EXPECT_LE(difference(tape.gradient(w), plain.gradient(v)), 1e-12);
 }
 
+// A row of 50304 logits in bf16 is 100,608 bytes.
+TEST(ProjectedCrossEntropy, ChunksOfAGpuGrowWithTheBatch) {
+  const int64_t row = 2 * 50304;
+  const auto chunk = [&](int64_t tokens) { return loss_chunk(tokens, row, true, true); };
+  EXPECT_EQ(chunk(32768), 8192) << "a quarter";
+  EXPECT_EQ(chunk(8192), 2048) << "as even as 256 MiB allow";
+  EXPECT_EQ(chunk(1000), 1024) << "whole tiles";
+  EXPECT_EQ(chunk(0), 128);
+  EXPECT_EQ(loss_chunk(32768, 2 * row, true, false), 1280) << "nobody wants the weight's gradient";
+  for (const int64_t tokens : {1, 3000, 12345, 50000, 131072, 1 << 20}) {
+    const int64_t size = chunk(tokens);
+    EXPECT_EQ(size % 128, 0) << tokens;
+    EXPECT_LE(size * row, int64_t{1} << 30) << tokens;
+    EXPECT_GE(size * row, std::min<int64_t>(tokens * row, int64_t{100} << 20)) << tokens;
+    EXPECT_LT((tokens + size - 1) / size * size - tokens, size) << tokens;
+  }
+  EXPECT_EQ(loss_chunk(32768, 4 * 2048, false, true), 8192) << "64 MiB on a CPU";
+}
+
 // The peak beside what is kept is one chunk of logits, not all of them.
 TEST(ProjectedCrossEntropy, LogitsExistByTheChunk) {
   const int64_t tokens = 96, vocabulary = 2048, chunk = 8;

@@ -110,13 +110,13 @@ template <class T, int kHeld, bool whole, bool kSum, class G>
 using Ahead =
     std::conditional_t<whole && (kHeld == 1 || kHeld == 2), RowAhead<T, kHeld, whole, kSum ? 3 : 2, G>,
                        RowsAhead<T, kHeld, whole, kSum ? 3 : 2, G>>;
-template <int kHeld, int kLanes>
-constexpr int kThreadsBack = kHeld == 3 && kLanes > 0 && kLanes <= 128 ? 384 : kMostThreads;
+constexpr int kThreadsOfThree = 384, kLanesOfThree = 128;
 
 // All groups take rows that lie side by side, and then the next so many. A block leaves its own row of dgain.
 // If kSum, dsum is added to dx.
 template <class T, int kHeld, bool whole, int kLanes, bool kSum>
-__global__ void __launch_bounds__(kThreadsBack<kHeld, kLanes>, 1)
+__global__ void __launch_bounds__(kHeld == 3 && 0 < kLanes && kLanes <= kLanesOfThree ? kThreadsOfThree
+                                                                                      : kMostThreads)
     rms_norm_backward_kernel(PitchedRows<T> dx, Acc<T>* dgain, PitchedRows<T> x, const Acc<T>* rstd,
                              const Acc<T>* gain, PitchedRows<T> dy, MaybeRows<T> dsum, int rows, int n,
                              int lanes) {
@@ -249,16 +249,17 @@ void backward_as(const Tensor& dx, const Tensor& dgain, const Tensor& x, const T
   const PitchedRows<T> to(dx), from(x), gradient(dy);
   const MaybeRows<T> of_sum(dsum);
   const A* g = data_or_null<T>(gain);
-  const RowPlan plan = plan_rows<T>(n, kHoldBack, kMostThreads, kMostThreads);
+  RowPlan plan = plan_rows<T>(n, kHoldBack, kMostThreads, kMostThreads);
+  // Whichever kernel serves: the number of threads decides which rows a block adds up.
+  const int64_t slot = int64_t{plan.lanes} * Pack<T>::kSize;
+  if ((n + slot - 1) / slot == 3 && plan.lanes <= kLanesOfThree) plan.threads = kThreadsOfThree;
   if (plan.held == 0) dgain.zero();  // such sums live in memory
   const bool whole_rows = to.whole() && from.whole() && gradient.whole() && of_sum.whole() && aligned(g);
   with_norm_plan<T, kHoldBack>(plan, n, whole_rows, [&]<int kHeld, bool whole, int kLanes>() {
     constexpr auto kernel = rms_norm_backward_kernel<T, kHeld, whole, kLanes, kSum>;
-    RowPlan own = plan;
-    own.threads = kThreadsBack<kHeld, kLanes>;
-    const size_t bytes = std::max(fold_bytes<A>(own, n), Ahead<T, kHeld, whole, kSum, Group>::bytes(own));
+    const size_t bytes = std::max(fold_bytes<A>(plan, n), Ahead<T, kHeld, whole, kSum, Group>::bytes(plan));
     CHECK(fits_shared<kernel>(bytes), "rms_norm: rows of ", n, " are too wide for this GPU");
-    kernel<<<static_cast<unsigned>(dgain.dim(0)), own.threads, bytes, stream()>>>(
+    kernel<<<static_cast<unsigned>(dgain.dim(0)), plan.threads, bytes, stream()>>>(
         to, data<A>(dgain), from, data<const A>(rstd), g, gradient, of_sum, static_cast<int>(rows),
         static_cast<int>(n), plan.lanes);
   });

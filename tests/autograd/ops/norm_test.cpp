@@ -115,7 +115,7 @@ TEST(Norms, ColumnViewsEqualTheirCopies) {
 // Rows that can be moved by whole vectors, and the same ones an element further on; few of them and many.
 TEST(Norms, AlignmentChangesNoBit) {
   for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16})
-    for (const int64_t n : {16, 64, 768, 2048, 5000})
+    for (const int64_t n : {16, 64, 512, 768, 2048, 5000})
       for (const int64_t rows : {1, 40, 301}) {
         const Tensor wide = random_tensor({rows, n + 24}, 1, dtype), gain = random_tensor({n}, 2, dtype);
         const Tensor whole = wide.columns(16, 16 + n).contiguous(), odd = zeros({rows, n + 8}, dtype);
@@ -132,22 +132,32 @@ TEST(Norms, AlignmentChangesNoBit) {
       }
 }
 
-// Sums of many rows, over as many blocks as there are, at the widths between which kernels change.
+// Sums of many rows, over as many blocks as there are, at the widths between which kernels change; by
+// themselves and with the gradient of a residual stream.
 TEST(RmsNorm, ManyRowsAgainstF64) {
   for (const Dtype dtype : {Dtype::f32, Dtype::bf16})
-    for (const int64_t n : {8, 96, 264, 1000, 4104}) {
-      const Shape shape{n > 1000 ? 300 : few() ? 900 : 9000, n};
+    for (const int64_t n : {8, 96, 264, 768, 1000, 1536, 3072, 4104}) {
+      const Shape shape{n > 1000 ? 300 : few() ? 900 : n > 264 ? 3000 : 9000, n};
       const Tensor x = random_tensor(shape, 1, dtype), dy = random_tensor(shape, 2, dtype),
-                   factors = random_tensor({n}, 3, Dtype::f32);
-      const auto gradients = [&](Dtype type, Dtype wide) {
-        Tape tape;
-        const Variable a = tape.input(x.to(type)), gain = tape.input(factors.to(wide));
-        tape.backward(rms_norm(a, gain), dy.to(type));
-        return std::vector{tape.gradient(a), tape.gradient(gain)};
-      };
-      const std::vector<Tensor> got = gradients(dtype, Dtype::f32), exact = gradients(Dtype::f64, Dtype::f64);
-      EXPECT_LE(difference(got[0], exact[0]), tolerance::of(dtype)) << shape << name_of(dtype);
-      EXPECT_LE(norm_difference(got[1], exact[1]), tolerance::of(Dtype::f32)) << shape << name_of(dtype);
+                   dsum = random_tensor(shape, 4, dtype), factors = random_tensor({n}, 3, Dtype::f32);
+      for (const bool residual : {false, true}) {
+        const auto gradients = [&](Dtype type, Dtype wide) {
+          Tape tape;
+          const Variable a = tape.input(x.to(type)), gain = tape.input(factors.to(wide));
+          if (residual) {
+            const SumAndNorm y = add_rms_norm(a, zeros(shape, type), gain);
+            tape.backward({y.sum, y.norm}, {dsum.to(type), dy.to(type)});
+          } else {
+            tape.backward(rms_norm(a, gain), dy.to(type));
+          }
+          return std::vector{tape.gradient(a), tape.gradient(gain)};
+        };
+        const std::vector<Tensor> got = gradients(dtype, Dtype::f32),
+                                  exact = gradients(Dtype::f64, Dtype::f64);
+        EXPECT_LE(difference(got[0], exact[0]), tolerance::of(dtype)) << shape << name_of(dtype) << residual;
+        EXPECT_LE(norm_difference(got[1], exact[1]), tolerance::of(Dtype::f32))
+            << shape << name_of(dtype) << residual;
+      }
     }
 }
 

@@ -184,6 +184,37 @@ TEST(ProjectedCrossEntropy, ASeedMakesGradientsAtOnce) {
   EXPECT_LE(difference(tape.gradient(w), plain.gradient(v)), 1e-12);
 }
 
+// So many tokens in one chunk that on a GPU rows stream through shared memory, against f64: all that a row's
+// loss is made of, rows of fewer vectors than threads and of more.
+TEST(ProjectedCrossEntropy, ManyRowsOfBf16) {
+  for (const int64_t vocabulary : {int64_t{104}, int64_t{6408}})
+    for (const double cap : {0.0, 3.0}) {
+      const std::vector<Tensor> p = problem(1601, vocabulary, 6);
+      std::vector<std::vector<Tensor>> results;
+      for (const Dtype dtype : {Dtype::f64, Dtype::bf16}) {
+        ParameterStore store(dtype);
+        const Parameter w =
+            store.declare({"w", {vocabulary, 6}, ParameterKind::embedding, Initializer::normal(1)});
+        store.commit();
+        w->working.copy_from(p[1].to(Dtype::bf16).to(dtype));
+        store.begin_step();
+        Tape tape;
+        const Variable x = tape.input(p[0].to(Dtype::bf16).to(dtype));
+        const CrossEntropy c = projected_cross_entropy(x, w, p[2],
+                                                       {.chunk = 1601,
+                                                        .softcap = cap,
+                                                        .z_loss = 0.01,
+                                                        .weights = p[3],
+                                                        .seed = full({1}, 0.5, Dtype::f64)});
+        tape.backward(c.loss, full({}, 0.5, c.loss.dtype()));
+        results.push_back({c.nll, tape.gradient(x), w->gradient});
+      }
+      for (size_t i = 0; i < 3; ++i)
+        EXPECT_LE(norm_difference(results[1][i], results[0][i]), tolerance::kBf16Norm)
+            << vocabulary << " " << cap << " " << i;
+    }
+}
+
 // A row of 50304 logits in bf16 is 100,608 bytes.
 TEST(ProjectedCrossEntropy, ChunksOfAGpuGrowWithTheBatch) {
   const int64_t row = 2 * 50304;

@@ -54,8 +54,8 @@ struct PitchedRows {
   }
   __device__ T* operator[](int64_t row) const {
     const auto r = static_cast<uint32_t>(row);
-    if (skip == 0) return data + r * pitch;
-    // r / groups, exact for these r; a division would cost as much as a vector of the row.
+    // r / groups, exact for these r; a division would cost as much as a vector of the row. Dense rows go the
+    // same way, with 0: a branch would stand before the first load.
     const auto leading = static_cast<int64_t>(__umul64hi(r, inverse));
     return data + r * pitch + leading * skip;
   }

@@ -116,7 +116,8 @@ constexpr int kThreadsOfThree = 384, kLanesOfThree = 128;
 // If kSum, dsum is added to dx.
 template <class T, int kHeld, bool whole, int kLanes, bool kSum>
 __global__ void __launch_bounds__(kHeld == 3 && 0 < kLanes && kLanes <= kLanesOfThree ? kThreadsOfThree
-                                                                                      : kMostThreads)
+                                                                                      : kMostThreads,
+                                  1)
     rms_norm_backward_kernel(PitchedRows<T> dx, Acc<T>* dgain, PitchedRows<T> x, const Acc<T>* rstd,
                              const Acc<T>* gain, PitchedRows<T> dy, MaybeRows<T> dsum, int rows, int n,
                              int lanes) {

@@ -23,11 +23,11 @@ STEP = ["autograd/cuda", "autograd/ops/*.cu", "attention/*.cu", "attention/flash
         "training/trainer*"]
 STANDS_ON = [
     (r"^(copy|product)$|dx$|dw$|^\d.* (qkv|out|gate_up|down) forward", ["autograd/cuda/product_plan.cpp", "autograd/ops/matmul_cuda.cu"]),
-    (r"rms_norm", ["autograd/ops/rms_norm_cuda.cu", "autograd/cuda/rows.cuh"]),
+    (r"rms_norm", ["autograd/ops/rms_norm_cuda.cu", "autograd/cuda/rows*.cuh"]),
     (r"^rotary", ["autograd/ops/rotary_cuda.cu"]),
     (r"^swiglu", ["autograd/ops/swiglu_cuda.cu"]),
     (r"^gradient norm|^adamw", ["optim/*.cu"]),
-    (r"^projection", ["autograd/ops/projected_cross_entropy*", "autograd/cuda/product_plan.cpp"]),
+    (r"^projection", ["autograd/ops/projected_cross_entropy*", "autograd/cuda/product_plan.cpp", "autograd/cuda/bulk.cuh"]),
     (r"cuDNN", ["attention/flash_attention_cudnn.cpp"]),
     (r"^(lightning|simple_gla|linear) (forward|backward)", LINEAR),
     (r"^gla (forward|backward)", [KERNELS + "channel*"]),

@@ -53,9 +53,10 @@ class BulkBarrier {
                  : "memory");
 #endif
   }
-  // From memory to shared memory; addresses and bytes are multiples of 16.
+  // From memory to shared memory; addresses and bytes are multiples of 16, 0 bytes are no copy.
   __device__ void load(void* to, const void* from, int bytes) {
 #if __CUDA_ARCH__ >= 900
+    if (bytes == 0) return;
     asm volatile(
         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
             shared_address(to)),
@@ -75,12 +76,13 @@ __device__ inline void show_to_bulk_copies() {
 #endif
 }
 
-// From shared memory to memory; addresses and bytes are multiples of 16.
+// From shared memory to memory; addresses and bytes are multiples of 16, 0 bytes a store of nothing.
 __device__ inline void bulk_store(void* to, const void* from, int bytes) {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to),
-               "r"(shared_address(from)), "r"(bytes)
-               : "memory");
+  if (bytes > 0)
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to),
+                 "r"(shared_address(from)), "r"(bytes)
+                 : "memory");
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 #endif
 }

@@ -58,7 +58,10 @@ __global__ void __launch_bounds__(H::threads, H::blocks)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   const Sweeps& s = p.sweeps;
   const int splits = s.d_c / H::D_c, part = blockIdx.x / splits, group = threadIdx.x / 128;
-  const int segment = part / s.heads, head = part % s.heads, column0 = blockIdx.x % splits * H::D_c;
+  // Dealt out differently in each segment: of fixed decays the last head's are the longest, and eight blocks
+  // apart they would share a way to memory.
+  const int segment = part / s.heads, head = (part + segment) % s.heads;
+  const int column0 = blockIdx.x % splits * H::D_c;
   const bool reverse = s.sweep[0].reverse;
   const int2 range = document_range(s, segment);
   const int chunks = (range.y + chunk - 1) / chunk;

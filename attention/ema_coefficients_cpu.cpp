@@ -30,8 +30,9 @@ void ema_coefficients_backward(const Into (&to)[4], const Tensor (&of)[4], const
             *gamma = of[3].data<T>(), *in = d[0].data<T>(), *out = d[1].data<T>(), *decay = d[2].data<T>();
     parallel_for(d[0].numel(), kWorthACore, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        const EmaLearned<T> g = ema_taken_backward(EmaLearned<T>{alpha[i], delta[i], beta[i], gamma[i]},
-                                                   EmaTaken<T>{in[i], out[i], decay[i]}, static_cast<T>(scale));
+        const EmaLearned<T> g =
+            ema_taken_backward(EmaLearned<T>{alpha[i], delta[i], beta[i], gamma[i]},
+                               EmaTaken<T>{in[i], out[i], decay[i]}, static_cast<T>(scale));
         const T all[] = {g.alpha, g.delta, g.beta, g.gamma};
         for (int j = 0; j < 4; ++j) {
           if (!to[j].target.defined()) continue;

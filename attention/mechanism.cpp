@@ -50,7 +50,7 @@ Tensor fixed_rows(const Mechanism& mechanism, const Input& input, int64_t n, Dty
 }
 
 Tensor RepeatedRows::operator()(const std::string& name, const std::vector<double>& values, int64_t n,
-                            Dtype dtype, Device device) const {
+                                Dtype dtype, Device device) const {
   std::vector<Tensor>& known = rows_[name];
   auto row = std::find_if(known.begin(), known.end(),
                           [&](const Tensor& r) { return r.dtype() == dtype && r.device() == device; });

@@ -102,8 +102,8 @@ class Mechanism {
 // A fixed input for n tokens, (n, heads): one row, repeated, by which kernels know it.
 Tensor fixed_rows(const Mechanism& mechanism, const Input& input, int64_t n, Dtype dtype, Device device);
 
-// Rows that stand for all tokens, (n, values), made once and not at every call. A row stays where it is, since
-// a recorded step (autograd/cuda/replay.h) may read it.
+// Rows that stand for all tokens, (n, values), made once and not at every call. A row stays where it is,
+// since a recorded step (autograd/cuda/replay.h) may read it.
 class RepeatedRows {
  public:
   Tensor operator()(const std::string& name, const std::vector<double>& values, int64_t n, Dtype dtype,

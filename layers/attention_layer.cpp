@@ -131,8 +131,8 @@ Variable AttentionLayer::attend(const Variable& projected, const Variable& x, Cr
       case Source::heads: block.x.push_back(in_domain(heads[head++], input.domain)); break;
       case Source::gate: block.x.push_back(in_domain(gates[gate++], input.domain)); break;
       case Source::fixed:
-        block.x.push_back(fixed_(input.name, mechanism_->fixed_input(input.name), n, wide_of(like.dtype()),
-                                 like.device()));
+        block.x.push_back(
+            fixed_(input.name, mechanism_->fixed_input(input.name), n, wide_of(like.dtype()), like.device()));
         break;
     }
   }

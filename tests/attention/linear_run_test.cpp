@@ -74,8 +74,8 @@ TEST(LinearRun, ARowOfDecaysEqualsItsCopies) {
         in.push_back(tape.input(random_tensor({n, heads, size}, i).to(Dtype::bf16)));
       const Variable g = learned ? tape.input(row.contiguous()) : Variable(row);
       const LinearRun r = linear_run(in[0], in[1], in[2], g, {}, 0.1, layout, true);
-      tape.backward(std::vector<Variable>{r.o, r.end},
-                    {random_tensor(r.o.shape(), 3).to(Dtype::bf16), random_tensor(r.end.shape(), 4).to(Dtype::f32)});
+      tape.backward(std::vector<Variable>{r.o, r.end}, {random_tensor(r.o.shape(), 3).to(Dtype::bf16),
+                                                        random_tensor(r.end.shape(), 4).to(Dtype::f32)});
       std::vector<Tensor> all{r.o, r.end};
       for (const Variable& x : in) all.push_back(tape.gradient(x));
       return all;

@@ -18,6 +18,10 @@ namespace {
 // A decay that is 0 after rounding keeps a finite logarithm.
 constexpr double kLeastDecay = 1e-30;
 
+Variable log_of(const Variable& decay) {
+  return log(maximum(decay, full({1}, kLeastDecay, decay.dtype(), decay.device())));
+}
+
 // decay^first, decay^(first + step), ...: log_decay (C, N) -> (C, N, count)
 Variable powers(const Variable& log_decay, int64_t count, double first, double step) {
   std::vector<double> exponents;
@@ -58,30 +62,25 @@ DampedEma::DampedEma(int64_t channels, int64_t size, const ParameterScope& scope
   gamma_ = declare("gamma", Initializer::normal(1));
 }
 
-DampedEma::Coefficients DampedEma::coefficients() const {
-  const Variable p = sigmoid(alpha_);
-  const Variable q = scale(multiply(p, sigmoid(delta_)), -1, 1);
-  const Tensor least = full({1}, kLeastDecay, q.dtype(), q.device());
-  return {multiply(p, beta_), scale(gamma_, 1 / std::sqrt(static_cast<double>(size_))), q,
-          log(maximum(q, least))};
-}
+EmaCoefficients DampedEma::coefficients() const { return ema_coefficients(alpha_, delta_, beta_, gamma_); }
 
 Variable DampedEma::kernel(int64_t length) const {
-  const Coefficients c = coefficients();
+  const EmaCoefficients c = coefficients();
+  const Variable log_decay = log_of(c.decay);
   // q^(a width + b) as a product, so that no table of length times N powers is made.
   const auto width =
       static_cast<int64_t>(std::ceil(std::sqrt(static_cast<double>(std::max<int64_t>(1, length)))));
   const int64_t rows = (length + width - 1) / width;
   const Variable coarse =
-      multiply(powers(c.log_decay, rows, 0, static_cast<double>(width)), column_of(multiply(c.in, c.out)));
-  const Variable fine = powers(c.log_decay, width, 0, 1);
+      multiply(powers(log_decay, rows, 0, static_cast<double>(width)), column_of(multiply(c.in, c.out)));
+  const Variable fine = powers(log_decay, width, 0, 1);
   return slice(reshape(matmul(coarse, fine, {true, false}), {channels_, rows * width}), 1, 0, length);
 }
 
 bool DampedEma::has_kernel(Device device, Dtype dtype) const { return has_ema_run(device, dtype, size_); }
 
 Scan DampedEma::scan(Device device, Dtype dtype, int64_t chunk, bool fft) const {
-  const Coefficients c = coefficients();
+  const EmaCoefficients c = coefficients();
   const int64_t channels = channels_, size = size_;
   const Dtype type = c.in.dtype();
   Scan scan;
@@ -94,20 +93,22 @@ Scan DampedEma::scan(Device device, Dtype dtype, int64_t chunk, bool fft) const 
   };
   scan.summarize = [=](const Block& b) {
     const int64_t count = b.x[0].dim(0), n = b.x[0].dim(1);
+    const Variable log_decay = log_of(c.decay);
     const Variable tokens = reshape(sum(b.x[1], 1), {count, 1, 1});
-    const Variable weight = multiply(powers(c.log_decay, n, static_cast<double>(n - 1), -1), column_of(c.in));
+    const Variable weight = multiply(powers(log_decay, n, static_cast<double>(n - 1), -1), column_of(c.in));
     const Variable x = permute(padding_in_front(cast(b.x[0], type), b.document), {2, 1, 0});  // (C, chunk, M)
-    return State{exp(multiply(tokens, c.log_decay)), permute(matmul(weight, x), {2, 0, 1})};
+    return State{exp(multiply(tokens, log_decay)), permute(matmul(weight, x), {2, 0, 1})};
   };
   scan.combine = [](const State& before, const State& after) {
     return State{multiply(before[0], after[0]), add(multiply(after[0], before[1]), after[1])};
   };
   scan.apply = [=](const Block& b, const State& prefix) {
     const int64_t n = b.x[0].dim(1);
-    const Variable decay = multiply(powers(c.log_decay, n, 0, 1), column_of(c.out));  // (C, N, chunk)
+    const Variable log_decay = log_of(c.decay);
+    const Variable decay = multiply(powers(log_decay, n, 0, 1), column_of(c.out));  // (C, N, chunk)
     const Variable kernel = reshape(matmul(column_of(c.in), decay, {true, false}), {channels, n});
     const Variable inside = matmul(toeplitz(kernel), permute(cast(b.x[0], type), {2, 1, 0}));
-    const Variable state = multiply(prefix[1], exp(c.log_decay));  // one step on
+    const Variable state = multiply(prefix[1], exp(log_decay));  // one step on
     const Variable before = matmul(decay, permute(state, {1, 2, 0}), {true, false});
     return permute(add(inside, before), {2, 1, 0});
   };
@@ -143,7 +144,7 @@ Variable DampedEma::operator()(const Variable& x, const Block& block, Crossing& 
   const Device device = x.device();
   const Dtype wide = wide_of(x.dtype());
   const Variable input = has_kernel(device, x.dtype()) ? x : cast(x, wide);
-  const Tensor one = full({x.dim(0)}, 1, wide, device);
+  const Tensor one = ones_("1", {1}, x.dim(0), wide, device).reshape({x.dim(0)});
   Scan part = scan(device, x.dtype(), chunk, fft);
   part.reverse = reverse;
   return cross(part, {{input, one}, block.position, block.document});

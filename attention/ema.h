@@ -11,6 +11,7 @@
 // attention's README has the form by chunks. States and sums are f32 (f64 of f64). On a GPU that has a kernel
 // for it (ema_run.h) the recurrence itself runs.
 
+#include "attention/ema_coefficients.h"
 #include "attention/mechanism.h"
 
 namespace weft {
@@ -33,14 +34,11 @@ class DampedEma {
   bool has_kernel(Device device, Dtype dtype) const;
 
  private:
-  // Of each channel and dimension, (C, N): p beta, gamma / sqrt(N), q, log q.
-  struct Coefficients {
-    Variable in, out, decay, log_decay;
-  };
-  Coefficients coefficients() const;
+  EmaCoefficients coefficients() const;
   Scan scan(Device device, Dtype dtype, int64_t chunk, bool fft) const;
 
   int64_t channels_, size_;
+  RepeatedRows ones_;
   Parameter alpha_, delta_, beta_, gamma_;
 };
 

@@ -1,6 +1,8 @@
 #include "attention/ema_run.h"
 
 #ifdef WEFT_CUDA
+#include <optional>
+
 #include "attention/kernel_arguments.h"
 #include "attention/kernels/ema.h"
 #include "autograd/cuda/runtime.h"
@@ -72,29 +74,55 @@ void backward(Backward& b, const Spans& s) {
 
 }  // namespace
 
+namespace {
+
+struct PlanOnDevice {
+  Spans spans;
+  Tensor values;
+};
+
+PlanOnDevice plan_of(const Segments& segments, int64_t channels, int64_t size, Device device) {
+  std::vector<int64_t> lengths;
+  for (const Segment& s : segments) lengths.push_back(s.size());
+  const cuda::EmaPlan plan = cuda::plan_ema(lengths, channels, size);
+  return {{plan.documents, plan.spans, plan.cut, false}, from_ints(plan.values, device)};
+}
+
+// Layer after layer asks for the same one, and a copy to a GPU is as long as a small kernel. Not within a
+// training step (BoundsScope): what a step keeps beyond its end would drop its recordings.
+PlanOnDevice kept_plan(const Layout& layout, int64_t channels, int64_t size, Device device) {
+  if (offsets_of(layout).defined()) return plan_of(layout.segments, channels, size, device);
+  struct Known {
+    Segments segments;
+    int64_t channels, size;
+    PlanOnDevice plan;
+  };
+  thread_local std::optional<Known> last;
+  if (!last || last->channels != channels || last->size != size || last->plan.values.device() != device ||
+      last->segments != layout.segments)
+    last = {layout.segments, channels, size, plan_of(layout.segments, channels, size, device)};
+  return last->plan;
+}
+
+}  // namespace
+
 EmaRun ema_run(const Variable& x, const Variable& in, const Variable& out, const Variable& decay,
                const Variable& start, const Layout& layout, bool want_end) {
   CHECK(x.rank() == 2 && in.rank() == 2 && in.dim(0) == x.dim(1) && out.shape() == in.shape() &&
             decay.shape() == in.shape() && in.dtype() == Dtype::f32,
         "ema_run: x ", x.shape(), ", in ", in.shape(), ", out ", out.shape(), ", decay ", decay.shape());
   const Device device = x.device();
-  std::vector<int64_t> lengths;
   int64_t tokens = 0;
-  Spans spans{0, 0, false, want_end};
-  for (const Segment& s : layout.segments) {
-    lengths.push_back(s.size());
-    tokens += s.size();
-  }
+  for (const Segment& s : layout.segments) tokens += s.size();
   CHECK(tokens == x.dim(0), "ema_run: ", x.dim(0), " tokens in segments of ", tokens);
-  const cuda::EmaPlan plan = cuda::plan_ema(lengths, x.dim(1), in.dim(1));
-  spans.documents = plan.documents, spans.spans = plan.spans, spans.cut = plan.cut;
+  auto [spans, on_device] = kept_plan(layout, x.dim(1), in.dim(1), device);
+  spans.ends = want_end;
 
-  const Tensor on_device = from_ints(plan.values, device);
   const Tensor dense_in = in.value().contiguous(), dense_out = out.value().contiguous(),
                dense_decay = decay.value().contiguous();
   const Tensor before = start.defined() ? start.value().contiguous() : Tensor();
   const Tensor y = empty(x.shape(), x.dtype(), device);
-  const Shape states{static_cast<int64_t>(lengths.size()), in.dim(0), in.dim(1)};
+  const Shape states{static_cast<int64_t>(layout.segments.size()), in.dim(0), in.dim(1)};
   const Tensor end = want_end ? empty(states, Dtype::f32, device) : Tensor();
   const cuda::Ema shape = problem(spans, x.value(), dense_in, dense_out, dense_decay, on_device);
   const Tensor workspace = scratch(cuda::ema_forward_workspace(shape), device);

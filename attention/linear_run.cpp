@@ -22,7 +22,7 @@ struct Sizes {
   bool ends;  // the states behind the segments are an output
 };
 
-// offsets (documents + 1) i32, g f32 or undefined
+// offsets (documents + 1) i32; g f32, (H) if it is the same for all tokens, or undefined
 cuda::LinearAttention problem(const Sizes& s, const Tensor& q, const Tensor& v, const Tensor& offsets,
                               const Tensor& g) {
   return {.tokens = q.dim(0),
@@ -35,9 +35,19 @@ cuda::LinearAttention problem(const Sizes& s, const Tensor& q, const Tensor& v, 
           .dtype = q.dtype(),
           .scale = s.scale,
           .log_decay = floats(g),
-          .gate = !g.defined()    ? cuda::Gate::fixed
-                  : g.rank() == 2 ? cuda::Gate::head
-                                  : cuda::Gate::channel};
+          .gate = !g.defined() || g.rank() == 1 ? cuda::Gate::fixed
+                  : g.rank() == 2               ? cuda::Gate::head
+                                                : cuda::Gate::channel};
+}
+
+// As kernels read it. A fixed decay is a row that stands for all: kernels then read it once, and cut long
+// documents knowing that nobody wants its gradient.
+Tensor gate_values(const Variable& g) {
+  if (!g.defined()) return {};
+  const Tensor& x = g.value();
+  if (x.rank() == 2 && x.repeats() && x.dim(0) > 0 && !g.differentiable())
+    return x.rows(0, 1).reshape({x.dim(1)});
+  return x.contiguous();
 }
 
 // Undefined where none is needed.
@@ -59,7 +69,7 @@ void backward(Backward& b, const Sizes& s) {
   const Tensor d_o = b.grad(0).contiguous();
   const Tensor d_end = s.ends && b.has_grad(1) ? b.grad(1).contiguous() : Tensor();
   const Tensor dq = b.room(0, q), dk = b.room(1, k), dv = b.room(2, v);
-  const bool of_gate = g.defined() && b.wants(3);  // a fixed decay has none
+  const bool of_gate = g.defined() && b.wants(3);
   const Tensor workspace = scratch(cuda::linear_attention_workspace(shape), device);
   const Tensor dg = of_gate ? empty(g.shape(), Dtype::f32, device) : Tensor();
   Tensor d_start;
@@ -93,7 +103,7 @@ LinearRun linear_run(const Variable& q, const Variable& k, const Variable& v, co
   const DocumentBounds bounds = bounds_of(layout);
   const Sizes sizes{static_cast<float>(scale), bounds.documents, bounds.longest, want_end};
   const Tensor offsets = segment_offsets(layout, q.dim(0), q.device());
-  const Tensor dense_g = g.defined() ? g.value().contiguous() : Tensor();
+  const Tensor dense_g = gate_values(g);
   const Tensor before = start.defined() ? start.value().contiguous() : Tensor();
   const Tensor o = empty(v.shape(), v.dtype(), v.device());
   const Tensor end =

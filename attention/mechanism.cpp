@@ -1,5 +1,7 @@
 #include "attention/mechanism.h"
 
+#include <algorithm>
+
 #include "autograd/gradcheck.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
@@ -32,12 +34,28 @@ Shape input_shape(const Input& input, const Dimensions& dims, int64_t n) {
   return shape;
 }
 
+namespace {
+
+Tensor repeated(const std::vector<double>& values, int64_t n, Dtype dtype, Device device) {
+  const Shape one{1, static_cast<int64_t>(values.size())};
+  const Tensor row =
+      device == Device::meta ? empty(one, dtype, device) : from_values(one, dtype, values, device);
+  return row.repeated(n);
+}
+
+}  // namespace
+
 Tensor fixed_rows(const Mechanism& mechanism, const Input& input, int64_t n, Dtype dtype, Device device) {
-  const std::vector<double> row = mechanism.fixed_input(input.name);
-  const auto heads = static_cast<int64_t>(row.size());
-  if (device == Device::meta) return empty({n, heads}, dtype, device);
-  const Tensor one = from_values({1, heads}, dtype, row, device);
-  return gather_rows(one, zeros({n}, Dtype::i32, device));
+  return repeated(mechanism.fixed_input(input.name), n, dtype, device);
+}
+
+Tensor RepeatedRows::operator()(const std::string& name, const std::vector<double>& values, int64_t n,
+                                Dtype dtype, Device device) const {
+  std::vector<Tensor>& known = rows_[name];
+  auto row = std::find_if(known.begin(), known.end(),
+                          [&](const Tensor& r) { return r.dtype() == dtype && r.device() == device; });
+  if (row == known.end()) row = known.insert(row, repeated(values, 1, dtype, device));
+  return row->repeated(n);
 }
 
 std::vector<Tensor> random_inputs(const Mechanism& mechanism, int64_t tokens, Dtype dtype, uint32_t seed) {

@@ -3,6 +3,7 @@
 // parallelism, prefill, decoding, checkpointing, tests, `weft apply`) is derived from these.
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -98,8 +99,19 @@ class Mechanism {
   Dimensions dims_;
 };
 
-// A fixed input for n tokens: (n, heads).
+// A fixed input for n tokens, (n, heads): one row, repeated, by which kernels know it.
 Tensor fixed_rows(const Mechanism& mechanism, const Input& input, int64_t n, Dtype dtype, Device device);
+
+// Rows that stand for all tokens, (n, values), made once and not at every call. A row stays where it is,
+// since a recorded step (autograd/cuda/replay.h) may read it.
+class RepeatedRows {
+ public:
+  Tensor operator()(const std::string& name, const std::vector<double>& values, int64_t n, Dtype dtype,
+                    Device device) const;
+
+ private:
+  mutable std::map<std::string, std::vector<Tensor>> rows_;
+};
 
 // Random inputs in their domains for so many tokens, drawn in f64 and rounded to dtype.
 std::vector<Tensor> random_inputs(const Mechanism& mechanism, int64_t tokens, Dtype dtype = Dtype::f64,

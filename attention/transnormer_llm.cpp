@@ -182,7 +182,7 @@ Variable TransNormerLlm::forward(const Block& block, Crossing& cross) const {
   // By chunks q, k and v are read more than once: wide, their gradients add up before they are rounded.
   if (!scan.kernel.on(computed_on(x.device())))
     for (Variable& each : in) each = cast(each, wide);
-  in.emplace_back(fixed_rows(*this, {"g", "h"}, x.dim(0), wide, x.device()));
+  in.emplace_back(decays_("g", fixed_input("g"), x.dim(0), wide, x.device()));
   return finish(cross(scan, {in, block.position, block.document}), gate, x.dtype());
 }
 

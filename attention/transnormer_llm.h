@@ -59,6 +59,7 @@ class TransNormerLlm : public Mechanism {
   bool lightning() const { return config_.form == "lightning"; }
 
   Config config_;
+  RepeatedRows decays_;
   const ParameterStore& store_;
   Parameter q_, k_, v_, gate_, out_, theta_;
   Parameter norm_gain_, norm_bias_, gate_up_;  // of form=lightning

@@ -54,6 +54,14 @@ Tensor Tensor::columns(int64_t begin, int64_t end) const {
   return view;
 }
 
+Tensor Tensor::repeated(int64_t count) const {
+  CHECK(rank() > 0 && dim(0) > 0 && count >= 0, "repeated: ", count, " times the first row of ", shape_);
+  Tensor view = *this;
+  view.shape_[0] = count;
+  view.pitch_ = 0;
+  return view;
+}
+
 Tensor Tensor::contiguous() const {
   if (dense()) return *this;
   Tensor copy(shape_, dtype_, device());

@@ -2,7 +2,7 @@
 // A tensor: row-major, shared storage, and one optional pitch. The pitch is the distance, in elements,
 // between successive rows of the leading dimension; everything behind the leading dimension is contiguous. A
 // view cuts the leading dimension or takes a range of columns, so packed projections are one product and
-// several views.
+// several views. A pitch of 0 is one row that stands for all.
 
 #include <memory>
 #include <vector>
@@ -50,6 +50,9 @@ class Tensor {
   Tensor rows(int64_t begin, int64_t end) const;
   // Columns [begin, end) of an (N, C) tensor.
   Tensor columns(int64_t begin, int64_t end) const;
+  // The first leading row `count` times, with a pitch of 0: to be read only.
+  Tensor repeated(int64_t count) const;
+  bool repeats() const { return pitch_ == 0 && row_size() > 0; }
 
   // Copies.
   Tensor contiguous() const;  // itself if dense

@@ -1,7 +1,6 @@
 #include "layers/attention_layer.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <string_view>
 
@@ -107,18 +106,6 @@ Variable AttentionLayer::convolve(const Variable& packed, Crossing& cross) const
   return concatenate({convolved(parts[0]), parts[1]}, 1);
 }
 
-Tensor AttentionLayer::fixed(const Input& input, int64_t n, Dtype dtype, Device device) const {
-  std::vector<Tensor>& known = fixed_[input.name];
-  auto rows = std::find_if(known.begin(), known.end(), [&](const Tensor& r) {
-    return r.dim(0) >= n && r.dtype() == dtype && r.device() == device;
-  });
-  if (rows == known.end()) {
-    const auto count = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(n)));
-    rows = known.insert(known.end(), fixed_rows(*mechanism_, input, count, dtype, device));
-  }
-  return rows->rows(0, n);
-}
-
 Variable AttentionLayer::attend(const Variable& projected, const Variable& x, Crossing& cross) const {
   const Tensor& like = projected.defined() ? projected.value() : x.value();
   const int64_t n = like.dim(0);
@@ -143,7 +130,10 @@ Variable AttentionLayer::attend(const Variable& projected, const Variable& x, Cr
       case Source::x: block.x.push_back(x); break;
       case Source::heads: block.x.push_back(in_domain(heads[head++], input.domain)); break;
       case Source::gate: block.x.push_back(in_domain(gates[gate++], input.domain)); break;
-      case Source::fixed: block.x.push_back(fixed(input, n, wide_of(like.dtype()), like.device())); break;
+      case Source::fixed:
+        block.x.push_back(
+            fixed_(input.name, mechanism_->fixed_input(input.name), n, wide_of(like.dtype()), like.device()));
+        break;
     }
   }
   return mechanism_->forward(block, cross);

@@ -2,7 +2,6 @@
 // A mechanism between its projections: whatever inputs it declares are projected from x, its outputs are
 // normalised if it asks for it, and projected back.
 
-#include <map>
 #include <vector>
 
 #include "attention/registry.h"
@@ -35,7 +34,6 @@ class AttentionLayer {
   Variable convolve(const Variable& packed, Crossing& cross) const;
   // The mechanism's output, from the packed projection of x, and from x where it has other inputs.
   Variable attend(const Variable& projected, const Variable& x, Crossing& cross) const;
-  Tensor fixed(const Input& input, int64_t n, Dtype dtype, Device device) const;
 
   AttentionLayerConfig config_;
   std::unique_ptr<Mechanism> mechanism_;
@@ -43,9 +41,7 @@ class AttentionLayer {
   Parameter projection_;         // the heads' inputs, packed
   Parameter gates_, gate_bias_;  // decays and strengths, one a head each
   Parameter conv_, output_gain_, output_;
-  // Fixed inputs, of as many rows as were asked for and more: made once, not at every call. Those of fewer
-  // rows stay where they are, since a recorded step (autograd/cuda/replay.h) may read them.
-  mutable std::map<std::string, std::vector<Tensor>> fixed_;
+  RepeatedRows fixed_;
 };
 
 }  // namespace weft

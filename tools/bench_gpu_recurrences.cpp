@@ -102,7 +102,8 @@ void bench_gpu_recurrences(GpuRun& run) {
   for (const char* id : {"lightning", "simple_gla", "gla"})
     for (const Sizes& s : {Sizes{8, 8192, 16, 128}, {2, 16384, 16, 128}, {1, 131072, 8, 128}})
       recurrence(run, id, s);
-  for (const Sizes& s : {Sizes{8, 8192, 16, 64}, {8, 2048, 32, 256}}) recurrence(run, "lightning", s);
+  for (const Sizes& s : {Sizes{8, 8192, 16, 64}, {8, 8192, 32, 64}, {8, 2048, 32, 256}})
+    recurrence(run, "lightning", s);
   for (const Sizes& s : {Sizes{4, 4096, 64, 128}, {2, 16384, 16, 128}})
     recurrence(run, "gated_delta_rule", s);
   average(run, 8, 8192, 2048, 16);

@@ -32,7 +32,7 @@ STANDS_ON = [
     (r"^(lightning|simple_gla|linear) (forward|backward)", LINEAR),
     (r"^gla (forward|backward)", [KERNELS + "channel*"]),
     (r"^gated_delta_rule (forward|backward)", [KERNELS + "delta*"]),
-    (r"^ema", [KERNELS + "ema*"]),
+    (r"^ema", [KERNELS + "ema*", "attention/ema_*"]),
     (r"^decode", ["autograd/cuda", "attention/*step*.cu", "autograd/ops/*.cu", "training/decoder.cpp"]),
     (r"^(train|step|start|floors|linear op|linear block)", STEP),
 ]

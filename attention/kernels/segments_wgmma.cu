@@ -1,4 +1,4 @@
-// The state that each segment leaves behind it (segments.h), on Hopper: a warp loads tiles and sums decays,
+// The state that each segment leaves behind it (segments.h), on Hopper: a warp loads tiles, one sums decays,
 // and warpgroups of 64 columns of c each add B^T (weight_j C).
 //
 // It walks from the border that the state is wanted at towards the other one, so that a row is carried all
@@ -38,6 +38,13 @@ struct Maps {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
 constexpr float no_weight = -127;  // exp2_fast of less is 0
+
+// Of decays that are the same for all tokens: no sum over lanes, which a chunk would wait for.
+__device__ inline DecayLane::Levels fixed_levels(float log2_decay, int valid) {
+  const auto up_to = [&](int tokens) { return log2_decay * static_cast<float>(min(tokens, valid)); };
+  const int token = 2 * (threadIdx.x % 32);
+  return {{up_to(token + 1), up_to(token + 2)}, up_to(chunk)};
+}
 
 template <class H>
 struct Stage {
@@ -80,52 +87,68 @@ __global__ void __launch_bounds__(H::threads, H::blocks)
   }
   __syncthreads();
 
-  if (group == H::W) {  // loader, a warp
+  if (group == H::W) {  // a warp that loads tiles, and one that weights rows
     if constexpr (H::W == 2) give_registers<40>();
-    if (threadIdx.x >= 128 * H::W + 32) return;
+    const int warp = threadIdx.x / 32 - 4 * H::W, lane = threadIdx.x % 32;
+    if (warp > 1) return;
     constexpr int ahead = 4;  // chunks whose gates are fetched together
-    const int lane = threadIdx.x % 32;
-    float passed = 0;  // log2 of the decay from the state's border to the chunk
+    const float fixed = s.gated ? 0 : log2_decay(s, 0, head);
+    float passed = 0;  // log2 of the decay from the state's border to the chunk; both find the same end
     for (int n0 = 0; n0 < chunks && passed >= no_weight; n0 += ahead) {
       DecayLane decays[ahead];
+      if (s.gated) {
 #pragma unroll
-      for (int i = 0; i < ahead; ++i)
-        if (n0 + i < chunks) decays[i].fetch(s, first_token(n0 + i), valid_tokens(n0 + i), head);
+        for (int i = 0; i < ahead; ++i)
+          if (n0 + i < chunks) decays[i].fetch(s, first_token(n0 + i), valid_tokens(n0 + i), head);
+      }
 #pragma unroll
       for (int i = 0; i < ahead; ++i) {
         const int n = n0 + i;
         if (n == chunks || passed < no_weight) break;
         const Stage<H> g = stage(n);
+        const int valid = valid_tokens(n);
+        const DecayLane::Levels levels = s.gated ? decays[i].levels() : fixed_levels(fixed, valid);
         g.empty.wait((n / H::stages % 2) ^ 1);
-        if (lane == 0) {
-          g.full.arrive_and_expect(H::stage_bytes);
-          for (int d = 0; d < H::D_a / 64; ++d)
-            copy_in(g.b.template part<64>(d).address, &maps.b, d * 64, head, first_token(n), g.full);
-          for (int d = 0; d < H::W; ++d)
-            copy_in(g.c.template part<64>(d).address, &maps.c, column0 + d * 64, head, first_token(n),
-                    g.full);
-        }
-        const auto levels = decays[i].levels();
+        if (warp == 0) {
+          if (lane == 0) {
+            g.full.arrive_and_expect(H::stage_bytes);
+            for (int d = 0; d < H::D_a / 64; ++d)
+              copy_in(g.b.template part<64>(d).address, &maps.b, d * 64, head, first_token(n), g.full);
+            for (int d = 0; d < H::W; ++d)
+              copy_in(g.c.template part<64>(d).address, &maps.c, column0 + d * 64, head, first_token(n),
+                      g.full);
+          }
+        } else {
 #pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          const float own = reverse ? levels.up[j] : fminf(levels.total - levels.up[j], 0.f);
-          g.weights.weight[2 * lane + j] = 2 * lane + j < valid_tokens(n) ? exp2_fast(passed + own) : 0;
+          for (int j = 0; j < 2; ++j) {
+            const float own = reverse ? levels.up[j] : fminf(levels.total - levels.up[j], 0.f);
+            g.weights.weight[2 * lane + j] = 2 * lane + j < valid ? exp2_fast(passed + own) : 0;
+          }
+          if (lane == 0) g.weights.last = n + 1 == chunks || passed + levels.total < no_weight;
+          g.full.arrive_warp();
         }
         passed += levels.total;
-        if (lane == 0) g.weights.last = n + 1 == chunks || passed < no_weight;
-        g.full.arrive_warp();
       }
     }
-    if (lane == 0 && column0 == 0) p.decay[int64_t(segment) * s.heads + head] = exp2_fast(passed);
+    if (warp == 1 && lane == 0 && column0 == 0)
+      p.decay[int64_t(segment) * s.heads + head] = exp2_fast(passed);
   } else {
     if constexpr (H::W == 2) take_registers<232>();
     StatePart<WarpgroupProducts, H::D_a, 1, Exact> state;
     for (auto& columns : state.state[0]) columns.fill(0);
+    const auto weighted = [&](const Stage<H>& g) {
+      return weighted_rows(g.c.template part<64>(group), g.weights.weight);
+    };
+    stage(0).full.wait(0);
+    WeightedRows<chunk> rows = weighted(stage(0));
+    // The next chunk's rows are weighted beside this one's products. Behind the last chunk they are what lies
+    // there: a branch around them would serialise the products.
     for (int n = 0, last = 0; !last; ++n) {
-      const Stage<H> g = stage(n);
-      g.full.wait(n / H::stages % 2);
+      const Stage<H> g = stage(n), next = stage(n + 1);
       last = g.weights.last;
-      state.start(g.b, load_transposed<Exact>(g.c.template part<64>(group), g.weights.weight));
+      state.start(g.b, rounded<Exact>(rows));
+      if (!last) next.full.wait((n + 1) / H::stages % 2);
+      rows = weighted(next);
       state.wait();
       g.empty.arrive_warp();
     }

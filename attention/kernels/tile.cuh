@@ -169,11 +169,16 @@ template <int R>
 struct Weighted {
   Operand<R> high, rest;
 };
-template <bool WithRest, int R>
-__device__ Weighted<R> load_transposed(Tile<R, 64> tile, const float* weight) {
+// The same in f32, one after the other: products that run meanwhile may not see their operands made.
+template <int R>
+struct WeightedRows {
+  float2 x[R / 16][4];
+};
+template <int R>
+__device__ WeightedRows<R> weighted_rows(Tile<R, 64> tile, const float* weight) {
   const Lane lane;
   const int l = threadIdx.x % 32, row = (l / 16) * 8 + l % 8, unit = lane.warp * 2 + (l / 8) % 2;
-  Weighted<R> a;
+  WeightedRows<R> a;
 #pragma unroll
   for (int k = 0; k < R / 16; ++k) {
     uint32_t x[4];
@@ -183,15 +188,31 @@ __device__ Weighted<R> load_transposed(Tile<R, 64> tile, const float* weight) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float2 v = unpack(x[i]), w = i < 2 ? w0 : w1;
-      if constexpr (WithRest) {
-        const Split split(v.x * w.x, v.y * w.y);
-        a.high.x[k][i] = split.high, a.rest.x[k][i] = split.rest;
-      } else {
-        a.high.x[k][i] = pack(v.x * w.x, v.y * w.y);
-      }
+      a.x[k][i] = {v.x * w.x, v.y * w.y};
     }
   }
   return a;
+}
+template <bool WithRest, int R>
+__device__ Weighted<R> rounded(const WeightedRows<R>& rows) {
+  Weighted<R> a;
+#pragma unroll
+  for (int k = 0; k < R / 16; ++k)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 x = rows.x[k][i];
+      if constexpr (WithRest) {
+        const Split split(x.x, x.y);
+        a.high.x[k][i] = split.high, a.rest.x[k][i] = split.rest;
+      } else {
+        a.high.x[k][i] = pack(x.x, x.y);
+      }
+    }
+  return a;
+}
+template <bool WithRest, int R>
+__device__ Weighted<R> load_transposed(Tile<R, 64> tile, const float* weight) {
+  return rounded<WithRest>(weighted_rows(tile, weight));
 }
 
 // Row sums of tile * a over the columns 64 block .. 64 block + 63: of rows lane.row() and lane.row() + 8, in

@@ -93,6 +93,8 @@ void copy(const Tensor& to, const Tensor& from) {
         name_of(from.dtype()), " into ", to.shape(), " ", name_of(to.dtype()));
   if (to.numel() == 0) return;
   if (to.device() != from.device()) {
+    if (from.repeats() && !from.dense())
+      return copy(to, from.contiguous());  // the driver knows no pitch of 0
     CHECK(!recording(), "copy between devices, while work is recorded that the GPU does alone");
     ++copies_with_host;
   }

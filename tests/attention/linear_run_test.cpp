@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "attention/crossing.h"
+#include "attention/linear_run.h"
 #include "tests/attention/conformance.h"
 #include "tests/tolerances.h"
 #ifdef WEFT_CUDA
@@ -54,6 +55,35 @@ TEST_P(LinearRunHeads, EqualTheDefinition) {
 TEST_P(LinearRunHeads, LongDocumentsEqualTheDefinition) {
   if (default_device() != Device::cuda) GTEST_SKIP() << "kernels need a GPU";
   expect_definition(make(), 128, 128, {5000, 70});
+}
+
+// A fixed decay goes to other kernels than the same numbers for each token do: once they are a row, once they
+// are told to be learned.
+TEST(LinearRun, ARowOfDecaysEqualsItsCopies) {
+  if (default_device() != Device::cuda) GTEST_SKIP() << "kernels need a GPU";
+  for (const auto& [heads, size, tokens] : {std::tuple{3, 64, 200}, {2, 128, 5000}, {2, 256, 300}}) {
+    const Layout layout = whole_documents({tokens, 70});
+    const int64_t n = layout.tokens();
+    std::vector<double> decays;
+    for (int h = 0; h < heads; ++h) decays.push_back(-std::exp2(-4.0 * h - 1));
+    const Tensor row = from_values({1, heads}, Dtype::f32, decays).repeated(n);
+    const auto outcome = [&](bool learned) {
+      Tape tape;
+      std::vector<Variable> in;
+      for (uint32_t i = 0; i < 3; ++i)
+        in.push_back(tape.input(random_tensor({n, heads, size}, i).to(Dtype::bf16)));
+      const Variable g = learned ? tape.input(row.contiguous()) : Variable(row);
+      const LinearRun r = linear_run(in[0], in[1], in[2], g, {}, 0.1, layout, true);
+      tape.backward(std::vector<Variable>{r.o, r.end}, {random_tensor(r.o.shape(), 3).to(Dtype::bf16),
+                                                        random_tensor(r.end.shape(), 4).to(Dtype::f32)});
+      std::vector<Tensor> all{r.o, r.end};
+      for (const Variable& x : in) all.push_back(tape.gradient(x));
+      return all;
+    };
+    const auto row_of = outcome(false), each_of = outcome(true);
+    for (size_t i = 0; i < row_of.size(); ++i)
+      EXPECT_LE(norm_difference(row_of[i], each_of[i]), tolerance::kBf16Norm) << size << " result " << i;
+  }
 }
 
 TEST_P(LinearRunHeads, PiecesEqualTheWhole) {

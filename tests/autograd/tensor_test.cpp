@@ -27,6 +27,25 @@ TEST(Tensor, RowsAndColumnsAreViews) {
   EXPECT_THROW(x.data<double>(), Error);
 }
 
+TEST(Tensor, ARowMayStandForMany) {
+  const Tensor x = from_values({2, 3}, Dtype::f32, {1, 2, 3, 4, 5, 6}), y = x.repeated(4);
+  EXPECT_TRUE(y.repeats());
+  EXPECT_FALSE(x.repeats());
+  EXPECT_FALSE(y.dense());
+  EXPECT_EQ(y.buffer(), x.buffer());
+  const std::vector<double> rows{1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3};
+  EXPECT_EQ(to_values(y), rows);
+  EXPECT_EQ(to_values(y.contiguous()), rows);
+  EXPECT_EQ(to_values(y.to(Dtype::f64)), rows);
+  EXPECT_EQ(to_values(y.to(Device::cpu)), rows);
+  EXPECT_EQ(to_values(x.to(Device::cpu).repeated(4).to(default_device())), rows);
+  EXPECT_EQ(to_values(y.rows(3, 4)), (std::vector<double>{1, 2, 3}));
+  EXPECT_EQ(to_values(y.reshape({4, 3, 1})), rows);
+  EXPECT_THROW(y.reshape({12}), Error);
+  EXPECT_EQ(to_values(x.repeated(0)), std::vector<double>{});
+  EXPECT_THROW(empty({0, 3}, Dtype::f32).repeated(2), Error);
+}
+
 TEST(Tensor, FreshMemoryIsPoisoned) {  // the tests run with POISON=1
   const Tensor x = empty({5}, Dtype::f32);
   for (double v : to_values(x)) EXPECT_TRUE(std::isnan(v));

@@ -5,7 +5,7 @@
     recurrences.py gla --shape "B2 T16384 H16 D128"                             this shape instead of the usual ones
 
 A JSON line a row, each as soon as it is there. fla's first call tunes its kernels for minutes, most of it compiling: --jobs processes
-fill Triton's cache side by side, then one tunes and times. --few leaves 2 or 4 warps and 2 or 3 stages to kernels with more
+fill Triton's cache side by side, then one tunes among what they came to and times. --few leaves 2 or 4 warps and 2 or 3 stages to kernels with more
 than 12 configurations, and the rows say so. An op that is not through in --seconds is given up, those behind it are
 not. --small: a definition in PyTorch in fla's place, at the sizes of `weft bench gpu --ms 0`, to see that the script works.
 """
@@ -98,13 +98,9 @@ def rows(op, shape):
         label, peer = f"B{b} T{t} H{h} D{d}", "a definition in " + VERSION
     note = None
     if op != "ema" and not SMALL:
-        from importlib.metadata import PackageNotFoundError, version
+        from fla import __version__
 
-
-        try:
-            peer = "flash-linear-attention " + version("flash-linear-attention")
-        except PackageNotFoundError:
-            peer = "flash-linear-attention"  # a source tree on PYTHONPATH
+        peer = "flash-linear-attention " + __version__
         tried = limit_tuning()
         note = tried if os.environ.get("LAB_FEW") else None
 
@@ -151,7 +147,7 @@ def main():
         command = [sys.executable, os.path.abspath(__file__), op, "--here"] + (["--small"] if a.small else [])
         for shape in a.shape or []:
             command += ["--shape", shape]
-        good &= within_limits(a, op, command, None if op == "ema" or SMALL else [], 0.3)
+        good &= within_limits(a, op, command, None if op == "ema" or SMALL else [], 0.4)
     raise SystemExit(0 if good else 1)
 
 

@@ -6,11 +6,11 @@ namespace weft {
 
 namespace {
 
-struct Scale {
+struct EmaScale {
   double value;
 };
 
-void backward(Backward& b, const Scale& scale) {
+void coefficients_backward(Backward& b, const EmaScale& scale) {
   Into to[4]{};
   for (int i = 0; i < 4; ++i) {
     if (!b.wants(i)) continue;
@@ -39,7 +39,7 @@ EmaCoefficients ema_coefficients(const Variable& alpha, const Variable& delta, c
   const double scale = 1 / std::sqrt(static_cast<double>(alpha.dim(1)));
   ON_DEVICE(alpha.device(), ema_coefficients_forward(to, of, scale));
   const auto y = record_many("ema_coefficients", inputs, {to[0], to[1], to[2]},
-                             save(of[0], of[1], of[2], of[3]), Scale{scale}, backward);
+                             save(of[0], of[1], of[2], of[3]), EmaScale{scale}, coefficients_backward);
   return {y[0], y[1], y[2]};
 }
 

@@ -5,7 +5,7 @@
 namespace weft::cpu {
 
 namespace {
-constexpr int64_t kWorthACore = 1 << 12;  // elements
+constexpr int64_t kSigmoids = kWorthACore / 16;  // elements; two exponentials each
 }
 
 void ema_coefficients_forward(const Tensor (&to)[3], const Tensor (&of)[4], double scale) {
@@ -13,7 +13,7 @@ void ema_coefficients_forward(const Tensor (&to)[3], const Tensor (&of)[4], doub
     const T *alpha = of[0].data<T>(), *delta = of[1].data<T>(), *beta = of[2].data<T>(),
             *gamma = of[3].data<T>();
     T *in = to[0].data<T>(), *out = to[1].data<T>(), *decay = to[2].data<T>();
-    parallel_for(to[0].numel(), kWorthACore, [&](int64_t begin, int64_t end) {
+    parallel_for(to[0].numel(), kSigmoids, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const EmaTaken<T> y =
             ema_taken(EmaLearned<T>{alpha[i], delta[i], beta[i], gamma[i]}, static_cast<T>(scale));
@@ -28,7 +28,7 @@ void ema_coefficients_backward(const Into (&to)[4], const Tensor (&of)[4], const
   with_wide(d[0].dtype(), [&]<class T>() {
     const T *alpha = of[0].data<T>(), *delta = of[1].data<T>(), *beta = of[2].data<T>(),
             *gamma = of[3].data<T>(), *in = d[0].data<T>(), *out = d[1].data<T>(), *decay = d[2].data<T>();
-    parallel_for(d[0].numel(), kWorthACore, [&](int64_t begin, int64_t end) {
+    parallel_for(d[0].numel(), kSigmoids, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const EmaLearned<T> g =
             ema_taken_backward(EmaLearned<T>{alpha[i], delta[i], beta[i], gamma[i]},

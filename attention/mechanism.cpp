@@ -36,7 +36,7 @@ Shape input_shape(const Input& input, const Dimensions& dims, int64_t n) {
 
 namespace {
 
-Tensor repeated(const std::vector<double>& values, int64_t n, Dtype dtype, Device device) {
+Tensor repeated_row(const std::vector<double>& values, int64_t n, Dtype dtype, Device device) {
   const Shape one{1, static_cast<int64_t>(values.size())};
   const Tensor row =
       device == Device::meta ? empty(one, dtype, device) : from_values(one, dtype, values, device);
@@ -46,7 +46,7 @@ Tensor repeated(const std::vector<double>& values, int64_t n, Dtype dtype, Devic
 }  // namespace
 
 Tensor fixed_rows(const Mechanism& mechanism, const Input& input, int64_t n, Dtype dtype, Device device) {
-  return repeated(mechanism.fixed_input(input.name), n, dtype, device);
+  return repeated_row(mechanism.fixed_input(input.name), n, dtype, device);
 }
 
 Tensor RepeatedRows::operator()(const std::string& name, const std::vector<double>& values, int64_t n,
@@ -54,7 +54,7 @@ Tensor RepeatedRows::operator()(const std::string& name, const std::vector<doubl
   std::vector<Tensor>& known = rows_[name];
   auto row = std::find_if(known.begin(), known.end(),
                           [&](const Tensor& r) { return r.dtype() == dtype && r.device() == device; });
-  if (row == known.end()) row = known.insert(row, repeated(values, 1, dtype, device));
+  if (row == known.end()) row = known.insert(row, repeated_row(values, 1, dtype, device));
   return row->repeated(n);
 }
 

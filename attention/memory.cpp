@@ -1,6 +1,7 @@
 #include "attention/memory.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "attention/memory_ops.h"
 #include "autograd/ops/arrange.h"
@@ -87,6 +88,16 @@ Variable ChunkedMemory::answer(const State& weights, const Variable& x) const {
   return policy_.memory.answer([&](size_t i, const Variable& rows) { return matmul(rows, weights[i]); }, x);
 }
 
+State ChunkedMemory::end_of(State a, const State& s, const State& start, int64_t reached) const {
+  const Variable place = full({a[0].dim(0) / policy_.memory.shapes[0][0]}, static_cast<double>(reached),
+                              a[0].dtype(), a[0].device());
+  State end = std::move(a);
+  end.insert(end.end(), s.begin(), s.end());
+  end.insert(end.end(), start.begin(), start.end());
+  end.push_back(place);
+  return end;
+}
+
 // What depends on the state is done chunk by chunk: gradients and weights. Coefficients and answers are those
 // of all chunks at once, as if they were heads.
 std::pair<Variable, State> ChunkedMemory::learn(const MemoryTokens& tokens, int64_t chunks, int64_t place,
@@ -99,6 +110,12 @@ std::pair<Variable, State> ChunkedMemory::learn(const MemoryTokens& tokens, int6
   CHECK(place + n <= chunk_ && (chunks == 1 || closes) && state[0].dim(0) == heads, "memory: ", chunks,
         " chunks of ", n, " tokens from ", place, " of ", chunk_, ", state ", state[0].shape());
   const LearningCoefficients c = learning_coefficients(tokens.step, tokens.keep, tokens.momentum);
+  const int64_t reached = closes ? 0 : place + n;
+  if (place == 0 && policy_.matrix()) {
+    const MatrixLearning m = learn_matrix(state[0], state[1], tokens.k, tokens.v, c.last, chunks);
+    const Variable y = read_while_learning(tokens.q, m.before_a, m.before_s, tokens.k, m.error, c);
+    return {y, end_of({m.a}, {m.s}, {closes ? m.a : state[0]}, reached)};
+  }
 
   State a(state.begin(), state.begin() + static_cast<std::ptrdiff_t>(count)), s,
       start = at_start(state, place);
@@ -113,7 +130,7 @@ std::pair<Variable, State> ChunkedMemory::learn(const MemoryTokens& tokens, int6
     const Variable bound = own(tokens.bound), last = own(c.last);
     const std::vector<OuterProducts> gradient =
         memory.gradient(weights_of(start), own(tokens.k), own(tokens.v),
-                        [&](const Variable& error) { return policy_.bias(error, bound); });
+                        [&](const Variable& error) { return policy_.bias.slope(error, bound); });
     for (size_t i = 0; i < count; ++i) {
       before_a[i].push_back(a[i]);
       starts[i].push_back(start[i]);
@@ -145,12 +162,7 @@ std::pair<Variable, State> ChunkedMemory::learn(const MemoryTokens& tokens, int6
     y = n == 1 ? last : concatenate({slice(y, 1, 0, n - 1), last}, 1);
   }
 
-  State end = a;
-  end.insert(end.end(), s.begin(), s.end());
-  end.insert(end.end(), start.begin(), start.end());
-  const auto reached = static_cast<double>(closes ? 0 : place + n);
-  end.push_back(full(state.back().shape(), reached, a[0].dtype(), a[0].device()));
-  return {y, end};
+  return {y, end_of(a, s, start, reached)};
 }
 
 }  // namespace weft

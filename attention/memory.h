@@ -52,8 +52,11 @@ Memory matrix_memory(int64_t heads, int64_t key, int64_t value);
 // or filled with zeros.
 Memory mlp_memory(int64_t heads, int64_t key, int64_t inner, int64_t value);
 
-// The slope of an inner loss; bound (H, n, 1) is undefined where the loss has none.
-using Bias = std::function<Variable(const Variable& error, const Variable& bound)>;
+// An inner loss by its slope; bound (H, n, 1) is undefined where the loss has none.
+struct Bias {
+  std::function<Variable(const Variable& error, const Variable& bound)> slope;
+  bool squared = false;  // that of |e|^2
+};
 // |e|^2
 Bias squared_bias();
 // sum |e_i|^p, with |e| smoothed to sqrt(e^2 + epsilon)
@@ -84,6 +87,10 @@ struct MemoryPolicy {
   Bias bias;
   Retention retention;
   bool momentum = false;
+  // Whether it is what learn_matrix (memory_ops.h) learns.
+  bool matrix() const {
+    return memory.names.size() == 1 && bias.squared && !retention.scale && !retention.map && momentum;
+  }
 };
 
 // Tokens in the memory's own type. q, k (H, n, k), v (H, n, v); per token (H, n, 1): the step, the part of A
@@ -122,6 +129,7 @@ class ChunkedMemory {
  private:
   State at_start(const State& state, int64_t place) const;  // A at the start of the open chunk
   State weights_of(const State& a) const;
+  State end_of(State a, const State& s, const State& start, int64_t reached) const;
   Variable answer(const State& weights, const Variable& x) const;
 
   MemoryPolicy policy_;

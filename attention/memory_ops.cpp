@@ -1,5 +1,9 @@
 #include "attention/memory_ops.h"
 
+#include <utility>
+
+#include "autograd/ops/convert.h"
+#include "autograd/ops/elementwise.h"
 #include "autograd/ops/matmul.h"
 
 namespace weft {
@@ -84,6 +88,103 @@ std::vector<Variable> after_learning(const Variable& a, const Variable& s, const
         b.add(3, dlast);
         if (S.defined()) b.add(4, ds);
       });
+}
+
+namespace {
+
+// A gradient to add to: itself, if nobody else can see it.
+Tensor own(const Tensor& g) {
+  if (g.unique() && g.dense()) return g;
+  const Tensor copy = empty_like(g);
+  copy.copy_from(g);
+  return copy;
+}
+
+}  // namespace
+
+MatrixLearning learn_matrix(const Variable& a, const Variable& s, const Variable& k, const Variable& v,
+                            const Variable& last, int64_t chunks) {
+  const int64_t h = a.dim(0), n = k.dim(1);
+  CHECK(a.rank() == 3 && s.shape() == a.shape() && chunks >= 1 &&
+            k.shape() == Shape({chunks * h, n, a.dim(1)}) && v.shape() == Shape({chunks * h, n, a.dim(2)}) &&
+            last.shape() == Shape({chunks * h, 2, n + 2}),
+        "learn_matrix: ", chunks, " chunks, a ", a.shape(), ", k ", k.shape(), ", v ", v.shape(), ", last ",
+        last.shape());
+  const Dtype type = a.dtype();
+  const Device device = a.device();
+  const Tensor K = k.value().contiguous(), L = last.value().contiguous(), error = empty_like(v);
+  ON_DEVICE(device, affine(error, v.value().contiguous(), -2, 0));
+  Tensor A = a.value().contiguous(), S = s.value().contiguous();
+  // A single chunk begins with what is there already.
+  Tensor before_a = A, before_s = S;
+  if (chunks > 1) {
+    before_a = empty({chunks * h, a.dim(1), a.dim(2)}, type, device), before_s = empty_like(before_a);
+    before_a.rows(0, h).copy_from(A);
+    before_s.rows(0, h).copy_from(S);
+  }
+  const Tensor weighted = empty({h, n, 2 * a.dim(1)}, type, device),
+               moved = empty({h, 2 * a.dim(1), a.dim(2)}, type, device);
+  for (int64_t c = 0; c < chunks; ++c) {
+    const auto rows = [&](const Tensor& x, int64_t chunk) { return x.rows(chunk * h, (chunk + 1) * h); };
+    const Tensor own_k = rows(K, c), own_error = rows(error, c), own_last = rows(L, c);
+    gemm(own_error, own_k, A, {}, 2, 1);
+    ON_DEVICE(device, weigh_inputs(weighted, own_k, own_last));
+    gemm(moved, weighted, own_error, {true, false}, 1, 0);
+    const bool ends = c + 1 == chunks;
+    const Tensor next_a = ends ? empty_like(A) : rows(before_a, c + 1),
+                 next_s = ends ? empty_like(S) : rows(before_s, c + 1);
+    ON_DEVICE(device, after_learning(next_a, next_s, A, S, moved, own_last));
+    A = next_a, S = next_s;
+  }
+  std::vector<Tensor> outputs{error, A, S};
+  if (chunks > 1) outputs.insert(outputs.end(), {before_a, before_s});
+  const std::vector<Variable> y = record_many(
+      "learn_matrix", {a, s, k, v, last}, outputs, save(before_a, before_s, K, error, L), NoAttributes{},
+      [](Backward& b, const NoAttributes&) {
+        const Tensor &before_a = b.saved(0), &before_s = b.saved(1), &K = b.saved(2), &error = b.saved(3),
+                     &L = b.saved(4);
+        const int64_t h = b.shape(0)[0], chunks = K.dim(0) / h;
+        const Device device = K.device();
+        Tensor da = b.grad(1).contiguous(), ds = b.grad(2).contiguous();
+        // Of the chunk before, while those of this one are read.
+        Tensor next_da = empty_like(da), next_ds = empty_like(da);
+        const Tensor derror = own(b.grad(0)), dk = empty_like(K), dlast = empty_like(L);
+        const Tensor weighted = empty({h, K.dim(1), 2 * K.dim(2)}, K.dtype(), device),
+                     dweighted = empty_like(weighted),
+                     pack = empty({h, 2 * da.dim(1), da.dim(2)}, K.dtype(), device);
+        for (int64_t c = chunks; c-- > 0;) {
+          const auto rows = [&](const Tensor& x) { return x.rows(c * h, (c + 1) * h); };
+          const Tensor own_k = rows(K), own_last = rows(L), own_derror = rows(derror),
+                       own_dlast = rows(dlast);
+          if (c > 0 && device == Device::cpu)
+            for (const Tensor* x : {&before_a, &before_s, &b.grad(3), &b.grad(4), &K, &error, &derror, &dk})
+              cpu::ask_ahead(x->rows((c - 1) * h, c * h));
+          ON_DEVICE(device, after_learning_backward(pack, next_da, next_ds, own_dlast, rows(before_a),
+                                                    rows(before_s), own_last, da, ds));
+          ON_DEVICE(device, weigh_inputs(weighted, own_k, own_last));
+          gemm(own_derror, weighted, pack, {}, -1, 1);
+          gemm(dweighted, rows(error), pack, {false, true}, -1, 0);
+          ON_DEVICE(device, weigh_inputs_backward(rows(dk), own_dlast, dweighted, own_k, own_last));
+          gemm(next_da, own_k, own_derror, {true, false}, 2, 1);
+          if (chunks > 1) {
+            ON_DEVICE(device, accumulate(next_da, rows(b.grad(3))));
+            ON_DEVICE(device, accumulate(next_ds, rows(b.grad(4))));
+          }
+          // The first to be read came from others.
+          const bool from_others = c + 1 == chunks;
+          da = std::exchange(next_da, from_others && c > 0 ? empty_like(da) : da);
+          ds = std::exchange(next_ds, from_others && c > 0 ? empty_like(ds) : ds);
+        }
+        gemm(dk, derror, before_a, {false, true}, 2, 1);
+        const Tensor dv = empty_like(derror);
+        ON_DEVICE(device, affine(dv, derror, -2, 0));
+        b.add(0, da);
+        b.add(1, ds);
+        b.add(2, dk);
+        b.add(3, dv);
+        b.add(4, dlast);
+      });
+  return {y[0], chunks > 1 ? y[3] : a, chunks > 1 ? y[4] : s, y[1], y[2]};
 }
 
 Variable read_while_learning(const Variable& x, const Variable& a, const Variable& s, const Variable& in,

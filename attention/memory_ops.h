@@ -28,6 +28,17 @@ std::vector<Variable> after_learning(const Variable& a, const Variable& s, const
 Variable read_while_learning(const Variable& x, const Variable& a, const Variable& s, const Variable& in,
                              const Variable& out, const LearningCoefficients& c);
 
+// A matrix that learns by |x A - v|^2 from chunk after chunk, each of whose gradients are taken where it
+// begins: error = 2 (k A - v) there, and after it after_learning(A, S, k, error, last).
+//   a, s (H, in, out), k (chunks H, n, in), v (chunks H, n, out), last (chunks H, 2, n + 2), f32 or f64
+struct MatrixLearning {
+  Variable error;               // (chunks H, n, out)
+  Variable before_a, before_s;  // of every chunk, (chunks H, in, out)
+  Variable a, s;                // after the last
+};
+MatrixLearning learn_matrix(const Variable& a, const Variable& s, const Variable& k, const Variable& v,
+                            const Variable& last, int64_t chunks);
+
 // From projections to what a Titans memory takes. rows (B (skip + n), 2 H K + H V): queries, keys and values
 // of the heads side by side, for each of B documents n tokens behind `skip` rows that are not read; logits (B
 // n, 3 H)
@@ -43,6 +54,8 @@ std::vector<Variable> memory_tokens(const Variable& rows, const Variable& logits
 Variable heads_together(const Variable& y, int64_t documents, Dtype dtype);
 
 namespace cpu {
+// Asks memory for what a loop reads next while it computes: going backwards no processor guesses it.
+void ask_ahead(const Tensor& x);
 // rows (B n, H V), heads (B H, n, V); in either direction, converting.
 void heads_together(const Tensor& rows, const Tensor& heads, int64_t documents);
 void heads_apart(const Tensor& heads, const Tensor& rows, int64_t documents);

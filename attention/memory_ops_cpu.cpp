@@ -11,6 +11,11 @@
 
 namespace weft::cpu {
 
+void ask_ahead(const Tensor& x) {
+  const char* const first = static_cast<const char*>(x.raw());
+  for (int64_t line = 0; line < x.bytes(); line += 64) __builtin_prefetch(first + line, 0, 2);
+}
+
 // Every coefficient is the recurrence itself, of 1 in the place of A_0, S_0 or a g_j: a line of n + 2 of them
 // goes through time together. A g_j has no part in what is before it, which is zero in the line.
 void learning_coefficients(const Tensor& from_a, const Tensor& from_s, const Tensor& taken,
@@ -308,15 +313,26 @@ namespace {
 struct Places {
   int64_t from, gate, to;
 };
-template <class F>
+// f(head, its places, room for a sigmoid of each of its features)
+template <class A, class F>
 void for_each_head(const Tensor& logits, const MemoryTokenSizes& s, F f) {
   const int64_t n = logits.dim(0) / s.documents;
-  parallel_for(
-      s.documents * n, row_grain(4 * s.heads * (2 * s.key + s.value)), [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i)
-          for (int64_t h = 0; h < s.heads; ++h)
-            f(h, Places{(i / n) * (s.skip + n) + s.skip + i % n, i, (i / n * s.heads + h) * n + i % n});
-      });
+  const int64_t grain = row_grain(4 * s.heads * (2 * s.key + s.value));
+  parallel_for(s.documents * n, grain, [&](int64_t begin, int64_t end) {
+    Scratch<A> room(static_cast<size_t>(std::max(s.key, s.value)));
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t h = 0; h < s.heads; ++h) {
+        const Places p{(i / n) * (s.skip + n) + s.skip + i % n, i, (i / n * s.heads + h) * n + i % n};
+        f(h, p, room.data());
+      }
+  });
+}
+
+// By themselves, so that the loop is vectors.
+template <class T>
+void sigmoids(Acc<T>* to, const T* x, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) to[i] = vector_math::sigmoid(Acc<T>(x[i]));
 }
 
 }  // namespace
@@ -326,13 +342,14 @@ void memory_tokens(const std::vector<Tensor>& to, const Tensor& rows, const Tens
   with_float(rows.dtype(), [&]<class T>() {
     using A = Acc<T>;
     const T* gates = logits.data<T>();
-    for_each_head(logits, s, [&](int64_t h, const Places& p) {
+    for_each_head<A>(logits, s, [&](int64_t h, const Places& p, A* share) {
       int64_t column = 0;
       for (int part = 0; part < 3; ++part) {
         const int64_t size = part < 2 ? s.key : s.value;
         const T* x = rows.data<T>() + p.from * rows.dim(1) + column + h * size;
         A* y = to[part].data<A>() + p.to * size;
-        for (int64_t c = 0; c < size; ++c) y[c] = A(x[c]) * vector_math::sigmoid(A(x[c]));
+        sigmoids(share, x, size);
+        for (int64_t c = 0; c < size; ++c) y[c] = A(x[c]) * share[c];
         if (part < 2) {
           const A factor = A(1) / std::sqrt(dot(y, y, size) + A(1e-6));
           for (int64_t c = 0; c < size; ++c) y[c] *= factor;
@@ -352,25 +369,27 @@ void memory_tokens_backward(const Tensor& drows, const Tensor& dlogits, const st
     using A = Acc<T>;
     const T* gates = logits.data<T>();
     T* dgates = dlogits.data<T>();
-    for_each_head(logits, s, [&](int64_t h, const Places& p) {
+    for_each_head<A>(logits, s, [&](int64_t h, const Places& p, A* share) {
       int64_t column = 0;
       for (int part = 0; part < 3; ++part) {
         const int64_t size = part < 2 ? s.key : s.value, at = p.from * rows.dim(1) + column + h * size;
         const T* x = rows.data<T>() + at;
         T* dx = drows.data<T>() + at;
         const A* g = d[part].data<A>() + p.to * size;
+        sigmoids(share, x, size);
         A squares = 0, along = 0;
 #pragma omp simd reduction(+ : squares, along)
         for (int64_t c = 0; c < size; ++c) {
-          const A y = A(x[c]) * vector_math::sigmoid(A(x[c]));
+          const A y = A(x[c]) * share[c];
           squares += y * y;
           along += y * g[c];
         }
         const A factor = A(1) / std::sqrt(squares + A(1e-6));
+#pragma omp simd
         for (int64_t c = 0; c < size; ++c) {
-          const A share = vector_math::sigmoid(A(x[c])), y = A(x[c]) * share;
+          const A y = A(x[c]) * share[c];
           const A dy = part < 2 ? factor * (g[c] - factor * factor * along * y) : g[c];
-          store(dx[c], dy * share * (A(1) + A(x[c]) * (A(1) - share)));
+          store(dx[c], dy * share[c] * (A(1) + A(x[c]) * (A(1) - share[c])));
         }
         column += s.heads * size;
         const int64_t gate_at = p.gate * 3 * s.heads + part * s.heads + h;

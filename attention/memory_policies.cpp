@@ -70,21 +70,21 @@ Memory mlp_memory(int64_t heads, int64_t key, int64_t inner, int64_t value) {
 }
 
 Bias squared_bias() {
-  return [](const Variable& error, const Variable&) { return scale(error, 2); };
+  return {[](const Variable& error, const Variable&) { return scale(error, 2); }, true};
 }
 
 Bias power_bias(double p, double epsilon) {
   // |e|^(p-1) sign(e) = e |e|^(p-2): exact at p = 2, smooth at 0 for every p.
-  return [=](const Variable& error, const Variable&) {
+  return {[=](const Variable& error, const Variable&) {
     return scale(multiply(error, smooth_power(error, (p - 2) / 2, epsilon)), p);
-  };
+  }};
 }
 
 Bias huber_bias() {
-  return [](const Variable& error, const Variable& bound) {
+  return {[](const Variable& error, const Variable& bound) {
     const Variable longest = sqrt(maximum(square(bound), sum(square(error), 2, true)));
     return scale(multiply(error, divide(bound, longest)), 2);
-  };
+  }};
 }
 
 Retention norm_retention(double q, double epsilon) {

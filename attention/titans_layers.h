@@ -40,6 +40,11 @@ struct TitansWindowConfig : TitansLayerConfig {
   void fields(FieldVisitor& f);
 };
 
+struct TitansContextConfig : TitansLayerConfig {
+  // A chunk is the segment of attention too, and 16 tokens are no window for a text.
+  TitansContextConfig() { chunk = 64; }
+};
+
 class TitansLayer : public Mechanism {
  public:
   std::vector<Input> inputs() const override { return {{"x", "c"}}; }
@@ -118,7 +123,7 @@ class MemoryAsLayer : public TitansLayer {
 // for queries, of y (W - 1, 2 H k + H v) for what is learned.
 class MemoryAsContext : public TitansLayer {
  public:
-  using Config = TitansLayerConfig;
+  using Config = TitansContextConfig;
   MemoryAsContext(const Config& config, const Dimensions& dims, const ParameterScope& scope);
   Variable forward(const Block& block, Crossing& cross) const override;
   Variable reference(const Block& block) const override;

@@ -40,7 +40,7 @@ const std::vector<ZooMechanism>& zoo_mechanisms() {
       two("transnormer_llm", "transnormer_llm"),
       two("mega", "mega"),
       two("titans", "titans"),
-      two("titans_mac", "titans_mac"),
+      two("titans_mac", "titans_mac", {"chunk=16"}),
       two("titans_mag", "titans_mag"),
       two("titans_mal", "titans_mal"),
       two("moneta", "moneta"),

@@ -118,6 +118,67 @@ TEST(MemoryOps, Gradients) {
   expect_gradients(read, {reading.begin(), reading.begin() + 6});
 }
 
+// Chunk after chunk: the slope of |k A - v|^2 where it begins, and what it leaves behind.
+std::vector<Variable> composed_learning(const std::vector<Variable>& v, int64_t chunks) {
+  Variable a = v[0], s = v[1];
+  const int64_t h = a.dim(0);
+  std::vector<Variable> errors, before_a, before_s;
+  for (int64_t c = 0; c < chunks; ++c) {
+    const auto own = [&](const Variable& x) { return slice(x, 0, c * h, (c + 1) * h); };
+    errors.push_back(scale(subtract(matmul(own(v[2]), a), own(v[3])), 2));
+    before_a.push_back(a);
+    before_s.push_back(s);
+    const auto after = after_learning(a, s, own(v[2]), errors.back(), own(v[4]));
+    a = after[0], s = after[1];
+  }
+  return {concatenate(errors, 0), concatenate(before_a, 0), concatenate(before_s, 0), a, s};
+}
+
+TEST(MemoryOps, AMatrixLearnsChunkByChunk) {
+  for (const int64_t chunks : {1, 2, 5})
+    for (const int64_t n : {1, 4}) {
+      const std::vector<Tensor> inputs{
+          random_tensor({2, 3, 5}, 1), random_tensor({2, 3, 5}, 2), random_tensor({chunks * 2, n, 3}, 3),
+          random_tensor({chunks * 2, n, 5}, 4), random_tensor({chunks * 2, 2, n + 2}, 5, Dtype::f64, 0.4)};
+      const Function f = [&](const std::vector<Variable>& v) {
+        const MatrixLearning m = learn_matrix(v[0], v[1], v[2], v[3], v[4], chunks);
+        EXPECT_EQ(m.before_a.shape(), Shape({chunks * 2, 3, 5}));
+        // Of a single chunk they are inputs.
+        return chunks == 1 ? std::vector{m.error, m.a, m.s}
+                           : std::vector{m.error, m.before_a, m.before_s, m.a, m.s};
+      };
+      const Function composed = [&](const std::vector<Variable>& v) {
+        std::vector<Variable> y = composed_learning(v, chunks);
+        if (chunks == 1) y.erase(y.begin() + 1, y.begin() + 3);
+        return y;
+      };
+      expect_gradients(f, inputs);
+      expect_meta_shapes(f, inputs);
+      for (const Dtype type : {Dtype::f64, Dtype::f32}) {
+        const auto typed = each_float(inputs, [&](const Tensor& x) { return x.to(type); });
+        const std::vector<Tensor> expected = outputs_and_gradients(composed, typed);
+        for (const bool views : {false, true}) {
+          const std::vector<Tensor> got =
+              outputs_and_gradients(f, views ? each_float(typed, as_columns) : typed, views);
+          for (size_t i = 0; i < got.size(); ++i)
+            EXPECT_LE(difference(got[i], expected[i]), tolerance::of(type))
+                << chunks << " " << n << ", " << i;
+        }
+      }
+    }
+}
+
+// What others hold of its gradients stays as it was.
+TEST(MemoryOps, LearningLeavesAdjointsAlone) {
+  const Tensor seed = random_tensor({4, 3, 5}, 6), kept = random_tensor({4, 3, 5}, 6);
+  Tape tape;
+  const Variable k = tape.input(random_tensor({4, 3, 2}, 1));
+  const MatrixLearning m = learn_matrix(random_tensor({2, 2, 5}, 2), random_tensor({2, 2, 5}, 3), k,
+                                        random_tensor({4, 3, 5}, 4), random_tensor({4, 2, 5}, 5), 2);
+  tape.backward(m.error, seed);
+  EXPECT_TRUE(same_bits(seed, kept));
+}
+
 // More tokens than a block has threads.
 TEST(MemoryOps, LongChunks) {
   const int64_t n = 600;

@@ -72,10 +72,6 @@ void backward(Backward& b, const Spans& s) {
   if (start.defined()) b.add(4, d_start);
 }
 
-}  // namespace
-
-namespace {
-
 struct PlanOnDevice {
   Spans spans;
   Tensor values;

@@ -78,14 +78,12 @@ peers() {
   peer train-torch-124m 60 "$python" tools/peers/torch_train.py --context 1024 8192 --by-layer --warm 2 --steps 5 $cpu_size
   sized_training peers-lightning 15 8 124m/lightning lightning "${one[@]}"
   sized_training peers-gla 20 8 124m/gla gla "${one[@]}"
-  # shellcheck disable=SC2086
-  peer fla-train 250 "$python" tools/peers/fla_train.py lightning gla --few --seconds 120 --steps 4 $cpu_size
+  # shellcheck disable=SC2016  # bash -c expands them; side by side until they take times
+  peer fla 230 bash -c 'python=$0 turn=$1 small=$2 cpu_size=$3; $python tools/peers/recurrences.py $small --few --seconds 105 --turn $turn gla --shape "B2 T16384 H16 D128" & $python tools/peers/fla_train.py lightning gla --few --seconds 105 --turn $turn --steps 4 $cpu_size; wait' "$python" "$logs/turn" "$small" "$cpu_size"
   sized_training peers-mega 15 8 124m/mega mega context=8192 micro_tokens=16384 batch_tokens=32768
   # shellcheck disable=SC2086
   peer mega-torch 50 "$python" tools/peers/mega_torch.py --steps 4 $cpu_size
   gpu recurrences 30 recurrence
-  # shellcheck disable=SC2086
-  peer gla-fla 50 "$python" tools/peers/recurrences.py $small --few --seconds 48 gla --shape "B2 T16384 H16 D128"
 }
 
 # What recipes reach: RECIPES (124m 340m 1b), TOKENS (4 million; 1 million of 1.3 billion weights) of generated text, the recipe's

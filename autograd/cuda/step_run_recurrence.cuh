@@ -17,8 +17,8 @@ __device__ inline void produce(const RecurrencePhase& p, RunShared& s, LoaderAt&
     for (int j = 0; j < kStateSlots; ++j) {
       begin_slot(s, at, kPiece * 4);
       if (copies)
-        s.full[at.slot].load(s.ring[at.slot] + loader * kPiece * 4,
-                             state + j * kSlotFloats + loader * kPiece, kPiece * 4);
+        s.full[at.slot].load(s.ring[at.slot] + loader * kPiece * 4, state + j * kSlotFloats + loader * kPiece,
+                             kPiece * 4);
       end_slot(s, at);
     }
   }

@@ -101,6 +101,11 @@ class Step {
     time("out", layers, kOut, each([&](const Layer& l) { few_rows_linear(x_, l.out, {.residual = x_}); }));
     time("gate_up", layers, kUp, each([&](const Layer& l) { few_rows_linear(x_, l.up, gates_); }));
     time("down", layers, kDown, each([&](const Layer& l) { few_rows_linear(h_, l.down, {.residual = x_}); }));
+    if (tokens_ > 2048) return;
+    const Tensor head = weights(kVocab, kWidth);
+    time("head", 4, 2.0 * static_cast<double>(head.numel()), [&] {
+      for (int i = 0; i < 4; ++i) few_rows_linear(x_, head, norm_);
+    });
   }
   void time_layers(bool softmax, bool as_runs) {
     time(

@@ -25,14 +25,12 @@ struct Run {
 };
 static_assert(sizeof(Run) < 32764);
 
-// The loaders' registers go to those that compute.
-constexpr int kBlockThreads = kRunThreads + kLoaders * static_cast<int>(kWarp), kLoaderRegisters = 40,
-              kComputeRegisters = 232;
+constexpr int kBlockThreads = kRunThreads + kLoaders * static_cast<int>(kWarp);
 
 // Blocks that have reached the ends of phases, and the end of all; 0 between kernels.
-__device__ unsigned run_arrived, run_left;
+[[maybe_unused]] __device__ unsigned run_arrived, run_left;  // where there are no runs
 
-__device__ inline unsigned arrivals_so_far() {
+[[maybe_unused]] __device__ inline unsigned arrivals_so_far() {
   unsigned n;
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(n) : "l"(&run_arrived) : "memory");
   return n;
@@ -53,6 +51,7 @@ __device__ void with_phase(const Phase& phase, const F& f) {
 template <int kTiles>
 __global__ void __launch_bounds__(kBlockThreads, 1) run_kernel(const __grid_constant__ Run run) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  constexpr int kLoaderRegisters = 40, kComputeRegisters = 232;  // the loaders give theirs to the others
   extern __shared__ __align__(128) unsigned char shared[];
   RunShared& s = *reinterpret_cast<RunShared*>(shared);
   const int thread = static_cast<int>(threadIdx.x);

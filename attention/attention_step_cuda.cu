@@ -7,20 +7,12 @@
 #include "attention/steps.h"
 #include "autograd/cuda/ahead.cuh"
 #include "autograd/cuda/early.cuh"
+#include "autograd/cuda/step_run.h"
 
 namespace weft::cuda {
 namespace {
 
 constexpr int kStepThreads = 128, kAbreast = 4;  // keys that a group of lanes takes at once
-
-// What a block reads of a document's past depends on that past alone.
-struct KeysOfBlock {
-  int few = 128, many = 512;
-  __host__ __device__ int operator()(int64_t keys) const { return keys <= 4096 ? few : many; }
-  int64_t most_blocks(int64_t keys) const {
-    return keys <= 4096 ? (keys + few - 1) / few : std::max<int64_t>(4096 / few, (keys + many - 1) / many);
-  }
-};
 
 __device__ inline float exp2_of(float x) { return exp2f(x); }
 __device__ inline double exp2_of(double x) { return exp2(x); }
@@ -34,7 +26,6 @@ struct StepAttention {
   T* o;
   Acc<T>*lse, *part_o, *part_lse;  // parts (M, H, splits, E) and (M, H, splits)
   int heads, kv_heads, group, d, e, splits;
-  KeysOfBlock keys_of_block;
   int64_t window;
   bool alibi;
   double turn;  // base of the rotary positions; 0: none
@@ -135,7 +126,7 @@ __global__ void __launch_bounds__(kStepThreads)
   constexpr int kGroups = kStepThreads / L, kStages = OwnRing::kStages;
   extern __shared__ __align__(16) unsigned char shared[];
   const int64_t m = blockIdx.z, at = p.position[m], seen = p.first(at);
-  const int keys = p.keys_of_block(at + 1 - seen);
+  const int keys = KeysOfPart()(at + 1 - seen);
   const int64_t begin = seen + int64_t{blockIdx.x} * keys, end = min(begin + keys, at + 1);
   if (begin >= end) return;
   const int bundles = (p.group + G - 1) / G, kv = static_cast<int>(blockIdx.y) / bundles,
@@ -188,8 +179,9 @@ __global__ void __launch_bounds__(kStepThreads)
       const T* from = x < count ? q_new + int64_t{x} * p.d : k_new;
       T* to = x < count ? fresh + x * p.d : fresh_k;
       const W a = static_cast<W>(from[j]), b = static_cast<W>(from[j + pairs]);
-      to[j] = static_cast<T>(a * cosine[j] - b * sine[j]);
-      to[j + pairs] = static_cast<T>(b * cosine[j] + a * sine[j]);
+      // Written out, so that whoever turns by these gets the same bits (step_run.h).
+      to[j] = static_cast<T>(fma(a, cosine[j], -(b * sine[j])));
+      to[j + pairs] = static_cast<T>(fma(b, cosine[j], a * sine[j]));
     }
   else
     for (int i = static_cast<int>(threadIdx.x); i < (count + 1) * p.d; i += kStepThreads)
@@ -399,38 +391,58 @@ bool attention_step_serves(Dtype dtype, int64_t key, int64_t value) {
 void attention_step(const Tensor& o, const Tensor& lse, const StepTokens& t, const Tensor& caches,
                     int64_t rows, const AttentionOptions& options, double turn) {
   const int64_t m = t.q.dim(0), heads = t.q.dim(1), kv_heads = t.k.dim(1), e = t.v.dim(2);
-  const KeysOfBlock keys_of_block;
-  const int64_t splits =
-      keys_of_block.most_blocks(options.window > 0 ? std::min(rows, options.window) : rows);
+  const int64_t splits = KeysOfPart().most_parts(options.window > 0 ? std::min(rows, options.window) : rows);
   const Tensor part_o = empty({m, heads, splits, e}, lse.dtype(), Device::cuda),
                part_lse = empty({m, heads, splits}, lse.dtype(), Device::cuda);
   with_float(o.dtype(), [&]<class T>() {
     using W = Acc<T>;
-    attend<T>({.q = data<const T>(t.q),
-               .k = data<const T>(t.k),
-               .v = data<const T>(t.v),
-               .q_pitch = t.q.pitch(),
-               .k_pitch = t.k.pitch(),
-               .v_pitch = t.v.pitch(),
-               .position = data<const int32_t>(t.position),
-               .document = data<const int32_t>(t.document),
-               .caches = reinterpret_cast<void* const*>(data<int32_t>(caches)),
-               .o = data<T>(o),
-               .lse = data<W>(lse),
-               .part_o = data<W>(part_o),
-               .part_lse = data<W>(part_lse),
-               .heads = static_cast<int>(heads),
-               .kv_heads = static_cast<int>(kv_heads),
-               .group = static_cast<int>(heads / kv_heads),
-               .d = static_cast<int>(t.q.dim(2)),
-               .e = static_cast<int>(e),
-               .splits = static_cast<int>(splits),
-               .keys_of_block = keys_of_block,
-               .window = options.window,
-               .alibi = options.alibi,
-               .turn = turn,
-               .scale = static_cast<W>(options.scale)},
-              m);
+    const StepAttention<T> p{.q = data<const T>(t.q),
+                             .k = data<const T>(t.k),
+                             .v = data<const T>(t.v),
+                             .q_pitch = t.q.pitch(),
+                             .k_pitch = t.k.pitch(),
+                             .v_pitch = t.v.pitch(),
+                             .position = data<const int32_t>(t.position),
+                             .document = data<const int32_t>(t.document),
+                             .caches = reinterpret_cast<void* const*>(data<int32_t>(caches)),
+                             .o = data<T>(o),
+                             .lse = data<W>(lse),
+                             .part_o = data<W>(part_o),
+                             .part_lse = data<W>(part_lse),
+                             .heads = static_cast<int>(heads),
+                             .kv_heads = static_cast<int>(kv_heads),
+                             .group = static_cast<int>(heads / kv_heads),
+                             .d = static_cast<int>(t.q.dim(2)),
+                             .e = static_cast<int>(e),
+                             .splits = static_cast<int>(splits),
+                             .window = options.window,
+                             .alibi = options.alibi,
+                             .turn = turn,
+                             .scale = static_cast<W>(options.scale)};
+    const auto alone = [=] { attend<T>(p, m); };
+    if constexpr (std::is_same_v<T, bf16>)
+      if (heads == kv_heads && e == kPhaseHead && p.d == e && !options.alibi && options.window == 0 &&
+          joins_run({.q = p.q,
+                     .k = p.k,
+                     .v = p.v,
+                     .q_pitch = p.q_pitch,
+                     .k_pitch = p.k_pitch,
+                     .v_pitch = p.v_pitch,
+                     .position = p.position,
+                     .document = p.document,
+                     .caches = p.caches,
+                     .o = p.o,
+                     .lse = p.lse,
+                     .part_o = p.part_o,
+                     .part_lse = p.part_lse,
+                     .documents = static_cast<int>(m),
+                     .heads = p.heads,
+                     .splits = p.splits,
+                     .turn = turn,
+                     .scale = p.scale},
+                    alone))
+        return;
+    alone();
   });
 }
 

@@ -18,6 +18,7 @@
 
 #include "attention/document_offsets.h"
 #include "autograd/cuda/runtime.h"
+#include "autograd/cuda/step_run.h"
 #include "autograd/notes.h"
 #include "autograd/ops/arrange.h"
 
@@ -277,6 +278,7 @@ bool run(const Problem& p, std::initializer_list<const Tensor*> tensors, const T
     address[count++] = lengths.raw();
     for (int64_t i = 0; i < offsets.dim(0); ++i) address[count++] = offsets.rows(i, i + 1).raw();
   }
+  launch_run();  // the library has the stream since long ago
   fe::error_t failed = plan.graph->execute(library().handle(), address.data(), count, workspace.raw());
   if (failed.is_bad())
     throw Error(Exit::internal, text("cuDNN: ", failed.get_message(), " (", p.name(), ")"));

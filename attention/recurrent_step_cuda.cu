@@ -1,5 +1,6 @@
 #include "attention/steps.h"
 #include "autograd/cuda/early.cuh"
+#include "autograd/cuda/step_run.h"
 
 namespace weft::cuda {
 namespace {
@@ -186,7 +187,30 @@ void recurrent_step(const Tensor& o, const Tensor& q, const Tensor& k, const Ten
                              static_cast<int>(q.dim(2)),
                              static_cast<int>(v.dim(2)),
                              static_cast<W>(scale)};
-    beta.defined() ? launch<T, true>(p, q.dim(0)) : launch<T, false>(p, q.dim(0));
+    const int64_t documents = q.dim(0);
+    const auto alone = [=, delta = beta.defined()] {
+      delta ? launch<T, true>(p, documents) : launch<T, false>(p, documents);
+    };
+    if constexpr (std::is_same_v<T, bf16>)
+      if (!beta.defined() && p.d == kPhaseHead && p.e == kPhaseHead && p.v.pitch % 4 == 0 &&
+          reinterpret_cast<uintptr_t>(p.v.x) % 8 == 0 &&
+          joins_run({.q = p.q.x,
+                     .k = p.k.x,
+                     .v = p.v.x,
+                     .q_pitch = p.q.pitch,
+                     .k_pitch = p.k.pitch,
+                     .v_pitch = p.v.pitch,
+                     .g_pitch = p.g.pitch,
+                     .g = p.g.x,
+                     .states = p.states,
+                     .o = p.o,
+                     .documents = static_cast<int>(documents),
+                     .heads = p.heads,
+                     .channels = p.channels,
+                     .scale = p.scale},
+                    alone))
+        return;
+    alone();
   });
 }
 

@@ -105,7 +105,7 @@ void Decoder::step(const std::vector<bool>& finished) {
 #ifdef WEFT_CUDA
 bool Decoder::replays() const { return replay_.recorded(); }
 void Decoder::step_by_replay() {
-  if (!replay_.recorded()) replay_.record([&] { advance(groups_[0]); });
+  if (!replay_.recorded()) replay_.record([&] { advance(groups_[0]); }, true);
   replay_.run();
 }
 #else

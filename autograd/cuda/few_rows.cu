@@ -6,21 +6,16 @@
 
 #include "autograd/cuda/ahead.cuh"
 #include "autograd/cuda/early.cuh"
-#include "autograd/cuda/rounded_math.cuh"
+#include "autograd/cuda/few_rows.cuh"
+#include "autograd/cuda/step_run.h"
 
 namespace weft::cuda {
 namespace {
 
-constexpr int kFewRowsMost = 16;
-constexpr int kFewThreads = 256, kFewWarps = kFewThreads / static_cast<int>(kWarp);
-constexpr int kUnit = 16;      // rows of b that the tensor cores take at once
-constexpr int kWindow = 8;     // packs of a row of b that a warp takes at once: a line of 128 bytes
-constexpr int kHeld = 4;       // windows of a that a warp keeps in registers
 constexpr int kStages = 4;     // windows of b that a warp has under way, less one
 constexpr int kBlocks = 2;     // of a multiprocessor
 constexpr int kMostParts = 8;  // that k is cut into: blocks of a cluster
 constexpr int kUnitsOfCluster = 4;
-constexpr int kMostWindows = kHeld * kFewWarps;  // to a block
 constexpr size_t kRingBytes = size_t{kStages} * 4 * kFewThreads * 16;
 constexpr size_t kPartialBytes = sizeof(float) * kUnitsOfCluster * kFewRowsMost * kUnit;
 
@@ -35,45 +30,6 @@ struct Product {
   int64_t n, units, c_pitch, a_pitch, b_pitch, residual_pitch;
   float alpha, beta, eps;
 };
-
-// c (16, 8) += a (16, 16) b (16, 8) on a warp's tensor core (mma.m16n8k16). Lane 4 g + t has rows g and g + 8
-// of a, column g of b, and of both the same four k; which these are is free, since the sum is over all.
-__device__ inline void multiply_tile(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                     uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-// Two numbers of bf16 in a word.
-__device__ inline float2 floats_of(uint32_t pair) {
-  return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)};
-}
-__device__ inline uint32_t pair_of(float x, float y) {
-  return static_cast<uint32_t>(bf16(x).bits) | static_cast<uint32_t>(bf16(y).bits) << 16;
-}
-__device__ inline float sum_of_squares(const uint4& x) {
-  float sum = 0;
-  for (const uint32_t pair : {x.x, x.y, x.z, x.w}) {
-    const float2 v = floats_of(pair);
-    sum += v.x * v.x + v.y * v.y;
-  }
-  return sum;
-}
-// x s gain, rounded.
-__device__ inline uint4 normed(const uint4& x, float s, const float* gain) {
-  uint32_t out[4] = {x.x, x.y, x.z, x.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float2 v = floats_of(out[i]),
-                 g = gain == nullptr ? float2{1, 1} : reinterpret_cast<const float2*>(gain)[i];
-    out[i] = pair_of(v.x * s * g.x, v.y * s * g.y);
-  }
-  return {out[0], out[1], out[2], out[3]};
-}
-__device__ inline float rounded(float x) { return static_cast<float>(static_cast<bf16>(x)); }
 
 // A block, or a cluster of blocks that share out k, makes every so many-th unit: 16 columns of c, or with
 // gates 8 of them from 8 gates and 8 more; rows of b are what the tiles have 16 of. The warps share out k
@@ -141,49 +97,11 @@ __global__ void __launch_bounds__(kFewThreads, 2) few_rows_kernel(const __grid_c
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) x[i][u][tile] = load(tile, pack_of(i) + 4 * u);
   if constexpr (kNorm) {
-    __shared__ float squares[kMostWindows][kTiles * 8];  // of each window, or of all that a warp has
-    const bool whole = p.norm == p.packs * 8;
-    float own[kHeld][kTiles];
-#pragma unroll
-    for (int i = 0; i < kHeld; ++i)
-#pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile)
-        own[i][tile] = sum_of_squares(x[i][0][tile]) + sum_of_squares(x[i][1][tile]);
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      if (whole) own[0][tile] += own[1][tile] + own[2][tile] + own[3][tile];
-#pragma unroll
-      for (int i = 0; i < kHeld; ++i) {
-        if (whole && i > 0) break;
-        for (int step = 1; step < 4; step *= 2) own[i][tile] += __shfl_xor_sync(~0u, own[i][tile], step);
-        if (lane % 4 == 0) squares[i * kFewWarps + warp][tile * 8 + group] = own[i][tile];
-      }
-    }
-    ahead_wait<kStages - 1>();  // the gain
-    __syncthreads();
-    const int alike = whole ? kFewWarps : p.norm / (kWindow * 8);  // rows of `squares` that are one norm
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      float s = 0;
-#pragma unroll
-      for (int i = 0; i < kHeld; ++i) {
-        if (i * kFewWarps + warp >= p.windows) break;
-        if (!whole || i == 0) {
-          const int first = whole ? 0 : (i * kFewWarps + warp) / alike * alike;
-          float sum = 0;
-#pragma unroll 8
-          for (int j = 0; j < alike; ++j) sum += squares[first + j][tile * 8 + group];
-          s = rsqrtf(sum / static_cast<float>(p.norm) + p.eps);
-        }
-#pragma unroll
-        for (int u = 0; u < 2; ++u) {
-          const int pack = pack_of(i) + 4 * u;
-          if (pack < p.packs)
-            x[i][u][tile] = normed(x[i][u][tile], s, p.gain == nullptr ? nullptr : gain + pack * 8 % p.norm);
-        }
-      }
-    }
-    __syncthreads();  // the gain's room is that of the sums
+    __shared__ float squares[kMostWindows * kTiles * 8];
+    norm_held(x, squares, p.gain == nullptr ? nullptr : gain, p.windows, p.packs, p.norm, p.eps, [] {
+      ahead_wait<kStages - 1>();  // the gain
+      __syncthreads();
+    });
   }
   // What becomes of a unit whose sums are total(row, column).
   const auto finish = [&](int64_t unit, auto total) {
@@ -194,10 +112,7 @@ __global__ void __launch_bounds__(kFewThreads, 2) few_rows_kernel(const __grid_c
       const int64_t column = unit * kOut + at;
       if (column >= columns) continue;
       float y = p.alpha * total(row, at);
-      if constexpr (kGated) {
-        y = rounded(y);
-        y = y * sigmoid_for<bf16>(y) * rounded(total(row, at + 8));
-      }
+      if constexpr (kGated) y = gated(y, total(row, at + 8));
       if (p.residual != nullptr)
         y = rounded(y) + static_cast<float>(p.residual[row * p.residual_pitch + column]);
       To& target = p.c[row * p.c_pitch + column];
@@ -215,7 +130,7 @@ __global__ void __launch_bounds__(kFewThreads, 2) few_rows_kernel(const __grid_c
       reinterpret_cast<float*>(shared + kRingBytes);  // (units, rows, columns), of a cluster's part
   int stage = 0;
   for (int64_t unit = first_unit; unit < p.units; unit += stride) {
-    float c[kTiles][4] = {};
+    float c[2][kTiles][4] = {};
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
       if (i == steps) break;
@@ -225,20 +140,9 @@ __global__ void __launch_bounds__(kFewThreads, 2) few_rows_kernel(const __grid_c
       for (int j = 0; j < 4; ++j) b[j] = ring[(stage * 4 + j) * kFewThreads];
       fetch(stage == 0 ? kStages - 1 : stage - 1);
       stage = stage + 1 == kStages ? 0 : stage + 1;
-#pragma unroll
-      for (int u = 0; u < 2; ++u)
-#pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) {
-          const uint4 &low = b[2 * u], &high = b[2 * u + 1], &of_a = x[i][u][tile];
-          multiply_tile(c[tile], low.x, high.x, low.y, high.y, of_a.x, of_a.y);
-          multiply_tile(c[tile], low.z, high.z, low.w, high.w, of_a.z, of_a.w);
-        }
+      multiply_window(c, b, x[i]);
     }
-    // Lane 4 g + t has columns 2t and 2t + 1 of the tile, rows of a, at rows g and g + 8, columns of c.
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) sums[warp][tile * 8 + lane % 4 * 2 + e % 2][group + e / 2 * 8] = c[tile][e];
+    store_sums(&sums[warp][0][0], c);
     __syncthreads();
     if (p.parts == 1)
       finish(unit, of_warps);
@@ -337,27 +241,55 @@ void few_rows(const Tensor& c, const Tensor& a, const Tensor& b, double alpha, d
   const int64_t packs = a.dim(1) / Pack<bf16>::kSize, n = b.dim(0),
                 to_unit = around.swiglu ? kUnit / 2 : kUnit, units = (c.dim(1) + to_unit - 1) / to_unit;
   const Cut cut = cut_of(packs, units);
+  const int norm = static_cast<int>(around.norm_size > 0 ? around.norm_size : a.dim(1)),
+            rows = static_cast<int>(a.dim(0));
+  const int64_t residual_pitch = around.residual.defined() ? around.residual.pitch() : 0;
   const auto run = [&]<class To>() {
-    multiply<To>({.c = data<To>(c),
-                  .a = data<const bf16>(a),
-                  .b = data<const bf16>(b),
-                  .residual = data<const bf16>(around.residual),
-                  .gain = data<const float>(around.gain),
-                  .rows = static_cast<int>(a.dim(0)),
-                  .packs = static_cast<int>(packs),
-                  .parts = cut.parts,
-                  .windows = cut.windows,
-                  .norm = static_cast<int>(around.norm_size > 0 ? around.norm_size : a.dim(1)),
-                  .n = n,
-                  .units = units,
-                  .c_pitch = c.pitch(),
-                  .a_pitch = a.pitch(),
-                  .b_pitch = b.pitch(),
-                  .residual_pitch = around.residual.defined() ? around.residual.pitch() : 0,
-                  .alpha = static_cast<float>(alpha),
-                  .beta = static_cast<float>(beta),
-                  .eps = static_cast<float>(around.eps)},
-                 cut, around.norm, around.swiglu);
+    const Product<To> p{.c = data<To>(c),
+                        .a = data<const bf16>(a),
+                        .b = data<const bf16>(b),
+                        .residual = data<const bf16>(around.residual),
+                        .gain = data<const float>(around.gain),
+                        .rows = rows,
+                        .packs = static_cast<int>(packs),
+                        .parts = cut.parts,
+                        .windows = cut.windows,
+                        .norm = norm,
+                        .n = n,
+                        .units = units,
+                        .c_pitch = c.pitch(),
+                        .a_pitch = a.pitch(),
+                        .b_pitch = b.pitch(),
+                        .residual_pitch = residual_pitch,
+                        .alpha = static_cast<float>(alpha),
+                        .beta = static_cast<float>(beta),
+                        .eps = static_cast<float>(around.eps)};
+    const auto alone = [=, normed = around.norm, swiglu = around.swiglu] {
+      multiply<To>(p, cut, normed, swiglu);
+    };
+    if constexpr (std::is_same_v<To, bf16>)
+      if (alpha == 1 && beta == 0 &&
+          joins_run({.c = p.c,
+                     .a = p.a,
+                     .b = p.b,
+                     .residual = p.residual,
+                     .gain = p.gain,
+                     .n = n,
+                     .c_pitch = p.c_pitch,
+                     .a_pitch = p.a_pitch,
+                     .b_pitch = p.b_pitch,
+                     .residual_pitch = residual_pitch,
+                     .rows = rows,
+                     .packs = p.packs,
+                     .parts = cut.parts,
+                     .windows = cut.windows,
+                     .units = static_cast<int>(units),
+                     .norm = around.norm ? norm : 0,
+                     .gated = around.swiglu,
+                     .eps = p.eps},
+                    alone))
+        return;
+    alone();
   };
   c.dtype() == Dtype::bf16 ? run.template operator()<bf16>() : run.template operator()<float>();
 }

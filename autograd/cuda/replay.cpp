@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "autograd/cuda/runtime.h"
+#include "autograd/cuda/step_run.h"
 
 namespace weft::cuda {
 
@@ -52,13 +53,15 @@ void let_kernels_start_early(cudaGraph_t graph) {
 // Ends the recording whatever happens; a recording that failed leaves nothing.
 class Recording {
  public:
-  Recording() {
+  explicit Recording(bool as_runs) {
     CUDA_CHECK(cudaStreamBeginCapture(stream(), cudaStreamCaptureModeRelaxed));  // the arena may grow
     recording_now = true;
     early_nodes().clear();
+    want_runs(as_runs);
   }
   ~Recording() {
     if (recording_now) {
+      drop_run();
       end();
       cudaGetLastError();  // whoever failed has said so: no later launch should
     }
@@ -74,8 +77,10 @@ class Recording {
 
  private:
   cudaError_t end() {
+    const cudaStream_t recorded = stream();  // with what waited for it
     recording_now = false;
-    return cudaStreamEndCapture(stream(), &graph_);
+    want_runs(false);
+    return cudaStreamEndCapture(recorded, &graph_);
   }
   cudaGraph_t graph_ = nullptr;
 };
@@ -97,9 +102,9 @@ void starts_early() {
 #endif
 }
 
-void Replay::record(const std::function<void()>& f) {
+void Replay::record(const std::function<void()>& f, bool as_runs) {
   CHECK(graph_ == nullptr, "replay: recorded twice");
-  Recording recording;
+  Recording recording(as_runs);
   f();
   cudaGraphExec_t ready = nullptr;
   const cudaGraph_t graph = recording.finish();

@@ -16,8 +16,9 @@ class Replay {
   bool recorded() const { return graph_ != nullptr; }
   // What f launches, without running it. Whatever f reads or writes must stay where it is; what it allocates
   // comes from an arena of recordings, which nobody else uses. f may exchange nothing with the host, so run
-  // it once before and see that host_copies() stays what it was.
-  void record(const std::function<void()>& f);
+  // it once before and see that host_copies() stays what it was. as_runs: kernels of a decoding step that
+  // follow one another become one, where that is better (step_run.h), with the same bits.
+  void record(const std::function<void()>& f, bool as_runs = false);
   void run() const;
   void forget();  // as if nothing had been recorded
 

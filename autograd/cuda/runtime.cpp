@@ -6,6 +6,7 @@
 
 #include "autograd/cuda/copy_rows.h"
 #include "autograd/cuda/replay.h"
+#include "autograd/cuda/step_run.h"
 
 namespace weft::cuda {
 
@@ -27,6 +28,7 @@ cudaStream_t stream() {
     CUDA_CHECK(cudaStreamCreate(&s));
     return s;
   }();
+  launch_run();
   return one;
 }
 

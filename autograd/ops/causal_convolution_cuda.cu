@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "autograd/cuda/kernel.cuh"
+#include "autograd/cuda/step_run.h"
 #include "autograd/ops/causal_convolution.h"
 
 namespace weft::cuda {
@@ -83,6 +84,7 @@ class Transform {
     const Plan plan = plan_of(n_, batch_, sizeof(W) == 8 ? twice : single);
     const Buffer scratch(Device::cuda, static_cast<int64_t>(plan.bytes) + 1);
     check_fft(cufftSetWorkArea(plan.handle, scratch.data()), "cufftSetWorkArea");
+    launch_run();  // the library has the stream since long ago
     check_fft(execute(plan.handle), "cufftExec");
   }
   int64_t n_, batch_;

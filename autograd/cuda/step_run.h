@@ -1,0 +1,82 @@
+#pragma once
+// A run of a decoding step's kernels as one kernel. While a recording wants it (replay.h) the launchers of
+// these kernels hand over a phase each; whatever else asks for the stream first launches those that wait. A
+// block stays on its multiprocessor through all phases, and reads what later ones need of memory that no
+// phase writes (weights, keys, states) while it waits for the others at the end of this one.
+
+#include <cstdint>
+#include <functional>
+
+#include "autograd/dtype.h"
+
+namespace weft::cuda {
+
+// As few_rows (few_rows.h): c = a b^T of bf16, alpha 1, beta 0.
+struct ProductPhase {
+  bf16* c;
+  const bf16 *a, *b, *residual;
+  const float* gain;
+  int64_t n, c_pitch, a_pitch, b_pitch, residual_pitch;
+  int rows, packs, parts, windows, units;
+  int norm;  // of so many in a row; 0: none
+  bool gated;
+  float eps;
+};
+
+// What a block of attention_step, or a team of a run, reads of a document's past depends on that past alone:
+// sixteen parts, so that 16 heads are two for each multiprocessor, but of no fewer and no more keys than
+// these.
+struct KeysOfPart {
+  static constexpr int kParts = 16, kRound = 32, kFewest = 128, kMost = 512;
+  WEFT_HOST_DEVICE int operator()(int64_t keys) const {
+    const int64_t each = ((keys + kParts - 1) / kParts + kRound - 1) / kRound * kRound;
+    return static_cast<int>(each < kFewest ? kFewest : each > kMost ? kMost : each);
+  }
+  // Parts of up to so many keys.
+  int64_t most_parts(int64_t keys) const {
+    const int64_t few = (keys + kFewest - 1) / kFewest, many = (keys + kMost - 1) / kMost;
+    return many > kParts ? many : few < kParts ? few : kParts;
+  }
+};
+
+// As attention_step (attention/steps.h), for as many key heads as heads, each of kPhaseHead features.
+struct AttentionPhase {
+  const bf16 *q, *k, *v;
+  int64_t q_pitch, k_pitch, v_pitch;
+  const int32_t *position, *document;
+  void* const* caches;
+  bf16* o;
+  float *lse, *part_o, *part_lse;
+  int documents, heads, splits;
+  double turn;
+  float scale;
+};
+
+// As recurrent_step (attention/steps.h) without beta, for keys and values of kPhaseHead features.
+struct RecurrencePhase {
+  const bf16 *q, *k, *v;
+  int64_t q_pitch, k_pitch, v_pitch, g_pitch;
+  const float* g;  // null: none
+  float* const* states;
+  bf16* o;
+  int documents, heads;
+  bool channels;
+  float scale;
+};
+
+constexpr int kPhaseHead = 128;
+constexpr int kPhaseDocuments = 16;  // at most
+
+// Each adds a phase to the run under way, or begins one. false: the kernel has to be launched by itself.
+// alone: does so, where the run turns out to be too short for one.
+bool joins_run(const ProductPhase& phase, const std::function<void()>& alone);
+bool joins_run(const AttentionPhase& phase, const std::function<void()>& alone);
+bool joins_run(const RecurrencePhase& phase, const std::function<void()>& alone);
+
+// Launches the phases that wait. stream() does it.
+void launch_run();
+void drop_run();
+bool has_runs();          // whether this GPU has the kernel
+void want_runs(bool on);  // of the recording under way
+
+}  // namespace weft::cuda

@@ -1,0 +1,195 @@
+// Kernels of a decoding step as phases of one kernel, against the same kernels one by one, to the bit; on a
+// GPU that has it.
+
+#include "autograd/cuda/step_run.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdlib>
+
+#include "attention/steps.h"
+#include "autograd/cuda/replay.h"
+#include "autograd/draw.h"
+#include "autograd/gradcheck.h"
+#include "autograd/ops/elementwise.h"
+#include "autograd/ops/few_rows.h"
+
+namespace weft {
+namespace {
+
+// What poisons fresh memory would stand between the phases, and end each run after one.
+const bool unpoisoned = setenv("POISON", "0", 1) == 0;
+
+constexpr int64_t kSize = cuda::kPhaseHead;
+
+Tensor random(const Shape& shape, double scale, uint32_t seed, Dtype dtype = Dtype::bf16) {
+  const Tensor x(shape, dtype, Device::cuda);
+  draw(x, Spread::normal, scale, {seed, 0, 0});
+  return x;
+}
+Tensor weights(int64_t rows, int64_t columns, uint32_t seed) {
+  return random({rows, columns}, 1 / std::sqrt(static_cast<double>(columns)), seed);
+}
+
+// A layer of softmax and one of a recurrent state, of one new token of each document; positions: theirs.
+struct Sizes {
+  std::vector<int32_t> positions;
+  int64_t heads, inner;
+  double turn;
+  bool channels, between;  // a decay for each channel; a kernel that is no phase
+};
+
+class Subject {
+ public:
+  explicit Subject(const Sizes& sizes)
+      : sizes_(sizes), batch_(std::ssize(sizes.positions)), width_(sizes.heads * kSize) {
+    std::vector<int32_t> numbers;
+    std::vector<void*> caches, states;
+    for (size_t m = 0; m < sizes.positions.size(); ++m) {
+      numbers.push_back(static_cast<int32_t>(m));
+      rows_ = std::max<int64_t>(rows_, sizes.positions[m] + 1);
+    }
+    for (size_t m = 0; m < sizes.positions.size(); ++m) {
+      const auto seed = static_cast<uint32_t>(10 * m);
+      for (uint32_t i = 0; i < 2; ++i) caches_.push_back(random({rows_, sizes.heads, kSize}, 1, seed + i));
+      for (int i = 0; i < 2; ++i) caches_.push_back(zeros({rows_}, Dtype::i32, Device::cuda));
+      states_.push_back(random({sizes.heads, kSize, kSize}, 1, seed + 2, Dtype::f32));
+      for (size_t i = caches_.size() - 4; i < caches_.size(); ++i) caches.push_back(caches_[i].raw());
+      states.push_back(states_.back().raw());
+    }
+    cache_table_ = caches_at_.of(caches, 4, Device::cuda);
+    state_table_ = states_at_.of(states, 1, Device::cuda);
+    position_ = from_ints(sizes.positions, Device::cuda);
+    document_ = from_ints(numbers, Device::cuda);
+    qkv_ = weights(3 * width_, width_, 101);
+    out_ = weights(width_, width_, 102);
+    up_ = weights(2 * sizes.inner, width_, 103);
+    down_ = weights(width_, sizes.inner, 104);
+    gain_ = random({width_}, 1, 105, Dtype::f32);
+    head_gain_ = random({kSize}, 1, 106, Dtype::f32);
+    decay_ =
+        scale(square(random(sizes.channels ? Shape{batch_, sizes.heads, kSize} : Shape{batch_, sizes.heads},
+                            1, 107, Dtype::f32)),
+              -0.1);
+    x_ = random({batch_, width_}, 1, 108);
+  }
+
+  // What some replays of the step leave behind: its output, caches and states.
+  std::vector<double> values(bool as_run) {
+    cuda::Replay replay;
+    Tensor y;
+    replay.record([&] { y = step(); }, as_run);
+    std::vector<double> all;
+    for (int i = 0; i < 3; ++i) {
+      replay.run();
+      for (const double v : to_values(y)) all.push_back(v);
+    }
+    for (const std::vector<Tensor>* kept : {&caches_, &states_})
+      for (const Tensor& t : *kept)
+        for (const double v : to_values(t)) all.push_back(v);
+    return all;
+  }
+
+ private:
+  Tensor part(const Tensor& qkv, int64_t i) const {
+    return qkv.columns(i * width_, (i + 1) * width_).reshape({batch_, sizes_.heads, kSize});
+  }
+  Tensor step() const {
+    const NoTape pause;
+    Tensor y = x_;
+    for (const bool softmax : {true, false, true}) {
+      const Tensor qkv = few_rows_linear(y, qkv_, {.norm = true, .gain = gain_, .eps = 1e-6}),
+                   q = part(qkv, 0), k = part(qkv, 1), v = part(qkv, 2);
+      if (sizes_.between) y = scale(y, 0.5);
+      const Tensor o = softmax ? attention_step({.scale = 0.1}, q, k, v, position_, document_, cache_table_,
+                                                rows_, sizes_.turn)[0]
+                               : recurrent_step(q, k, v, decay_, {}, state_table_, 0.1);
+      Around around{.residual = y};
+      if (!softmax)
+        around = {.norm = true, .norm_size = kSize, .gain = head_gain_, .eps = 1e-6, .residual = y};
+      y = few_rows_linear(o.reshape({batch_, width_}), out_, around);
+      y = few_rows_linear(few_rows_linear(y, up_, {.norm = true, .eps = 1e-6, .swiglu = true}), down_,
+                          {.residual = y});
+    }
+    return y;
+  }
+
+  Sizes sizes_;
+  int64_t batch_, width_, rows_ = 0;
+  std::vector<Tensor> caches_, states_;
+  AddressTable caches_at_, states_at_;
+  Tensor cache_table_, state_table_, position_, document_, qkv_, out_, up_, down_, gain_, head_gain_, decay_,
+      x_;
+};
+
+void expect_same_bits(const Sizes& sizes) {
+  SCOPED_TRACE(text(sizes.positions.size(), " documents, ", sizes.heads, " heads, ", sizes.inner, " inside"));
+  const std::vector<double> apart = Subject(sizes).values(false), together = Subject(sizes).values(true);
+  ASSERT_EQ(apart.size(), together.size());
+  size_t other = 0;
+  for (size_t i = 0; i < apart.size(); ++i) other += apart[i] != together[i];
+  EXPECT_EQ(other, 0) << "of " << apart.size();
+}
+
+TEST(StepRun, IsTheKernelsOneByOne) {
+  ASSERT_TRUE(unpoisoned);
+  if (default_device() != Device::cuda || !cuda::has_runs()) GTEST_SKIP() << "for a Hopper GPU";
+  expect_same_bits({{700}, 16, 5504, 10000, false, false});  // pairs of blocks, two parts of k each
+  expect_same_bits({{0, 1, 127, 128}, 3, 1088, 10000, true, false});
+  expect_same_bits(
+      {{31, 32, 33, 2047, 5000, 0, 4095, 4096, 300}, 2, 2112, 0, false, false});  // one part each
+  expect_same_bits({{129, 255, 256, 257, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, 16, 5504, 500, false, true});
+  expect_same_bits({{40000, 17}, 1, 8192, 10000, true, true});
+}
+
+// More phases than one kernel takes.
+TEST(StepRun, IsCutWhereItIsTooLong) {
+  if (default_device() != Device::cuda || !cuda::has_runs()) GTEST_SKIP() << "for a Hopper GPU";
+  const NoTape pause;
+  const Tensor w = weights(128, 128, 1), x = random({5, 128}, 1, 2);
+  const auto values = [&](bool as_run) {
+    cuda::Replay replay;
+    Tensor y = x;
+    replay.record(
+        [&] {
+          for (int i = 0; i < 400; ++i) y = few_rows_linear(y, w, {.norm = true, .eps = 1e-6, .residual = y});
+        },
+        as_run);
+    replay.run();
+    return to_values(y);
+  };
+  EXPECT_EQ(values(true), values(false));
+}
+
+// Pairs of blocks that have one unit, four, or none.
+TEST(StepRun, PairsHaveOtherNumbersOfUnitsEachTime) {
+  if (default_device() != Device::cuda || !cuda::has_runs()) GTEST_SKIP() << "for a Hopper GPU";
+  const NoTape pause;
+  for (const int64_t k : {4096, 5504}) {
+    const Tensor x = random({3, k}, 1, 1);
+    std::vector<Tensor> w;
+    for (const int64_t n : {16, 4000, 1600, 48, 2200}) w.push_back(weights(n, k, static_cast<uint32_t>(n)));
+    const auto values = [&](bool as_run) {
+      cuda::Replay replay;
+      std::vector<Tensor> y;
+      replay.record(
+          [&] {
+            y.clear();
+            for (int i = 0; i < 12; ++i)
+              y.push_back(few_rows_linear(x, w[static_cast<size_t>(i) % w.size()], {}));
+          },
+          as_run);
+      replay.run();
+      replay.run();
+      std::vector<double> all;
+      for (const Tensor& t : y)
+        for (const double v : to_values(t)) all.push_back(v);
+      return all;
+    };
+    EXPECT_EQ(values(true), values(false)) << k;
+  }
+}
+
+}  // namespace
+}  // namespace weft

@@ -184,10 +184,10 @@ TEST(Sweep, PrintedLinesRun) {
 
 TEST(Sweep, SaysWhatItMatched) {
   const TinyRun tiny;
-  const Ran ran = sweep(tiny, {"model.layers=lightning*2,titans_mac*2", "--match", "flops", "--print"});
+  const Ran ran = sweep(tiny, {"model.layers=lightning*2,titans*2", "--match", "flops", "--print"});
   EXPECT_EQ(ran.code, 0) << ran.err;
   EXPECT_NE(ran.err.find("layers-lightningx2: the size to match: "), std::string::npos) << ran.err;
-  EXPECT_NE(ran.err.find("layers-titans_macx2: model.ffn="), std::string::npos) << ran.err;
+  EXPECT_NE(ran.err.find("layers-titansx2: model.ffn="), std::string::npos) << ran.err;
   EXPECT_NE(ran.out_lines().at(1).find(" model.ffn="), std::string::npos) << ran.out;
   EXPECT_NE(ran.err.find(" % of the first\n"), std::string::npos) << ran.err;
   const Ran far =

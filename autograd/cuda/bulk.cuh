@@ -1,18 +1,10 @@
 #pragma once
-// Bulk copies between memory and shared memory, which a unit of its own carries out (Hopper), and the
-// barriers that tell their end. Elsewhere nothing of this is compiled into anything.
+// Bulk copies into shared memory, which a unit of its own carries out (Hopper), and the barriers that tell
+// their end. Elsewhere nothing of this is compiled into anything.
 
 #include "autograd/cuda/kernel.cuh"
 
 namespace weft::cuda {
-
-// Whether `kernel` has them: what was compiled for older GPUs runs on this one without.
-template <auto kernel>
-bool bulk_copies_serve() {
-  cudaFuncAttributes of_kernel{};
-  CUDA_CHECK(cudaFuncGetAttributes(&of_kernel, kernel));
-  return of_kernel.ptxVersion >= 90;
-}
 
 __device__ inline uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
@@ -45,14 +37,6 @@ class BulkBarrier {
         : "memory");
 #endif
   }
-  // Arrives, and lets the phase wait for so many bytes of copies.
-  __device__ void expect(int bytes) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&state_)),
-                 "r"(bytes)
-                 : "memory");
-#endif
-  }
   // From memory to shared memory; addresses and bytes are multiples of 16, 0 bytes are no copy.
   __device__ void load(void* to, const void* from, int bytes) {
 #if __CUDA_ARCH__ >= 900
@@ -68,30 +52,5 @@ class BulkBarrier {
  private:
   uint64_t state_;
 };
-
-// What this thread wrote into shared memory is there for the copies of whoever learns of it.
-__device__ inline void show_to_bulk_copies() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-#endif
-}
-
-// From shared memory to memory; addresses and bytes are multiples of 16, 0 bytes a store of nothing.
-__device__ inline void bulk_store(void* to, const void* from, int bytes) {
-#if __CUDA_ARCH__ >= 900
-  if (bytes > 0)
-    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to),
-                 "r"(shared_address(from)), "r"(bytes)
-                 : "memory");
-  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
-#endif
-}
-// Until all but the last `pending` stores that this thread asked for have read shared memory.
-template <int pending>
-__device__ void wait_until_stores_read() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(pending) : "memory");
-#endif
-}
 
 }  // namespace weft::cuda

@@ -2,7 +2,6 @@
 
 #include <limits>
 
-#include "autograd/cuda/bulk.cuh"
 #include "autograd/cuda/rounded_math.cuh"
 
 namespace weft::cuda {
@@ -17,7 +16,6 @@ template <class A, bool may>
 struct RowLoss {
   A cap, inverse_cap, z_loss;
   const double* seed;  // null: 1
-  __device__ A seed_value() const { return seed == nullptr ? A(1) : static_cast<A>(*seed); }
   __device__ A capped(A x) const {
     if constexpr (!may) return x;
     return inverse_cap > 0 ? cap * vector_math::tanh(x * inverse_cap) : x;
@@ -40,19 +38,33 @@ __device__ A shift_of(A m) {
   return m == nothing<A>() ? A(0) : m;
 }
 
-// The largest of some values, and the sum of the powers of their differences to it.
-template <class A>
-struct Powers {
-  A largest, sum;
-};
-
-// Of this thread's vectors of a row x of n, each `step` from the one before; keep(j, v) is told each first.
-template <int kAtOnce, bool whole, class X, class Loss, class Keep>
-__device__ Powers<Acc<X>> add_up(const X* x, int n, int step, const Loss& f, Keep keep) {
+// One block a row: one pass for the maximum and the sum of powers, and one that writes d loss / d logits,
+// from shared memory where the row is held there, else from its end, where it is still in the cache. d may be
+// x.
+template <class X, bool whole, bool held, bool may_cap>
+__global__ void __launch_bounds__(kMostThreads, 2)
+    cross_entropy_kernel(Acc<X>* loss, Acc<X>* nll, X* d, const X* x, const int32_t* targets,
+                         const Acc<X>* weights, int n, RowLoss<Acc<X>, may_cap> f) {
   using A = Acc<X>;
   constexpr int V = Pack<X>::kSize;
-  const int first = static_cast<int>(threadIdx.x) * V, span = kAtOnce * step, spans = (n + span - 1) / span;
-  Powers<A> all{nothing<A>(), A(0)};
+  extern __shared__ __align__(16) unsigned char shared[];
+  X* own_row = reinterpret_cast<X*>(shared);  // each thread reads back what it wrote itself
+  const int64_t row = blockIdx.x;
+  const int target = targets[row];
+  const A seed = f.seed == nullptr ? A(1) : static_cast<A>(*f.seed);  // long before it is wanted
+  REQUIRE_ON_DEVICE(target >= -1 && target < n);  // use the tokenizer the model was made for
+  const int step = static_cast<int>(blockDim.x) * V, first = static_cast<int>(threadIdx.x) * V;
+  const int span = kAtOnce * step, spans = (n + span - 1) / span;
+  x += row * n;
+  if (d != nullptr) d += row * n;
+  if (target < 0) {
+    if (threadIdx.x == 0) loss[row] = nll[row] = 0;
+    if (d != nullptr)
+      for (int j = first; j < n; j += step) store<whole, V>(d + j, Vector<X, V>{}, n - j);
+    return;
+  }
+  const A at_target = f.capped(A(x[target]));  // read before anything is overwritten
+  A largest = nothing<A>(), sum = 0;
   for (int i = 0; i < spans; ++i) {
     const int begin = i * span + first;
     Vector<X, V> v[kAtOnce];
@@ -70,47 +82,43 @@ __device__ Powers<Acc<X>> add_up(const X* x, int n, int step, const Loss& f, Kee
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
       if (begin + k * step >= n) continue;
-      keep(begin + k * step, v[k]);
+      if constexpr (held) *reinterpret_cast<Vector<X, V>*>(own_row + begin + k * step) = v[k];
       const auto y = values(k);
 #pragma unroll
       for (int e = 0; e < V; ++e) candidate = y.v[e] > candidate ? y.v[e] : candidate;
     }
-    if (candidate > all.largest) {
-      all.sum *= Exponential<X>{candidate}(all.largest);
-      all.largest = candidate;
+    if (candidate > largest) {
+      sum *= Exponential<X>{candidate}(largest);
+      largest = candidate;
     }
-    const Exponential<X> power{shift_of(all.largest)};
+    const Exponential<X> power{shift_of(largest)};
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
       if (begin + k * step >= n) continue;
       const auto y = values(k);
 #pragma unroll
-      for (int e = 0; e < V; ++e) all.sum += power(y.v[e]);
+      for (int e = 0; e < V; ++e) sum += power(y.v[e]);
     }
   }
-  return all;
-}
-
-// What the gradient of a row is made of.
-template <class A>
-struct Slopes {
-  int target;
-  A at_target, factor, scale, largest;
-};
-
-// d, which may be x, at the vectors of add_up, the last first: in a cache they may still be there.
-template <int kAtOnce, bool whole, class X, class Loss>
-__device__ void write_slopes(X* d, const X* x, int n, int step, const Loss& f, const Slopes<Acc<X>>& s) {
-  using A = Acc<X>;
-  constexpr int V = Pack<X>::kSize;
-  const int first = static_cast<int>(threadIdx.x) * V, span = kAtOnce * step, spans = (n + span - 1) / span;
-  const Exponential<X> power{s.largest};
+  const A m = block_max(largest);
+  const Exponential<X> power{m};
+  sum = block_sum(sum * power(largest));
+  const A lse = m + std::log(sum), weight = weights == nullptr ? A(1) : weights[row];
+  if (threadIdx.x == 0) {
+    // Not lse - x: near certainty that difference has no digits left.
+    const A own = std::log(sum) - (at_target - m);
+    nll[row] = own;
+    loss[row] = weight * (own + f.z_loss * lse * lse);
+  }
+  if (d == nullptr) return;
+  const A factor = weight * seed, scale = factor * (A(1) + 2 * f.z_loss * lse) / sum;
   for (int i = spans - 1; i >= 0; --i) {
     const int begin = i * span + first;
+    const X* from = held ? own_row : x;
     Vector<X, V> v[kAtOnce];
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k)
-      if (begin + k * step < n) v[k] = load<whole, V>(x + begin + k * step, n - begin - k * step);
+      if (begin + k * step < n) v[k] = load<whole, V>(from + begin + k * step, n - begin - k * step);
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
       const int j = begin + k * step;
@@ -119,148 +127,16 @@ __device__ void write_slopes(X* d, const X* x, int n, int step, const Loss& f, c
 #pragma unroll
       for (int e = 0; e < V; ++e) {
         const A value = f.capped(y.v[e]);
-        y.v[e] = s.scale * power(value) * f.slope(value);
+        y.v[e] = scale * power(value) * f.slope(value);
       }
-      if (s.target >= j && s.target < j + V) {
-        const A at_tip = s.factor * f.slope(s.at_target);
+      if (target >= j && target < j + V) {
+        const A at_tip = factor * f.slope(at_target);
 #pragma unroll
         for (int e = 0; e < V; ++e)
-          if (j + e == s.target) y.v[e] -= at_tip;
+          if (j + e == target) y.v[e] -= at_tip;
       }
       store<whole, V>(d + j, narrow<X, V>(y), n - j);
     }
-  }
-}
-
-// The losses of a row, by one thread, from its powers.
-template <class A, class Loss>
-__device__ Slopes<A> finish_row(A* loss, A* nll, int64_t row, int target, A at_target, A weight, A seed,
-                                const Powers<A>& all, const Loss& f) {
-  const A lse = all.largest + std::log(all.sum);
-  if (threadIdx.x == 0) {
-    // Not lse - x: near certainty that difference has no digits left.
-    const A own = std::log(all.sum) - (at_target - all.largest);
-    nll[row] = own;
-    loss[row] = weight * (own + f.z_loss * lse * lse);
-  }
-  const A factor = weight * seed;
-  return {target, at_target, factor, factor * (A(1) + 2 * f.z_loss * lse) / all.sum, all.largest};
-}
-
-// One block a row: one pass for the maximum and the sum of powers, and one that writes d loss / d logits,
-// from shared memory where the row is held there, else from its end, where it is still in the cache. d may be
-// x.
-template <class X, bool whole, bool held, bool may_cap>
-__global__ void __launch_bounds__(kMostThreads, 2)
-    cross_entropy_kernel(Acc<X>* loss, Acc<X>* nll, X* d, const X* x, const int32_t* targets,
-                         const Acc<X>* weights, int n, RowLoss<Acc<X>, may_cap> f) {
-  using A = Acc<X>;
-  constexpr int V = Pack<X>::kSize;
-  extern __shared__ __align__(16) unsigned char shared[];
-  X* own_row = reinterpret_cast<X*>(shared);  // each thread reads back what it wrote itself
-  const int64_t row = blockIdx.x;
-  const int target = targets[row];
-  const A weight = weights == nullptr ? A(1) : weights[row], seed = f.seed_value();
-  REQUIRE_ON_DEVICE(target >= -1 && target < n);  // use the tokenizer the model was made for
-  const int step = static_cast<int>(blockDim.x) * V, first = static_cast<int>(threadIdx.x) * V;
-  x += row * n;
-  if (d != nullptr) d += row * n;
-  if (target < 0) {
-    if (threadIdx.x == 0) loss[row] = nll[row] = 0;
-    if (d != nullptr)
-      for (int j = first; j < n; j += step) store<whole, V>(d + j, Vector<X, V>{}, n - j);
-    return;
-  }
-  const A at_target = f.capped(A(x[target]));  // read before anything is overwritten
-  Powers<A> all = add_up<kAtOnce, whole>(x, n, step, f, [&](int j, const Vector<X, V>& v) {
-    if constexpr (held) store<true, V>(own_row + j, v, V);
-  });
-  const A m = block_max(all.largest);
-  all = {m, block_sum(all.sum * Exponential<X>{m}(all.largest))};
-  const Slopes<A> slopes = finish_row(loss, nll, row, target, at_target, weight, seed, all, f);
-  if (d != nullptr) write_slopes<kAtOnce, whole>(d, held ? own_row : x, n, step, f, slopes);
-}
-
-// Rows of bf16 that come and go by bulk copies while others are worked on. Two of them are in a
-// multiprocessor: the first threads work on one in place, and one more sends that off behind them, piece by
-// piece, and asks for the pieces of the next but one as soon as their place is read.
-constexpr int kStreamThreads = 800, kStreamAtOnce = 4, kPieces = 8,
-              kLeastRows = 8;  // a multiprocessor, below which one more or less counts
-
-template <bool may_cap>
-__global__ void __launch_bounds__(kStreamThreads + kWarp, 1)
-    cross_entropy_stream_kernel(float* loss, float* nll, bf16* d, const bf16* x, const int32_t* targets,
-                                const float* weights, int n, int rows, RowLoss<float, may_cap> f) {
-  constexpr int V = Pack<bf16>::kSize, kWarps = kStreamThreads / static_cast<int>(kWarp),
-                kStep = kStreamThreads * V;
-  static_assert(kWarps <= static_cast<int>(kWarp));
-  extern __shared__ __align__(128) unsigned char shared[];
-  __shared__ BulkBarrier here[2], done[2];
-  __shared__ Powers<float> parts[2][kWarps];
-  const auto thread = static_cast<int>(threadIdx.x);
-  const auto row_of = [&](int k) { return static_cast<int64_t>(blockIdx.x) + int64_t{k} * gridDim.x; };
-  const auto place = [&](int k) { return reinterpret_cast<bf16*>(shared) + (k & 1) * n; };
-  if (thread == 0)
-    for (int i = 0; i < 2; ++i) here[i].init(1), done[i].init(kStreamThreads);
-  __syncthreads();
-  if (thread >= kStreamThreads) {
-    if (thread > kStreamThreads) return;
-    const int piece = (n / V + kPieces - 1) / kPieces * V;
-    const auto begin_of = [&](int p) { return ::min(p * piece, n); };
-    const auto bytes_of = [&](int p) {
-      return (begin_of(p + 1) - begin_of(p)) * static_cast<int>(sizeof(bf16));
-    };
-    const auto ask = [&](int k, int p) {
-      here[k & 1].load(place(k) + begin_of(p), x + row_of(k) * n + begin_of(p), bytes_of(p));
-    };
-    for (int k = 0; k < 2 && row_of(k) < rows; ++k) {
-      here[k].expect(n * static_cast<int>(sizeof(bf16)));
-      for (int p = 0; p < kPieces; ++p) ask(k, p);
-    }
-    for (int k = 0; row_of(k) < rows; ++k) {
-      done[k & 1].wait(k / 2);
-      for (int p = 0; p < kPieces; ++p)
-        bulk_store(d + row_of(k) * n + begin_of(p), place(k) + begin_of(p), bytes_of(p));
-      if (row_of(k + 2) >= rows) continue;
-      here[k & 1].expect(n * static_cast<int>(sizeof(bf16)));
-      const auto next = [&]<int... p>(std::integer_sequence<int, p...>) {
-        ((wait_until_stores_read<kPieces - 1 - p>(), ask(k + 2, p)), ...);
-      };
-      next(std::make_integer_sequence<int, kPieces>());
-    }
-    wait_until_stores_read<0>();
-    return;
-  }
-  const int lane = thread % static_cast<int>(kWarp), warp = thread / static_cast<int>(kWarp);
-  const float seed = f.seed_value();
-  for (int k = 0; row_of(k) < rows; ++k) {
-    const int64_t row = row_of(k);
-    const int target = targets[row];
-    REQUIRE_ON_DEVICE(target >= -1 && target < n);  // use the tokenizer the model was made for
-    const float weight = weights == nullptr ? 1.0f : weights[row];
-    bf16* const own = place(k);
-    here[k & 1].wait(k / 2);
-    if (target < 0) {
-      if (thread == 0) loss[row] = nll[row] = 0;
-      for (int j = thread * V; j < n; j += kStep) store<true, V>(own + j, Vector<bf16, V>{}, V);
-    } else {
-      const float at_target = f.capped(static_cast<float>(own[target]));
-      Powers<float> all = add_up<kStreamAtOnce, true>(own, n, kStep, f, [](int, const Vector<bf16, V>&) {});
-      // Of a warp, then of all. A place is written again two rows later, behind a barrier that its readers
-      // pass.
-      const auto fold = [](const Powers<float>& p) {
-        const float m = warp_max(p.largest);
-        return Powers<float>{m, warp_sum(p.sum * Exponential<bf16>{shift_of(m)}(p.largest))};
-      };
-      all = fold(all);
-      if (lane == 0) parts[k & 1][warp] = all;
-      asm volatile("bar.sync 1, %0;" ::"n"(kStreamThreads) : "memory");
-      all = fold(lane < kWarps ? parts[k & 1][lane] : Powers<float>{nothing<float>(), 0});
-      write_slopes<kStreamAtOnce, true>(own, own, n, kStep, f,
-                                        finish_row(loss, nll, row, target, at_target, weight, seed, all, f));
-    }
-    show_to_bulk_copies();
-    done[k & 1].arrive();
   }
 }
 
@@ -273,35 +149,22 @@ void cross_entropy_as(const Tensor& loss, const Tensor& nll, const Tensor& gradi
   X* d = gradient.defined() ? data<X>(gradient) : nullptr;
   const bool whole = n % Pack<X>::kSize == 0 && aligned(logits.raw()) && aligned(d);
   const bool holds = whole && d != nullptr && row_bytes <= kHeldBytes;
-  const A* w = weights.defined() ? data<const A>(weights) : nullptr;
-  const auto math = [&]<bool kMayCap>() {
-    return RowLoss<A, kMayCap>{static_cast<A>(softcap), softcap > 0 ? static_cast<A>(1 / softcap) : A(0),
-                               static_cast<A>(z_loss), seed.defined() ? data<const double>(seed) : nullptr};
-  };
   const auto launch = [&]<bool kWhole, bool kHeld, bool kMayCap>() {
-    constexpr auto kernel = cross_entropy_kernel<X, kWhole, kHeld, kMayCap>;
-    const auto bytes = static_cast<size_t>(kHeld ? row_bytes : 0);
-    CHECK(fits_shared<kernel>(bytes), "cross-entropy: a vocabulary of ", n);
-    kernel<<<static_cast<unsigned>(logits.dim(0)), std::min(row_threads(n), kMostThreads), bytes, stream()>>>(
-        data<A>(loss), data<A>(nll), d, data<const X>(logits), data<const int32_t>(targets), w,
-        static_cast<int>(n), math.template operator()<kMayCap>());
+    const auto kernel = cross_entropy_kernel<X, kWhole, kHeld, kMayCap>;
+    static const bool ready = [=] {
+      if (kHeld)
+        CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kHeldBytes));
+      return true;
+    }();
+    static_cast<void>(ready);
+    kernel<<<static_cast<unsigned>(logits.dim(0)), std::min(row_threads(n), kMostThreads),
+             static_cast<size_t>(kHeld ? row_bytes : 0), stream()>>>(
+        data<A>(loss), data<A>(nll), d, data<const X>(logits), data<const int32_t>(targets),
+        weights.defined() ? data<const A>(weights) : nullptr, static_cast<int>(n),
+        {static_cast<A>(softcap), softcap > 0 ? static_cast<A>(1 / softcap) : A(0), static_cast<A>(z_loss),
+         seed.defined() ? data<const double>(seed) : nullptr});
   };
   if constexpr (std::is_same_v<X, bf16>) {
-    const auto stream_rows = [&]<bool kMayCap>() {
-      constexpr auto kernel = cross_entropy_stream_kernel<kMayCap>;
-      static const int blocks = bulk_copies_serve<kernel>() ? of_device(cudaDevAttrMultiProcessorCount) : 0;
-      const auto bytes = static_cast<size_t>(2 * row_bytes);
-      if (blocks == 0 || logits.dim(0) < int64_t{kLeastRows} * blocks || !fits_shared<kernel>(bytes))
-        return false;
-      kernel<<<static_cast<unsigned>(blocks), kStreamThreads + kWarp, bytes, stream()>>>(
-          data<float>(loss), data<float>(nll), d, data<const bf16>(logits), data<const int32_t>(targets), w,
-          static_cast<int>(n), static_cast<int>(logits.dim(0)), math.template operator()<kMayCap>());
-      return true;
-    };
-    const bool streams = holds && logits.dim(0) <= INT32_MAX;
-    if (streams &&
-        (softcap == 0 ? stream_rows.template operator()<false>() : stream_rows.template operator()<true>()))
-      return;
     if (softcap == 0 && holds) return launch.template operator()<true, true, false>();
     if (softcap == 0 && whole) return launch.template operator()<true, false, false>();
   }

@@ -184,8 +184,8 @@ TEST(ProjectedCrossEntropy, ASeedMakesGradientsAtOnce) {
   EXPECT_LE(difference(tape.gradient(w), plain.gradient(v)), 1e-12);
 }
 
-// So many tokens in one chunk that on a GPU rows stream through shared memory, against f64: all that a row's
-// loss is made of, rows of fewer vectors than threads and of more.
+// Against f64, many tokens in one chunk: all that a row's loss is made of, rows of fewer vectors than threads
+// and of more.
 TEST(ProjectedCrossEntropy, ManyRowsOfBf16) {
   for (const int64_t vocabulary : {int64_t{104}, int64_t{6408}})
     for (const double cap : {0.0, 3.0}) {

@@ -31,7 +31,9 @@ def share(target, value, asked="must"):
 
 
 def judge(target, rows):
-    """(the row that decides, its value, verdict); the worst of those that match, on the device asked for if it was run there."""
+    """(the row that decides, its value, verdict); the worst of those that match, on the device asked for if it was run there. A
+    later row that lacks the value, as one without a peer lacks a ratio, takes nothing back."""
+    rows = newest([r for r in rows if target["of"] == "times" or r.get(target["of"]) is not None])
     found = [(row, value_of(target, row, rows)) for row in rows if matches(target, row)]
     found = [x for x in found if x[1] is not None]
     asked = [x for x in found if target.get("on", "") in x[0]["device"]]
@@ -255,11 +257,11 @@ def picture(rows, targets):
 
 def page(text, rows, targets):
     """This text with its tables anew, and the picture."""
-    rows = newest(rows)
+    latest = newest(rows)
 
     def block(found):
         kind, pattern = found[1], found[2].strip()
-        table = targets_table(rows, targets) if kind == "targets" else rows_table(json.loads(pattern), rows, targets)
+        table = targets_table(rows, targets) if kind == "targets" else rows_table(json.loads(pattern), latest, targets)
         return f"{found[0].split('-->')[0]}-->\n{table}<!-- end -->"
 
     return re.sub(r"<!-- (rows|targets)(.*?) -->\n.*?<!-- end -->", block, text, flags=re.S), picture(rows, targets)

@@ -27,7 +27,7 @@ STANDS_ON = [
     (r"^rotary", ["autograd/ops/rotary_cuda.cu"]),
     (r"^swiglu", ["autograd/ops/swiglu_cuda.cu"]),
     (r"^gradient norm|^adamw", ["optim/*.cu"]),
-    (r"^projection", ["autograd/ops/projected_cross_entropy*", "autograd/cuda/product_plan.cpp", "autograd/cuda/bulk.cuh"]),
+    (r"^projection", ["autograd/ops/projected_cross_entropy*", "autograd/cuda/product_plan.cpp"]),
     (r"cuDNN", ["attention/flash_attention_cudnn.cpp"]),
     (r"^(lightning|simple_gla|linear) (forward|backward)", LINEAR),
     (r"^gla (forward|backward)", [KERNELS + "channel*"]),

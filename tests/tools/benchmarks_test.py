@@ -132,6 +132,9 @@ class House(unittest.TestCase):
         self.tool("write")
         self.assertIn("| rotary ? | 2 x 8 |", self.page())  # the newest row, of a commit that is not here
         self.assertIn("**missed**", self.page())
+        self.tool("add", self.rows({k: v for k, v in ROW.items() if k != "of_floor"}, commit="0" * 40, date="2026-12-01"))
+        self.tool("write")
+        self.assertIn("| 70 % | **missed** |", self.page())  # what a later row does not have it takes back from nobody
 
     def test_without_a_history(self):
         self.tool("add", self.rows(ROW, commit="abc", stands_on=["kernel.cu"]))

@@ -8,6 +8,7 @@
 #include "training/checkpoint/files.h"
 #include "training/checkpoint/hash.h"
 #include "training/data/order.h"
+#include "training/mechanism_settings.h"
 #include "training/recipe/diff.h"
 
 namespace weft {
@@ -89,9 +90,13 @@ std::vector<std::string> save_run(Trainer& trainer, const RunState& state, const
   m.tokenizer_hash = trainer.tokenizer().hash();
   m.order_hash = state.order_hash;
   m.weights_hash = weights_hash_of(trainer.store());
-  m.extra = json{{"tokens", state.tokens},        {"skipped_steps", state.skipped_steps},
-                 {"updates", trainer.updates()},  {"data", state.data},
-                 {"seed", trainer.recipe().seed}, {"guard", trainer.guard().state()}}
+  m.extra = json{{"tokens", state.tokens},
+                 {"skipped_steps", state.skipped_steps},
+                 {"updates", trainer.updates()},
+                 {"data", state.data},
+                 {"seed", trainer.recipe().seed},
+                 {"guard", trainer.guard().state()},
+                 {"mechanisms", mechanism_settings(trainer.recipe())}}
                 .dump();
   // Every rank holds every array: each writes its share of the elements.
   std::vector<Tensor> shares;  // in host memory
@@ -131,6 +136,17 @@ void forget_rewind(const std::string& run) {
   std::filesystem::remove(rewind_file(run), absent);
 }
 
+void require_saved_settings(const ckpt::Checkpoint& checkpoint, const Recipe& recipe) {
+  const json extra = json::parse(checkpoint.manifest().extra, nullptr, false);
+  if (!extra.is_object() || !extra.contains("mechanisms")) return;  // saved before they were kept
+  try {
+    require_settings(extra.at("mechanisms").get<MechanismSettings>(), recipe);
+  } catch (const json::exception& e) {
+    throw Error(Exit::no_checkpoint, text("the manifest's mechanisms cannot be read: ", e.what()),
+                checkpoint.folder());
+  }
+}
+
 RunState restore_run(Trainer& trainer, const ckpt::Checkpoint& checkpoint) {
   const ckpt::Manifest& m = checkpoint.manifest();
   if (m.tokenizer_hash != trainer.tokenizer().hash())
@@ -141,6 +157,7 @@ RunState restore_run(Trainer& trainer, const ckpt::Checkpoint& checkpoint) {
   if (const int64_t seed = trainer.recipe().seed; extra.is_object() && extra.value("seed", seed) != seed)
     throw Error(Exit::data, text("is of a run with seed ", extra["seed"].dump(), ", this one has ", seed),
                 checkpoint.folder(), "remove it: the run then goes on from its own");
+  require_saved_settings(checkpoint, trainer.recipe());
   for (const StoredArray& a : arrays_of(trainer)) read_into(a.flat, a.shape, checkpoint, a.name);
   trainer.store().refresh_working();
   try {

@@ -36,8 +36,12 @@ void write_rewind(const std::string& run, const Rewind& rewind);  // atomic. Err
 std::optional<Rewind> read_rewind(const std::string& run);
 void forget_rewind(const std::string& run);  // of an earlier run in this folder
 
+// Error (recipe) where a mechanism was set to something else when this was saved (mechanism_settings.h).
+void require_saved_settings(const ckpt::Checkpoint& checkpoint, const Recipe& recipe);
+
 // Into a trainer of the same recipe, past the data of the last rewind. Errors: Exit::no_checkpoint where an
-// array is missing or of another shape, Exit::data for a checkpoint of a run with another seed.
+// array is missing or of another shape, Exit::data for a checkpoint of a run with another seed,
+// Exit::recipe for mechanisms set to something else.
 RunState restore_run(Trainer& trainer, const ckpt::Checkpoint& checkpoint);
 
 // Weights to start another model from, by name; a mechanism that has its projections itself, as moh does,

@@ -295,6 +295,28 @@ TEST(Resume, ACheckpointOfAnotherSeedIsRefused) {
   EXPECT_EQ(tiny.train({"steps=12", "--resume", "auto"}).code, 0);
 }
 
+// As if this version had another default than the one that saved: the recipe of the run says nothing of it.
+TEST(Resume, KeepsWhatMechanismsAreSetTo) {
+  const TinyRun tiny;
+  ASSERT_EQ(tiny.train({"steps=5", "model.layers=[linear*2]", "model.mechanisms={linear: {chunk: 16}}"}).code,
+            0);
+  const std::string recipe = tiny.folder().read("runs/tiny/recipe.yaml");
+  const size_t at = recipe.find("{linear: {chunk: 16}}");
+  ASSERT_NE(at, std::string::npos) << recipe;
+  tiny.folder().write("runs/tiny/recipe.yaml", std::string(recipe).replace(at, 21, "{}"));
+  for (const std::vector<std::string>& words :
+       {std::vector<std::string>{"train", "--resume", "runs/tiny", "steps=6"},
+        {"generate", "runs/tiny", "--prompt", "a"}}) {
+    const Ran ran = tiny.weft(words);
+    EXPECT_EQ(ran.code, 78) << ran.err;
+    EXPECT_NE(ran.err.find("linear's chunk was 16 when this was saved, now it is 64"), std::string::npos)
+        << ran.err;
+    EXPECT_NE(ran.err.find("set model.mechanisms={linear: {chunk: 16}}"), std::string::npos) << ran.err;
+  }
+  tiny.folder().write("runs/tiny/recipe.yaml", recipe);
+  EXPECT_EQ(tiny.weft({"train", "--resume", "runs/tiny", "steps=6"}).code, 0);
+}
+
 TEST(Resume, KeepsItsTokenizer) {
   const TinyRun tiny;
   const std::string other = std::string(WEFT_SOURCE) + "/recipes/tokenizers/english-2048/tokenizer.json";

@@ -1,0 +1,35 @@
+#include "training/mechanism_settings.h"
+
+#include "attention/registry.h"
+#include "training/setup.h"
+
+namespace weft {
+
+MechanismSettings mechanism_settings(const Recipe& recipe) {
+  MechanismSettings all;
+  const ModelConfig config = model_config(recipe, 1);
+  for (const std::string& id : config.layers) {
+    if (all.contains(id)) continue;
+    const FieldValue own = config.attributes(id);
+    for (const FieldDescription& field : find_mechanism(id).describe()) {
+      const FieldValue* value = own.find(field.name);
+      all[id][field.name] = value != nullptr ? to_text(*value) : field.default_value;
+    }
+  }
+  return all;
+}
+
+void require_settings(const MechanismSettings& kept, const Recipe& recipe) {
+  for (const auto& [id, settings] : mechanism_settings(recipe)) {
+    const auto before = kept.find(id);
+    if (before == kept.end()) continue;
+    for (const auto& [name, value] : settings)
+      if (const auto old = before->second.find(name); old != before->second.end() && old->second != value)
+        throw Error(Exit::recipe,
+                    text(id, "'s ", name, " was ", old->second, " when this was saved, now it is ", value),
+                    recipe.where("model.mechanisms"),
+                    text("set model.mechanisms={", id, ": {", name, ": ", old->second, "}}"));
+  }
+}
+
+}  // namespace weft

@@ -25,10 +25,10 @@ Variable gate(const Variable& x, bool wide, double factor) {
 
 namespace {
 template <class... F>
-constexpr auto instances(FunctionList<F...>) {
+constexpr auto instances_of_gates(FunctionList<F...>) {
   return std::tuple{&gate<F>...};
 }
 }  // namespace
-[[maybe_unused]] extern const auto gate_instances = instances(GateFunctions{});
+[[maybe_unused]] extern const auto gate_instances = instances_of_gates(GateFunctions{});
 
 }  // namespace weft

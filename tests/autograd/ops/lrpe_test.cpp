@@ -15,12 +15,12 @@ Tensor positions(int64_t n, const Variable& like) {
 }
 
 // theta last
-std::vector<Variable> fused(const std::vector<Variable>& v) {
+std::vector<Variable> lrpe_at_once(const std::vector<Variable>& v) {
   return lrpe_features({v.begin(), v.end() - 1}, cast(v.back(), wide_of(v[0].dtype())),
                        positions(v[0].dim(0), v[0]));
 }
 
-std::vector<Variable> by_basic_ops(const std::vector<Variable>& v) {
+std::vector<Variable> lrpe_by_basic_ops(const std::vector<Variable>& v) {
   const Dtype wide = wide_of(v[0].dtype());
   const Variable t = cast(reshape(positions(v[0].dim(0), v[0]), {v[0].dim(0), 1, 1}), Dtype::f64);
   const Variable angle = multiply(t, cast(cast(v.back(), wide), Dtype::f64));
@@ -37,8 +37,8 @@ std::vector<Variable> by_basic_ops(const std::vector<Variable>& v) {
 TEST(Lrpe, Gradients) {
   for (const Shape& shape : {Shape{5, 2, 3}, Shape{3, 1, 8}, Shape{1, 1, 1}, Shape{0, 2, 4}}) {
     const Tensor theta = random_tensor({shape[1], shape[2]}, 3);
-    expect_op(fused, {random_tensor(shape, 1), theta});
-    expect_op(fused, {random_tensor(shape, 1), random_tensor(shape, 2), theta});
+    expect_op(lrpe_at_once, {random_tensor(shape, 1), theta});
+    expect_op(lrpe_at_once, {random_tensor(shape, 1), random_tensor(shape, 2), theta});
   }
   // Positions too, where they are a state.
   const Function positioned = [](const std::vector<Variable>& v) {
@@ -48,8 +48,8 @@ TEST(Lrpe, Gradients) {
   for (const Shape& at : {Shape{5}, Shape{5, 1}})
     expect_op(positioned, {random_tensor({5, 2, 3}, 1), random_tensor({5, 2, 3}, 2), random_tensor({2, 3}, 3),
                            random_tensor(at, 4)});
-  expect_same_bits_on_threads(
-      fused, {random_tensor({301, 3, 10}, 1), random_tensor({301, 3, 10}, 2), random_tensor({3, 10}, 3)});
+  expect_same_bits_on_threads(lrpe_at_once, {random_tensor({301, 3, 10}, 1), random_tensor({301, 3, 10}, 2),
+                                             random_tensor({3, 10}, 3)});
 }
 
 // Channels by fours and one by one, more tokens than a block of sums has, and more channels than a block.
@@ -59,8 +59,8 @@ TEST(Lrpe, AgainstBasicOps) {
                                     random_tensor({shape[1], shape[2]}, 3)};
     for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16}) {
       const std::vector<Tensor> x = each_float(exact, [&](const Tensor& t) { return t.to(dtype); });
-      const std::vector<Tensor> one = outputs_and_gradients(fused, x),
-                                two = outputs_and_gradients(by_basic_ops, x);
+      const std::vector<Tensor> one = outputs_and_gradients(lrpe_at_once, x),
+                                two = outputs_and_gradients(lrpe_by_basic_ops, x);
       for (size_t i = 0; i < 2; ++i)
         EXPECT_LE(difference(one[i], two[i]), 1e-15) << shape << name_of(dtype) << " features " << i;
       for (size_t i = 2; i < two.size(); ++i)

@@ -207,7 +207,8 @@ void launch(const Product<To>& p, const Cut& cut) {
   config.attrs = &of_cluster;
   config.numAttrs = cut.parts > 1 ? 1 : 0;
   CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, p));
-  if (!is_recorded(p.b)) starts_early();  // what the recording itself makes may be under way
+  // What the recording itself makes may be under way.
+  if (!is_recorded(p.b) && !is_recorded(p.gain)) starts_early();
 }
 
 template <class To>

@@ -1,3 +1,5 @@
+#include <cstdlib>
+#include <string_view>
 #include <vector>
 
 #include "autograd/cuda/replay.h"
@@ -111,6 +113,18 @@ __global__ void __launch_bounds__(kBlockThreads, 1) run_kernel(const __grid_cons
 #endif
 }
 
+// Whether other processes may have blocks on the GPU beside ours: two kernels that each wait for all of their
+// blocks would then wait for ever. Who cannot say may.
+bool is_shared_with_processes() {
+#if CUDART_VERSION >= 12030
+  int device = 0, shared = 1;
+  CUDA_CHECK(cudaGetDevice(&device));
+  if (cudaDeviceGetAttribute(&shared, cudaDevAttrMpsEnabled, device) == cudaSuccess) return shared != 0;
+  cudaGetLastError();  // an older driver: no later launch should fail of this
+#endif
+  return true;
+}
+
 // Whether the kernel is more than a name here, and its blocks: all that are on the GPU at once.
 struct RunLaunch {
   cudaLaunchAttribute pairs{};
@@ -127,7 +141,7 @@ struct RunLaunch {
   template <int kTiles>
   unsigned resident_blocks() const {
     cudaFuncAttributes kernel;  // empty, and so without registers, unless compiled for sm_90a
-    if (of_device(cudaDevAttrComputeCapabilityMajor) != 9 ||
+    if (of_device(cudaDevAttrComputeCapabilityMajor) != 9 || is_shared_with_processes() ||
         cudaFuncGetAttributes(&kernel, run_kernel<kTiles>) != cudaSuccess || kernel.numRegs < 100 ||
         !fits_shared<run_kernel<kTiles>>(sizeof(RunShared)))
       return 0;
@@ -172,8 +186,8 @@ bool alike(const AttentionPhase& a, const AttentionPhase& b) {
 }  // namespace
 
 bool joins_run(const ProductPhase& p, const std::function<void()>& alone) {
-  if (p.packs % kWindow != 0 || p.parts > 2 * kHeldParts || (p.parts > 1 && (p.gated || p.norm > 0)) ||
-      is_recorded(p.b))
+  if (!runs_are_wanted || p.packs % kWindow != 0 || p.parts > 2 * kHeldParts ||
+      (p.parts > 1 && (p.gated || p.norm > 0)) || is_recorded(p.b))
     return false;
   if (const int pairs = static_cast<int>(blocks_of_runs()) / 2;
       p.parts > 1 && (pairs == 0 || (p.units + pairs - 1) / pairs > 2 * kMet))
@@ -218,6 +232,9 @@ void drop_run() {
 }
 
 bool has_runs() { return blocks_of_runs() > 0; }
-void want_runs(bool on) { runs_are_wanted = on; }
+void want_runs(bool on) {
+  const char* const kernels = std::getenv("WEFT_KERNELS");
+  runs_are_wanted = on && (kernels == nullptr || std::string_view(kernels) != "mma");
+}
 
 }  // namespace weft::cuda

@@ -76,7 +76,9 @@ bool joins_run(const RecurrencePhase& phase, const std::function<void()>& alone)
 // Launches the phases that wait. stream() does it.
 void launch_run();
 void drop_run();
-bool has_runs();          // whether this GPU has the kernel
-void want_runs(bool on);  // of the recording under way
+// Whether this GPU has the kernel, and no other process can have blocks beside it (MPS).
+bool has_runs();
+// Of the recording under way; WEFT_KERNELS=mma in the environment wants what other GPUs run, and so none.
+void want_runs(bool on);
 
 }  // namespace weft::cuda

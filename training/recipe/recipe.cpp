@@ -63,7 +63,7 @@ void Recipe::Model::fields(FieldVisitor& f) {
     {.unit = "tokens", .min = 0, .max = 64, .fixed = true});
   f("checkpointing", checkpointing, "activations computed again in backward instead of kept",
     {.choices = {"none", "attention", "ffn", "block"}});
-  f("mechanisms", mechanisms, "attributes of mechanisms: {gla: {chunk: 64}}; `weft ls ID` lists them",
+  f("mechanisms", mechanisms, "attributes of mechanisms: {gla: {chunk: 64}}; `weft help ID` lists them",
     {.fixed = true});
 }
 

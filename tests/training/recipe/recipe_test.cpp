@@ -91,6 +91,7 @@ TEST(RecipeHelp, TellsMeaningUnitRangeAndDefault) {
   EXPECT_TRUE(contains(recipe_help("seed"), "has to keep it"));
   EXPECT_TRUE(contains(recipe_help("optim"), "optim.muon_lr"));
   EXPECT_TRUE(contains(recipe_help(""), "optim.*"));
+  EXPECT_TRUE(contains(recipe_help("model.mechanisms"), "`weft help ID`")) << "weft ls takes no id";
   EXPECT_ERROR(recipe_help("optim.wramup"), usage, "", "there is no key optim.wramup", "optim.warmup");
   EXPECT_ERROR(recipe_help("zzzzzzzz"), usage, "", "", "weft help");
 }

@@ -79,7 +79,7 @@ peers() {
   sized_training peers-lightning 15 8 124m/lightning lightning "${one[@]}"
   sized_training peers-gla 20 8 124m/gla gla "${one[@]}"
   # shellcheck disable=SC2016  # bash -c expands them; side by side until they take times
-  peer fla 230 bash -c 'python=$0 turn=$1 small=$2 cpu_size=$3; $python tools/peers/recurrences.py $small --few --seconds 105 --turn $turn gla --shape "B2 T16384 H16 D128" & $python tools/peers/fla_train.py lightning gla --few --seconds 105 --turn $turn --steps 4 $cpu_size; wait' "$python" "$logs/turn" "$small" "$cpu_size"
+  peer fla 230 bash -c 'python=$0 turn=$1 small=$2 cpu_size=$3; $python tools/peers/recurrences.py $small --few --seconds 105 --turn $turn gla --shape "B2 T16384 H16 D128" & other=$!; code=0; $python tools/peers/fla_train.py lightning gla --few --seconds 105 --turn $turn --steps 4 $cpu_size || code=$?; wait $other && exit $code' "$python" "$logs/turn" "$small" "$cpu_size"
   sized_training peers-mega 15 8 124m/mega mega context=8192 micro_tokens=16384 batch_tokens=32768
   # shellcheck disable=SC2086
   peer mega-torch 50 "$python" tools/peers/mega_torch.py --steps 4 $cpu_size
@@ -112,15 +112,16 @@ softmax test_attention flash_attention_hopper,flash_attention_tiles,merge_partia
 delta test_attention delta_ *WideHeadsOfDeltaRule.OutputsAndGradients*
 kept test_attention kept_ KeptAttention.AGpu*:KeptAttention.No*:SelectedAttention.*
 updates test_optim weft *AdamWTest.EqualsTheScalarDefinition*:Muon.EqualsTheDefinition:GradientNorm.IsThe*:Ema.IsTheWeightedMean*
-memory test_attention memory_ MemoryOps.AreTheRecurrences:MemoryOps.Gradients:MemoryOps.TokensAreTheirComposition
+memory test_attention memory_ MemoryOps.AreTheRecurrences:MemoryOps.Gradients:MemoryOps.AMatrixLearnsChunkByChunk:MemoryOps.TokensAreTheirComposition
 basic test_autograd weft Arrange.*:Reduce.OddShapes:Triangle.*:Elementwise.BroadcastValues:ShortConv.AgainstTheDefinition:SparseK.IsTheProjection:HeadLinear.EqualsAllHeadsMasked:CausalConvolution.AgainstTheDefinition
 linear test_attention sweep_,segments,gate_gradient Registry/LinearRunHeads.EqualTheDefinition/0:Registry/LinearRunHeads.EqualTheDefinition/1
 pieces test_attention channel_,segments Registry/LinearRunHeads.PiecesEqualTheWhole/2
 segments test_attention sweep_,segments Registry/LinearRunHeads.PiecesEqualTheWhole/0:Registry/LinearRunHeads.PiecesEqualTheWhole/1
 products test_autograd weft Gemm.*:Linear.*:Matmul.SharedRightOperand:Draw.*
 rows test_autograd few_rows FewRows.*
+gates test_autograd weft GatedRmsNorm.AgainstTheTwoOps:Gates.AgainstBasicOpsNearAndFar:Lrpe.AgainstBasicOps:Sglu.*
 ends test_autograd weft Embedding.*:ProjectedCrossEntropy.AgainstTheDefinition:Sample.*:TopK.AgainstASort:TopK.RunningEqualsSortingAgain
-ema test_attention ema_ EmaRun.PiecesEqualTheWhole"
+ema test_attention ema_ EmaRun.PiecesEqualTheWhole:EmaCoefficients.EqualTheirComposition"
 
 # sanitized TOOL GROUP PROGRAM WORDS FILTER: what compute-sanitizer says of these tests goes to TOOL-GROUP.log
 sanitized() {

@@ -148,6 +148,12 @@ class GpuCheck(unittest.TestCase):
         self.assertEqual((self.rows()[0]["peer"], self.rows()[0]["ratio"]), ("torch 2", 3.0))
         self.assertIn("python tools/peers/", self.read("calls.txt"))
 
+    def test_a_peer_beside_another_that_fails_is_said(self):
+        for broken in ("recurrences", "fla_train"):
+            self.program("stub/python", PYTHON.replace("  tools/peers/*)", f"  tools/peers/{broken}.py) exit 70 ;;\n  tools/peers/*)"))
+            out = self.check("peers", PEERS="on", PYTHON=self.path("stub/python"))
+            self.assertRegex(out, r"fla +\d+ s  1 rows, FAILED with exit code 70", broken)
+
     def test_training_ends_when_its_steps_are_logged(self):
         self.check("train")
         rows = self.rows()

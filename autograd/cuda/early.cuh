@@ -35,4 +35,15 @@ void each_early(int64_t n, F f) {
   check_launch("each");
 }
 
+// f(row, column) for each vector of V columns of so many rows, where V divides their width.
+template <int V, class F>
+void each_early_vector(int64_t rows, int64_t width, F f) {
+  const int64_t vectors = width / V;
+  each_early(rows * vectors, [=] __device__(int64_t i) {
+    int64_t column = i;
+    const int64_t row = divide(column, vectors);
+    f(row, column * V);
+  });
+}
+
 }  // namespace weft::cuda

@@ -59,20 +59,9 @@ __device__ Acc<T> slope_of(Acc<T> x) {
   }
 }
 
-// f(row, column) for each vector of V columns.
-template <int V, class F>
-void each_place(int64_t rows, int64_t width, F f) {
-  const int64_t vectors = width / V;
-  each_early(rows * vectors, [=] __device__(int64_t i) {
-    int64_t column = i;
-    const int64_t row = divide(column, vectors);
-    f(row, column * V);
-  });
-}
-
 template <class F, class X, class Y, int V>
 void forward_as(LeadingRows<Y> y, LeadingRows<X> x, int64_t rows, int64_t width, Acc<X> factor) {
-  each_place<V>(rows, width, [=] __device__(int64_t row, int64_t j) {
+  each_early_vector<V>(rows, width, [=] __device__(int64_t row, int64_t j) {
     auto v = widen<X, V>(load<true, V>(x.data + row * x.pitch + j, V));
 #pragma unroll
     for (int e = 0; e < V; ++e) v.v[e] = factor * value_of<F, X>(v.v[e]);
@@ -83,7 +72,7 @@ void forward_as(LeadingRows<Y> y, LeadingRows<X> x, int64_t rows, int64_t width,
 template <class F, class X, class Y, int V>
 void backward_as(LeadingRows<X> dx, LeadingRows<X> x, LeadingRows<Y> dy, int64_t rows, int64_t width,
                  Acc<X> factor) {
-  each_place<V>(rows, width, [=] __device__(int64_t row, int64_t j) {
+  each_early_vector<V>(rows, width, [=] __device__(int64_t row, int64_t j) {
     auto v = widen<X, V>(load<true, V>(x.data + row * x.pitch + j, V));
     const auto d = widen<Y, V>(load<true, V>(dy.data + row * dy.pitch + j, V));
 #pragma unroll

@@ -27,22 +27,11 @@ struct Identity {
   __device__ A to_up(A e) const { return e * x; }
 };
 
-// f(row, column) for each vector of V columns of an (N, n) tensor.
-template <int V, class F>
-void each_place(int64_t rows, int64_t n, F f) {
-  const int64_t vectors = n / V;
-  each_early(rows * vectors, [=] __device__(int64_t i) {
-    int64_t column = i;
-    const int64_t row = divide(column, vectors);
-    f(row, column * V);
-  });
-}
-
 template <class Unit, class T, int V>
 void forward_as(const PitchedRows<T>& y, const PitchedRows<T>& gate, const PitchedRows<T>& up, int64_t rows) {
   using A = Acc<T>;
   const int64_t n = y.width;
-  each_place<V>(rows, n, [=] __device__(int64_t row, int64_t j) {
+  each_early_vector<V>(rows, n, [=] __device__(int64_t row, int64_t j) {
     const auto g = load<true, V>(gate.data + row * gate.pitch + j, V);
     const auto u = load<true, V>(up.data + row * up.pitch + j, V);
     Vector<T, V> out;
@@ -60,7 +49,7 @@ void backward_as(const PitchedRows<T>& dgate, const PitchedRows<T>& dup, const P
                  const PitchedRows<T>& up, const PitchedRows<T>& dy, int64_t rows) {
   using A = Acc<T>;
   const int64_t n = dy.width;
-  each_place<V>(rows, n, [=] __device__(int64_t row, int64_t j) {
+  each_early_vector<V>(rows, n, [=] __device__(int64_t row, int64_t j) {
     const auto g = load<true, V>(gate.data + row * gate.pitch + j, V);
     const auto u = load<true, V>(up.data + row * up.pitch + j, V);
     const auto d = load<true, V>(dy.data + row * dy.pitch + j, V);

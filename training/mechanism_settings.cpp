@@ -28,7 +28,8 @@ void require_settings(const MechanismSettings& kept, const Recipe& recipe) {
         throw Error(Exit::recipe,
                     text(id, "'s ", name, " was ", old->second, " when this was saved, now it is ", value),
                     recipe.where("model.mechanisms"),
-                    text("set model.mechanisms={", id, ": {", name, ": ", old->second, "}}"));
+                    text("write mechanisms: {", id, ": {", name, ": ", old->second,
+                         "}} under model in recipe.yaml of its run"));
   }
 }
 

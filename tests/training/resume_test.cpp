@@ -311,8 +311,14 @@ TEST(Resume, KeepsWhatMechanismsAreSetTo) {
     EXPECT_EQ(ran.code, 78) << ran.err;
     EXPECT_NE(ran.err.find("linear's chunk was 16 when this was saved, now it is 64"), std::string::npos)
         << ran.err;
-    EXPECT_NE(ran.err.find("set model.mechanisms={linear: {chunk: 16}}"), std::string::npos) << ran.err;
+    EXPECT_NE(ran.err.find("write mechanisms: {linear: {chunk: 16}} under model in recipe.yaml of its run"),
+              std::string::npos)
+        << ran.err;
   }
+  // Not behind the command: a resumed run keeps its recipe.
+  EXPECT_EQ(tiny.weft({"train", "--resume", "runs/tiny", "steps=6", "model.mechanisms={linear: {chunk: 16}}"})
+                .code,
+            78);
   tiny.folder().write("runs/tiny/recipe.yaml", recipe);
   EXPECT_EQ(tiny.weft({"train", "--resume", "runs/tiny", "steps=6"}).code, 0);
 }

@@ -22,6 +22,8 @@ struct MechanismEntry {
                                            const ParameterScope&)>
       make;
   std::function<std::vector<FieldDescription>()> describe;
+  // The same, but each default_value is what these attributes make of it.
+  std::function<std::vector<FieldDescription>(const FieldValue& attributes)> describe_with;
 };
 
 const std::vector<MechanismEntry>& mechanisms();

@@ -10,11 +10,8 @@ MechanismSettings mechanism_settings(const Recipe& recipe) {
   const ModelConfig config = model_config(recipe, 1);
   for (const std::string& id : config.layers) {
     if (all.contains(id)) continue;
-    const FieldValue own = config.attributes(id);
-    for (const FieldDescription& field : find_mechanism(id).describe()) {
-      const FieldValue* value = own.find(field.name);
-      all[id][field.name] = value != nullptr ? to_text(*value) : field.default_value;
-    }
+    for (const FieldDescription& field : find_mechanism(id).describe_with(config.attributes(id)))
+      all[id][field.name] = field.default_value;
   }
   return all;
 }

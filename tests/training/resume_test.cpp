@@ -316,9 +316,15 @@ TEST(Resume, KeepsWhatMechanismsAreSetTo) {
         << ran.err;
   }
   // Not behind the command: a resumed run keeps its recipe.
-  EXPECT_EQ(tiny.weft({"train", "--resume", "runs/tiny", "steps=6", "model.mechanisms={linear: {chunk: 16}}"})
-                .code,
-            78);
+  EXPECT_EQ(
+      tiny.weft({"train", "--resume", "runs/tiny", "steps=6", "model.mechanisms={linear: {chunk: 16}}"}).code,
+      78);
+  // The same in other words: a default said, a number spelt in another way.
+  tiny.folder().write(
+      "runs/tiny/recipe.yaml",
+      std::string(recipe).replace(at, 21, "{linear: {chunk: 16, scale: 0.0, normalize: no}}"));
+  const Ran same = tiny.weft({"generate", "runs/tiny", "--prompt", "a"});
+  EXPECT_EQ(same.code, 0) << same.err;
   tiny.folder().write("runs/tiny/recipe.yaml", recipe);
   EXPECT_EQ(tiny.weft({"train", "--resume", "runs/tiny", "steps=6"}).code, 0);
 }

@@ -158,7 +158,7 @@ MatrixLearning learn_matrix(const Variable& a, const Variable& s, const Variable
                        own_dlast = rows(dlast);
           if (c > 0 && device == Device::cpu)
             for (const Tensor* x : {&before_a, &before_s, &b.grad(3), &b.grad(4), &K, &error, &derror, &dk})
-              cpu::ask_ahead(x->rows((c - 1) * h, c * h));
+              ask_ahead(x->rows((c - 1) * h, c * h));
           ON_DEVICE(device, after_learning_backward(pack, next_da, next_ds, own_dlast, rows(before_a),
                                                     rows(before_s), own_last, da, ds));
           ON_DEVICE(device, weigh_inputs(weighted, own_k, own_last));

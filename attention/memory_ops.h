@@ -53,9 +53,10 @@ std::vector<Variable> memory_tokens(const Variable& rows, const Variable& logits
 // Heads side by side again: (B H, n, V) -> (B n, H V) of a type, perhaps a narrower one.
 Variable heads_together(const Variable& y, int64_t documents, Dtype dtype);
 
-namespace cpu {
-// Asks memory for what a loop reads next while it computes: going backwards no processor guesses it.
+// Asks a CPU's memory for what a loop reads next while it computes: going backwards no processor guesses it.
 void ask_ahead(const Tensor& x);
+
+namespace cpu {
 // rows (B n, H V), heads (B H, n, V); in either direction, converting.
 void heads_together(const Tensor& rows, const Tensor& heads, int64_t documents);
 void heads_apart(const Tensor& heads, const Tensor& rows, int64_t documents);

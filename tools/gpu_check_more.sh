@@ -108,6 +108,7 @@ channels test_attention channel_,segments Registry/LinearRunHeads.EqualTheDefini
 mma test_attention sweep_mma,segments Registry/LinearRunHeads.EqualTheDefinition/1
 norms test_autograd weft RmsNorm.*:AddRmsNorm.*:LayerNorm.*:Norms.ColumnViewsEqualTheirCopies:Softmax.*:Swiglu.*:Rotary.Against*
 decode test_attention attention_step,recurrent_step AttentionStep.*:RecurrentStep.*:ShiftWindow.*
+runs step_run_test step_run StepRun.*
 softmax test_attention flash_attention_hopper,flash_attention_tiles,merge_partials FlashAttention.*:MergePartials.*
 delta test_attention delta_ *WideHeadsOfDeltaRule.OutputsAndGradients*
 kept test_attention kept_ KeptAttention.AGpu*:KeptAttention.No*:SelectedAttention.*
@@ -123,10 +124,12 @@ gates test_autograd weft GatedRmsNorm.AgainstTheTwoOps:Gates.AgainstBasicOpsNear
 ends test_autograd weft Embedding.*:ProjectedCrossEntropy.AgainstTheDefinition:Sample.*:TopK.AgainstASort:TopK.RunningEqualsSortingAgain
 ema test_attention ema_ EmaRun.PiecesEqualTheWhole:EmaCoefficients.EqualTheirComposition"
 
+# The path of one of the programs of gpu_check.sh, by its name.
+program_named() { tr -s ' ' '\n' <<<"$programs" | grep "/$1\$"; }
 # sanitized TOOL GROUP PROGRAM WORDS FILTER: what compute-sanitizer says of these tests goes to TOOL-GROUP.log
 sanitized() {
   local tool=$1 group=$2 path begin=$SECONDS code=0 log=$logs/$1-$2.log poison=0 apart=0 few=1 kernels='' word options=()
-  path=$(built "tests/${3#test_}/$3")
+  path=$(built "$(program_named "$3")")
   case $tool in
     memcheck) poison=1 apart=1 ;;
     racecheck)
@@ -171,7 +174,7 @@ sanitize() {
   # Races are for a person to judge; what leaves a tensor, or meets a barrier wrongly, is a fault.
   if grep -lE '^=+ ERROR SUMMARY: [1-9]' "$logs"/{memcheck,synccheck}-*.log >/dev/null 2>&1; then failed=1; fi
   if [ -z "$python" ]; then return; fi
-  for program in test_attention test_autograd test_optim; do programs_of+=(--program="$(built "tests/${program#test_}/$program")"); done
+  for program in $(awk '{ print $2 }' <<<"$checked" | sort -u); do programs_of+=(--program="$(built "$(program_named "$program")")"); done
   find "$logs" -name '*check-*.log' -print0 | sort -z |
     xargs -0 "$python" tools/sanitizer_summary.py "${programs_of[@]}" 2>&1 | tee "$logs/sanitizer.txt" || true
 }

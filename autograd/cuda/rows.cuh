@@ -274,6 +274,30 @@ void with_plan(const RowPlan& plan, bool whole, F f) {
     with_held.template operator()<false>();
 }
 
+// Calls f.operator()<kHeld, whole, kLanes>(): of whole rows of bf16 with up to kMostLanes all are constants.
+template <class T, int kMost, int kMostLanes = 256, class F>
+void with_row_constants(const RowPlan& plan, int64_t n, bool whole, F f) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    const int64_t slot = int64_t{plan.lanes} * Pack<T>::kSize, held = (n + slot - 1) / slot;
+    const auto with_held = [&]<int kLanes>() {
+      // More than a warp shares a row only if fewer lanes could not hold it.
+      if constexpr (kLanes == 32 || kMost == 3)
+        if (held == 2) return f.template operator()<2, true, kLanes>();
+      if constexpr (kLanes == 32)
+        if (held == 1) return f.template operator()<1, true, kLanes>();
+      if (held == 3) return f.template operator()<3, true, kLanes>();
+      f.template operator()<kMost, true, kLanes>();
+    };
+    if (whole && plan.held > 0 && plan.lanes == 32) return with_held.template operator()<32>();
+    if (whole && plan.held > 0 && plan.lanes == 64) return with_held.template operator()<64>();
+    if constexpr (kMostLanes == 256) {
+      if (whole && plan.held > 0 && plan.lanes == 128) return with_held.template operator()<128>();
+      if (whole && plan.held > 0 && plan.lanes == 256) return with_held.template operator()<256>();
+    }
+  }
+  with_plan<kMost>(plan, whole, [&]<int kHeld, bool kWhole>() { f.template operator()<kHeld, kWhole, 0>(); });
+}
+
 // to[j] = the sums that all groups of the block have of column j, in a fixed order. `shared`: fold_bytes.
 template <int kHeld, int V, bool whole, class A, class G>
 __device__ void fold_groups(A* to, A (&sum)[kHeld][V], int n, const G& group, A* shared) {

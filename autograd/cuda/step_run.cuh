@@ -1,6 +1,7 @@
 #pragma once
-// What the phases of a run (step_run.h) share on the GPU: a block's ring of shared memory, which one warp
-// fills with what all phases read of memory in their order, and the barriers of warps and of the grid.
+// What the phases of a run (step_run.h) share on the GPU: a block's ring of shared memory, which warps
+// of its own, the loaders, fill with what all phases read of memory in their order, and the barriers of warps
+// and of the grid.
 
 #include <cooperative_groups.h>
 
@@ -11,7 +12,7 @@
 
 namespace weft::cuda {
 
-constexpr int kRunThreads = kFewThreads;  // that compute; one warp more fills the ring
+constexpr int kRunThreads = kFewThreads;  // that compute; the loaders stand beside them
 constexpr int kSlots = 10;
 constexpr int kRowPitch = kFewWarps * kWindow * 16 + 64;  // 16 rows of b, eight windows each, on all banks
 constexpr int kSlotBytes = kUnit * kRowPitch;

@@ -8,7 +8,7 @@ namespace weft::cuda {
 namespace {
 
 // A group of threads has a row and holds it with its gate, and on the way back with the gradient.
-constexpr int kHold = 4;
+constexpr int kHold = 4, kMostLanes = 64;  // lanes that are a constant
 
 constexpr int most_threads(int lanes) { return lanes > 0 ? kThreads : kMostRowThreads; }
 
@@ -79,29 +79,13 @@ __global__ void __launch_bounds__(most_threads(kLanes), kLanes > 0 ? 3 : 1)
   });
 }
 
-// Calls f.operator()<kHeld, whole, kLanes>(): of whole rows of bf16 all are constants.
-template <class T, class F>
-void with_constants(const RowPlan& plan, int64_t n, bool whole, F f) {
-  if constexpr (std::is_same_v<T, bf16>) {
-    const int64_t slot = int64_t{plan.lanes} * Pack<T>::kSize, held = (n + slot - 1) / slot;
-    const auto with_lanes = [&]<int kLanes>() {
-      if (held <= 2) return f.template operator()<2, true, kLanes>();
-      if (held == 3) return f.template operator()<3, true, kLanes>();
-      f.template operator()<kHold, true, kLanes>();
-    };
-    if (whole && plan.held > 0 && plan.lanes == 32) return with_lanes.template operator()<32>();
-    if (whole && plan.held > 0 && plan.lanes == 64) return with_lanes.template operator()<64>();
-  }
-  with_plan<kHold>(plan, whole, [&]<int kHeld, bool kWhole>() { f.template operator()<kHeld, kWhole, 0>(); });
-}
-
 template <class T>
 void forward_as(const Tensor& y, const Tensor& rstd, const Tensor& x, const Tensor& gate, double eps) {
   const int64_t n = x.dim(-1), rows = row_count(x);
   const PitchedRows<T> to(y), from(x), gates(gate);
   const RowPlan plan = plan_rows<T>(n, kHold, kMostRowThreads);
   const bool whole_rows = to.whole() && from.whole() && gates.whole();
-  with_constants<T>(plan, n, whole_rows, [&]<int kHeld, bool whole, int kLanes>() {
+  with_row_constants<T, kHold, kMostLanes>(plan, n, whole_rows, [&]<int kHeld, bool whole, int kLanes>() {
     launch_early(forward_kernel<T, kHeld, whole, kLanes>, plan.blocks(rows), plan.threads, 0, to,
                  data<Acc<T>>(rstd), from, gates, rows, static_cast<int>(n), plan.lanes,
                  static_cast<Acc<T>>(eps));
@@ -116,7 +100,7 @@ void backward_as(const Tensor& dx, const Tensor& dgate, const Tensor& x, const T
   const RowPlan plan = plan_rows<T>(n, kHold, kMostRowThreads);
   const bool whole_rows =
       to_x.whole() && to_gate.whole() && from.whole() && gates.whole() && gradient.whole();
-  with_constants<T>(plan, n, whole_rows, [&]<int kHeld, bool whole, int kLanes>() {
+  with_row_constants<T, kHold, kMostLanes>(plan, n, whole_rows, [&]<int kHeld, bool whole, int kLanes>() {
     launch_early(backward_kernel<T, kHeld, whole, kLanes>, plan.blocks(rows), plan.threads, 0, to_x, to_gate,
                  from, gates, data<const Acc<T>>(rstd), gradient, rows, static_cast<int>(n), plan.lanes);
   });

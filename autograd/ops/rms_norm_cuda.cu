@@ -191,28 +191,6 @@ const Acc<T>* data_or_null(const Tensor& x) {
   return x.defined() ? data<const Acc<T>>(x) : nullptr;
 }
 
-// Calls f.operator()<kHeld, whole, kLanes>(): whole rows of bf16 with both as constants.
-template <class T, int kMost, class F>
-void with_norm_plan(const RowPlan& plan, int64_t n, bool whole, F f) {
-  if constexpr (std::is_same_v<T, bf16>) {
-    const int64_t slot = int64_t{plan.lanes} * Pack<T>::kSize, held = (n + slot - 1) / slot;
-    const auto with_held = [&]<int kLanes>() {
-      // More than a warp shares a row only if fewer lanes could not hold it.
-      if constexpr (kLanes == 32 || kMost == 3)
-        if (held == 2) return f.template operator()<2, true, kLanes>();
-      if constexpr (kLanes == 32)
-        if (held == 1) return f.template operator()<1, true, kLanes>();
-      if (held == 3) return f.template operator()<3, true, kLanes>();
-      f.template operator()<kMost, true, kLanes>();
-    };
-    if (whole && plan.held > 0 && plan.lanes == 32) return with_held.template operator()<32>();
-    if (whole && plan.held > 0 && plan.lanes == 64) return with_held.template operator()<64>();
-    if (whole && plan.held > 0 && plan.lanes == 128) return with_held.template operator()<128>();
-    if (whole && plan.held > 0 && plan.lanes == 256) return with_held.template operator()<256>();
-  }
-  with_plan<kMost>(plan, whole, [&]<int kHeld, bool kWhole>() { f.template operator()<kHeld, kWhole, 0>(); });
-}
-
 template <class T, bool kSum>
 void forward_as(const Tensor& y, const Tensor& rstd, const Tensor& sum, const Tensor& x, const Tensor& branch,
                 const Tensor& gain, double eps) {
@@ -222,7 +200,7 @@ void forward_as(const Tensor& y, const Tensor& rstd, const Tensor& sum, const Te
   const Acc<T>* g = data_or_null<T>(gain);
   const RowPlan plan = plan_rows<T>(n, kHold, kMostThreads);
   const bool whole_rows = to.whole() && from.whole() && of_sum.whole() && of_branch.whole() && aligned(g);
-  with_norm_plan<T, kHold>(plan, n, whole_rows, [&]<int kHeld, bool whole, int kLanes>() {
+  with_row_constants<T, kHold>(plan, n, whole_rows, [&]<int kHeld, bool whole, int kLanes>() {
     launch_early(rms_norm_kernel<T, kHeld, whole, kLanes, kSum>, plan.blocks(rows), plan.threads, 0, to,
                  data<Acc<T>>(rstd), of_sum, from, of_branch, g, rows, static_cast<int>(n), plan.lanes,
                  static_cast<Acc<T>>(eps));
@@ -256,7 +234,7 @@ void backward_as(const Tensor& dx, const Tensor& dgain, const Tensor& x, const T
   if ((n + slot - 1) / slot == 3 && plan.lanes <= kLanesOfThree) plan.threads = kThreadsOfThree;
   if (plan.held == 0) dgain.zero();  // such sums live in memory
   const bool whole_rows = to.whole() && from.whole() && gradient.whole() && of_sum.whole() && aligned(g);
-  with_norm_plan<T, kHoldBack>(plan, n, whole_rows, [&]<int kHeld, bool whole, int kLanes>() {
+  with_row_constants<T, kHoldBack>(plan, n, whole_rows, [&]<int kHeld, bool whole, int kLanes>() {
     constexpr auto kernel = rms_norm_backward_kernel<T, kHeld, whole, kLanes, kSum>;
     const size_t bytes = std::max(fold_bytes<A>(plan, n), Ahead<T, kHeld, whole, kSum, Group>::bytes(plan));
     CHECK(fits_shared<kernel>(bytes), "rms_norm: rows of ", n, " are too wide for this GPU");

@@ -26,9 +26,8 @@ template <class M>
 MechanismEntry entry(std::string id, std::vector<std::string> aliases, std::string title, std::string url,
                      std::vector<std::string> variants) {
   using Config = typename M::Config;
-  MechanismEntry e{
-      id,     std::move(aliases), std::move(title), std::move(url), std::move(variants), nullptr, nullptr,
-      nullptr};
+  MechanismEntry e{id,     std::move(aliases), std::move(title), std::move(url), std::move(variants), nullptr,
+                   nullptr};
   const auto config_of = [id](const FieldValue& attributes) {
     Config config;
     if (attributes.kind != FieldValue::Kind::none) read_config(config, attributes, id);
@@ -37,8 +36,7 @@ MechanismEntry entry(std::string id, std::vector<std::string> aliases, std::stri
   e.make = [=](const FieldValue& attributes, const Dimensions& dims, const ParameterScope& scope) {
     return std::make_unique<M>(config_of(attributes), dims, scope);
   };
-  e.describe_with = [=](const FieldValue& attributes) { return weft::describe(config_of(attributes)); };
-  e.describe = [] { return weft::describe(Config{}); };
+  e.describe = [=](const FieldValue& attributes) { return weft::describe(config_of(attributes)); };
   return e;
 }
 

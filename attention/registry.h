@@ -21,9 +21,8 @@ struct MechanismEntry {
   std::function<std::unique_ptr<Mechanism>(const FieldValue& attributes, const Dimensions&,
                                            const ParameterScope&)>
       make;
-  std::function<std::vector<FieldDescription>()> describe;
-  // The same, but each default_value is what these attributes make of it.
-  std::function<std::vector<FieldDescription>(const FieldValue& attributes)> describe_with;
+  // Each default_value is what these attributes make of it.
+  std::function<std::vector<FieldDescription>(const FieldValue& attributes)> describe;
 };
 
 const std::vector<MechanismEntry>& mechanisms();

@@ -126,7 +126,7 @@ Json object_of(const std::vector<std::pair<std::string, std::string>>& pairs) {
 
 std::string attributes_json(const MechanismEntry& entry, const FieldValue& attributes) {
   Json out = Json::object();
-  for (const FieldDescription& field : entry.describe()) {
+  for (const FieldDescription& field : entry.describe({})) {
     const FieldValue* said = attributes.find(field.name);
     out[field.name] = typed_value(field, said ? *said : text_value(field.default_value));
   }
@@ -136,7 +136,7 @@ std::string attributes_json(const MechanismEntry& entry, const FieldValue& attri
 std::string describe_json(const MechanismEntry& entry, const FieldValue& attributes) {
   const Shapes shapes = shapes_of(entry, attributes);
   Json fields = Json::object();
-  for (const FieldDescription& f : entry.describe())
+  for (const FieldDescription& f : entry.describe({}))
     fields[f.name] = {
         {"type", f.type}, {"default", typed_value(f, text_value(f.default_value))}, {"help", f.help}};
   return Json{{"weft", "describe/1"},
@@ -158,7 +158,7 @@ std::string describe_text(const MechanismEntry& entry, const FieldValue& attribu
     for (const auto& [name, value] : pairs) out += "  " + name + "  " + value + "\n";
   };
   std::vector<std::pair<std::string, std::string>> fields;
-  for (const FieldDescription& f : entry.describe())
+  for (const FieldDescription& f : entry.describe({}))
     fields.emplace_back(f.name + "=" + f.default_value, f.help + (f.range.empty() ? "" : "; " + f.range));
   list("attributes", fields);
   list("inputs", shapes.inputs);

@@ -52,7 +52,7 @@ bool works(F f) {
 // The attributes with one more, if the mechanism has such a one.
 bool with_attribute(const MechanismEntry& entry, const std::string& name, const std::string& value,
                     FieldValue& attributes) {
-  for (const FieldDescription& field : entry.describe()) {
+  for (const FieldDescription& field : entry.describe({})) {
     if (field.name != name) continue;
     attributes.kind = FieldValue::Kind::map;
     std::erase_if(attributes.items, [&](const FieldValue& item) { return item.key == name; });

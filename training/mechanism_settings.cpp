@@ -10,7 +10,7 @@ MechanismSettings mechanism_settings(const Recipe& recipe) {
   const ModelConfig config = model_config(recipe, 1);
   for (const std::string& id : config.layers) {
     if (all.contains(id)) continue;
-    for (const FieldDescription& field : find_mechanism(id).describe_with(config.attributes(id)))
+    for (const FieldDescription& field : find_mechanism(id).describe(config.attributes(id)))
       all[id][field.name] = field.default_value;
   }
   return all;

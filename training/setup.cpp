@@ -77,7 +77,7 @@ namespace {
 void add_default(FieldValue& map, const MechanismEntry& entry, const std::string& name,
                  const std::string& value) {
   if (map.find(name) != nullptr) return;
-  for (const FieldDescription& f : entry.describe()) {
+  for (const FieldDescription& f : entry.describe({})) {
     if (f.name != name) continue;
     map.kind = FieldValue::Kind::map;
     FieldValue item = text_value(value);

@@ -160,6 +160,7 @@ Run waiting;
 std::vector<std::function<void()>> alone_instead;
 int waiting_rows = 0;
 bool runs_are_wanted = false;
+int64_t launched = 0;
 constexpr int kFewestPhases = 3;  // less is not worth a kernel that starts late
 
 // More rows than these are served well by kernels of their own: beside them only attention gains enough.
@@ -222,7 +223,10 @@ void launch_run() {
   l.config.stream = stream();
   CUDA_CHECK(rows > 8 ? cudaLaunchKernelEx(&l.config, run_kernel<2>, run)
                       : cudaLaunchKernelEx(&l.config, run_kernel<1>, run));
+  ++launched;
 }
+
+int64_t launched_runs() { return launched; }
 
 void drop_run() {
   waiting.count = 0;

@@ -78,6 +78,7 @@ void launch_run();
 void drop_run();
 // Whether this GPU has the kernel, and no other process can have blocks beside it (MPS).
 bool has_runs();
+int64_t launched_runs();  // so far, each as one kernel
 // Of the recording under way; WEFT_KERNELS=mma in the environment wants what other GPUs run, and so none.
 void want_runs(bool on);
 

@@ -112,7 +112,7 @@ TEST_P(Conformance, PackedEqualsSeparate) {
 
 TEST_P(Conformance, ChunkLengthChangesNothing) {
   bool has_chunk = false;
-  for (const FieldDescription& f : find_mechanism(GetParam().id).describe()) has_chunk |= f.name == "chunk";
+  for (const FieldDescription& f : find_mechanism(GetParam().id).describe({})) has_chunk |= f.name == "chunk";
   if (!has_chunk) return;
   const Layout layout = whole_documents({50, 23});
   Subject first(GetParam(), Dtype::f64, {"chunk=64"});

@@ -21,6 +21,20 @@ namespace {
 // What poisons fresh memory would stand between the phases, and end each run after one.
 const bool unpoisoned = setenv("POISON", "0", 1) == 0;
 
+// What f gives with kernels one by one and as runs, of which there have to be some.
+template <class F>
+void expect_same(F f) {
+  const int64_t before = cuda::launched_runs();
+  const std::vector<double> apart = f(false);
+  EXPECT_EQ(cuda::launched_runs(), before);
+  const std::vector<double> together = f(true);
+  EXPECT_GT(cuda::launched_runs(), before);
+  ASSERT_EQ(apart.size(), together.size());
+  size_t other = 0;
+  for (size_t i = 0; i < apart.size(); ++i) other += apart[i] != together[i];
+  EXPECT_EQ(other, 0) << "of " << apart.size();
+}
+
 constexpr int64_t kSize = cuda::kPhaseHead;
 
 Tensor random(const Shape& shape, double scale, uint32_t seed, Dtype dtype = Dtype::bf16) {
@@ -125,11 +139,7 @@ class Subject {
 
 void expect_same_bits(const Sizes& sizes) {
   SCOPED_TRACE(text(sizes.positions.size(), " documents, ", sizes.heads, " heads, ", sizes.inner, " inside"));
-  const std::vector<double> apart = Subject(sizes).values(false), together = Subject(sizes).values(true);
-  ASSERT_EQ(apart.size(), together.size());
-  size_t other = 0;
-  for (size_t i = 0; i < apart.size(); ++i) other += apart[i] != together[i];
-  EXPECT_EQ(other, 0) << "of " << apart.size();
+  expect_same([&](bool as_run) { return Subject(sizes).values(as_run); });
 }
 
 TEST(StepRun, IsTheKernelsOneByOne) {
@@ -159,7 +169,7 @@ TEST(StepRun, IsCutWhereItIsTooLong) {
     replay.run();
     return to_values(y);
   };
-  EXPECT_EQ(values(true), values(false));
+  expect_same(values);
 }
 
 // Pairs of blocks that have one unit, four, or none.
@@ -187,7 +197,8 @@ TEST(StepRun, PairsHaveOtherNumbersOfUnitsEachTime) {
         for (const double v : to_values(t)) all.push_back(v);
       return all;
     };
-    EXPECT_EQ(values(true), values(false)) << k;
+    SCOPED_TRACE(k);
+    expect_same(values);
   }
 }
 

@@ -25,7 +25,7 @@ std::string settings_help(const std::string& head, const std::vector<FieldDescri
 }
 
 std::string mechanism_help(const MechanismEntry& entry) {
-  return settings_help(in_recipe + entry.id + ": " + entry.title + ", " + entry.url, entry.describe());
+  return settings_help(in_recipe + entry.id + ": " + entry.title + ", " + entry.url, entry.describe({}));
 }
 
 // A key of the recipe first, then a mechanism, then a task; what is none is an error that names the nearest

@@ -6,6 +6,7 @@
 
 #include "attention/flash_attention.h"
 #include "attention/registry.h"
+#include "autograd/determinism.h"
 #include "autograd/device_times.h"
 #include "layers/model.h"
 #include "optim/gradient_norm.h"
@@ -211,10 +212,15 @@ double bench_gpu_attention(GpuRun& run, const std::string& name, int64_t batch, 
 
 void bench_gpu_attention(GpuRun& run) {
   const int64_t tokens = run.sized(16384), longest = run.small() ? tokens : 131072;
-  for (const int64_t size : {64, 128})
-    for (int64_t length = run.small() ? tokens : 1024; length <= longest; length *= 2)
-      bench_gpu_attention(run, "attention", std::max<int64_t>(1, tokens / length), length,
-                          run.sized(2048 / size, 1), size);
+  const bool before = deterministic();
+  for (const bool equal_bits : {false, true}) {
+    set_deterministic(equal_bits);
+    for (const int64_t size : {64, 128})
+      for (int64_t length = run.small() ? tokens : 1024; length <= longest; length *= 2)
+        bench_gpu_attention(run, equal_bits ? "attention, equal bits" : "attention",
+                            std::max<int64_t>(1, tokens / length), length, run.sized(2048 / size, 1), size);
+  }
+  set_deterministic(before);
 }
 
 void bench_gpu_layers(GpuRun& run) {

@@ -99,6 +99,22 @@ def kept_columns(columns, lines):
     return markdown([columns[i][0] for i in kept], [[line[i] for i in kept] for line in cells])
 
 
+def note_of(found):
+    """The note of a line of passes: once where all passes have it."""
+    said = {}
+    for which, row in found.items():
+        if "note" in row:
+            said.setdefault(row["note"], []).append(which)
+    return "; ".join(note if len(passes) == len(found) else f"{', '.join(passes)}: {note}" for note, passes in said.items())
+
+
+def numbered(notes):
+    """(what stands in each line for its note, lines below the table): a note of three lines or more is said once, below."""
+    often = [note for note in dict.fromkeys(notes) if note and notes.count(note) > 2]
+    below = "".join(f"\n({i}) {note}\n" for i, note in enumerate(often, 1))
+    return [f"({often.index(note) + 1})" if note in often else note for note in notes], below
+
+
 def where_and_when(rows):
     """Columns of what the caption does not say for all."""
     return [(head, get) for head, get in [
@@ -122,9 +138,11 @@ def rows_table(pattern, rows, targets):
         ("GiB (peer's)", lambda r: number(r.get("peak_gib")) + (f" ({number(r['peer_peak_gib'])})" if "peer_peak_gib" in r else "")), ("peer ms", lambda r: number(r.get("peer_ms"))),
         ("ratio", lambda r: f"{r['ratio']:.2f}" if "ratio" in r else ""),
         ("asked for", lambda r: "; ".join(asked(t) for t in targets if matches(t, r) and t["of"] in r)),
-        ("", lambda r: r.get("note", "")),
     ]
-    return caption(rows) + kept_columns(columns + where_and_when(rows), rows)
+    notes, below = numbered([r.get("note", "") for r in rows])
+    said = {id(r): note for r, note in zip(rows, notes)}
+    columns.append(("", lambda r: said[id(r)]))
+    return caption(rows) + kept_columns(columns + where_and_when(rows), rows) + below
 
 
 def caption(rows):
@@ -181,9 +199,11 @@ def by_pass(rows):
     first = {id(found): next(iter(found.values())) for found in lines.values()}
     columns = [("ms", lambda x: x[0][0] + mark(x[1].values())), ("shape", lambda x: x[0][1])]
     columns += [(p, lambda x, p=p: cell(x[1].get(p), peers)) for p in passes]
-    columns += [("", lambda x: "; ".join(dict.fromkeys(f"{w}: {r['note']}" for w, r in x[1].items() if "note" in r)))]
+    notes, below = numbered([note_of(found) for found in lines.values()])
+    said = {id(found): note for found, note in zip(lines.values(), notes)}
+    columns += [("", lambda x: said[id(x[1])])]
     columns += [(head, lambda x, get=get: get(first[id(x[1])])) for head, get in where_and_when(rows) if head != "peer"]
-    return kept_columns(columns, list(lines.items()))
+    return kept_columns(columns, list(lines.items())) + below
 
 
 def targets_table(rows, targets):

@@ -152,6 +152,18 @@ class House(unittest.TestCase):
         self.assertIn("| ms | shape | forward | forward+backward |  |", self.page())
         self.assertIn("| gla ? | 2 x 8 | 2 | 4 (2.50x) | forward: in segments |", self.page())
 
+    def test_a_note_of_many_lines_is_said_once(self):
+        for pattern, line in (({}, "| gla forward ? | B1 | 2 | (1) |"), ({"pivot": "pass"}, "| gla ? | B1 | 2 | 2 | (1) |")):
+            self.write("docs/benchmarks/rows.jsonl", "")
+            self.write("docs/benchmarks.md", PAGE.replace("{}", json.dumps(pattern)))
+            same = ROW | {"tbs": None, "of_floor": None, "note": "in segments"}
+            rows = [same | {"name": name, "shape": shape} for shape in ("B1", "B2", "B4") for name in ("gla forward", "gla backward")]
+            self.tool("add", self.rows(*rows, same | {"name": "gla forward", "shape": "B8", "note": "whole"}, commit="abc"))
+            self.tool("write")
+            self.assertIn(line, self.page())
+            self.assertIn("\n(1) in segments\n", self.page())
+            self.assertIn(" whole |", self.page())
+
     def test_shapes_side_by_side_and_ratios_of_two(self):
         target = {"group": "G", "says": "few", "name": "^gla forward$", "shape": "^B1$", "of": "times", "beside": "B8", "must": 1.5}
         self.write("docs/benchmarks/targets.jsonl", json.dumps(target))

@@ -342,7 +342,9 @@ void launch(const StepAttention<T>& p, int64_t documents) {
   if (bytes > (40 << 10))
     CUDA_CHECK(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
-  launch_early(kernel, grid, kStepThreads, bytes, p);
+  kernel<<<grid, kStepThreads, bytes, stream()>>>(p);
+  // It reads them ahead of the wait, and what the recording itself makes may be under way.
+  if (!is_recorded(p.position)) starts_early();
   check_launch("attention step");
 }
 

@@ -85,8 +85,7 @@ Scan delta_scan(double scale, int64_t chunk, bool gated, const Dimensions& dims,
 
 void DeltaRuleConfig::fields(FieldVisitor& f) {
   f("scale", scale, "factor of the read; 0 = 1 / sqrt(key size)", {.min = 0});
-  f("chunk", chunk, "tokens handled as one matrix product; changes speed, not results",
-    {.unit = "tokens", .min = 1});
+  f("chunk", chunk, "tokens handled as one matrix product", {.unit = "tokens", .min = 1, .speed_only = true});
 }
 
 DeltaRule::DeltaRule(Config config, Dimensions dims, const ParameterScope&)

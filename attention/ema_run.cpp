@@ -85,7 +85,7 @@ PlanOnDevice plan_of(const Segments& segments, int64_t channels, int64_t size, D
 }
 
 // Layer after layer asks for the same one, and a copy to a GPU is as long as a small kernel. Not within a
-// training step (BoundsScope): what a step keeps beyond its end would drop its recordings.
+// training step or evaluation (BoundsScope): what it kept beyond its end would drop the recordings of steps.
 PlanOnDevice kept_plan(const Layout& layout, int64_t channels, int64_t size, Device device) {
   if (offsets_of(layout).defined()) return plan_of(layout.segments, channels, size, device);
   struct Known {

@@ -76,11 +76,10 @@ void MegaConfig::fields(FieldVisitor& f) {
   f("ema_size", ema_size, "dimensions of the moving average of a channel", {.min = 1});
   f("ema", ema,
     "how whole documents on one rank are averaged: by chunks, by fast Fourier transforms, or as is faster; "
-    "the "
-    "same function, but a transform rounds every output by every input",
-    {.choices = {"scan", "fft", "auto"}});
-  f("chunk", chunk, "tokens of the moving average handled as one matrix product; changes speed, not results",
-    {.unit = "tokens", .min = 1});
+    "a transform rounds every output by every input",
+    {.choices = {"scan", "fft", "auto"}, .speed_only = true});
+  f("chunk", chunk, "tokens of the moving average handled as one matrix product",
+    {.unit = "tokens", .min = 1, .speed_only = true});
 }
 
 Mega::Mega(Config config, Dimensions dims, const ParameterScope& scope)

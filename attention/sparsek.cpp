@@ -108,8 +108,8 @@ void SparseKConfig::fields(FieldVisitor& f) {
   f("scale", scale, "factor of q k; 0 = 1 / sqrt(key size)", {.min = 0});
   f("position", position, "how positions enter", {.choices = {"none", "rope"}});
   f("rope_theta", rope_theta, "base of the rotary wavelengths", {.min = 1});
-  f("chunk", chunk, "tokens handled at once between two kept sets; changes speed, not results",
-    {.unit = "tokens", .min = 1});
+  f("chunk", chunk, "tokens handled at once between two kept sets",
+    {.unit = "tokens", .min = 1, .speed_only = true});
 }
 
 SparseK::SparseK(Config config, Dimensions dims, const ParameterScope&)

@@ -80,8 +80,7 @@ void TransNormerLlmConfig::fields(FieldVisitor& f) {
   f("value", value, "features of a value; 0 = see heads", {.unit = "features", .min = 0});
   f("layer", layer, "which layer it is, from 0; -1 = as it stands in the model", {.min = -1});
   f("layers", layers, "layers of the model; 0 = as the model has them", {.min = 0});
-  f("chunk", chunk, "tokens handled as one matrix product; changes speed, not results",
-    {.unit = "tokens", .min = 1});
+  f("chunk", chunk, "tokens handled as one matrix product", {.unit = "tokens", .min = 1, .speed_only = true});
   f("form", form, "layer of TransNormerLLM, or of TNL with Lightning Attention",
     {.choices = {"llm", "lightning"}});
   f("decay", decay, "decay table: of the released code, or of the paper's text",

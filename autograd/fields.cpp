@@ -317,7 +317,8 @@ std::vector<FieldDescription> describe_fields(const FieldVisitor& visitor) {
   for (const Field& field : visitor.fields) {
     const FieldValue value = write_field(field);
     const std::string text = value.kind == FieldValue::Kind::text ? value.text : to_text(value);
-    descriptions.push_back({field.name, type_name(field), text, field.help, field.traits.unit,
+    const char* const speed = field.traits.speed_only ? "; changes speed, not results" : "";
+    descriptions.push_back({field.name, type_name(field), text, field.help + speed, field.traits.unit,
                             range_text(field.traits), field.traits});
   }
   return descriptions;

@@ -39,6 +39,7 @@ struct FieldTraits {
   bool above_min = false;                 // min itself is refused
   std::vector<std::string> choices = {};  // the only texts accepted
   bool fixed = false;                     // a resumed run has to keep it
+  bool speed_only = false;                // whatever it is, the results are the same but for rounding
 };
 
 using FieldSlot = std::variant<int64_t*, double*, bool*, std::string*, std::vector<int64_t>*,

@@ -83,6 +83,9 @@ left() { echo $((${SECONDS_IN_ALL:-460} - SECONDS + start)); }
 wants() { case " $parts " in *" $1 "*) ;; *) false ;; esac }
 report() { printf '%-26s %4d s  %s\n' "$@" | tee -a "$logs/summary.txt"; }
 
+# is_over CODE BEGIN LIMIT: whether `timeout` ended it; who is killed before, as for memory, has failed.
+is_over() { case $1 in 124 | 137) [ $((SECONDS - $2)) -ge "$3" ] ;; *) false ;; esac; }
+
 # bench NAME LIMIT COMMAND...   rows of its stdout to rows/NN-NAME.jsonl, the rest to NAME.log. 2: its time was over.
 bench() {
   local name=$1 limit=$2 begin=$SECONDS code=0 verdict=good found rows=$logs/rows/$((++count))-$1.jsonl
@@ -96,16 +99,17 @@ bench() {
   timeout -k 3 "$limit" "$@" >>"$rows" 2>"$logs/$name.log" || code=$?
   found=$(grep -c '"ms"' "$rows" || true)
   if [ "$code$found" = 00 ]; then code=no; fi
+  if is_over $code $begin "$limit"; then code=over; fi
   case $code in
     0) ;;
     no) verdict="FAILED: it printed no row" ;;
-    124 | 137) verdict="stopped at its limit" ;;
+    over) verdict="stopped at its limit" ;;
     *) verdict="FAILED with exit code $code: $(tail -n 1 "$logs/$name.log" | cut -c1-100)" ;;
   esac
   report "$name" $((SECONDS - begin)) "$found rows, $verdict"
   case $code in
     0) return 0 ;;
-    124 | 137) return 2 ;;
+    over) return 2 ;;
     *) return 1 ;;
   esac
 }

@@ -128,7 +128,8 @@ ema test_attention ema_ EmaRun.PiecesEqualTheWhole:EmaCoefficients.EqualTheirCom
 program_named() { tr -s ' ' '\n' <<<"$programs" | grep "/$1\$"; }
 # sanitized TOOL GROUP PROGRAM WORDS FILTER: what compute-sanitizer says of these tests goes to TOOL-GROUP.log
 sanitized() {
-  local tool=$1 group=$2 path begin=$SECONDS code=0 log=$logs/$1-$2.log poison=0 apart=0 few=1 kernels='' word options=()
+  local tool=$1 group=$2 path begin=$SECONDS code=0 limit=${LIMIT:-100} verdict='' log=$logs/$1-$2.log
+  local poison=0 apart=0 few=1 kernels='' word options=()
   path=$(built "$(program_named "$3")")
   case $tool in
     memcheck) poison=1 apart=1 ;;
@@ -139,11 +140,16 @@ sanitized() {
     initcheck) apart=1 options=(--show-backtrace no) ;; # poison is a value too
   esac
   if [ "$group" = mma ]; then kernels=mma; fi
-  FEW=$few APART=$apart POISON=$poison WEFT_KERNELS=$kernels OMP_NUM_THREADS=1 timeout -k 3 "${LIMIT:-100}" compute-sanitizer \
+  FEW=$few APART=$apart POISON=$poison WEFT_KERNELS=$kernels OMP_NUM_THREADS=1 timeout -k 3 "$limit" compute-sanitizer \
     --tool "$tool" "${options[@]}" --demangle no --print-limit 100000 "$path" --gtest_filter="$5" >"$log" 2>&1 || code=$?
   # A killed program's findings so far count all the same.
+  if is_over $code $begin "$limit"; then
+    verdict=', stopped at its limit'
+  elif [ $code != 0 ]; then
+    verdict=", FAILED with exit code $code"
+  fi
   report "$tool-$group" $((SECONDS - begin)) "$(grep -c '^\[       OK' "$log") passed, $(grep -c '^\[  FAILED  \] .*ms)$' "$log") failed, $(
-    sed -nE 's/^=+ ((ERROR|RACECHECK) SUMMARY: .*)/\1/p' "$log" | tail -n 1)$([ $code = 124 ] && echo ', stopped at its limit')"
+    sed -nE 's/^=+ ((ERROR|RACECHECK) SUMMARY: .*)/\1/p' "$log" | tail -n 1)$verdict"
 }
 sanitize() {
   local tool group program words filter running=0 programs_of=()
@@ -173,6 +179,7 @@ sanitize() {
   wait
   # Races are for a person to judge; what leaves a tensor, or meets a barrier wrongly, is a fault.
   if grep -lE '^=+ ERROR SUMMARY: [1-9]' "$logs"/{memcheck,synccheck}-*.log >/dev/null 2>&1; then failed=1; fi
+  if grep -qE '^[a-z]+check-.*, FAILED with' "$logs/summary.txt"; then failed=1; fi
   if [ -z "$python" ]; then return; fi
   for program in $(awk '{ print $2 }' <<<"$checked" | sort -u); do programs_of+=(--program="$(built "$(program_named "$program")")"); done
   find "$logs" -name '*check-*.log' -print0 | sort -z |

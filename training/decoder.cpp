@@ -43,13 +43,13 @@ Decoder::Decoder(const Model& model, const std::vector<std::vector<int32_t>>& pr
   document_ = from_ints(numbers, device);
   tokens_ = empty({texts}, Dtype::i32, device);
   drawn_ = from_ints(std::vector<int32_t>(prompts.size(), 0), device);
-  std::vector<int32_t> last;
+  std::vector<int32_t> next;
   for (const std::vector<int32_t>& p : prompts) {
     CHECK(!p.empty(), "decoder: an empty prompt");
     lengths_.push_back(std::ssize(p));
-    last.push_back(static_cast<int32_t>(p.size()) - 1);
+    next.push_back(static_cast<int32_t>(p.size()));
   }
-  position_ = from_ints(last, device);
+  position_ = from_ints(next, device);
   for (int64_t i = 0; i < texts; ++i) prefill(prompts[static_cast<size_t>(i)], i);
 }
 
@@ -78,16 +78,17 @@ void Decoder::draw(const Tensor& logits, const Group& group) {
   increment(counted);
 }
 
-// The model's step for a group: reads its tokens, draws the next ones.
+// The model's step for a group: reads its tokens, draws the next ones. Positions are counted on behind all
+// that reads them, since kernels of a recording may start early and read them at once.
 void Decoder::advance(const Group& group) {
   Layout layout{{}, position_.rows(group.begin, group.end), document_.rows(group.begin, group.end)};
-  increment(layout.position);
   for (int64_t i = group.begin; i < group.end; ++i) {
     int64_t& length = lengths_[static_cast<size_t>(i)];
     layout.segments.push_back({static_cast<int>(i), length, length + 1});
     ++length;
   }
   draw(model_.logits(model_.hidden(tokens_.rows(group.begin, group.end), layout, crossings_)), group);
+  increment(layout.position);
 }
 
 void Decoder::step(const std::vector<bool>& finished) {

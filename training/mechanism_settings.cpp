@@ -11,9 +11,13 @@ MechanismSettings mechanism_settings(const Recipe& recipe) {
   for (const std::string& id : config.layers) {
     if (all.contains(id)) continue;
     for (const FieldDescription& field : find_mechanism(id).describe(config.attributes(id)))
-      all[id][field.name] = field.default_value;
+      if (!field.traits.speed_only) all[id][field.name] = field.default_value;
   }
   return all;
+}
+
+bool same_function(const Recipe& a, const Recipe& b) {
+  return mechanism_settings(a) == mechanism_settings(b);
 }
 
 void require_settings(const MechanismSettings& kept, const Recipe& recipe) {

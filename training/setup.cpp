@@ -1,6 +1,7 @@
 #include "training/setup.h"
 
 #include <algorithm>
+#include <map>
 
 #include "attention/recording_crossing.h"
 
@@ -99,9 +100,13 @@ ModelConfig model_config(const Recipe& recipe, int64_t vocab) {
       throw Error(e.code, e.what(), recipe.where("model.layers"), e.advice);
     }
   }
+  std::map<std::string, std::string> said;  // by id, as what
   for (const FieldValue& item : m.mechanisms.map.items) {
     try {
-      find_mechanism(item.key);
+      const auto [first, fresh] = said.emplace(find_mechanism(item.key).id, item.key);
+      if (!fresh)
+        throw Error(Exit::recipe, text(first->second, " and ", item.key, " are the same mechanism"), {},
+                    "give its attributes once");
     } catch (const Error& e) {
       throw Error(Exit::recipe, e.what(), item.key_place.text(), e.advice);
     }

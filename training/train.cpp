@@ -25,6 +25,7 @@
 #include "training/log/run_log.h"
 #include "training/log/step_timer.h"
 #include "training/log/stop_request.h"
+#include "training/mechanism_settings.h"
 #include "training/plan.h"
 #include "training/recipe/diff.h"
 #include "training/recipe/load.h"
@@ -123,7 +124,7 @@ bool Run::prepare_folder() {
                   "start it anew in another folder");
     if (exists && fs::exists(recipe_.run + "/recipe.yaml")) {
       const Recipe saved = load_recipe(recipe_.run + "/recipe.yaml");
-      changes_ = check_resume(saved, recipe_);
+      changes_ = check_resume(saved, recipe_, same_function(saved, recipe_));
     }
   });
   return world_ == nullptr ? resume : any_rank(*world_, resume);

@@ -4,6 +4,7 @@
 #include <bit>
 #include <chrono>
 #include <cmath>
+#include <optional>
 
 #include "autograd/determinism.h"
 #include "autograd/fault.h"
@@ -257,6 +258,11 @@ Evaluation Trainer::evaluate(const Dataset& data, int64_t samples) {
     const cuda::Pass pass;  // in the memory of training steps
 #endif
     const MicroBatch micro = cut(batch, device_);
+    // The documents' offsets are those of the micro-batch: whatever keeps its own beyond a pass drops graphs.
+    const DocumentBounds exact = bounds_of(micro.layout);
+    std::optional<BoundsScope> bounds;
+    if (micro.offsets.defined())
+      bounds.emplace(micro.layout, exact, micro.offsets.rows(0, exact.documents + 1));
     const std::unique_ptr<CrossingFactory> cross = crossings(micro);
     evaluator.add(
         micro, *cross,

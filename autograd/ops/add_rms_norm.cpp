@@ -13,7 +13,7 @@ SumAndNorm add_rms_norm(const Variable& first, const Variable& second, const Var
   CHECK(!gain.defined() || gain.shape() == Shape{x.dim(-1)}, "add_rms_norm: x ", x.shape(), ", gain ",
         gain.shape());
   const Dtype wide = wide_of(x.dtype());
-  const Tensor factors = gain.defined() ? gain.value().to(wide) : Tensor();
+  const Tensor factors = gain.defined() ? gain.value().to(wide).contiguous() : Tensor();
   const Tensor sum = empty_like(x), y = empty_like(x), rstd = empty({row_count(x)}, wide, x.device());
   ON_DEVICE(x.device(), add_rms_norm_forward(sum, y, rstd, x, branch, factors, eps));
   std::vector<Variable> inputs{first, second};

@@ -17,12 +17,13 @@ Variable layer_norm(const Variable& x, const Variable& gain, const Variable& bia
     CHECK(v.shape() == Shape{x.dim(-1)}, "layer_norm: x ", x.shape(), ", ", name, " ", v.shape());
     place = static_cast<int>(inputs.size());
     inputs.push_back(v);
-    return v.value().to(wide);
+    return v.value().to(wide).contiguous();
   };
   const Tensor factors = vector(gain, "gain", places.gain), shifts = vector(bias, "bias", places.bias);
+  const Tensor rows = as_rows(x.value());
   const Tensor y = empty_like(x), statistics = empty({row_count(x), 2}, wide, x.device());
-  ON_DEVICE(x.device(), layer_norm_forward(y, statistics, x, factors, shifts, eps));
-  return record("layer_norm", inputs, y, save(x, statistics, factors), places,
+  ON_DEVICE(x.device(), layer_norm_forward(y, statistics, rows, factors, shifts, eps));
+  return record("layer_norm", inputs, y, save(rows, statistics, factors), places,
                 [](Backward& grads, const Places& places) {
                   const Tensor dy = grads.grad().contiguous(), dx = empty_like(dy);
                   const Tensor& statistics = grads.saved(1);

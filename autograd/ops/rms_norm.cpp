@@ -11,13 +11,14 @@ Variable rms_norm(const Variable& x, const Variable& gain, double eps) {
   CHECK(!gain.defined() || gain.shape() == Shape{x.dim(-1)}, "rms_norm: x ", x.shape(), ", gain ",
         gain.shape());
   const Dtype wide = wide_of(x.dtype());
-  const Tensor factors = gain.defined() ? gain.value().to(wide) : Tensor();
+  const Tensor rows = as_rows(x.value()),
+               factors = gain.defined() ? gain.value().to(wide).contiguous() : Tensor();
   const Tensor y = empty_like(x), rstd = empty({row_count(x)}, wide, x.device());
-  ON_DEVICE(x.device(), rms_norm_forward(y, rstd, x, factors, eps));
+  ON_DEVICE(x.device(), rms_norm_forward(y, rstd, rows, factors, eps));
   std::vector<Variable> inputs{x};
   if (gain.defined()) inputs.push_back(gain);
   return record(
-      "rms_norm", inputs, y, save(x, rstd, factors), NoAttributes{},
+      "rms_norm", inputs, y, save(rows, rstd, factors), NoAttributes{},
       [](Backward& grads, const NoAttributes&) {
         const Tensor dy = grads.grad().contiguous(), dx = empty_like(dy);
         const Tensor& rstd = grads.saved(1);

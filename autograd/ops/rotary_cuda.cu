@@ -28,7 +28,7 @@ struct Parts {
 };
 
 // A block turns `tokens` tokens: their angles once, in f64, then all heads by them. V features at a time. It
-// starts early: where a token stands is known before what it turns.
+// starts early where it may read ahead of the wait where a token stands, which is known before what it turns.
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads)
     rotary_kernel(const __grid_constant__ Parts<T> parts, const int32_t* position, int64_t n, int tokens,
@@ -113,9 +113,10 @@ void rotary_as(const std::vector<RotaryPart>& parts, const Tensor& position, dou
   CHECK(bytes <= kAngleBytes, "rotary: ", 2 * pairs, " features are more than the GPU kernel takes");
   const int64_t tokens = bytes == 0 ? kMostTokens : std::min<int64_t>(kMostTokens, kAngleBytes / bytes);
   const auto blocks = static_cast<unsigned>((n + tokens - 1) / tokens);
-  launch_early(rotary_kernel<T, V>, blocks, kThreads, static_cast<size_t>(tokens * bytes + pairs * 8), places,
-               data<const int32_t>(position), n, static_cast<int>(tokens), static_cast<int>(pairs), theta,
-               static_cast<A>(turn));
+  rotary_kernel<T, V><<<blocks, kThreads, static_cast<size_t>(tokens * bytes + pairs * 8), stream()>>>(
+      places, data<const int32_t>(position), n, static_cast<int>(tokens), static_cast<int>(pairs), theta,
+      static_cast<A>(turn));
+  if (!is_recorded(position.raw())) starts_early();  // what the recording itself makes may be under way
   check_launch("rotary");
 }
 

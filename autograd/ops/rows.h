@@ -9,13 +9,19 @@
 
 namespace weft {
 
-// The dtype in which sums over a dtype are kept.
-
 // All dimensions but the last.
 inline int64_t row_count(const Tensor& x) { return x.shape().product(0, x.rank() - 1); }
 
 // Rows per task such that a task moves some 16 thousand elements.
 inline int64_t row_grain(int64_t width) { return 1 + (int64_t{1} << 14) / (width + 1); }
+
+// What its kernels take for rows: a vector is one row, whose elements lie side by side.
+inline Tensor as_rows(const Tensor& x) { return x.rank() == 1 ? x.contiguous() : x; }
+// Room for the gradient of input i that such a kernel writes.
+template <class Backward>
+Tensor room_for_rows(Backward& grads, int i, const Tensor& like) {
+  return like.rank() == 1 ? empty_like(like) : grads.room(i, like);
+}
 
 // Row r of a tensor that may be a column view: (N, C) or (N, H, D) with a pitch between leading rows.
 template <class T>
@@ -25,7 +31,9 @@ class Rows {
       : data_(x.data<T>()),
         pitch_(x.pitch()),
         width_(x.dim(-1)),
-        groups_(x.rank() < 2 || width_ == 0 ? 1 : x.row_size() / width_) {}
+        groups_(x.rank() < 2 || width_ == 0 ? 1 : x.row_size() / width_) {
+    CHECK(x.rank() != 1 || x.dense(), "rows: a vector with a pitch of ", pitch_);
+  }
   T* operator[](int64_t r) const { return data_ + r / groups_ * pitch_ + r % groups_ * width_; }
 
  private:

@@ -23,7 +23,7 @@ Variable short_conv(const Variable& x, const Variable& weight, const Variable& b
     CHECK(bias.rank() == 1 && bias.dim(0) == x.dim(1), "short_conv: x ", x.shape(), ", bias ", bias.shape());
     places.bias = static_cast<int>(inputs.size());
     inputs.push_back(bias);
-    shift = bias.value().to(wide);
+    shift = bias.value().contiguous().to(wide);
   }
   if (before.defined()) {
     CHECK(before.rank() == 2 && before.dim(0) == weight.dim(1) - 1 && before.dim(1) == x.dim(1) &&

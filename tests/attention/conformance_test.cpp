@@ -110,23 +110,30 @@ TEST_P(Conformance, PackedEqualsSeparate) {
   }
 }
 
-TEST_P(Conformance, ChunkLengthChangesNothing) {
-  bool has_chunk = false;
-  for (const FieldDescription& f : find_mechanism(GetParam().id).describe({})) has_chunk |= f.name == "chunk";
-  if (!has_chunk) return;
+// A chunk that does not say so is part of the function: ForwardEqualsReference holds it.
+TEST_P(Conformance, WhatChangesSpeedChangesNothingElse) {
   const Layout layout = whole_documents({50, 23});
-  Subject first(GetParam(), Dtype::f64, {"chunk=64"});
-  if (first.mechanism->align() > 1)
-    return;  // the chunk is part of the function: ForwardEqualsReference holds it
+  Subject first(GetParam(), Dtype::f64);
   const std::vector<Tensor> inputs = random_inputs(*first.mechanism, 73, Dtype::f64);
   const Outcome expected = run_with_gradients(first, layout, inputs);
-  for (const char* chunk : {"chunk=1", "chunk=7", "chunk=16", "chunk=50"}) {
-    Subject other(GetParam(), Dtype::f64, {chunk});
-    const Outcome outcome = run_with_gradients(other, layout, inputs);
-    EXPECT_LE(difference(outcome.output, expected.output), tolerance::of(Dtype::f64)) << chunk;
-    for (size_t i = 0; i < expected.gradients.size(); ++i)
-      EXPECT_LE(difference(outcome.gradients[i], expected.gradients[i]), tolerance::of(Dtype::f64))
-          << chunk << " gradient " << i;
+  for (const FieldDescription& f : find_mechanism(GetParam().id).describe({})) {
+    if (!f.traits.speed_only) {
+      if (f.name == "chunk") {
+        const Subject aligned(GetParam(), Dtype::f64, {"chunk=64"});
+        EXPECT_EQ(aligned.mechanism->align(), 64);
+      }
+      continue;
+    }
+    const std::vector<std::string> lengths{"1", "7", "16", "50", "64"};
+    for (const std::string& value : f.traits.choices.empty() ? lengths : f.traits.choices) {
+      const std::string setting = f.name + "=" + value;
+      Subject other(GetParam(), Dtype::f64, {setting});
+      const Outcome outcome = run_with_gradients(other, layout, inputs);
+      EXPECT_LE(difference(outcome.output, expected.output), tolerance::of(Dtype::f64)) << setting;
+      for (size_t i = 0; i < expected.gradients.size(); ++i)
+        EXPECT_LE(difference(outcome.gradients[i], expected.gradients[i]), tolerance::of(Dtype::f64))
+            << setting << " gradient " << i;
+    }
   }
 }
 

@@ -11,6 +11,10 @@
 #include "attention/flash_attention.h"
 #include "autograd/gradcheck.h"
 #include "autograd/ops/rotary.h"
+#include "autograd/ops/sample.h"
+#ifdef WEFT_CUDA
+#include "autograd/cuda/replay.h"
+#endif
 #include "tests/few.h"
 #include "tests/tolerances.h"
 
@@ -158,6 +162,34 @@ TEST(AttentionStep, SameBitsAgain) {
     ASSERT_EQ(wide_difference(again[1], first[1]), 0);
   }
 }
+
+#ifdef WEFT_CUDA
+// Positions are read before the kernel before has ended, but not if it is that kernel which says them.
+TEST(AttentionStep, WaitsForPositionsOfItsOwnRecording) {
+  if (default_device() != Device::cuda) GTEST_SKIP() << "for a GPU";
+  const int64_t rows = 300;
+  const Tensor q = random({1, 2, 64}, Dtype::f32, 1), k = random({1, 2, 64}, Dtype::f32, 2);
+  const Tensor keys = random({rows, 2, 64}, Dtype::f32, 3), values = random({rows, 2, 64}, Dtype::f32, 4);
+  const Tensor ends = from_ints(std::vector<int32_t>(rows, 0)),
+               marks = from_ints(std::vector<int32_t>(rows, 0));
+  const Tensor logits = zeros({1, 1 << 22}, Dtype::f32);  // a millisecond for one block
+  const Tensor zero = from_ints({0});
+  AddressTable table;
+  const Tensor caches = table.of({keys.raw(), values.raw(), ends.raw(), marks.raw()}, 4, default_device());
+  const auto step = [&](const Tensor& position) {
+    return attention_step({.scale = 0.3}, q, k, k, position, zero, caches, rows)[0];
+  };
+  Tensor y;
+  cuda::Replay replay;
+  replay.record([&] { y = step(sample_rows(logits, zero, {.temperature = 0})); });
+  for (const int32_t at : {3, 200, 77}) {
+    logits.zero();
+    logits.columns(at, at + 1).copy_from(full({1, 1}, 1, Dtype::f32));
+    replay.run();
+    EXPECT_EQ(wide_difference(y, step(from_ints({at}))), 0) << at;
+  }
+}
+#endif
 
 TEST(AttentionStep, ServesWhatItCan) {
   const Tensor q = empty({1, 1, 64}, Dtype::f32);

@@ -142,6 +142,12 @@ class GpuCheck(unittest.TestCase):
         self.assertIn("NOT RUN: no time left", out)
         self.assertEqual([row["name"] for row in self.rows()], ["recurrence"])
 
+    def test_who_is_killed_before_its_limit_has_failed(self):
+        self.write("bench-recurrence", "row recurrence; kill -KILL $$\n")
+        self.assertIn("FAILED with exit code 137", self.check("recurrences", code=1))
+        self.write("bench-attention", "row attention; exit 124\n")
+        self.assertIn("FAILED with exit code 124", self.check("attention", code=1))
+
     def test_the_strongest_peer_stands_beside(self):
         self.program("stub/python", PYTHON)
         self.check("recurrences", PEERS="on", PYTHON=self.path("stub/python"))
@@ -199,6 +205,14 @@ class GpuCheck(unittest.TestCase):
         self.assertIn("7 hazards displayed", self.sanitize()[0])
         self.write("synccheck", "========= ERROR SUMMARY: 3 errors\n")
         self.assertIn("3 errors", self.sanitize(code=1)[0])
+
+    def test_tests_that_fail_or_break_off_under_a_sanitizer_are_a_failure(self):
+        self.program("stub/compute-sanitizer", SANITIZER)
+        for end in ("echo '[  FAILED  ] A.Two (1 ms)'; exit 1", "kill -SEGV $$"):
+            self.program("stub/compute-sanitizer", SANITIZER + f'if [ "$2" = initcheck ]; then {end}; fi\n')
+            out = self.check("sanitize", PATH=self.path("stub") + ":" + os.environ["PATH"], code=1)
+            self.assertRegex(out, r"initcheck-norms .*FAILED with exit code (1|139)")
+            self.assertNotRegex(out, r"memcheck-norms .*FAILED with")
 
     def test_what_is_sanitized_is_there(self):
         sources = {name: read_all(pattern) for name, pattern in

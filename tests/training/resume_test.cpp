@@ -298,35 +298,51 @@ TEST(Resume, ACheckpointOfAnotherSeedIsRefused) {
 // As if this version had another default than the one that saved: the recipe of the run says nothing of it.
 TEST(Resume, KeepsWhatMechanismsAreSetTo) {
   const TinyRun tiny;
-  ASSERT_EQ(tiny.train({"steps=5", "model.layers=[linear*2]", "model.mechanisms={linear: {chunk: 16}}"}).code,
-            0);
+  const std::string said = "{linear: {feature_map: relu}}";
+  ASSERT_EQ(tiny.train({"steps=5", "model.layers=[linear*2]", "model.mechanisms=" + said}).code, 0);
   const std::string recipe = tiny.folder().read("runs/tiny/recipe.yaml");
-  const size_t at = recipe.find("{linear: {chunk: 16}}");
+  const size_t at = recipe.find(said);
   ASSERT_NE(at, std::string::npos) << recipe;
-  tiny.folder().write("runs/tiny/recipe.yaml", std::string(recipe).replace(at, 21, "{}"));
+  const auto say = [&](const char* other) {
+    tiny.folder().write("runs/tiny/recipe.yaml", std::string(recipe).replace(at, said.size(), other));
+  };
+  say("{}");
   for (const std::vector<std::string>& words :
        {std::vector<std::string>{"train", "--resume", "runs/tiny", "steps=6"},
         {"generate", "runs/tiny", "--prompt", "a"}}) {
     const Ran ran = tiny.weft(words);
     EXPECT_EQ(ran.code, 78) << ran.err;
-    EXPECT_NE(ran.err.find("linear's chunk was 16 when this was saved, now it is 64"), std::string::npos)
+    EXPECT_NE(ran.err.find("linear's feature_map was relu when this was saved, now it is identity"),
+              std::string::npos)
         << ran.err;
-    EXPECT_NE(ran.err.find("write mechanisms: {linear: {chunk: 16}} under model in recipe.yaml of its run"),
+    EXPECT_NE(ran.err.find("write mechanisms: " + said + " under model in recipe.yaml of its run"),
               std::string::npos)
         << ran.err;
   }
   // Not behind the command: a resumed run keeps its recipe.
-  EXPECT_EQ(
-      tiny.weft({"train", "--resume", "runs/tiny", "steps=6", "model.mechanisms={linear: {chunk: 16}}"}).code,
-      78);
+  EXPECT_EQ(tiny.weft({"train", "--resume", "runs/tiny", "steps=6", "model.mechanisms=" + said}).code, 78);
   // The same in other words: a default said, a number spelt in another way.
-  tiny.folder().write(
-      "runs/tiny/recipe.yaml",
-      std::string(recipe).replace(at, 21, "{linear: {chunk: 16, scale: 0.0, normalize: no}}"));
+  say("{linear: {feature_map: relu, scale: 0.0, normalize: no}}");
   const Ran same = tiny.weft({"generate", "runs/tiny", "--prompt", "a"});
   EXPECT_EQ(same.code, 0) << same.err;
   tiny.folder().write("runs/tiny/recipe.yaml", recipe);
   EXPECT_EQ(tiny.weft({"train", "--resume", "runs/tiny", "steps=6"}).code, 0);
+}
+
+// Even if the checkpoint knows it, as those of earlier versions do.
+TEST(Resume, MayChangeWhatChangesSpeedAlone) {
+  const TinyRun tiny;
+  const std::string chunk = "model.mechanisms={linear: {chunk: 16}}";
+  ASSERT_EQ(tiny.train({"steps=5", "model.layers=[linear*2]", chunk}).code, 0);
+  const std::string manifest = "runs/tiny/checkpoints/step-5/manifest.json";
+  EXPECT_EQ(tiny.folder().read(manifest).find("chunk"), std::string::npos);
+  const Ran other = tiny.weft(
+      {"train", "--resume", "runs/tiny", "steps=6", "model.mechanisms={linear: {chunk: 8, scale: 0.0}}"});
+  EXPECT_EQ(other.code, 0) << other.err;
+  EXPECT_NE(other.err.find("changed: model.mechanisms: "), std::string::npos) << other.err;
+  const Ran more = tiny.weft(
+      {"train", "--resume", "runs/tiny", "steps=7", "model.mechanisms={linear: {chunk: 8, scale: 0.5}}"});
+  EXPECT_EQ(more.code, 78) << more.err;
 }
 
 TEST(Resume, KeepsItsTokenizer) {

@@ -187,6 +187,46 @@ TEST_P(StepGraphsTest, RoundedBoundsChangeNothingButTheOrderOfSums) {
   }
 }
 
+// Samples of other documents each.
+class MadePacks : public SampleMaker {
+ public:
+  void append(int64_t number, Batch& batch) const override {
+    const RandomKey random{11, 2, static_cast<uint32_t>(number)};
+    uint64_t draws = 0;
+    for (int64_t left = kContext, length = 0; left > 0; left -= length) {
+      length = std::min(left, 16 + static_cast<int64_t>(random.uniform(draws++) * 100));
+      for (int64_t i = 0; i < length; ++i) {
+        batch.tokens.push_back(static_cast<int32_t>((number + i) % 250));
+        batch.targets.push_back(i + 1 < length ? static_cast<int32_t>((number + i + 1) % 250) : -1);
+      }
+      batch.offsets.push_back(std::ssize(batch.tokens));
+    }
+  }
+  int64_t documents() const override { return kContext / 16; }
+};
+
+TEST_P(StepGraphsTest, StayWhileOtherDocumentsAreEvaluated) {
+  const Recipe r = recipe("bf16", 32);
+  const auto tokenizer = open_tokenizer(r);
+  Trainer trainer(r, *tokenizer, nullptr);
+  const Dataset held_out(std::make_shared<MadePacks>(), kContext);
+  int64_t steps = 0;
+  // Graphs replayed in three steps.
+  const auto replays = [&](bool evaluated) {
+    const int64_t before = trainer.graphs().replayed();
+    for (int i = 0; i < 3; ++i) {
+      trainer.step(steps++, packed(0));
+      if (evaluated) trainer.evaluate(held_out, 4);
+    }
+    return trainer.graphs().replayed() - before;
+  };
+  replays(true);  // what is kept for ever is made
+  const int64_t recorded = trainer.graphs().recorded(), alone = replays(false);
+  EXPECT_GE(alone, 3);  // the update, and two micro-batches where nothing of them is listed by the host
+  EXPECT_EQ(replays(true), alone);
+  EXPECT_EQ(trainer.graphs().recorded(), recorded);
+}
+
 INSTANTIATE_TEST_SUITE_P(Layers, StepGraphsTest,
                          testing::Values("softmax*2", "lightning*2", "lightning,softmax", "gla*2",
                                          "gated_delta_rule*2", "transnormer_llm*2"));

@@ -149,5 +149,19 @@ INSTANTIATE_TEST_SUITE_P(Layers, TrainerTest,
                          testing::Values("softmax", "lightning", "delta_rule", "based", "sliding_window",
                                          "simple_gla", "gated_delta_rule", "transnormer_llm"));
 
+TEST(ModelConfig, TakesAttributesUnderOneName) {
+  const Recipe twice = parse_recipe(
+      "{model: {layers: [lightning], mechanisms: {lightning: {chunk: 8}, retention: {chunk: 16}}}}", "r.yaml",
+      {});
+  try {
+    model_config(twice, 10);
+    ADD_FAILURE() << "one of the two would be left out in silence";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code, Exit::recipe);
+    EXPECT_STREQ(e.what(), "lightning and retention are the same mechanism");
+    EXPECT_EQ(e.where.find("r.yaml:1:"), 0u) << e.where;
+  }
+}
+
 }  // namespace
 }  // namespace weft

@@ -40,13 +40,14 @@ std::vector<RecipeDifference> recipe_diff(const Recipe& before, const Recipe& af
   return differences;
 }
 
-std::vector<RecipeDifference> check_resume(const Recipe& saved, const Recipe& now) {
+std::vector<RecipeDifference> check_resume(const Recipe& saved, const Recipe& now, bool same_function) {
   std::vector<RecipeDifference> allowed;
   std::string refused, where;
   for (const RecipeDifference& difference : recipe_diff(saved, now)) {
     // A mean that the run did not keep so far is not in its checkpoints; one that it kept may be given up.
     const bool missing = difference.key == "optim.ema" && saved.optim.ema == 0;
-    if (!difference.fixed && !missing) {
+    const bool free = !difference.fixed || (same_function && difference.key == "model.mechanisms");
+    if (free && !missing) {
       allowed.push_back(difference);
       continue;
     }

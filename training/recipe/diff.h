@@ -25,7 +25,8 @@ std::vector<RecipeDifference> recipe_diff(const Recipe& before, const Recipe& af
 
 // Whether a run saved with one recipe may go on with another. Model, precision, optimizer kind, tokenizer,
 // data and seed have to stay, and optim.ema may not begin: Exit::recipe names what differs. Returns the
-// differences that are allowed.
-std::vector<RecipeDifference> check_resume(const Recipe& saved, const Recipe& now);
+// differences that are allowed. same_function: what model.mechanisms says in both is the same but for speed.
+std::vector<RecipeDifference> check_resume(const Recipe& saved, const Recipe& now,
+                                           bool same_function = false);
 
 }  // namespace weft

@@ -10,7 +10,7 @@ namespace weft {
 
 // The same elements as columns of something wider.
 inline Tensor as_columns(const Tensor& x) {
-  if (x.rank() < 2) return x;
+  if (x.rank() < 1) return x;
   const int64_t width = x.row_size();
   const Tensor view =
       random_tensor({x.dim(0), width + 9}, 99).to(x.dtype()).columns(4, 4 + width).reshape(x.shape());

@@ -1,7 +1,10 @@
 #include "autograd/ops/rotary.h"
 
 #include "autograd/ops/arrange.h"
-
+#include "autograd/ops/sample.h"
+#ifdef WEFT_CUDA
+#include "autograd/cuda/replay.h"
+#endif
 #include "tests/autograd/ops/op_checks.h"
 
 namespace weft {
@@ -100,6 +103,24 @@ TEST(Rotary, ColumnViewsAndBadArguments) {
   EXPECT_THROW(rotary(view, position, 10000, 8), Error);
   EXPECT_THROW(rotary(view, from_ints({1})), Error);
 }
+
+#ifdef WEFT_CUDA
+// Positions are read before the kernel before has ended, but not if it is that kernel which says them.
+TEST(Rotary, WaitsForPositionsOfItsOwnRecording) {
+  if (default_device() != Device::cuda) GTEST_SKIP() << "for a GPU";
+  const Tensor logits = zeros({1, 1 << 22}, Dtype::f32);  // a millisecond for one block
+  const Tensor x = random_tensor({1, 1, 64}, 1, Dtype::f32), zero = from_ints({0});
+  Tensor y;
+  cuda::Replay replay;
+  replay.record([&] { y = rotary(x, sample_rows(logits, zero, {.temperature = 0})).value(); });
+  for (const int32_t at : {3, 1000, 77}) {
+    logits.zero();
+    logits.columns(at, at + 1).copy_from(full({1, 1}, 1, Dtype::f32));
+    replay.run();
+    EXPECT_TRUE(same_bits(y, rotary(x, from_ints({at})).value())) << at;
+  }
+}
+#endif
 
 }  // namespace
 }  // namespace weft

@@ -106,7 +106,7 @@ __device__ void prepare_a(const M& memory, const typename M::Stage& g, int n, in
   if (!second) store_shared_pair(memory.total(n, channel), multiply(total, other));
 }
 
-// One warp: the sum of block n's parts as an operand, in the first one's place.
+// One warp: the sum of block n's parts as an operand and its rest, in the first two's places.
 template <class M>
 __device__ void sum_scores(const M& memory, int n) {
   Scores sum;
@@ -117,9 +117,14 @@ __device__ void sum_scores(const M& memory, int n) {
     float(&x)[4] = sum.x[slot % 2];
     x[0] += v.x, x[1] += v.y, x[2] += v.z, x[3] += v.w;
   }
-  uint32_t p[4];
-  sum.masked(p, [](int, int) { return true; });
-  store_shared_words(memory.scores().at(n, 0), p);
+  uint32_t high[4], rest[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const Split p = sum.quarter(i / 2, i % 2 * 2, [](int, int) { return true; });
+    high[i] = p.high, rest[i] = p.rest;
+  }
+  store_shared_words(memory.scores().at(n, 0), high);
+  store_shared_words(memory.scores().at(n, 1), rest);
 }
 
 // One of a pair of warps: block n of its columns.
@@ -161,9 +166,11 @@ __device__ void step_a(WarpState<D_a>& state, const Place& at, const M& memory, 
       WarpProducts::mma(s, c, b[2 * half], b[2 * half + 1]);
     }
   }
-  const uint4 scores = load_shared(memory.scores().at(n, 0));
-  const uint32_t p[4] = {scores.x, scores.y, scores.z, scores.w};
-  WarpProducts::mma(out, p, share ? c[1] : c[0], share ? c[3] : c[2]);
+#pragma unroll
+  for (int rest = 0; rest < 2; ++rest) {
+    const uint4 p = load_shared(memory.scores().at(n, rest));
+    WarpProducts::mma(out, {p.x, p.y, p.z, p.w}, share ? c[1] : c[0], share ? c[3] : c[2]);
+  }
   sync_pair(pair);
   const float4 other = load_shared_floats(exchange.at(n, 1 - share));
   out[0] += other.x, out[1] += other.y, out[2] += other.z, out[3] += other.w;

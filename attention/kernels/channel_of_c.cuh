@@ -6,7 +6,9 @@
 
 namespace weft::cuda {
 
-// One warp, for block n: the scores as operands, of each token with itself and of the pairs of each level.
+// One warp, for block n: the scores of each token with itself and of the pairs of each level, as pairs of
+// bf16. All that a level has lies in one or two quarters of 8 x 8; a quarter and its rest are the two halves
+// of a left operand.
 template <bool Reverse, int D_a, class M>
 __device__ void prepare_c(const M& memory, const typename M::Stage& g, int n) {
   Scores scores, rest;
@@ -14,13 +16,17 @@ __device__ void prepare_c(const M& memory, const typename M::Stage& g, int n) {
   scores.template add_products<D_a / 32>(g.a, g.b, n * block, 0);
   rest.template add_products<D_a / 32>(g.a, g.b, n * block, D_a / 16);
   scores.add(rest);
-  uint32_t p[4];
-  scores.masked(p, Scores::same);
-  store_shared_words(memory.scores().at(n, 0), p);
+  auto store = [&](int slot, Split first, Split second) {
+    store_shared_words(memory.scores().at(n, slot), {first.high, first.rest, second.high, second.rest});
+  };
+  store(0, scores.quarter(0, 0, Scores::same), scores.quarter(1, 2, Scores::same));
 #pragma unroll
   for (int level = 0; level < 4; ++level) {
-    scores.masked(p, [&](int n, int i) { return Scores::meet<Reverse>(n, i, 1 << level); });
-    store_shared_words(memory.scores().at(n, level + 1), p);
+    auto meet = [&](int n, int i) { return Scores::meet<Reverse>(n, i, 1 << level); };
+    if (level < 3)
+      store(level + 1, scores.quarter(0, 0, meet), scores.quarter(1, 2, meet));
+    else
+      store(level + 1, scores.quarter(Reverse, Reverse ? 0 : 2, meet), {0, 0});
   }
 }
 
@@ -142,15 +148,26 @@ struct Columns {
   template <class L>
   __device__ void own(float (&out)[4], const L& scores, int n) {
     for (float& x : out) x = 0;
-    multiply_scores(out, scores.at(n, 0), c);
+    {
+      const uint4 p = load_shared(scores.at(n, 0));
+      add_quarter(out[0], out[1], p.x, p.y, c[0]);
+      add_quarter(out[2], out[3], p.z, p.w, c[1]);
+    }
 #pragma unroll
     for (int level = 0; level < 4; ++level) {
       const int half = 1 << level;
       const Pair sources(c, of_c);
       float y[4] = {};
-      multiply_scores(y, scores.at(n, level + 1), sources.high);
+      const uint4 p = load_shared(scores.at(n, level + 1));
       // Downwards the first ways are 1 and leave no rest.
-      if (Reverse || level > 0) multiply_scores(y, scores.at(n, level + 1), sources.rest);
+      const bool rest = Reverse || level > 0;
+      if (half == 8) {
+        constexpr int from = Reverse ? 1 : 0, to = 2 - 2 * from;
+        add_quarter(y[to], y[to + 1], p.x, p.y, sources.high[from], sources.rest[from], rest);
+      } else {
+        add_quarter(y[0], y[1], p.x, p.y, sources.high[0], sources.rest[0], rest);
+        add_quarter(y[2], y[3], p.z, p.w, sources.high[1], sources.rest[1], rest);
+      }
 #pragma unroll
       for (int i = 0; i < 4; ++i)
         if (half < 8 || i / 2 == (Reverse ? 0 : 1)) out[i] += y[i] * of_out.way[i / 2][i % 2];
@@ -159,9 +176,13 @@ struct Columns {
   }
 
  private:
-  __device__ static void multiply_scores(float (&y)[4], uint32_t scores, const uint32_t (&right)[2]) {
-    const uint4 p = load_shared(scores);
-    WarpProducts::mma(y, {p.x, p.y, p.z, p.w}, right[0], right[1]);
+  // y0, y1 += (high + rest) (right + right_rest), of 8 x 8 scores.
+  __device__ static void add_quarter(float& y0, float& y1, uint32_t high, uint32_t rest, uint32_t right,
+                                     uint32_t right_rest = 0, bool with_rest = false) {
+    float sums[4] = {};
+    mma_half(sums, high, rest, right);
+    if (with_rest) mma_half(sums, high, rest, right_rest);
+    y0 += sums[0] + sums[2], y1 += sums[1] + sums[3];
   }
 };
 

@@ -103,6 +103,14 @@ struct Sides {
 // The last token of the first half of i's stretch.
 __device__ constexpr int border(int i, int half) { return (i & ~(2 * half - 1)) + half - 1; }
 
+// d (16, 8) += a (16, 8) b (8, 8): half of WarpProducts::mma, the first halves of its operands.
+__device__ inline void mma_half(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(b));
+}
+
 // f32 (16, 16) of one warp.
 struct Scores {
   float x[2][4];
@@ -136,14 +144,10 @@ struct Scores {
   __device__ void add(const Scores& other) {
     for (int i = 0; i < 8; ++i) x[i / 4][i % 4] += other.x[i / 4][i % 4];
   }
-  // The elements where `keep(n, i)`, as an operand.
+  // A quarter of an operand, whose first element is x[n][i]: the elements where `keep(n, i)`.
   template <class Keep>
-  __device__ void masked(uint32_t (&operand)[4], Keep keep) const {
-#pragma unroll
-    for (int n = 0; n < 2; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; i += 2)
-        operand[2 * n + i / 2] = pack(keep(n, i) ? x[n][i] : 0.f, keep(n, i + 1) ? x[n][i + 1] : 0.f);
+  __device__ Split quarter(int n, int i, Keep keep) const {
+    return {keep(n, i) ? x[n][i] : 0.f, keep(n, i + 1) ? x[n][i + 1] : 0.f};
   }
 
  private:

@@ -110,34 +110,6 @@ __device__ void finish(D&... d) {
   (Products::settle(d), ...);
 }
 
-// scores (row, column) times factor and the decay between the two tokens, as an operand. Rows are the later
-// tokens, or with Reverse the earlier ones; pairs in the wrong order become zero, and with Strict so does the
-// diagonal. `of_column`, if not null, is a factor of the column.
-template <bool Reverse, bool Strict>
-__device__ Operand<64> weigh(const Accumulator<64>& scores, const float* level, float factor,
-                             const float* of_column = nullptr) {
-  const Lane lane;
-  constexpr int sign = Reverse ? -1 : 1;
-  const float from[2] = {level[lane.row()], level[lane.row() + 8]};
-  Operand<64> p;
-#pragma unroll
-  for (int n = 0; n < 8; ++n) {
-    const int column = 8 * n + 2 * lane.t;
-    const float2 to = *reinterpret_cast<const float2*>(level + column);
-    float2 f{factor, factor};
-    if (of_column) f.x *= of_column[column], f.y *= of_column[column + 1];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int distance = sign * (lane.row() + 8 * half - column);
-      const float x = f.x * scores.x[n][2 * half] * exp2_fast(sign * (from[half] - to.x));
-      const float y = f.y * scores.x[n][2 * half + 1] * exp2_fast(sign * (from[half] - to.y));
-      p.x[n / 2][(n % 2) * 2 + half] =
-          pack(distance >= (Strict ? 1 : 0) ? x : 0.f, distance - sign >= (Strict ? 1 : 0) ? y : 0.f);
-    }
-  }
-  return p;
-}
-
 // The operand tile^T.
 __device__ inline Operand<64> load_transposed(SquareTile tile) {
   const int l = threadIdx.x % 32, row = (l / 16) * 8 + l % 8, unit = Lane().warp * 2 + (l / 8) % 2;

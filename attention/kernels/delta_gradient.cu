@@ -63,6 +63,45 @@ struct Memory {
   }
 };
 
+// What a factor of beta is taken back out of: beta, but never zero.
+__device__ float divisible(float beta) {
+  constexpr float least = 0x1p-30f;
+  return fabsf(beta) < least ? least : beta;
+}
+
+// scores (row, column) times factor and the decay between the two tokens, as an operand. Rows are the later
+// tokens, or with Reverse the earlier ones; pairs in the wrong order become zero, and with Strict so does the
+// diagonal. With `beta` the later token's divisible(beta) is a factor too. Both directions round the same
+// numbers.
+template <bool Reverse, bool Strict>
+__device__ Operand<64> weigh(const Accumulator<64>& scores, const float* level, float factor,
+                             const float* beta = nullptr) {
+  const Lane lane;
+  constexpr int sign = Reverse ? -1 : 1;
+  const float from[2] = {level[lane.row()], level[lane.row() + 8]};
+  float of_row[2] = {factor, factor};
+  if (!Reverse && beta)
+    of_row[0] *= divisible(beta[lane.row()]), of_row[1] *= divisible(beta[lane.row() + 8]);
+  Operand<64> p;
+#pragma unroll
+  for (int n = 0; n < 8; ++n) {
+    const int column = 8 * n + 2 * lane.t;
+    const float2 to = *reinterpret_cast<const float2*>(level + column);
+    float2 of_column{factor, factor};
+    if (Reverse && beta) of_column.x *= divisible(beta[column]), of_column.y *= divisible(beta[column + 1]);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int distance = sign * (lane.row() + 8 * half - column);
+      const float2 f = Reverse ? of_column : float2{of_row[half], of_row[half]};
+      const float x = f.x * scores.x[n][2 * half] * exp2_fast(sign * (from[half] - to.x));
+      const float y = f.y * scores.x[n][2 * half + 1] * exp2_fast(sign * (from[half] - to.y));
+      p.x[n / 2][(n % 2) * 2 + half] =
+          pack(distance >= (Strict ? 1 : 0) ? x : 0.f, distance - sign >= (Strict ? 1 : 0) ? y : 0.f);
+    }
+  }
+  return p;
+}
+
 // Row sums of a * b, as row_dots.
 template <int C>
 __device__ float2 row_dots(Tile<64, C> a, Tile<64, C> b) {
@@ -120,12 +159,11 @@ __device__ void reader(Accumulator<D_k>& out, const Memory<D_k, D_v>& m, float s
   const int row = Lane().row();
   Accumulator<64> scores;
   read_states<Products>(out, scores, m.d_o, m.writes, m, m.state);
-  const Operand<64> p = weigh<false, false>(scores, m.level, 1);
-  out.scale(exp2_fast(m.level[row]), exp2_fast(m.level[row + 8]));
+  const Operand<64> p = weigh<false, false>(scores, m.level, scale);
+  out.scale(scale * exp2_fast(m.level[row]), scale * exp2_fast(m.level[row + 8]));
   Products::start(out);
   Products::add_a_b(out, p, m.k);
   finish<Products>(out);
-  out.scale(scale, scale);
   write_rows(m.of_q, whole_row_dots(m.q, out));
 }
 
@@ -134,16 +172,15 @@ __device__ void corrector(Accumulator<D_k>& out, const Memory<D_k, D_v>& m) {
   const int row = Lane().row();
   Accumulator<64> scores;
   read_states<Products>(out, scores, m.d_rhs, m.writes, m, m.state);
-  const Operand<64> p = weigh<false, true>(scores, m.level, -1);
-  out.scale(-exp2_fast(m.level[row]), -exp2_fast(m.level[row + 8]));
+  const Operand<64> p = weigh<false, true>(scores, m.level, -1, m.beta);
+  const float2 by{divisible(m.beta[row]), divisible(m.beta[row + 8])};
+  out.scale(-by.x * exp2_fast(m.level[row]), -by.y * exp2_fast(m.level[row + 8]));
   Products::start(out);
   Products::add_a_b(out, p, m.k);
   finish<Products>(out);
   const float2 of_k = whole_row_dots(m.k, out), of_v = row_dots(m.d_rhs, m.v);
-  const float2 beta{m.beta[row], m.beta[row + 8]};
-  write_rows(m.d_beta, {of_k.x + of_v.x, of_k.y + of_v.y});
-  write_rows(m.of_k, {beta.x * of_k.x, beta.y * of_k.y});
-  out.scale(beta.x, beta.y);
+  write_rows(m.d_beta, {of_k.x / by.x + of_v.x, of_k.y / by.y + of_v.y});
+  write_rows(m.of_k, of_k);
 }
 
 template <class Products, int D_k, int D_v>

@@ -26,7 +26,7 @@ def main():
             if name in ("weft", peer):
                 top.plot(loss, label=name, linewidth=0.8)
             if name != peer:
-                bottom.plot(100 * (loss / losses[peer] - 1), label=f"{name} to {peer}", linewidth=0.8)
+                bottom.plot(100 * (loss / losses[peer][: len(loss)] - 1), label=f"{name} to {peer}", linewidth=0.8)
         top.set_title(str(curves["mechanism"]), fontsize=9)
         for panel in (top, bottom):
             panel.legend(fontsize=7)

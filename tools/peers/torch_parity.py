@@ -10,7 +10,7 @@ model of softmax, gla or gated_delta_rule layers, tied weights, AdamW, one micro
 flash-linear-attention, else token by token by their definition (tiny sizes, where agreement is to six digits in f32). --again: PyTorch
 a second time, with the sequences of each batch in the opposite order, which is the same function summed in another order: how far
 rounding alone leads. Prints a JSON line for each pair of curves: the largest relative difference of smoothed loss (mean of 20 steps), of the
-loss of single steps, of the loss over the last 100 steps, and of smoothed gradient norm. parity_plot.py draws the curves.
+loss of single steps, of the loss over the last 100 steps, and of the gradient norm's mean and median of 20 steps. parity_plot.py draws the curves.
 """
 
 import argparse
@@ -70,6 +70,9 @@ def made_model(recipe, weights, fla, fast, device):
     model = Model(layers, sizes["width"], sizes["heads"], sizes["ffn"], vocab, recipe["context"], block_of(mechanism, fla))
     missing, unexpected = model.load_state_dict({torch_name(k): v for k, v in weights.items()}, strict=False)
     assert not unexpected and set(missing) <= {"cos", "sin"}, (missing, unexpected)
+    for part in model.modules():
+        if isinstance(part, torch.nn.RMSNorm):
+            part.eps = sizes["norm_eps"]
     model = model.to(device)
     return model.compile_by_layer("inductor") if fast else model
 
@@ -103,26 +106,30 @@ def train(recipe, model, tokens, rates, device, backwards=False):
     return {"loss": torch.stack(losses).double().cpu().numpy(), "grad_norm": torch.stack(norms).double().cpu().numpy()}
 
 
-def smoothed(x, window=20):
-    window = min(window, len(x))
-    return np.convolve(x, np.ones(window) / window, "valid")
+def smoothed(x, window=20, of=np.mean):
+    return of(np.lib.stride_tricks.sliding_window_view(x, min(window, len(x))), axis=-1)
 
 
 def compare(name, a, b):
-    def worst(key, window):
-        x, y = smoothed(a[key], window), smoothed(b[key], window)
-        return float(np.max(np.abs(x - y) / np.abs(y)))
+    """Of the steps that both have."""
+    steps = min(len(a["loss"]), len(b["loss"]))
+    a, b = ({key: c[key][:steps] for key in ("loss", "grad_norm")} for c in (a, b))
+
+    def worst(key, window, of=np.mean):
+        x, y = smoothed(a[key], window, of), smoothed(b[key], window, of)
+        return round(float(np.max(np.abs(x - y) / np.abs(y))), 6)
 
     last = [float(np.mean(c["loss"][-100:])) for c in (a, b)]
     row = {
         "name": name,
-        "steps": len(a["loss"]),
+        "steps": steps,
         "loss": round(last[0], 5),
         "other_loss": round(last[1], 5),
-        "worst_loss": round(worst("loss", 20), 6),
-        "worst_step": round(worst("loss", 1), 6),
+        "worst_loss": worst("loss", 20),
+        "worst_step": worst("loss", 1),
         "last_100": round(abs(last[0] - last[1]) / last[1], 6),
-        "worst_grad_norm": round(worst("grad_norm", 20), 6),
+        "worst_grad_norm": worst("grad_norm", 20),
+        "median_grad_norm": worst("grad_norm", 20, np.median),
         "largest_grad_norm": [round(float(c["grad_norm"].max()), 3) for c in (a, b)],
     }
     print(json.dumps(row), flush=True)
@@ -135,7 +142,7 @@ def main():
     p.add_argument("tokens")
     p.add_argument("--fla", action="store_true")
     p.add_argument("--compile", action="store_true", help="a layer at a time")
-    p.add_argument("--again", action="store_true")
+    p.add_argument("--again", type=int, nargs="?", const=10**9, metavar="STEPS", help="all steps, or the first so many")
     p.add_argument("--other", help="a run of weft with the same weights and batches, f32 for example")
     p.add_argument("--steps", type=int, help="only the first so many")
     p.add_argument("--curves", help="a file for loss and gradient norm of all")
@@ -149,9 +156,9 @@ def main():
     device = "cuda" if torch.cuda.is_available() else "cpu"
     weights = initial_weights(a.start)
 
-    def theirs(**how):
+    def theirs(steps=None, **how):
         model = made_model(recipe, weights, a.fla, a.compile, device)
-        return train(recipe, model, stored[1:], ours["lr"], device, **how)
+        return train(recipe, model, stored[1:], ours["lr"][:steps], device, **how)
 
     def keep(curves):
         if a.curves:
@@ -167,7 +174,7 @@ def main():
     keep(curves)
     compare(f"weft / {peer}", ours, curves[peer])
     if a.again:
-        again = curves[peer + " again"] = theirs(backwards=True)
+        again = curves[peer + " again"] = theirs(a.again, backwards=True)
         keep(curves)
         compare(f"{peer} again / {peer}", again, curves[peer])
         compare(f"weft / {peer} again", ours, again)

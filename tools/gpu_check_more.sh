@@ -101,6 +101,37 @@ losses() {
   done
 }
 
+# 124 million weights beside PyTorch and fla, from the same weights on the same batches, 8,192 tokens a step: PARITY_TOKENS, one shard of
+# what peers/parity_text.py makes, which STEPS (1000) steps read once. What torch_parity.py prints goes to parity-RECIPE.log.
+parity() {
+  local recipe context begin code common flags norm_eps steps=${STEPS:-1000} sizes=(batch_tokens=8192 micro_tokens=8192)
+  if [ ! -e "${PARITY_TOKENS:-}" ]; then
+    report parity 0 "NOT RUN: PARITY_TOKENS names no shard of tokens"
+    return
+  fi
+  fetch_wheels
+  for recipe in softmax gla gated_delta; do
+    begin=$SECONDS code=0 context=2048 flags=(--fla) norm_eps=1e-3 # of recurrent models: docs/benchmarks.md
+    if [ $recipe = softmax ]; then context=1024 flags=() norm_eps=1e-6; fi
+    if [ "$WEFT_DEVICE" = cpu ]; then
+      sizes=(batch_tokens=512 micro_tokens=512 model.width=64 model.heads=2 model.ffn=128 model.vocab=2048 precision=f32)
+      sizes+=("model.layers=[${recipe/gated_delta/gated_delta_rule}*2]")
+      steps=3 context=128 flags=()
+    else
+      flags+=(--compile --again)
+    fi
+    common=(data.train="$PARITY_TOKENS" data.val=0 data.shuffle=false eval.every=0 log.every=1 context="$context" model.norm_eps="$norm_eps" "${sizes[@]}")
+    {
+      "$weft" train "recipes/124m/$recipe.yaml" run="$logs/run-parity-start-$recipe" "${common[@]}" steps=1 optim.lr=1e-30 optim.weight_decay=0 &&
+        "$weft" train "recipes/124m/$recipe.yaml" run="$logs/run-parity-$recipe" "${common[@]}" steps="$steps" optim.lr=1e-4 optim.warmup=$((steps / 5)) \
+          checkpoint.every=0 &&
+        "$python" tools/peers/torch_parity.py "$logs/run-parity-$recipe" "$logs/run-parity-start-$recipe" "$PARITY_TOKENS" "${flags[@]}" \
+          --curves "$logs/parity-$recipe.npz"
+    } >"$logs/parity-$recipe.log" 2>&1 || code=$?
+    report "parity-$recipe" $((SECONDS - begin)) "$([ $code = 0 ] && grep '^{.*"name"' "$logs/parity-$recipe.log" | head -n 1 || echo "FAILED with exit code $code")"
+  done
+}
+
 # Every kernel at a small and an odd shape: a group of tests a line, the longest first, with words of the files whose kernels
 # racecheck watches: it follows a million accesses of shared memory a second, and what tests compare with need not be among them.
 checked="options test_attention flash_attention MergeOptions.AgainstTheDefinition:MergeOptions.Gradients

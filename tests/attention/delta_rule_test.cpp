@@ -59,6 +59,24 @@ TEST_P(WideHeadsOfDeltaRule, OutputsAndGradientsInBf16EqualThoseInF64) {
         << "of " << narrow.mechanism->inputs()[i].name;
 }
 
+// Kernels that divide a strength out of its gradient must stand one that is 0, or negative.
+TEST_P(WideHeadsOfDeltaRule, StrengthsOfZeroAndBelowHaveGradients) {
+  Subject narrow = subject(Dtype::bf16), wide = subject(Dtype::f64);
+  const Layout layout = whole_documents({130});
+  std::vector<Tensor> inputs = random_inputs(*narrow.mechanism, layout.tokens(), Dtype::bf16), exact;
+  std::vector<double> strengths = to_values(inputs[3]);
+  for (size_t i = 0; i < strengths.size(); ++i)
+    strengths[i] = i % 3 == 0 ? 0 : i % 7 == 1 ? -0.5 : strengths[i];
+  inputs[3] = from_values(inputs[3].shape(), inputs[3].dtype(), strengths);
+  for (const Tensor& x : inputs) exact.push_back(x.to(Dtype::f64));
+  const Outcome y = run_with_gradients(narrow, layout, inputs);
+  const Outcome expected = run_with_gradients(wide, layout, exact, nullptr,
+                                              random_adjoint(y.output.shape(), Dtype::bf16).to(Dtype::f64));
+  for (size_t i = 0; i < inputs.size(); ++i)
+    EXPECT_LE(relative(y.gradients[i], expected.gradients[i]), rounded)
+        << "of " << narrow.mechanism->inputs()[i].name;
+}
+
 TEST_P(WideHeadsOfDeltaRule, PiecesOfADocumentEqualTheWhole) {
   Subject s = subject(Dtype::bf16);
   const int64_t n = 200;

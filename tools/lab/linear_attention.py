@@ -16,7 +16,6 @@ import torch
 from lab import BF16, PATHS, Rows, beside_fla, error, library, median_ms, pointer, poison, print_copy_rate
 from lab import rows, show
 from lab_rows import keep
-from tuning import triton_tuners
 
 
 # Gates whose memory is a few, tens and hundreds of tokens, from standard normal noise.
@@ -357,12 +356,7 @@ def fla_of(p):
     from fla.ops.gla import chunk_gla
     from fla.ops.simple_gla import chunk_simple_gla
 
-    chunk_o.TRITON_ABOVE_3_7_1 = (
-        True  # it refuses this Triton; at D 128 the gradients are compared in `accuracy`
-    )
-    if os.environ.get("LAB_UNTUNED"):  # minutes of tuning change no result: for accuracy only
-        for tuner in triton_tuners():
-            tuner.configs = [next((c for c in tuner.configs if c.num_warps == 4), tuner.configs[0])]
+    chunk_o.TRITON_ABOVE_3_7_1 = True  # it refuses this Triton; accuracy.py compares the gradients
     b, t = len(p.lengths), p.lengths[0]
     q, k, v, g_o = (
         x.view(b, t, p.heads, -1).clone().requires_grad_(i < 3) for i, x in enumerate((p.q, p.k, p.v, p.d_o))
@@ -376,26 +370,6 @@ def fla_of(p):
         return f(q, k, v, scale=p.scale, **how)[0]
 
     return forward, lambda: torch.autograd.grad(forward(), inputs, g_o)
-
-
-def accuracy(with_fla=True):
-    """Relative errors of fla and of ours on the same inputs, against the plain f32 kernel."""
-    for b, t, h in ((4, 513, 8), (1, 8192, 16)):
-        for decay in ("fixed", *GATES):
-            p = Problem([t] * b, h, 128, 128, decay, states=False, equal=True)
-            ref, ours = p.f32().call("plain"), p.call("automatic")
-            if with_fla:
-                forward, both = fla_of(p)
-                theirs = {
-                    n: x.reshape(ref[n].shape)
-                    for n, x in zip(("o", "dq", "dk", "dv", "dg"), (forward().detach(), *both()))
-                }
-                show(f"  fla  B{b} T{t} {decay}", errors(theirs, ref), 1)
-            show(
-                f"  weft B{b} T{t} {decay}",
-                errors({n: ours[n] for n in ("o", "dq", "dk", "dv", "dg") if n in ours}, ref),
-                1,
-            )
 
 
 def peer(decays=("fixed",), shapes=SHAPES):
@@ -430,8 +404,6 @@ if __name__ == "__main__":
             "stages": stages,
             "few": lambda: timings(FEW, decays=("fixed", "gated"), segments=(0, -1), repeat=20),
             "few_channels": lambda: timings(FEW[:3], ("automatic",), ("channels",), (0, -1), 20),
-            "accuracy": accuracy,
-            "ours": lambda: accuracy(False),
             "small": small,
             "more": lambda: timings(MORE),
             "mma": lambda: timings(SHAPES[:1], ("mma",)),

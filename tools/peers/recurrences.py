@@ -51,17 +51,21 @@ def fla(op):
     return {"gla": chunk_gla, "gated_delta_rule": chunk_gated_delta_rule}.get(op, chunk_simple_gla)
 
 
-def definition(q, k, v, g=None, g_gamma=None, beta=None):
-    """Token by token; in fla's place where Triton does not run."""
+def definition(q, k, v, g=None, g_gamma=None, beta=None, scale=None):
+    """Token by token, in f32 or f64, queries times fla's scale; in fla's place where Triton does not run, and what errors are measured by."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    scale = k.shape[-1] ** -0.5 if scale is None else scale
+    keys, queries, values = k.to(wide)[..., None], scale * q.to(wide)[..., None], v.to(wide)
+    decays = (g if g is not None else g_gamma.expand(q.shape[:3])).to(wide).exp()
+    decays = decays[..., None] if decays.dim() == 4 else decays[..., None, None]
+    strengths = [None] * q.shape[1] if beta is None else beta.to(wide)[..., None].unbind(1)
     state, out = 0, []
-    for t in range(q.shape[1]):
-        decay = (g[:, t] if g is not None else g_gamma).exp()
-        state = (decay[..., None] if decay.dim() == 3 else decay[..., None, None]) * state
-        write = v[:, t].float()
-        if beta is not None:
-            write = beta[:, t, :, None] * (write - (k[:, t, :, :, None] * state).sum(-2))
-        state = state + k[:, t, :, :, None] * write[..., None, :]
-        out.append((q[:, t, :, :, None] * state).sum(-2))
+    for query, key, write, decay, strength in zip(*(x.unbind(1) for x in (queries, keys, values, decays)), strengths):
+        state = decay * state
+        if strength is not None:
+            write = strength * (write - (key * state).sum(-2))
+        state = state + key * write[..., None, :]
+        out.append((query * state).sum(-2))
     return (torch.stack(out, 1).to(q.dtype),)
 
 

@@ -41,18 +41,21 @@ class Block(nn.Module):
         self.up = nn.Linear(width, 2 * ffn, bias=False)
         self.down = nn.Linear(ffn, width, bias=False)
 
-    def forward(self, x, branch, cos, sin):
-        """(x, branch) -> (x, branch), to be summed by what comes next."""
-        x = x if branch is None else x + branch
-        b, t, c = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(b, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+    def attend(self, y, cos, sin):
+        b, t, c = y.shape
+        q, k, v = self.qkv(y).view(b, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
 
         def rotate(u):
             a, d = u.chunk(2, -1)
             return torch.cat([a * cos - d * sin, d * cos + a * sin], -1).to(u.dtype)
 
-        y = F.scaled_dot_product_attention(rotate(q), rotate(k), v, is_causal=True)
-        x = x + self.out(y.transpose(1, 2).reshape(b, t, c))
+        o = F.scaled_dot_product_attention(rotate(q), rotate(k), v, is_causal=True)
+        return self.out(o.transpose(1, 2).reshape(b, t, c))
+
+    def forward(self, x, branch, cos, sin):
+        """(x, branch) -> (x, branch), to be summed by what comes next."""
+        x = x if branch is None else x + branch
+        x = x + self.attend(self.norm1(x), cos, sin)
         gate, up = self.up(self.norm2(x)).chunk(2, -1)
         return x, self.down(F.silu(gate) * up)
 
@@ -68,10 +71,10 @@ class Head(nn.Module):
 
 
 class Model(nn.Module):
-    def __init__(self, layers, width, heads, ffn, vocab, context):
+    def __init__(self, layers, width, heads, ffn, vocab, context, block=Block):
         super().__init__()
         self.embedding = small_embedding(vocab, width)
-        self.blocks = nn.ModuleList(Block(width, heads, ffn) for _ in range(layers))
+        self.blocks = nn.ModuleList(block(width, heads, ffn) for _ in range(layers))
         self.head = Head(width)
         half = width // heads // 2
         angle = torch.outer(torch.arange(context), 10000.0 ** (-torch.arange(half) / half))

@@ -11,8 +11,6 @@
 // reads. Exact: the shadow and weight_j C are sums of two bf16, high + rest, which the gradient of a gate
 // needs (README).
 
-#include <type_traits>
-
 #include "attention/kernels/sweep.h"
 #include "attention/kernels/tile.cuh"
 
@@ -139,18 +137,16 @@ struct StatePart {
     if (threadIdx.x % 32 == 0)
       at.sweep.end_sums[(int64_t(of) * at.s.documents + at.document) * at.s.heads + at.head] = sum;
   }
-  // As the rows of S^T from row0 on.
-  template <int All>
-  __device__ void store_shadow(Shadow<D_a, All> shadow, int row0 = 0) const {
+  __device__ void store_shadow(Shadow<D_a, W> shadow) const {
 #pragma unroll
     for (int w = 0; w < W; ++w)
 #pragma unroll
       for (int n = 0; n < parts; ++n) {
         const auto high = shadow.high.template part<N>(n), rest = shadow.rest.template part<N>(n);
         if constexpr (Exact)
-          store_split(high, rest, row0 + 64 * w, state[w][n]);
+          store_split(high, rest, 64 * w, state[w][n]);
         else
-          store(high, row0 + 64 * w, state[w][n]);
+          store(high, 64 * w, state[w][n]);
       }
   }
 
@@ -215,18 +211,15 @@ __device__ inline Operand<chunk> weigh(const Accumulator<64>& scores, const Deca
 
 // The output (64, 64 W) of one chunk. `sync` says when tiles and the shadow are there, and hears when the
 // shadow has been read. In turn: begin, wait_scores, compute, finish; the next chunk begins before this one
-// finishes. A lies in registers, or stays in its tile, which needs fewer of them.
-template <class Products, int D_a, int W, bool Exact, bool AInRegisters = true>
+// finishes.
+template <class Products, int D_a, int W, bool Exact>
 struct OutputPart {
   Accumulator<64 * W> out;
   Accumulator<64> scores;
-  std::conditional_t<AInRegisters, Operand<D_a>, TileRows<chunk, D_a>> left;
+  Operand<D_a> left;
 
   __device__ void begin(Tile<chunk, D_a> a, Tile<chunk, D_a> b) {
-    if constexpr (AInRegisters)
-      left = load(a);
-    else
-      left = {a, 0};
+    left = load(a);
     Products::start(scores);
     Products::a_bt(scores, left, b, false);
     Products::commit();
@@ -277,7 +270,7 @@ struct OutputPart {
       if (lane.t == 0 && lane.row() + 8 < valid) to[int64_t(lane.row() + 8) * at.s.heads] = sums.y;
     }
   }
-  // May overwrite an a that is in registers: a warp has read the rows it writes, and no others.
+  // May overwrite a: a warp has read the rows it writes, and no others.
   __device__ void store_rounded(Tile<chunk, 64 * W> to) const {
     __syncwarp();
     store(to, 0, out);

@@ -61,14 +61,27 @@ __device__ inline void wgmma(Accumulator<128>& d, uint64_t a, uint64_t b, bool a
       : "l"(a), "l"(b), "r"(int(accumulate)));
 }
 
+// The same with a in shared memory as (K, M): its sixteen rows are summed over.
+__device__ inline void wgmma_transposed(Accumulator<64>& d, uint64_t a, uint64_t b, bool accumulate) {
+  asm volatile(
+      "{.reg .pred p; setp.ne.b32 p, %34, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "
+      "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, %32, %33, p, 1, 1, 1, 0;}"
+      : WEFT_ACC32(d.x, 0)
+      : "l"(a), "l"(b), "r"(int(accumulate)));
+}
+
 // Products by wgmma. They run on after they return: start before the first, commit after the last of a batch,
 // wait for all but the last `Pending` batches, then settle what was accumulated.
 struct WarpgroupProducts {
   template <int N>
   __device__ static void start(Accumulator<N>& d) {
     settle(d);
-    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+    fence();
   }
+  // Before products that go on with an accumulator, but read registers written since.
+  __device__ static void fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
   __device__ static void commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
   template <int Pending>
   __device__ static void wait() {
@@ -93,11 +106,27 @@ struct WarpgroupProducts {
     for (int k = 0; k < K / 16; ++k)
       wgmma(d, along_columns(Tile<R, K>{a.address}, k), along_columns(b, k), add || k > 0);
   }
+  // Sixteen columns of that, from 16 k on.
+  template <int N, int K>
+  __device__ static void a_bt(Accumulator<N>& d, const uint32_t (&a)[4], Tile<N, K> b, int k, bool add) {
+    wgmma<false>(d, a, along_columns(b, k), add);
+  }
+  // d += a^T b^T
+  template <int N, int K>
+  __device__ static void add_at_bt(Accumulator<N>& d, Tile<K, 64> a, Tile<N, K> b) {
+#pragma unroll
+    for (int k = 0; k < K / 16; ++k) wgmma_transposed(d, along_rows(a, k), along_columns(b, k), true);
+  }
   // d += a b
   template <int N, int K>
   __device__ static void add_a_b(Accumulator<N>& d, const Operand<K>& a, Tile<K, N> b) {
 #pragma unroll
     for (int k = 0; k < K / 16; ++k) wgmma<true>(d, a.x[k], along_rows(b, k), true);
+  }
+  // Sixteen rows of that, from 16 k on.
+  template <int N, int K>
+  __device__ static void add_a_b(Accumulator<N>& d, const uint32_t (&a)[4], Tile<K, N> b, int k) {
+    wgmma<true>(d, a, along_rows(b, k), true);
   }
 
  private:
@@ -118,6 +147,13 @@ struct WarpgroupProducts {
     return descriptor(tile.address, K * 128, k * 2048);
   }
 };
+
+// Four 8 x 8 matrices, transposed; lanes 8 i .. 8 i + 7 have the addresses of the rows of the i-th.
+__device__ inline void store_matrices_transposed(uint32_t address, uint4 x) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+               "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
+               : "memory");
+}
 
 // Ordinary writes to shared memory before this are seen by wgmma and TMA after the next barrier.
 __device__ inline void publish_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }

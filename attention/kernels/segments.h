@@ -51,10 +51,10 @@ inline Cut choose_cut(const LinearAttention& p, const CutDevice& device) {
     return std::max(chain / 64 * us, bytes / device.bytes_us);
   };
   auto sweeps = [&](int64_t segments, int64_t length, bool backward) {
-    const bool exact = backward && gated, wide = p.d_k == 128 || (p.d_k == 256 && !exact);
+    const bool exact = backward && gated, wide = p.d_k >= 128;
     const double chunk_us = channels       ? 6.8
-                            : exact        ? 3
-                            : p.d_k == 256 ? 2.4
+                            : exact        ? (p.d_k == 256 ? 4.5 : 3)
+                            : p.d_k == 256 ? 2.2
                             : p.d_k == 64  ? (backward ? 1.65 : 1.35)
                                            : (backward ? 1.8 : 2);
     const int columns = channels ? p.d_v : wide && p.d_v >= 128 ? 128 : 64, count = backward ? 3 : 1;

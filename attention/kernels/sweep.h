@@ -69,6 +69,7 @@ constexpr int most_end_parts = 64;
 void sweep_plain(const Sweeps& sweeps, Dtype dtype, cudaStream_t stream);  // any width up to 256
 void sweep_mma(const Sweeps& sweeps, cudaStream_t stream);    // bf16; d_a and d_c in {64, 128, 256}
 void sweep_wgmma(const Sweeps& sweeps, cudaStream_t stream);  // the same, compute capability 9.0
+void sweep_wide(const Sweeps& sweeps, cudaStream_t stream);   // for it, if d_a is 256 and d_c 128 or 256
 
 // Whether this GPU is of compute capability 9.0, and this build has kernels for sm_90a; not if
 // WEFT_KERNELS=mma in the environment wants what other GPUs run (asked at each call, for tests).

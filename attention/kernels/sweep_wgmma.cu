@@ -1,7 +1,7 @@
 // The sweep on Hopper: wgmma products, TMA copies, specialised warps. Stages of tiles travel between
 //   loader   fetches a, b and c of the next chunks, another one dot
 //   decays   sums the log decays of a chunk
-//   state    a warpgroup or two, StatePart (chunk.cuh), which hand their shadow on to
+//   state    a warpgroup, StatePart (chunk.cuh), which hands its shadow on to
 //   output   a warpgroup, OutputPart
 //   storer   sends the output, which lies in a's place, and hands that place back to the loader
 // through barriers in shared memory.
@@ -22,10 +22,7 @@ namespace {
 template <int D_a_, int W_, bool Exact_, int stages_, int shadows_, int blocks_ = 1>
 struct Shape {
   static constexpr int D_a = D_a_, W = W_, D_c = 64 * W, stages = stages_, shadows = shadows_;
-  static constexpr int blocks = blocks_;
-  // A state of 256 times 128 needs the registers of two warpgroups; then there are none for a.
-  static constexpr bool large = D_a * D_c > 128 * 128;
-  static constexpr int state_groups = large ? 2 : 1, threads = (state_groups + 2) * 128;  // output, movers
+  static constexpr int blocks = blocks_, threads = 3 * 128;  // state, output, movers
   static constexpr bool Exact = Exact_;
   static constexpr int a_bytes = chunk * D_a * 2, c_bytes = chunk * D_c * 2, shadow_bytes = D_a * D_c * 2;
   static constexpr int stage_bytes = 2 * a_bytes + c_bytes;
@@ -94,9 +91,8 @@ __global__ void __launch_bounds__(H::threads, H::blocks)
   constexpr int stages = H::stages, shadows = H::shadows;
   // Registers a thread, out of the even shares that a block starts with.
   constexpr bool two_blocks = H::blocks == 2;
-  constexpr int state_registers = H::large ? 176 : two_blocks ? 80 : 232;
-  constexpr int output_registers = H::large ? 128 : two_blocks ? 136 : 232;
-  constexpr int mover_registers = H::large ? 32 : two_blocks ? 24 : 40;
+  constexpr int state_registers = two_blocks ? 80 : 232, output_registers = two_blocks ? 136 : 232;
+  constexpr int mover_registers = two_blocks ? 24 : 40;
   const int which = blockIdx.x % s.count, part = blockIdx.x / s.count, splits = s.d_c / H::D_c;
   const Place at{s, s.sweep[which], part / splits / s.heads, part / splits % s.heads, part % splits * H::D_c};
   const SweepMaps& map = maps.sweep[which];
@@ -126,10 +122,9 @@ __global__ void __launch_bounds__(H::threads, H::blocks)
     for (int n = 0; n < stages; ++n) {
       const Stage<H> g = stage(n);
       g.ab_full.init(1), g.c_full.init(1), g.decays_full.init(1), g.a_empty.init(1);
-      g.bc_empty.init(4 * H::state_groups + 4), g.out_full.init(4);
+      g.bc_empty.init(8), g.out_full.init(4);
     }
-    for (int n = 0; n < shadows; ++n)
-      shadow_stage(n).full.init(4 * H::state_groups), shadow_stage(n).empty.init(4);
+    for (int n = 0; n < shadows; ++n) shadow_stage(n).full.init(4), shadow_stage(n).empty.init(4);
     dot_full.init(1), dot_empty.init(4);
     publish_barriers();
   }
@@ -193,31 +188,28 @@ __global__ void __launch_bounds__(H::threads, H::blocks)
         g.decays_full.arrive_warp();
       }
     }
-  } else if (threadIdx.x < 128 * H::state_groups) {  // state
+  } else if (threadIdx.x < 128) {  // state
     take_registers<state_registers>();
-    constexpr int W = H::W / H::state_groups;
-    const int group = H::state_groups == 1 ? 0 : threadIdx.x / 128;
-    const Place own{s, at.sweep, at.document, at.head, at.column0 + 64 * W * group};
-    StatePart<WarpgroupProducts, H::D_a, W, H::Exact> state;
-    state.load(own);
+    StatePart<WarpgroupProducts, H::D_a, H::W, H::Exact> state;
+    state.load(at);
     for (int n = 0; n < chunks; ++n) {
       const Stage<H> g = stage(n);
       const ShadowStage<H> to = shadow_stage(n);
       to.empty.wait((n / shadows % 2) ^ 1);
-      state.store_shadow(to.shadow, 64 * W * group);
+      state.store_shadow(to.shadow);
       publish_shared();
       to.full.arrive_warp();
       const int phase = n / stages % 2;
       g.ab_full.wait(phase);
       g.decays_full.wait(phase);
       g.c_full.wait(phase);
-      state.update(g.b, g.c.template part<64 * W>(group), decays[n % stages]);
+      state.update(g.b, g.c, decays[n % stages]);
       g.bc_empty.arrive_warp();
     }
-    state.finish(own);
+    state.finish(at);
   } else {  // output
     take_registers<output_registers>();
-    OutputPart<WarpgroupProducts, H::D_a, H::W, H::Exact, !H::large> output;
+    OutputPart<WarpgroupProducts, H::D_a, H::W, H::Exact> output;
     if (chunks > 0) stage(0).ab_full.wait(0);
     output.begin(stage(0).a, stage(0).b);
     output.wait_scores();
@@ -242,7 +234,6 @@ __global__ void __launch_bounds__(H::threads, H::blocks)
         output.store_dots(at, first_token(n), valid_tokens(n), dot);
         dot_empty.arrive_warp();
       }
-      if constexpr (H::large) sync_threads(1, 128);  // all have read their rows of a
       output.store_rounded({g.a.address});
       publish_shared();
       g.out_full.arrive_warp();
@@ -292,6 +283,7 @@ int wgmma_end_parts(int d_a, int d_c) { return d_c / (d_a == 128 && d_c >= 128 ?
 
 void sweep_wgmma(const Sweeps& s, cudaStream_t stream) {
   const bool wide = s.d_c >= 128;
+  if (s.d_a == 256 && wide) return sweep_wide(s, stream);
   if (exact(s)) {
     if (s.d_a == 64) return launch<Shape<64, 1, true, 3, 2, 2>>(s, stream);
     if (s.d_a == 128 && wide) return launch<Shape<128, 2, true, 3, 1>>(s, stream);
@@ -301,7 +293,6 @@ void sweep_wgmma(const Sweeps& s, cudaStream_t stream) {
     if (s.d_a == 64) return launch<Shape<64, 1, false, 3, 2, 2>>(s, stream);
     if (s.d_a == 128 && wide) return launch<Shape<128, 2, false, 3, 2>>(s, stream);
     if (s.d_a == 128) return launch<Shape<128, 1, false, 4, 2>>(s, stream);
-    if (s.d_a == 256 && wide) return launch<Shape<256, 2, false, 2, 1>>(s, stream);
     if (s.d_a == 256) return launch<Shape<256, 1, false, 2, 2>>(s, stream);
   }
   throw Error(Exit::internal, text("linear attention (wgmma): width ", s.d_a, " is not 64, 128 or 256"));

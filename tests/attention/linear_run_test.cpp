@@ -51,6 +51,12 @@ TEST_P(LinearRunHeads, EqualTheDefinition) {
     expect_definition(make(), key, value, {70, 1, 0, 130});
 }
 
+TEST_P(LinearRunHeads, WideOnesEqualTheDefinition) {
+  if (default_device() != Device::cuda) GTEST_SKIP() << "kernels need a GPU";
+  for (const auto& [key, value] : {std::pair{256, 256}, {256, 128}, {128, 256}, {256, 64}})
+    expect_definition(make(), key, value, {257, 1, 0, 130});
+}
+
 // Which kernels cut into segments.
 TEST_P(LinearRunHeads, LongDocumentsEqualTheDefinition) {
   if (default_device() != Device::cuda) GTEST_SKIP() << "kernels need a GPU";
@@ -58,7 +64,7 @@ TEST_P(LinearRunHeads, LongDocumentsEqualTheDefinition) {
 }
 
 // A fixed decay goes to other kernels than the same numbers for each token do: once they are a row, once they
-// are told to be learned.
+// are told to be learned. Either gives the same bits when it runs again.
 TEST(LinearRun, ARowOfDecaysEqualsItsCopies) {
   if (default_device() != Device::cuda) GTEST_SKIP() << "kernels need a GPU";
   for (const auto& [heads, size, tokens] : {std::tuple{3, 64, 200}, {2, 128, 5000}, {2, 256, 300}}) {
@@ -83,6 +89,11 @@ TEST(LinearRun, ARowOfDecaysEqualsItsCopies) {
     const auto row_of = outcome(false), each_of = outcome(true);
     for (size_t i = 0; i < row_of.size(); ++i)
       EXPECT_LE(norm_difference(row_of[i], each_of[i]), tolerance::kBf16Norm) << size << " result " << i;
+    const auto row_again = outcome(false), each_again = outcome(true);
+    for (size_t i = 0; i < row_of.size(); ++i) {
+      EXPECT_TRUE(same_bits(row_of[i], row_again[i])) << size << " result " << i;
+      EXPECT_TRUE(same_bits(each_of[i], each_again[i])) << size << " result " << i;
+    }
   }
 }
 

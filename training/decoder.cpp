@@ -47,7 +47,7 @@ Decoder::Decoder(const Model& model, const std::vector<std::vector<int32_t>>& pr
   for (const std::vector<int32_t>& p : prompts) {
     CHECK(!p.empty(), "decoder: an empty prompt");
     lengths_.push_back(std::ssize(p));
-    last.push_back(static_cast<int32_t>(p.size()) - 1);
+    last.push_back(static_cast<int32_t>(p.size()) - 1);  // before a token is drawn
   }
   position_ = from_ints(last, device);
   for (int64_t i = 0; i < texts; ++i) prefill(prompts[static_cast<size_t>(i)], i);
@@ -74,20 +74,19 @@ void Decoder::prefill(const std::vector<int32_t>& prompt, int64_t text) {
 void Decoder::draw(const Tensor& logits, const Group& group) {
   const int64_t columns = vocab_ > 0 ? std::min(vocab_, logits.dim(1)) : logits.dim(1);
   const Tensor counted = drawn_.rows(group.begin, group.end);
-  tokens_.rows(group.begin, group.end).copy_from(sample_rows(logits.columns(0, columns), counted, draws_));
-  increment(counted);
+  sample_rows_into(tokens_.rows(group.begin, group.end), logits.columns(0, columns), counted, draws_);
+  increment(counted, position_.rows(group.begin, group.end));
 }
 
 // The model's step for a group: reads its tokens, draws the next ones.
 void Decoder::advance(const Group& group) {
   Layout layout{{}, position_.rows(group.begin, group.end), document_.rows(group.begin, group.end)};
-  increment(layout.position);
   for (int64_t i = group.begin; i < group.end; ++i) {
     int64_t& length = lengths_[static_cast<size_t>(i)];
     layout.segments.push_back({static_cast<int>(i), length, length + 1});
     ++length;
   }
-  draw(model_.logits(model_.hidden(tokens_.rows(group.begin, group.end), layout, crossings_)), group);
+  draw(model_.next_logits(tokens_.rows(group.begin, group.end), layout, crossings_), group);
 }
 
 void Decoder::step(const std::vector<bool>& finished) {

@@ -32,19 +32,22 @@ __device__ inline void compute(const RecurrencePhase& p, RunShared& s, RingAt& a
        item += static_cast<int>(gridDim.x)) {
     const int64_t m = item / p.heads, head = item % p.heads;
     float* const state = p.states[m] + head * kPhaseHead * kPhaseHead;
-    if (const int i = thread % kPhaseHead; thread < kPhaseHead) {
-      q[i] = seen(p.q + m * p.q_pitch + head * kPhaseHead + i);
+    const int i = thread % kPhaseHead;
+    const int64_t at_head = head * kPhaseHead + (p.sent.from ? s.half : 0);
+    const bf16* const v = p.v + m * p.v_pitch + at_head + 4 * lane;
+    float fresh[5];
+    see(fresh,
+        {thread < kPhaseHead ? p.q + m * p.q_pitch + at_head + i : p.k + m * p.k_pitch + at_head + i, v,
+         v + 1, v + 2, v + 3},
+        p.sent.from);
+    (thread < kPhaseHead ? q : k)[i] = fresh[0];
+    if (thread < kPhaseHead) {
       const float* g = p.g == nullptr ? nullptr
                        : p.channels   ? p.g + m * p.g_pitch + head * kPhaseHead + i
                                       : p.g + m * p.g_pitch + head;
       decay[i] = g == nullptr ? 1.f : std::exp(__ldcg(g));
-    } else {
-      k[i] = seen(p.k + m * p.k_pitch + head * kPhaseHead + i);
     }
-    const uint2 of_v =
-        __ldcg(reinterpret_cast<const uint2*>(p.v + m * p.v_pitch + head * kPhaseHead + 4 * lane));
-    const float2 low = floats_of(of_v.x), high = floats_of(of_v.y);
-    const float u[4] = {low.x, low.y, high.x, high.y};
+    const float u[4] = {fresh[1], fresh[2], fresh[3], fresh[4]};
     run_meets();
     float sum[4] = {};
     for (int j = 0; j < kStateSlots; ++j) {
@@ -74,7 +77,9 @@ __device__ inline void compute(const RecurrencePhase& p, RunShared& s, RingAt& a
       float total = 0;
 #pragma unroll
       for (int i = 0; i < kFewWarps; ++i) total += s.room[i * kPhaseHead + thread];
-      p.o[(m * p.heads + head) * kPhaseHead + thread] = static_cast<bf16>(p.scale * total);
+      const int64_t to = (m * p.heads + head) * kPhaseHead + thread;
+      if (p.sent.to != nullptr) send_pair(p.sent.to + s.half + to, p.scale * total, true);
+      if (p.o != nullptr) p.o[to] = static_cast<bf16>(p.scale * total);
     }
     run_meets();  // the next one's numbers take the places of these
   }

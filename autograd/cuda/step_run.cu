@@ -132,11 +132,17 @@ __global__ void __launch_bounds__(kBlockThreads, 1) run_kernel(const __grid_cons
     const Phase& phase = *reinterpret_cast<const Phase*>(s.phases[i % 2]);
     if (thread < kWords) s.phases[i % 2][thread] = word;
     run_meets();  // nobody needs the sums of the phase before any more
-    if (thread < kWords && i + 1 < run.count)
-      word = argument(reinterpret_cast<const uint32_t*>(run.phases + i + 1) + thread);
-    if (phase.kind == Kind::product) prepare(phase.product, s);
+    // Asked for where a block has to wait anyway: nobody can tell the compiler to wait for one load alone.
+    const auto ahead = [&] {
+      if (thread < kWords && i + 1 < run.count)
+        word = argument(reinterpret_cast<const uint32_t*>(run.phases + i + 1) + thread);
+    };
+    if (phase.kind == Kind::product)
+      prepare(phase.product, s);
+    else
+      ahead();
     switch (phase.kind) {
-      case Kind::product: compute<kTiles>(phase.product, s, at, met); break;
+      case Kind::product: compute<kTiles>(phase.product, s, at, met, ahead); break;
       case Kind::attention: compute(phase.attention, s, at); break;
       case Kind::recurrence: compute(phase.recurrence, s, at); break;
     }

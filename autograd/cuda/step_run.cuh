@@ -35,10 +35,13 @@ struct RunShared {
   int first_item[kPhaseDocuments + 1];  // of attention: parts of documents' heads, one after another
   int position[kPhaseDocuments], keys_of_part[kPhaseDocuments];
   BulkBarrier full[kSlots], empty[kSlots], met_full[kMet];
+  uint4 row[kRunThreads];                       // of x, normed
   alignas(16) uint32_t phases[2][kPhaseWords];  // this phase's and the next one's numbers
   int last[kTeams];
   int64_t half;  // of the exchange, that this launch uses, in elements
 };
+
+static_assert(sizeof(RunShared) <= 227 << 10);  // a block's most on Hopper
 
 // So many bytes more, before this phase of the barrier ends.
 __device__ inline void bulk_expect(BulkBarrier& barrier, uint32_t bytes) {

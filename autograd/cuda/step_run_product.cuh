@@ -61,15 +61,65 @@ __device__ inline void prepare(const ProductPhase& p, RunShared& s) {
   ahead_commit();
 }
 
+// Whether norm_row() takes the phase's norm: of one row, or of heads whose windows a warp's lanes have.
+__device__ inline bool norms_row(const ProductPhase& p) {
+  const int alike = p.norm / (kWindow * 8);
+  return p.norm > 0 && p.rows == 1 && p.packs <= kRunThreads &&
+         (p.norm == p.packs * 8 || alike == 1 || alike == 2 || alike == 4);
+}
+// norm_held of one row, to the bit, by a thread for each pack, where it takes four lanes of a warp for eight
+// packs each. x: what a warp holds of the row, normed.
+__device__ inline void norm_row(const ProductPhase& p, RunShared& s, uint4 (&x)[kHeld][2][1]) {
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / static_cast<int>(kWarp),
+            lane = thread % static_cast<int>(kWarp), norm = p.norm;
+  const bool whole = norm == p.packs * 8, sent = p.sent.from, gains = p.gain != nullptr;
+  const auto* from = reinterpret_cast<const uint4*>(p.a + (sent ? s.half : 0)) + thread;
+  const float per_element = 1.0f / static_cast<float>(norm), eps = p.eps;
+  uint4 own{};
+  if (thread < p.packs)
+    for (Patience patience; largest(own = look(from)) == kNotSent && sent;) patience.look_again();
+  __syncwarp();
+  float squares = sum_of_squares(own);
+  squares += __shfl_xor_sync(~0u, squares, 4);
+  if (whole && lane % 8 < 4) s.squares[thread / 8 * 4 + lane % 4] = squares;  // (windows, 4)
+  ahead_wait<0>();                                                            // the gain
+  run_meets();
+  if (whole) {  // of the windows that one warp holds by turns, warp lane / 4
+    const float* of_lane = s.squares + lane;
+    squares = of_lane[0];
+    squares += of_lane[32] + of_lane[64] + of_lane[96];
+  }
+  squares += __shfl_xor_sync(~0u, squares, 1);
+  squares += __shfl_xor_sync(~0u, squares, 2);
+  const int count = whole ? kFewWarps : norm / (kWindow * 8), stride = whole ? 4 : 8,
+            first = whole ? 0 : lane & ~(8 * count - 1);
+  float sum = 0;
+#pragma unroll 1
+  for (int j = 0; j < count; ++j) sum += __shfl_sync(~0u, squares, first + stride * j);
+  float4 gain[2] = {{1, 1, 1, 1}, {1, 1, 1, 1}};
+  if (gains) {
+    const auto* of_pack =
+        reinterpret_cast<const float4*>(s.room) + 2 * (whole ? thread : thread % (norm / 8));
+    gain[0] = of_pack[0], gain[1] = of_pack[1];
+  }
+  s.row[thread] = normed(own, rsqrtf(sum * per_element + eps), gain);
+  run_meets();
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i)
+#pragma unroll
+    for (int u = 0; u < 2; ++u)
+      x[i][u][0] = lane < 4 ? s.row[(i * kFewWarps + warp) * kWindow + lane + 4 * u] : uint4{};
+}
+
 // met: of s.met_full, which phase comes next; a bit each. Written to be short: what a phase runs once has to
 // be fetched first, which takes longer than running it.
-template <int kTiles>
-__device__ void compute(const ProductPhase& p, RunShared& s, RingAt& at, uint32_t& met) {
+template <int kTiles, class Ahead>
+__device__ void compute(const ProductPhase& p, RunShared& s, RingAt& at, uint32_t& met, const Ahead& ahead) {
   constexpr int kRows = kTiles * 8;
   const ShareOfProduct share(p);
   const int thread = static_cast<int>(threadIdx.x), warp = thread / static_cast<int>(kWarp),
             lane = thread % static_cast<int>(kWarp), group = lane / 4, units = p.units, at_once = p.at_once;
-  if (share.first >= units) return;
+  if (share.first >= units) return ahead();
   // All of x that a block needs, where registers hold it, else a part after the other.
   constexpr int kHeldX = kTiles == 1 ? kHeldParts : 1;
   uint4 x[kHeldX][kHeld][2][kTiles];
@@ -152,8 +202,14 @@ __device__ void compute(const ProductPhase& p, RunShared& s, RingAt& at, uint32_
 #pragma unroll 1
     for (int j = 0; j < share.parts; ++j) {
       if (item + j == 0 || (kHeldX == 1 && share.parts > 1)) {
-        load_x(j);
-        if (p.norm > 0)
+        ahead();
+        bool done = false;
+        if constexpr (kTiles == 1) {
+          done = norms_row(p);
+          if (done) norm_row(p, s, x[0]);
+        }
+        if (!done) load_x(j);
+        if (!done && p.norm > 0)
           norm_held(x[0], s.squares, p.gain == nullptr ? nullptr : s.room, p.windows, p.packs, p.norm, p.eps,
                     [] {
                       ahead_wait<0>();  // the gain
@@ -202,6 +258,12 @@ __device__ void compute(const ProductPhase& p, RunShared& s, RingAt& at, uint32_
     }
     run_meets();
     if (any) {
+      bf16* const to_others = p.sent.to == nullptr ? nullptr : p.sent.to + s.half;
+      bf16* const c = p.c;
+      float* const wide = p.wide;
+      const int64_t c_pitch = p.c_pitch, residual_pitch = p.residual_pitch;
+      const bool residual_sent = p.sent.residual;
+      const bf16* const residual_from = p.residual + (residual_sent ? s.half : 0);
       const int met_at = (item + own_unit) / 2,
                 second = share.parts > 1 ? kUnitSums
                          : gates         ? 8
@@ -246,19 +308,19 @@ __device__ void compute(const ProductPhase& p, RunShared& s, RingAt& at, uint32_
         }
         const bool counts = inside && column_of(e) < columns;
         if (counts && adds) {
-          const bf16* const of_e = residual_of(e);
+          const bf16* const of_e = residual_from + row_of(e) * residual_pitch + column_of(e);
           uint32_t word = residual[0];
 #pragma unroll
           for (int r = 1; r < kRounds; ++r)
             if (r == i) word = residual[r];
-          if (p.sent.residual)
+          if (residual_sent)
             for (Patience patience; word == kNotSent; patience.look_again()) word = look(word_of(of_e));
           y = rounded(y) + half_of(word, of_e);
         }
-        const int64_t to = row_of(e) * p.c_pitch + column_of(e);
-        if (p.sent.to != nullptr) send_pair(p.sent.to + s.half + to, y, counts);
-        if (counts && p.c != nullptr) p.c[to] = static_cast<bf16>(y);
-        if (counts && p.wide != nullptr) p.wide[to] = y;
+        const int64_t to = row_of(e) * c_pitch + column_of(e);
+        if (to_others != nullptr) send_pair(to_others + to, y, counts);
+        if (counts && c != nullptr) c[to] = static_cast<bf16>(y);
+        if (counts && wide != nullptr) wide[to] = y;
       }
     }
     if (unit + at_once * share.stride < units) run_meets();  // the sums have been read

@@ -47,8 +47,8 @@ Model::Model(const ModelConfig& config, ParameterStore& store) : config_(config)
     head_ = scope.declare({"head.weight", {config.vocab, config.width}, ParameterKind::embedding, rows});
 }
 
-Variable Model::hidden(const Tensor& tokens, const Layout& layout, CrossingFactory& crossings,
-                       std::vector<Variable>* losses, std::vector<Variable>* states) const {
+Model::Last Model::last(const Tensor& tokens, const Layout& layout, CrossingFactory& crossings,
+                        std::vector<Variable>* losses, std::vector<Variable>* states) const {
   CHECK(tokens.dim(0) == layout.tokens(), "model: ", tokens.dim(0), " tokens, a layout of ", layout.tokens());
   Variable x;
   {
@@ -70,8 +70,27 @@ Variable Model::hidden(const Tensor& tokens, const Layout& layout, CrossingFacto
     }
     if (losses != nullptr) losses->insert(losses->end(), out.losses.begin(), out.losses.end());
   }
+  return {x, branch};
+}
+
+Variable Model::hidden(const Tensor& tokens, const Layout& layout, CrossingFactory& crossings,
+                       std::vector<Variable>* losses, std::vector<Variable>* states) const {
+  const Last of_blocks = last(tokens, layout, crossings, losses, states);
   const MemoryScope scope("output");
-  return (*norm_)(x, branch).norm;
+  return (*norm_)(of_blocks.x, of_blocks.branch).norm;
+}
+
+Tensor Model::next_logits(const Tensor& tokens, const Layout& layout, CrossingFactory& crossings) const {
+  const NoTape pause;
+  const Last of_blocks = last(tokens, layout, crossings, nullptr, nullptr);
+  const MemoryScope scope("output");
+  const Tensor& weight = output_weight()->working;
+  if (norm_->is_rms() && !of_blocks.branch.defined()) {
+    Around around = norm_->around();
+    around.wide = true;
+    if (few_rows_fused(of_blocks.x, weight, around)) return few_rows_linear(of_blocks.x, weight, around);
+  }
+  return logits((*norm_)(of_blocks.x, of_blocks.branch).norm);
 }
 
 Tensor Model::logits(const Tensor& hidden) const {

@@ -28,6 +28,8 @@ class Model {
                   std::vector<Variable>* losses = nullptr, std::vector<Variable>* states = nullptr) const;
   // (N, C) -> logits (N, V) in f32 (f64): for a few tokens; training uses projected_cross_entropy.
   Tensor logits(const Tensor& hidden) const;
+  // logits(hidden(tokens, ...)), the last norm and the product at once where both are few_rows_linear's.
+  Tensor next_logits(const Tensor& tokens, const Layout& layout, CrossingFactory& crossings) const;
   const Parameter& output_weight() const { return head_.defined() ? head_ : embedding_; }
 
   const ModelConfig& config() const { return config_; }
@@ -36,6 +38,12 @@ class Model {
   int64_t align() const;
 
  private:
+  struct Last {
+    Variable x, branch;  // whose sum is the last block's output
+  };
+  Last last(const Tensor& tokens, const Layout& layout, CrossingFactory& crossings,
+            std::vector<Variable>* losses, std::vector<Variable>* states) const;
+
   ModelConfig config_;
   Parameter embedding_, head_;
   std::vector<TransformerBlock> blocks_;

@@ -43,13 +43,13 @@ Decoder::Decoder(const Model& model, const std::vector<std::vector<int32_t>>& pr
   document_ = from_ints(numbers, device);
   tokens_ = empty({texts}, Dtype::i32, device);
   drawn_ = from_ints(std::vector<int32_t>(prompts.size(), 0), device);
-  std::vector<int32_t> next;
+  std::vector<int32_t> last;
   for (const std::vector<int32_t>& p : prompts) {
     CHECK(!p.empty(), "decoder: an empty prompt");
     lengths_.push_back(std::ssize(p));
-    next.push_back(static_cast<int32_t>(p.size()));
+    last.push_back(static_cast<int32_t>(p.size()) - 1);  // before a token is drawn
   }
-  position_ = from_ints(next, device);
+  position_ = from_ints(last, device);
   for (int64_t i = 0; i < texts; ++i) prefill(prompts[static_cast<size_t>(i)], i);
 }
 
@@ -74,8 +74,8 @@ void Decoder::prefill(const std::vector<int32_t>& prompt, int64_t text) {
 void Decoder::draw(const Tensor& logits, const Group& group) {
   const int64_t columns = vocab_ > 0 ? std::min(vocab_, logits.dim(1)) : logits.dim(1);
   const Tensor counted = drawn_.rows(group.begin, group.end);
-  tokens_.rows(group.begin, group.end).copy_from(sample_rows(logits.columns(0, columns), counted, draws_));
-  increment(counted);
+  sample_rows_into(tokens_.rows(group.begin, group.end), logits.columns(0, columns), counted, draws_);
+  increment(counted, position_.rows(group.begin, group.end));
 }
 
 // The model's step for a group: reads its tokens, draws the next ones. Positions are counted on behind all
@@ -87,8 +87,7 @@ void Decoder::advance(const Group& group) {
     layout.segments.push_back({static_cast<int>(i), length, length + 1});
     ++length;
   }
-  draw(model_.logits(model_.hidden(tokens_.rows(group.begin, group.end), layout, crossings_)), group);
-  increment(layout.position);
+  draw(model_.next_logits(tokens_.rows(group.begin, group.end), layout, crossings_), group);
 }
 
 void Decoder::step(const std::vector<bool>& finished) {

@@ -42,7 +42,7 @@ class Decoder {
   std::vector<Group> groups_;
   std::vector<int64_t> lengths_;  // tokens the model has seen
   Tensor tokens_, document_;      // (texts) i32
-  Tensor position_, drawn_;       // (texts) i32: of the next token; how many were drawn
+  Tensor position_, drawn_;       // (texts) i32: of the token drawn last; how many were drawn
   int64_t left_;                  // steps that there is room for
   bool same_work_ = false;        // the last step is the next one too, without the host
 #ifdef WEFT_CUDA

@@ -268,28 +268,35 @@ void few_rows(const Tensor& c, const Tensor& a, const Tensor& b, double alpha, d
     const auto alone = [=, normed = around.norm, swiglu = around.swiglu] {
       multiply<To>(p, cut, normed, swiglu);
     };
-    if constexpr (std::is_same_v<To, bf16>)
-      if (alpha == 1 && beta == 0 &&
-          joins_run({.c = p.c,
-                     .a = p.a,
-                     .b = p.b,
-                     .residual = p.residual,
-                     .gain = p.gain,
-                     .n = n,
-                     .c_pitch = p.c_pitch,
-                     .a_pitch = p.a_pitch,
-                     .b_pitch = p.b_pitch,
-                     .residual_pitch = residual_pitch,
-                     .rows = rows,
-                     .packs = p.packs,
-                     .parts = cut.parts,
-                     .windows = cut.windows,
-                     .units = static_cast<int>(units),
-                     .norm = around.norm ? norm : 0,
-                     .gated = around.swiglu,
-                     .eps = p.eps},
-                    alone))
-        return;
+    constexpr bool kNarrow = std::is_same_v<To, bf16>;
+    bf16* narrow = nullptr;
+    float* wide = nullptr;
+    if constexpr (kNarrow)
+      narrow = p.c;
+    else
+      wide = p.c;
+    if (alpha == 1 && beta == 0 &&
+        joins_run({.c = narrow,
+                   .wide = wide,
+                   .a = p.a,
+                   .b = p.b,
+                   .residual = p.residual,
+                   .gain = p.gain,
+                   .n = n,
+                   .c_pitch = p.c_pitch,
+                   .a_pitch = p.a_pitch,
+                   .b_pitch = p.b_pitch,
+                   .residual_pitch = residual_pitch,
+                   .rows = rows,
+                   .packs = p.packs,
+                   .parts = cut.parts,
+                   .windows = cut.windows,
+                   .units = static_cast<int>(units),
+                   .norm = around.norm ? norm : 0,
+                   .gated = around.swiglu,
+                   .eps = p.eps},
+                  alone))
+      return;
     alone();
   };
   c.dtype() == Dtype::bf16 ? run.template operator()<bf16>() : run.template operator()<float>();

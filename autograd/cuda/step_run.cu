@@ -2,7 +2,7 @@
 #include <string_view>
 #include <vector>
 
-#include "autograd/cuda/replay.h"
+#include "autograd/cuda/early.cuh"
 #include "autograd/cuda/step_run_attention.cuh"
 #include "autograd/cuda/step_run_product.cuh"
 #include "autograd/cuda/step_run_recurrence.cuh"
@@ -20,23 +20,26 @@ struct Phase {
   };
 };
 constexpr int kMostPhases = 160;
+
+// Two halves, of which launches use one after the other; who uses one cleans the other, and so nobody looks
+// at a word before it is kNotSent.
+struct alignas(256) Exchange {
+  unsigned launches, left;  // so far; blocks at the end of the one under way
+  int64_t used[2];          // bytes that are not clean
+  WEFT_HOST_DEVICE bf16* rows() { return reinterpret_cast<bf16*>(this + 1); }
+};
+constexpr int64_t kHalfBytes = int64_t{16} << 20, kHalf = kHalfBytes / 2;
+
 // In the kernel's arguments, of which there may be 32764 bytes.
 struct Run {
   int count = 0, attention = -1;  // one of the phases of attention, or none
+  Exchange* exchange = nullptr;
+  int64_t bytes = 0;  // of a half, that are used
   Phase phases[kMostPhases];
 };
 static_assert(sizeof(Run) < 32764);
 
 constexpr int kBlockThreads = kRunThreads + kLoaders * static_cast<int>(kWarp);
-
-// Blocks that have reached the ends of phases, and the end of all; 0 between kernels.
-[[maybe_unused]] __device__ unsigned run_arrived, run_left;  // where there are no runs
-
-[[maybe_unused]] __device__ inline unsigned arrivals_so_far() {
-  unsigned n;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(n) : "l"(&run_arrived) : "memory");
-  return n;
-}
 
 template <class F>
 __device__ void with_phase(const Phase& phase, const F& f) {
@@ -47,9 +50,35 @@ __device__ void with_phase(const Phase& phase, const F& f) {
   }
 }
 
-// Every phase reads what the ones before it wrote, so all blocks meet between two of them: a block says that
-// it is there, prepares the next one, waits. All of the grid's blocks are on the GPU at once. kTiles: of 8
-// rows of the products.
+// A warp's share of making the other half clean, a part in each phase.
+struct Cleaning {
+  uint4* to;
+  int64_t packs;
+  __device__ explicit Cleaning(Exchange& exchange) {
+    const unsigned other = 1 - exchange.launches % 2;
+    to = reinterpret_cast<uint4*>(exchange.rows() + other * kHalf);
+    packs = exchange.used[other] / 16;
+  }
+  __device__ void operator()(int phase, int phases) const {
+    const int64_t blocks = gridDim.x, stride = phases * blocks * kWarp;
+    for (int64_t i = (phase * blocks + blockIdx.x) * kWarp + threadIdx.x % kWarp; i < packs; i += stride)
+      to[i] = {kNotSent, kNotSent, kNotSent, kNotSent};
+  }
+};
+// By the two of each block who read it; the last one of all says what the next launch will find.
+__device__ void leave(const Run& run) {
+  Exchange& exchange = *run.exchange;
+  if (atomicAdd(&exchange.left, 1) != 2 * gridDim.x - 1) return;
+  const unsigned which = exchange.launches % 2;
+  exchange.left = 0;
+  exchange.used[which] = run.bytes;
+  exchange.used[1 - which] = 0;
+  ++exchange.launches;
+}
+
+// A block goes from phase to phase, and waits for nothing but what it needs of the phases before
+// (step_run.cuh). All of the grid's blocks are on the GPU at once. kTiles: of 8 rows of the products. It
+// starts early (replay.h): what the loaders read was written a step ago, or never.
 template <int kTiles>
 __global__ void __launch_bounds__(kBlockThreads, 1) run_kernel(const __grid_constant__ Run run) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -59,7 +88,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) run_kernel(const __grid_cons
   const int thread = static_cast<int>(threadIdx.x);
   if (thread == 0) {
     for (int i = 0; i < kSlots; ++i) {
-      s.full[i].init(kLoaders);
+      s.full[i].init(kLoaders * static_cast<int>(kWarp));
       s.empty[i].init(kFewWarps);
     }
     for (BulkBarrier& met : s.met_full) met.init(1);
@@ -80,36 +109,45 @@ __global__ void __launch_bounds__(kBlockThreads, 1) run_kernel(const __grid_cons
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kLoaderRegisters));
     const int loader = (thread - kRunThreads) / static_cast<int>(kWarp);
     LoaderAt at;
-    for (int i = 0; i < run.count; ++i)
+    with_phase(run.phases[0], [&](const auto& p) { produce(p, s, at, loader); });
+    wait_for_earlier();
+    const Cleaning clean(*run.exchange);
+    for (int i = 1; i < run.count; ++i) {
+      if (loader == kLoaders - 1) clean(i - 1, run.count - 1);
       with_phase(run.phases[i], [&](const auto& p) { produce(p, s, at, loader); });
+    }
+    if (thread == kBlockThreads - 1) leave(run);
     return;
   }
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kComputeRegisters));
   if (run.attention >= 0) turn_angles(run.phases[run.attention].attention, s);
+  wait_for_earlier();
+  if (thread == 0) s.half = run.exchange->launches % 2 * kHalf;
   RingAt at;
   uint32_t met = 0;
+  constexpr int kWords = sizeof(Phase) / 4;
+  static_assert(kWords <= kPhaseWords && kWords <= kRunThreads);
+  uint32_t word = thread < kWords ? argument(reinterpret_cast<const uint32_t*>(run.phases) + thread) : 0;
   for (int i = 0; i < run.count; ++i) {
-    const Phase& phase = run.phases[i];
-    run_meets();
-    if (i > 0 && thread == 0)
-      asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(&run_arrived) : "memory");
-    if (phase.kind == Kind::product) prepare(phase.product, s);
-    if (i > 0) {
-      if (thread == 0)
-        while (arrivals_so_far() < static_cast<unsigned>(i) * gridDim.x) {
-        }
-      run_meets();
-    }
+    const Phase& phase = *reinterpret_cast<const Phase*>(s.phases[i % 2]);
+    if (thread < kWords) s.phases[i % 2][thread] = word;
+    run_meets();  // nobody needs the sums of the phase before any more
+    // Asked for where a block has to wait anyway: nobody can tell the compiler to wait for one load alone.
+    const auto ahead = [&] {
+      if (thread < kWords && i + 1 < run.count)
+        word = argument(reinterpret_cast<const uint32_t*>(run.phases + i + 1) + thread);
+    };
+    if (phase.kind == Kind::product)
+      prepare(phase.product, s);
+    else
+      ahead();
     switch (phase.kind) {
-      case Kind::product: compute<kTiles>(phase.product, s, at, met); break;
+      case Kind::product: compute<kTiles>(phase.product, s, at, met, ahead); break;
       case Kind::attention: compute(phase.attention, s, at); break;
       case Kind::recurrence: compute(phase.recurrence, s, at); break;
     }
   }
-  if (thread == 0 && atomicAdd(&run_left, 1) == gridDim.x - 1) {
-    run_arrived = 0;
-    run_left = 0;
-  }
+  if (thread == 0) leave(run);
 #endif
 }
 
@@ -155,26 +193,198 @@ unsigned blocks_of_runs() {
   return blocks;
 }
 
+// Of the driver and not of the arenas: it outlives all recordings.
+Exchange* exchange() {
+  static Exchange* const all = [] {
+    const size_t bytes = sizeof(Exchange) + 2 * kHalfBytes;
+    void* memory = nullptr;
+    cudaStream_t own = nullptr;  // the other one may be recording
+    CUDA_CHECK(cudaMalloc(&memory, bytes));
+    CUDA_CHECK(cudaStreamCreateWithFlags(&own, cudaStreamNonBlocking));
+    CUDA_CHECK(cudaMemsetAsync(memory, 0xff, bytes, own));
+    CUDA_CHECK(cudaMemsetAsync(memory, 0, sizeof(Exchange), own));
+    CUDA_CHECK(cudaStreamSynchronize(own));
+    CUDA_CHECK(cudaStreamDestroy(own));
+    return static_cast<Exchange*>(memory);
+  }();
+  return all;
+}
+
+struct Span {
+  const char *begin, *end;
+  bool meets(const Span& other) const { return begin < other.end && other.begin < end; }
+};
+// Rows of bf16, or so many bytes.
+struct Rows {
+  const bf16* x;
+  int64_t rows, columns, pitch;
+  Span span() const {
+    if (rows == 0) return {};
+    return {reinterpret_cast<const char*>(x),
+            reinterpret_cast<const char*>(x + (rows - 1) * pitch + columns)};
+  }
+};
+Span span_of(const void* x, int64_t bytes) {
+  const char* begin = static_cast<const char*>(x);
+  return {begin, begin + bytes};
+}
+
+// A phase that waits, as the ones after it see it.
+struct Made {
+  Rows to{};
+  bool paired = false, attention = false;
+  int64_t place = -1;  // in a half of the exchange, once somebody reads it there
+  int after = -1;      // before a block works at the phase, all are through with those up to this one
+  std::vector<Span> reads, others;  // of memory: what it reads, and what it writes besides
+};
+
 // What waits, of the recording under way.
 Run waiting;
+std::vector<Made> made;
 std::vector<std::function<void()>> alone_instead;
 int waiting_rows = 0;
 bool runs_are_wanted = false;
 int64_t launched = 0;
 constexpr int kFewestPhases = 3;  // less is not worth a kernel that starts late
 
-// More rows than these are served well by kernels of their own: beside them only attention gains enough.
-constexpr int kRowsForAll = 8;
+// The phase that makes the row at x, or -1: what the memory held before the run.
+int maker_of(const bf16* x) {
+  for (int i = waiting.count - 1; i >= 0; --i)
+    if (made[static_cast<size_t>(i)].to.span().meets(span_of(x, 1))) return i;
+  return -1;
+}
+Sent& sent_of(Phase& phase) {
+  switch (phase.kind) {
+    case Kind::product: return phase.product.sent;
+    case Kind::attention: return phase.attention.sent;
+    case Kind::recurrence: break;
+  }
+  return phase.recurrence.sent;
+}
+// Nobody reads there any more what the phase makes.
+void write_no_memory(Phase& phase) {
+  switch (phase.kind) {
+    case Kind::product: phase.product.c = nullptr; break;
+    case Kind::attention: phase.attention.o = nullptr; break;
+    case Kind::recurrence: phase.recurrence.o = nullptr; break;
+  }
+}
+
+// Where phase `maker` sends what lies at `from`; null if it makes that otherwise, or the exchange is full.
+const bf16* place_in_exchange(int maker, const Rows& from) {
+  Made& m = made[static_cast<size_t>(maker)];
+  const int64_t column = from.x - m.to.x;
+  if (column < 0 || column + from.columns > m.to.columns || from.rows != m.to.rows ||
+      (from.rows > 1 && from.pitch != m.to.pitch) || m.to.pitch % 8 != 0)
+    return nullptr;
+  if (m.place < 0) {
+    const int64_t bytes = (m.to.rows * m.to.pitch * 2 + 255) / 256 * 256;
+    if (waiting.bytes + bytes > kHalfBytes) return nullptr;
+    m.place = waiting.bytes / 2;
+    waiting.bytes += bytes;
+    sent_of(waiting.phases[maker]).to = exchange()->rows() + m.place;
+  }
+  return exchange()->rows() + m.place + column;
+}
+
+// Attention's parts are sent too, where they are few beside what else a launch has to clean.
+constexpr int64_t kMostPartBytes = int64_t{1} << 20;
+
+// `from` becomes its place in the exchange if a phase that waits makes it. false: it cannot be read there.
+bool find(const bf16*& x, const Rows& from, bool& sent, Made& next) {
+  const int maker = maker_of(x);
+  sent = maker >= 0;
+  if (!sent) {
+    next.reads.push_back(from.span());
+    return true;
+  }
+  return (x = place_in_exchange(maker, from)) != nullptr;
+}
+
+bool find_all(ProductPhase& p, Made& next) {
+  const int64_t columns = int64_t{p.packs} * 8, wide = p.gated ? p.n / 2 : p.n;
+  const int maker = maker_of(p.a);
+  if (maker >= 0) {
+    const Made& m = made[static_cast<size_t>(maker)];
+    next.after = p.parts == 1 && columns == m.to.columns ? maker : m.after;
+  }
+  if (p.c != nullptr) next.to = {p.c, p.rows, wide, p.c_pitch};
+  if (p.wide != nullptr) next.others = {span_of(p.wide, p.rows * p.c_pitch * 4)};
+  next.paired = p.parts > 1;
+  return find(p.a, {p.a, p.rows, columns, p.a_pitch}, p.sent.from, next) &&
+         (p.residual == nullptr ||
+          find(p.residual, {p.residual, p.rows, wide, p.residual_pitch}, p.sent.residual, next));
+}
+// q, k and v of one phase, or of none.
+template <class P>
+bool find_heads(P& p, Made& next) {
+  const int64_t wide = int64_t{p.heads} * kPhaseHead;
+  const int maker = maker_of(p.q);
+  if (maker_of(p.k) != maker || maker_of(p.v) != maker) return false;
+  if (maker >= 0) next.after = made[static_cast<size_t>(maker)].after;
+  next.to = {p.o, p.documents, wide, wide};
+  return find(p.q, {p.q, p.documents, wide, p.q_pitch}, p.sent.from, next) &&
+         find(p.k, {p.k, p.documents, wide, p.k_pitch}, p.sent.from, next) &&
+         find(p.v, {p.v, p.documents, wide, p.v_pitch}, p.sent.from, next);
+}
+bool find_all(AttentionPhase& p, Made& next) {
+  const int64_t parts = int64_t{p.documents} * p.heads * p.splits, bytes = parts * (kPhaseHead + 1) * 4;
+  if (!find_heads(p, next)) return false;
+  next.attention = true;
+  next.others = {span_of(p.lse, int64_t{p.documents} * p.heads * 4)};
+  if (bytes <= kMostPartBytes && waiting.bytes + bytes <= kHalfBytes) {
+    p.sent.parts = true;
+    p.part_o = reinterpret_cast<float*>(exchange()->rows() + waiting.bytes / 2);
+    p.part_lse = p.part_o + parts * kPhaseHead;
+    waiting.bytes += (bytes + 255) / 256 * 256;
+  } else {
+    next.others.push_back(span_of(p.part_o, parts * kPhaseHead * 4));
+    next.others.push_back(span_of(p.part_lse, parts * 4));
+  }
+  return true;
+}
+bool find_all(RecurrencePhase& p, Made& next) { return find_heads(p, next); }
+
+// Whether a block may begin the next phase while others are at those before it. They share what attention
+// counts its parts by, and what pairs of blocks send each other; memory that one reads another may not write.
+bool may_follow(const Made& next) {
+  for (size_t i = static_cast<size_t>(next.after + 1); i < made.size(); ++i) {
+    const Made& m = made[i];
+    if ((next.paired && m.paired) || (next.attention && m.attention)) return false;
+    std::vector<Span> writes = next.others;
+    writes.push_back(next.to.span());
+    for (const Span& w : writes) {
+      for (const Span& r : m.reads)
+        if (w.meets(r)) return false;
+      for (const Span& r : m.others)
+        if (w.meets(r)) return false;
+    }
+  }
+  return true;
+}
 
 template <class P>
 bool join(Kind kind, P Phase::*place, const P& phase, int rows, const std::function<void()>& alone) {
   if (!runs_are_wanted || blocks_of_runs() == 0 || rows > kFewRowsMost) return false;
-  if (rows > kRowsForAll && kind != Kind::attention && (kind != Kind::product || waiting.attention < 0))
-    return false;
   if (waiting.count == kMostPhases) launch_run();
-  Phase& next = waiting.phases[waiting.count++];
-  next.kind = kind;
-  next.*place = phase;
+  P fitted = phase;
+  Made next;
+  if (!find_all(fitted, next) || !may_follow(next)) {
+    launch_run();
+    fitted = phase;
+    next = {};
+    find_all(fitted, next);
+  }
+  // Two phases in one place of memory: what the first one made there is gone, and was read in the exchange.
+  for (size_t i = 0; i < made.size(); ++i) {
+    bool gone = made[i].to.span().meets(next.to.span());
+    for (const Span& w : next.others) gone = gone || made[i].to.span().meets(w);
+    if (gone) write_no_memory(waiting.phases[i]);
+  }
+  made.push_back(next);
+  Phase& last = waiting.phases[waiting.count++];
+  last.kind = kind;
+  last.*place = fitted;
   waiting_rows = std::max(waiting_rows, rows);
   alone_instead.push_back(alone);
   return true;
@@ -188,7 +398,7 @@ bool alike(const AttentionPhase& a, const AttentionPhase& b) {
 
 bool joins_run(const ProductPhase& p, const std::function<void()>& alone) {
   if (!runs_are_wanted || p.packs % kWindow != 0 || p.parts > 2 * kHeldParts ||
-      (p.parts > 1 && (p.gated || p.norm > 0)) || is_recorded(p.b))
+      (p.parts > 1 && (p.gated || p.norm > 0)) || is_recorded(p.b) || p.c_pitch % 2 != 0 || p.n % 2 != 0)
     return false;
   if (const int pairs = static_cast<int>(blocks_of_runs()) / 2;
       p.parts > 1 && (pairs == 0 || (p.units + pairs - 1) / pairs > 2 * kMet))
@@ -210,7 +420,13 @@ bool joins_run(const RecurrencePhase& p, const std::function<void()>& alone) {
 
 void launch_run() {
   if (waiting.count == 0) return;
-  const Run run = waiting;
+  Run run = waiting;
+  run.exchange = exchange();
+  for (int i = 0; i < run.count; ++i)
+    if (run.phases[i].kind == Kind::product) {
+      ProductPhase& p = run.phases[i].product;
+      p.at_once = kTileSums / (waiting_rows > 8 ? 2 : 1) / (p.parts > 1 ? p.parts / 2 : 1);
+    }
   const int rows = waiting_rows;
   const std::vector<std::function<void()>> alone = std::move(alone_instead);
   drop_run();  // before stream(), which asks again
@@ -223,6 +439,7 @@ void launch_run() {
   l.config.stream = stream();
   CUDA_CHECK(rows > 8 ? cudaLaunchKernelEx(&l.config, run_kernel<2>, run)
                       : cudaLaunchKernelEx(&l.config, run_kernel<1>, run));
+  starts_early();
   ++launched;
 }
 
@@ -231,7 +448,9 @@ int64_t launched_runs() { return launched; }
 void drop_run() {
   waiting.count = 0;
   waiting.attention = -1;
+  waiting.bytes = 0;
   waiting_rows = 0;
+  made.clear();
   alone_instead.clear();
 }
 

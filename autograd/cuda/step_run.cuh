@@ -1,7 +1,7 @@
 #pragma once
 // What the phases of a run (step_run.h) share on the GPU: a block's ring of shared memory, which warps
-// of its own, the loaders, fill with what all phases read of memory in their order, and the barriers of warps
-// and of the grid.
+// of its own, the loaders, fill with what all phases read of memory in their order, the barriers of warps,
+// and how blocks pass on what phases make.
 
 #include <cooperative_groups.h>
 
@@ -22,6 +22,8 @@ constexpr int kHeldParts = 2;                       // of k, that a block of a p
 constexpr int kMet = 2;  // units whose sums a block gets from the other one of its pair, in a phase
 constexpr int kTeams = 2, kTeamThreads = kRunThreads / kTeams;  // attention: each has its own keys
 
+constexpr int kPhaseWords = 64;  // at most
+
 struct RunShared {
   unsigned char ring[kSlots][kSlotBytes];
   alignas(16) float room[kTileSums * kSums];  // sums; the gain before them
@@ -33,8 +35,13 @@ struct RunShared {
   int first_item[kPhaseDocuments + 1];  // of attention: parts of documents' heads, one after another
   int position[kPhaseDocuments], keys_of_part[kPhaseDocuments];
   BulkBarrier full[kSlots], empty[kSlots], met_full[kMet];
+  uint4 row[kRunThreads];                       // of x, normed
+  alignas(16) uint32_t phases[2][kPhaseWords];  // this phase's and the next one's numbers
   int last[kTeams];
+  int64_t half;  // of the exchange, that this launch uses, in elements
 };
+
+static_assert(sizeof(RunShared) <= 227 << 10);  // a block's most on Hopper
 
 // So many bytes more, before this phase of the barrier ends.
 __device__ inline void bulk_expect(BulkBarrier& barrier, uint32_t bytes) {
@@ -42,9 +49,14 @@ __device__ inline void bulk_expect(BulkBarrier& barrier, uint32_t bytes) {
                "r"(bytes)
                : "memory");
 }
-// Not before this thread's copies by ahead_copy are done.
-__device__ inline void bulk_expect_ahead(BulkBarrier& barrier) {
-  asm volatile("cp.async.mbarrier.arrive.shared::cta.b64 [%0];" ::"r"(shared_address(&barrier)) : "memory");
+// A thread arrives when its copies by ahead_copy are done.
+__device__ inline void arrive_behind_copies(BulkBarrier& barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(&barrier))
+               : "memory");
+}
+// For all of a warp.
+__device__ inline void arrive_as_warp(BulkBarrier& barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], 32;" ::"r"(shared_address(&barrier)) : "memory");
 }
 // To the same place in another block of the cluster, where `barrier` counts the four bytes.
 __device__ inline void bulk_send(float* to, float value, BulkBarrier& barrier, uint32_t rank) {
@@ -96,10 +108,10 @@ __device__ inline void begin_slot(RunShared& s, LoaderAt& at, uint32_t bytes) {
   if (bytes > 0 && threadIdx.x % kWarp == 0) bulk_expect(s.full[at.slot], bytes);
   __syncwarp();
 }
-// All that this warp copies is on its way.
+// All that this warp copies in bulk is on its way.
 __device__ inline void end_slot(RunShared& s, LoaderAt& at) {
   __syncwarp();
-  if (threadIdx.x % kWarp == 0) s.full[at.slot].arrive();
+  if (threadIdx.x % kWarp == 0) arrive_as_warp(s.full[at.slot]);
   at.next();
 }
 // A warp that computes: what it needs of the slot is in its registers.
@@ -117,10 +129,82 @@ __device__ inline void team_meets(int team) {
     asm volatile("bar.sync 3, %0;" ::"n"(kTeamThreads) : "memory");
 }
 
-// What other blocks have written, from the second cache.
-__device__ inline uint32_t seen_bits(const bf16* x) {
-  return __ldcg(reinterpret_cast<const unsigned short*>(x));
+// A word of a kernel's arguments, by its address: by its name it would be a constant, and those come one
+// after another from as far as memory where nobody has read them before.
+__device__ inline uint32_t argument(const uint32_t* word) {
+  uint32_t x;
+  asm volatile("ld.u32 %0, [%1];" : "=r"(x) : "l"(word));
+  return x;
 }
-__device__ inline float seen(const bf16* x) { return __uint_as_float(seen_bits(x) << 16); }
+
+// The exchange. Blocks pass on rows of bf16 by words that tell by themselves whether they have come: before a
+// launch all are kNotSent, which no two numbers are that a conversion gives (its NaN is 0x7fff), each is
+// written once, and who needs it looks until it is another. So nothing has to be ordered: neither fence nor
+// barrier, and a reader's own loads are the first to bring what it waits for.
+constexpr uint32_t kNotSent = 0xffffffffu;
+
+__device__ inline uint32_t look(const uint32_t* from) {
+  uint32_t x;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(from));
+  return x;
+}
+__device__ inline uint4 look(const uint4* from) {
+  uint4 x;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "l"(from));
+  return x;
+}
+__device__ inline void send(uint32_t* to, uint32_t pair) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(pair) : "memory");
+}
+__device__ inline void send(float* to, float x) {
+  const uint32_t word = __float_as_uint(x);
+  send(reinterpret_cast<uint32_t*>(to), word == kNotSent ? 0x7fffffffu : word);  // another NaN
+}
+// The largest of all: kNotSent if one of them is.
+__device__ inline uint32_t largest(const uint4& x) { return max(max(x.x, x.y), max(x.z, x.w)); }
+
+// Who looks too often in vain ends the program: an error, where there would be a kernel without an end. By a
+// store to nowhere, since beside a trap the compiler gives up the registers that setmaxnreg adds.
+class Patience {
+ public:
+  __device__ void look_again() {
+    if (++looks_ > kMost) asm volatile("st.global.u32 [%0], %1;" ::"l"(uint64_t{0}), "r"(looks_) : "memory");
+  }
+
+ private:
+  static constexpr int kMost = 1 << 24;  // some ten seconds
+  int looks_ = 0;
+};
+
+// The word that holds an element.
+__device__ inline const uint32_t* word_of(const bf16* x) {
+  return reinterpret_cast<const uint32_t*>(reinterpret_cast<uintptr_t>(x) & ~uintptr_t{3});
+}
+__device__ inline float half_of(uint32_t word, const bf16* x) {
+  return __uint_as_float((reinterpret_cast<uintptr_t>(x) & 2) != 0 ? word & 0xffff0000u : word << 16);
+}
+// An element each, of rows that have been sent or of memory.
+template <int kCount>
+__device__ void see(float (&to)[kCount], const bf16* const (&from)[kCount], bool sent) {
+  uint32_t words[kCount], most = 0;
+  Patience patience;
+  do {
+    most = 0;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) words[i] = look(word_of(from[i]));
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) most = max(most, words[i]);
+    patience.look_again();
+  } while (sent && most == kNotSent);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) to[i] = half_of(words[i], from[i]);
+}
+// Of two neighbouring threads, each with an element of a pair: the first one sends both. By whole warps.
+__device__ inline void send_pair(bf16* to, float x, bool any) {
+  const float other = __shfl_xor_sync(~0u, x, 1);
+  if (any && threadIdx.x % 2 == 0) send(reinterpret_cast<uint32_t*>(to), pair_of(x, other));
+}
 
 }  // namespace weft::cuda

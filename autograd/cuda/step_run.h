@@ -2,7 +2,7 @@
 // A run of a decoding step's kernels as one kernel. While a recording wants it (replay.h) the launchers of
 // these kernels hand over a phase each; whatever else asks for the stream first launches those that wait. A
 // block stays on its multiprocessor through all phases, and reads what later ones need of memory that no
-// phase writes (weights, keys, states) while it waits for the others at the end of this one.
+// phase writes (weights, keys, states) while it waits for what other blocks send it (step_run.cuh).
 
 #include <cstdint>
 #include <functional>
@@ -11,9 +11,19 @@
 
 namespace weft::cuda {
 
+// How phases of a run pass on rows; for step_run.cu to fill in. Where such an address is one of the exchange,
+// it is of its first half.
+struct Sent {
+  bf16* to;       // in the exchange, laid out as c or o: what this phase makes; null: nobody reads it there
+  bool from;      // a, or q, k and v, are in the exchange
+  bool residual;  // and so is this
+  bool parts;     // and so are part_o and part_lse, which else a counter tells to be there
+};
+
 // As few_rows (few_rows.h): c = a b^T of bf16, alpha 1, beta 0.
 struct ProductPhase {
   bf16* c;
+  float* wide;  // instead of c
   const bf16 *a, *b, *residual;
   const float* gain;
   int64_t n, c_pitch, a_pitch, b_pitch, residual_pitch;
@@ -21,6 +31,8 @@ struct ProductPhase {
   int norm;  // of so many in a row; 0: none
   bool gated;
   float eps;
+  int at_once;  // units whose sums a block has room for; set when the run is launched
+  Sent sent;
 };
 
 // What a block of attention_step, or a team of a run, reads of a document's past depends on that past alone:
@@ -50,6 +62,7 @@ struct AttentionPhase {
   int documents, heads, splits;
   double turn;
   float scale;
+  Sent sent;
 };
 
 // As recurrent_step (attention/steps.h) without beta, for keys and values of kPhaseHead features.
@@ -62,6 +75,7 @@ struct RecurrencePhase {
   int documents, heads;
   bool channels;
   float scale;
+  Sent sent;
 };
 
 constexpr int kPhaseHead = 128;

@@ -86,8 +86,8 @@ __device__ inline void produce(const AttentionPhase& p, RunShared& s, LoaderAt& 
           }
         k[team] += kKeysOfSlot * pitch;
         v[team] += kKeysOfSlot * pitch;
-        bulk_expect_ahead(s.full[at.slot]);
-        end_slot(s, at);
+        arrive_behind_copies(s.full[at.slot]);
+        at.next();
       }
   }
   at.most = kSlotsUnderWay;
@@ -109,25 +109,59 @@ __device__ float over_team(float* room, int team, float value, float none, Join 
   return value;
 }
 
+// An element of o, by each thread of a team.
+__device__ inline void give(const AttentionPhase& p, const RunShared& s, int64_t row, int thread, float y) {
+  const int64_t to = row * kPhaseHead + thread;
+  if (p.sent.to != nullptr) send_pair(p.sent.to + s.half + to, y, true);
+  if (p.o != nullptr) p.o[to] = static_cast<bf16>(y);
+}
+
 // o and lse of all parts of a head.
-__device__ inline void merge_parts(const AttentionPhase& p, int64_t row, int parts, int team, float* room) {
+__device__ inline void merge_parts(const AttentionPhase& p, const RunShared& s, int64_t row, int parts,
+                                   int team, float* room) {
   constexpr int kWide = 4, kColumns = kPhaseHead / kWide, kAbreast = kTeamThreads / kColumns;
   const int thread = static_cast<int>(threadIdx.x) % kTeamThreads, own = thread / kColumns,
             column = thread % kColumns;
   float *sums = room, *few = sums + kTeamThreads * kWide, *weight = few + kWarp;
-  const float* lse = p.part_lse + row * p.splits;
-  const auto* part = reinterpret_cast<const float4*>(p.part_o + row * p.splits * kPhaseHead) + column;
+  const int64_t half = p.sent.parts ? s.half / 2 : 0;  // in floats
+  const float* lse = p.part_lse + half + row * p.splits;
+  const auto* part = reinterpret_cast<const float4*>(p.part_o + half + row * p.splits * kPhaseHead) + column;
   constexpr int kFirst = 4;  // asked for before their weights are known
   float4 first[kFirst];
-#pragma unroll
-  for (int i = 0; i < kFirst; ++i)
-    if (own + i * kAbreast < parts) first[i] = __ldcg(part + (own + i * kAbreast) * kColumns);
   float peak = -INFINITY;
-  for (int i = thread; i < parts; i += kTeamThreads) peak = max(peak, __ldcg(lse + i));
+  if (p.sent.parts) {
+    uint32_t most;
+    Patience patience;
+    do {
+      most = 0;
+#pragma unroll
+      for (int i = 0; i < kFirst; ++i)
+        if (own + i * kAbreast < parts) {
+          const uint4 x = look(reinterpret_cast<const uint4*>(part + (own + i * kAbreast) * kColumns));
+          most = max(most, largest(x));
+          first[i] = {__uint_as_float(x.x), __uint_as_float(x.y), __uint_as_float(x.z), __uint_as_float(x.w)};
+        }
+#pragma unroll 1
+      for (int i = thread; i < parts; i += kTeamThreads) {
+        const uint32_t x = look(reinterpret_cast<const uint32_t*>(lse + i));
+        most = max(most, x);
+        weight[i] = __uint_as_float(x);
+        peak = max(peak, weight[i]);
+      }
+      patience.look_again();
+    } while (most == kNotSent);
+    __syncwarp();
+  } else {
+#pragma unroll
+    for (int i = 0; i < kFirst; ++i)
+      if (own + i * kAbreast < parts) first[i] = __ldcg(part + (own + i * kAbreast) * kColumns);
+#pragma unroll 1
+    for (int i = thread; i < parts; i += kTeamThreads) peak = max(peak, weight[i] = __ldcg(lse + i));
+  }
   peak = over_team(few, team, peak, -INFINITY, [](float a, float b) { return b > a ? b : a; });
   float all = 0;
-  for (int i = thread; i < parts; i += kTeamThreads)
-    all += weight[i] = exp2f(kLog2E * (__ldcg(lse + i) - peak));
+#pragma unroll 1
+  for (int i = thread; i < parts; i += kTeamThreads) all += weight[i] = exp2f(kLog2E * (weight[i] - peak));
   all = over_team(few, team, all, 0, [](float a, float b) { return a + b; });
   float y[kWide] = {};
   const auto add = [&](int i, const float4& x) {
@@ -136,17 +170,24 @@ __device__ inline void merge_parts(const AttentionPhase& p, int64_t row, int par
     y[2] += weight[i] * x.z;
     y[3] += weight[i] * x.w;
   };
+  const auto part_at = [&](int i) {
+    const float4* from = part + int64_t{i} * kColumns;
+    if (!p.sent.parts) return __ldcg(from);
+    uint4 x;
+    for (Patience patience; largest(x = look(reinterpret_cast<const uint4*>(from))) == kNotSent;)
+      patience.look_again();
+    return float4{__uint_as_float(x.x), __uint_as_float(x.y), __uint_as_float(x.z), __uint_as_float(x.w)};
+  };
 #pragma unroll
   for (int i = 0; i < kFirst; ++i)
     if (own + i * kAbreast < parts) add(own + i * kAbreast, first[i]);
 #pragma unroll 4
-  for (int i = own + kFirst * kAbreast; i < parts; i += kAbreast)
-    add(i, __ldcg(part + int64_t{i} * kColumns));
+  for (int i = own + kFirst * kAbreast; i < parts; i += kAbreast) add(i, part_at(i));
   reinterpret_cast<float4*>(sums)[own * kColumns + column] = {y[0], y[1], y[2], y[3]};
   team_meets(team);
   float sum = 0;
   for (int i = 0; i < kAbreast; ++i) sum += sums[i * kPhaseHead + thread];
-  p.o[row * kPhaseHead + thread] = static_cast<bf16>(sum / all);
+  give(p, s, row, thread, sum / all);
   if (thread == 0) p.lse[row] = peak + std::log(all);
   team_meets(team);
 }
@@ -179,7 +220,7 @@ __device__ inline void compute(const AttentionPhase& p, RunShared& s, RingAt& at
   int document = -1, head = -1, parts = 0, done = 0;  // of the head under way
   // This team is through with some parts of a head; whoever is the last merges them all.
   const auto leave_head = [&] {
-    if (parts <= 1) return;
+    if (parts <= 1 || p.sent.parts) return;
     asm volatile("fence.acq_rel.gpu;" ::: "memory");
     team_meets(team);
     int& arrived = run_arrivals[document * p.heads + head];
@@ -187,7 +228,7 @@ __device__ inline void compute(const AttentionPhase& p, RunShared& s, RingAt& at
     team_meets(team);
     if (!s.last[team]) return;
     asm volatile("fence.acq_rel.gpu;" ::: "memory");
-    merge_parts(p, int64_t{document} * p.heads + head, parts, team, room);
+    merge_parts(p, s, int64_t{document} * p.heads + head, parts, team, room);
     if (thread == 0) arrived = 0;
   };
   const int rounds = max(share[0].last - share[0].first, share[1].last - share[1].first);
@@ -200,23 +241,24 @@ __device__ inline void compute(const AttentionPhase& p, RunShared& s, RingAt& at
     if (other_head || round == rounds) leave_head();
     if (other_head) {
       document = item.document, head = item.head, parts = item.parts, done = 0;
-      const bf16 *q_new = p.q + m * p.q_pitch + head * kPhaseHead,
-                 *k_new = p.k + m * p.k_pitch + head * kPhaseHead,
-                 *v_new = p.v + m * p.v_pitch + head * kPhaseHead;
+      const int64_t at = head * kPhaseHead + (p.sent.from ? s.half : 0);
+      const bf16 *q_new = p.q + m * p.q_pitch + at, *k_new = p.k + m * p.k_pitch + at,
+                 *v_new = p.v + m * p.v_pitch + at;
       team_meets(team);  // the head before is done with these
+      // Pairs of q that are turned together are half a head apart, and those of k.
+      const int j = thread % kPairs;
+      const bf16* from = (thread < kPairs ? q_new : k_new) + j;
+      bf16* to = (thread < kPairs ? fresh : fresh_k) + j;
+      float of_new[3];
+      see(of_new, {from, from + kPairs, v_new + thread}, p.sent.from);
       if (p.turn > 0) {
-        const int j = thread % kPairs;
-        const bf16* from = thread < kPairs ? q_new : k_new;
-        bf16* to = thread < kPairs ? fresh : fresh_k;
-        const float a = seen(from + j), b = seen(from + j + kPairs), cosine = s.cosine[document][j],
-                    sine = s.sine[document][j];
-        to[j] = static_cast<bf16>(fma(a, cosine, -(b * sine)));
-        to[j + kPairs] = static_cast<bf16>(fma(b, cosine, a * sine));
-      } else {
-        fresh[thread] = seen(q_new + thread);
-        fresh_k[thread] = seen(k_new + thread);
+        const float a = of_new[0], b = of_new[1], cosine = s.cosine[document][j], sine = s.sine[document][j];
+        of_new[0] = fma(a, cosine, -(b * sine));
+        of_new[1] = fma(b, cosine, a * sine);
       }
-      fresh_v[thread] = seen(v_new + thread);
+      to[0] = static_cast<bf16>(of_new[0]);
+      to[kPairs] = static_cast<bf16>(of_new[1]);
+      fresh_v[thread] = static_cast<bf16>(of_new[2]);
       team_meets(team);
       const Features x = *reinterpret_cast<const Features*>(fresh + lane * V);
 #pragma unroll
@@ -327,13 +369,29 @@ __device__ inline void compute(const AttentionPhase& p, RunShared& s, RingAt& at
     }
     const float lse = static_cast<float>(1 / 1.4426950408889634) * (peak + std::log2(all));
     if (item.parts == 1) {
-      p.o[row * kPhaseHead + thread] = static_cast<bf16>(y / all);
+      give(p, s, row, thread, y / all);
       if (thread == 0) p.lse[row] = lse;
     } else {
-      p.part_o[(row * p.splits + item.part) * kPhaseHead + thread] = y / all;
-      if (thread == 0) p.part_lse[row * p.splits + item.part] = lse;
+      const int64_t at = row * p.splits + item.part + (p.sent.parts ? s.half / 2 / kPhaseHead : 0);
+      if (p.sent.parts) {
+        send(p.part_o + at * kPhaseHead + thread, y / all);
+        if (thread == 0) send(p.part_lse + row * p.splits + item.part + s.half / 2, lse);
+      } else {
+        p.part_o[at * kPhaseHead + thread] = y / all;
+        if (thread == 0) p.part_lse[at] = lse;
+      }
     }
     ++done;
+  }
+  if (!p.sent.parts) return;
+  // Whoever has the last part of a head merges all, behind its own parts: so nobody waits for a team that
+  // waits.
+  team_meets(team);
+  for (int i = share[team].first; i < share[team].last;) {
+    const KeysOfItem item = share[team].item(p, s, i - share[team].first);
+    i += item.parts - item.part;
+    if (i <= share[team].last && item.parts > 1)
+      merge_parts(p, s, int64_t{item.document} * p.heads + item.head, item.parts, team, room);
   }
 }
 

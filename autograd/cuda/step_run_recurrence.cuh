@@ -24,27 +24,50 @@ __device__ inline void produce(const RecurrencePhase& p, RunShared& s, LoaderAt&
   }
 }
 
+// What a thread needs of a state's new token: an element of q or k, four of v, and of the gate.
+struct NewOfState {
+  const bf16* from[5];
+  uint32_t words[5];
+  float gate = 0;
+  bool sent;
+  __device__ NewOfState(const RecurrencePhase& p, const RunShared& s, int item) : sent(p.sent.from) {
+    const int thread = static_cast<int>(threadIdx.x), i = thread % kPhaseHead;
+    const int64_t m = item / p.heads, head = item % p.heads, at = head * kPhaseHead + (sent ? s.half : 0);
+    from[0] = thread < kPhaseHead ? p.q + m * p.q_pitch + at + i : p.k + m * p.k_pitch + at + i;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) from[1 + e] = p.v + m * p.v_pitch + at + thread % kWarp * 4 + e;
+    if (p.g != nullptr) gate = __ldcg(p.g + m * p.g_pitch + (p.channels ? head * kPhaseHead + i : head));
+    ask();
+  }
+  __device__ void ask() {
+#pragma unroll
+    for (int i = 0; i < 5; ++i) words[i] = look(word_of(from[i]));
+  }
+  __device__ void wait() {
+    for (Patience patience;
+         sent && max(max(max(words[0], words[1]), max(words[2], words[3])), words[4]) == kNotSent;
+         patience.look_again())
+      ask();
+    __syncwarp();
+  }
+  __device__ float operator[](int i) const { return half_of(words[i], from[i]); }
+};
+
 __device__ inline void compute(const RecurrencePhase& p, RunShared& s, RingAt& at) {
   const int thread = static_cast<int>(threadIdx.x), warp = thread / static_cast<int>(kWarp),
-            lane = thread % static_cast<int>(kWarp);
+            lane = thread % static_cast<int>(kWarp), items = p.documents * p.heads,
+            stride = static_cast<int>(gridDim.x), first = static_cast<int>(blockIdx.x);
+  if (first >= items) return;
   float *q = s.fresh, *k = q + kPhaseHead, *decay = k + kPhaseHead;
-  for (int item = static_cast<int>(blockIdx.x); item < p.documents * p.heads;
-       item += static_cast<int>(gridDim.x)) {
+  NewOfState next(p, s, first);
+  for (int item = first; item < items; item += stride) {
     const int64_t m = item / p.heads, head = item % p.heads;
     float* const state = p.states[m] + head * kPhaseHead * kPhaseHead;
-    if (const int i = thread % kPhaseHead; thread < kPhaseHead) {
-      q[i] = seen(p.q + m * p.q_pitch + head * kPhaseHead + i);
-      const float* g = p.g == nullptr ? nullptr
-                       : p.channels   ? p.g + m * p.g_pitch + head * kPhaseHead + i
-                                      : p.g + m * p.g_pitch + head;
-      decay[i] = g == nullptr ? 1.f : std::exp(__ldcg(g));
-    } else {
-      k[i] = seen(p.k + m * p.k_pitch + head * kPhaseHead + i);
-    }
-    const uint2 of_v =
-        __ldcg(reinterpret_cast<const uint2*>(p.v + m * p.v_pitch + head * kPhaseHead + 4 * lane));
-    const float2 low = floats_of(of_v.x), high = floats_of(of_v.y);
-    const float u[4] = {low.x, low.y, high.x, high.y};
+    next.wait();
+    (thread < kPhaseHead ? q : k)[thread % kPhaseHead] = next[0];
+    if (thread < kPhaseHead) decay[thread] = p.g == nullptr ? 1.f : std::exp(next.gate);
+    const float u[4] = {next[1], next[2], next[3], next[4]};
+    if (item + stride < items) next = NewOfState(p, s, item + stride);
     run_meets();
     float sum[4] = {};
     for (int j = 0; j < kStateSlots; ++j) {
@@ -74,7 +97,9 @@ __device__ inline void compute(const RecurrencePhase& p, RunShared& s, RingAt& a
       float total = 0;
 #pragma unroll
       for (int i = 0; i < kFewWarps; ++i) total += s.room[i * kPhaseHead + thread];
-      p.o[(m * p.heads + head) * kPhaseHead + thread] = static_cast<bf16>(p.scale * total);
+      const int64_t to = (m * p.heads + head) * kPhaseHead + thread;
+      if (p.sent.to != nullptr) send_pair(p.sent.to + s.half + to, p.scale * total, true);
+      if (p.o != nullptr) p.o[to] = static_cast<bf16>(p.scale * total);
     }
     run_meets();  // the next one's numbers take the places of these
   }

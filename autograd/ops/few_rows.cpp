@@ -32,9 +32,11 @@ Tensor few_rows_linear(const Tensor& x, const Tensor& weight, const Around& arou
         x.shape(), ", gain ", gain.shape());
   CHECK(!residual.defined() || (residual.shape() == shape && residual.dtype() == x.dtype()), "few rows: y ",
         shape, ", residual ", residual.shape());
+  CHECK(!around.wide || (!around.swiglu && !residual.defined()), "few rows: what is wide is a product alone");
+  const Dtype type = around.wide ? wide_of(x.dtype()) : x.dtype();
 #ifdef WEFT_CUDA
   if (few_rows_fused(x, weight, around)) {
-    const Tensor y = empty(shape, x.dtype(), x.device());
+    const Tensor y = empty(shape, type, x.device());
     count_flops(2.0 * static_cast<double>(x.dim(0) * weight.numel()));
     cuda::few_rows(y, x, weight, 1, 0, around);
     return y;
@@ -46,6 +48,11 @@ Tensor few_rows_linear(const Tensor& x, const Tensor& weight, const Around& arou
     in = reshape(rms_norm(reshape(x, {x.dim(0), x.dim(1) / normed, normed}),
                           gain.defined() ? Variable(gain) : Variable(), around.eps),
                  x.shape());
+  if (around.wide) {
+    const Tensor y = empty(shape, type, x.device());
+    gemm(y, in, weight, {false, true}, 1, 0);
+    return y;
+  }
   Variable y = linear(in, weight);
   if (around.swiglu) y = swiglu(y);
   return residual.defined() ? add(residual, y) : y;

@@ -14,6 +14,7 @@ struct Around {
   double eps = 0;         // of the norm
   bool swiglu = false;    // y is swiglu(y) then: weight's first half of rows are the gates
   Tensor residual = {};   // y is residual + y at last
+  bool wide = false;      // y is in the accumulator's type; without swiglu and residual
 };
 
 // x (M, C), weight (N, C) of one dtype -> y (M, N), or (M, N / 2) with swiglu, as residual is. Without a

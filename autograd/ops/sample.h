@@ -17,17 +17,19 @@ struct DrawOptions {
 // draw. Of equal logits the one of lower index comes first. The draw of row m is number index[m] (M) i32 of
 // (seed, stream), so it depends neither on the other rows nor on their number. -> (M) i32
 Tensor sample_rows(const Tensor& logits, const Tensor& index, const DrawOptions& draws);
+// The same, into `to`.
+void sample_rows_into(const Tensor& to, const Tensor& logits, const Tensor& index, const DrawOptions& draws);
 
-// x += 1.  x i32
-void increment(const Tensor& x);
+// x += 1, y += 1.  i32, of one size
+void increment(const Tensor& x, const Tensor& y);
 
 namespace cpu {
 void sample_rows(const Tensor& to, const Tensor& logits, const Tensor& index, const DrawOptions& draws);
-void increment(const Tensor& x);
+void increment(const Tensor& x, const Tensor& y);
 }  // namespace cpu
 namespace cuda {
 void sample_rows(const Tensor& to, const Tensor& logits, const Tensor& index, const DrawOptions& draws);
-void increment(const Tensor& x);
+void increment(const Tensor& x, const Tensor& y);
 }  // namespace cuda
 
 }  // namespace weft

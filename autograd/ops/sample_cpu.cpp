@@ -43,8 +43,8 @@ void sample_rows(const Tensor& to, const Tensor& logits, const Tensor& index, co
   });
 }
 
-void increment(const Tensor& x) {
-  for (int64_t i = 0; i < x.numel(); ++i) ++x.data<int32_t>()[i];
+void increment(const Tensor& x, const Tensor& y) {
+  for (int64_t i = 0; i < x.numel(); ++i) ++x.data<int32_t>()[i], ++y.data<int32_t>()[i];
 }
 
 }  // namespace weft::cpu

@@ -228,9 +228,9 @@ void sample_rows(const Tensor& to, const Tensor& logits, const Tensor& index, co
   check_launch("sample");
 }
 
-void increment(const Tensor& x) {
-  int32_t* p = data<int32_t>(x);
-  each(x.numel(), [=] __device__(int64_t i) { ++p[i]; });
+void increment(const Tensor& x, const Tensor& y) {
+  int32_t *p = data<int32_t>(x), *q = data<int32_t>(y);
+  each(x.numel(), [=] __device__(int64_t i) { ++p[i], ++q[i]; });
 }
 
 }  // namespace weft::cuda

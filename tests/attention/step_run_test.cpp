@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <memory>
 
 #include "attention/steps.h"
 #include "autograd/cuda/replay.h"
@@ -172,22 +173,30 @@ TEST(StepRun, IsCutWhereItIsTooLong) {
   expect_same(values);
 }
 
-// Pairs of blocks that have one unit, four, or none.
+// Pairs of blocks that have one unit, four, or none; and products that may not follow one another in a run.
 TEST(StepRun, PairsHaveOtherNumbersOfUnitsEachTime) {
   if (default_device() != Device::cuda || !cuda::has_runs()) GTEST_SKIP() << "for a Hopper GPU";
   const NoTape pause;
   for (const int64_t k : {4096, 5504}) {
     const Tensor x = random({3, k}, 1, 1);
-    std::vector<Tensor> w;
-    for (const int64_t n : {16, 4000, 1600, 48, 2200}) w.push_back(weights(n, k, static_cast<uint32_t>(n)));
+    std::vector<Tensor> there, back;
+    for (const int64_t n : {64, 4032, 1600, 128, 2176}) {
+      there.push_back(weights(n, k, static_cast<uint32_t>(n)));
+      back.push_back(weights(k, n, static_cast<uint32_t>(n + 1)));
+    }
     const auto values = [&](bool as_run) {
       cuda::Replay replay;
       std::vector<Tensor> y;
       replay.record(
           [&] {
             y.clear();
-            for (int i = 0; i < 12; ++i)
-              y.push_back(few_rows_linear(x, w[static_cast<size_t>(i) % w.size()], {}));
+            Tensor z = x;
+            for (size_t i = 0; i < 12; ++i) {
+              const size_t which = i % there.size();
+              y.push_back(few_rows_linear(z, there[which], {}));
+              y.push_back(z = few_rows_linear(y.back(), back[which], {}));
+            }
+            for (const Tensor& w : there) y.push_back(few_rows_linear(x, w, {}));  // of no other's
           },
           as_run);
       replay.run();
@@ -200,6 +209,69 @@ TEST(StepRun, PairsHaveOtherNumbersOfUnitsEachTime) {
     SCOPED_TRACE(k);
     expect_same(values);
   }
+}
+
+// What one run has sent, the next but one must not take for its own.
+TEST(StepRun, RunsOfAllSizesTakeTurns) {
+  if (default_device() != Device::cuda || !cuda::has_runs()) GTEST_SKIP() << "for a Hopper GPU";
+  const NoTape pause;
+  struct Chain {
+    Tensor x, w, y, y_apart;
+    cuda::Replay replay, apart;
+  };
+  std::vector<std::unique_ptr<Chain>> chains;
+  struct Size {
+    int64_t rows, width, length;
+  };
+  for (const Size& size : {Size{1, 512, 60}, Size{8, 1024, 5}, Size{3, 128, 100}, Size{5, 2048, 30}}) {
+    Chain& c = *chains.emplace_back(std::make_unique<Chain>());
+    c.x = random({size.rows, size.width}, 1, 1);
+    c.w = weights(size.width, size.width, 2);
+    const auto record = [&](cuda::Replay& replay, Tensor& y, bool as_run) {
+      replay.record(
+          [&] {
+            y = c.x;
+            for (int64_t i = 0; i < size.length; ++i)
+              y = few_rows_linear(y, c.w, {.norm = true, .eps = 1e-6, .residual = y});
+          },
+          as_run);
+    };
+    record(c.replay, c.y, true);
+    record(c.apart, c.y_apart, false);
+  }
+  for (uint32_t i = 0; i < 400; ++i) {
+    const Chain& c = *chains[(i * i + i / 7) % chains.size()];  // in no simple order
+    draw(c.x, Spread::normal, 1, {i, 1, 0});
+    c.replay.run();
+    if (i % 8 != 0) continue;
+    c.apart.run();
+    EXPECT_EQ(to_values(c.y), to_values(c.y_apart)) << i;
+  }
+}
+
+// A word that is not a number is sent like any other.
+TEST(StepRun, SendsWhatIsNoNumber) {
+  if (default_device() != Device::cuda || !cuda::has_runs()) GTEST_SKIP() << "for a Hopper GPU";
+  const NoTape pause;
+  std::vector<double> of_x(4 * 256, 0.5);
+  for (size_t i = 256; i < 512; ++i) of_x[i] = std::nan("");
+  of_x[600] = INFINITY;
+  const Tensor x = from_values({4, 256}, Dtype::bf16, of_x, Device::cuda), w = weights(256, 256, 1);
+  const auto values = [&](bool as_run) {
+    cuda::Replay replay;
+    Tensor y = x;
+    replay.record(
+        [&] {
+          for (int i = 0; i < 6; ++i) y = few_rows_linear(y, w, {.norm = true, .eps = 1e-6, .residual = y});
+        },
+        as_run);
+    replay.run();
+    std::vector<double> all;
+    for (const double v : to_values(y)) all.push_back(std::isnan(v) ? 1e9 : v);
+    EXPECT_EQ(all[0] != 1e9 && all[256] == 1e9, true);
+    return all;
+  };
+  expect_same(values);
 }
 
 }  // namespace

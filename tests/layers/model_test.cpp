@@ -218,8 +218,12 @@ TEST(Model, AFewRowsAreTheSameWithoutATape) {
         const NoTape pause;
         const Tensor plain = model.hidden(some_tokens(9), layout, crossings);
         EXPECT_LE(norm_difference(plain, recorded), tolerance::kBf16Norm);
+        const Tensor logits = model.logits(plain),
+                     next = model.next_logits(some_tokens(9), layout, crossings);
+        EXPECT_LE(norm_difference(next, logits), tolerance::kBf16Norm);
         if (default_device() == Device::cpu) {
           EXPECT_TRUE(same_bits(plain, recorded));
+          EXPECT_TRUE(same_bits(next, logits));
         }
       }
 }

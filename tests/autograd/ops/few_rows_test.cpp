@@ -81,6 +81,16 @@ void expect_product(const ProductCase& c, Dtype dtype) {
   const Tensor expected =
       from_values(y.shape(), Dtype::f64, by_hand(c, x.contiguous(), w, gain, residual, dtype));
   EXPECT_LE(largest_difference(y.to(Dtype::f64), expected), tolerance::of(dtype));
+  if (!c.swiglu && !c.residual) {
+    Around unrounded = around;
+    unrounded.wide = true;
+    const Tensor z = few_rows_linear(x, w, unrounded);
+    EXPECT_EQ(z.dtype(), wide_of(dtype));
+    EXPECT_LE(largest_difference(z.to(Dtype::f64), expected), tolerance::of(dtype));
+    if (here) {
+      EXPECT_EQ(largest_difference(z.to(dtype).to(Dtype::f64), y.to(Dtype::f64)), 0);
+    }
+  }
   if (!here) return;
   // The last row alone has the same bits.
   Around alone = around;

@@ -99,9 +99,10 @@ TEST(Sample, ViewsAndOtherRows) {
     EXPECT_LT(*std::max_element(all.begin(), all.end()), 60);
   }
   EXPECT_THROW(sample_rows(logits, from_ints({1}), {}), Error);
-  const Tensor count = from_ints({1, 2});
-  increment(count);
+  const Tensor count = from_ints({1, 2}), position = from_ints({7, 0});
+  increment(count, position);
   EXPECT_EQ(to_values(count), (std::vector<double>{2, 3}));
+  EXPECT_EQ(to_values(position), (std::vector<double>{8, 1}));
 }
 
 }  // namespace

@@ -15,4 +15,7 @@ constexpr double of(Dtype dtype) { return dtype == Dtype::f64 ? 1e-10 : dtype ==
 // Computed in bf16 against f64: the norm of the difference over the norm.
 inline constexpr double kBf16Norm = 3e-2;
 
+// Two computations that keep 16 bits or more on the way and then round to bf16: few elements go another way.
+inline constexpr double kRoundedOnce = 1e-3;
+
 }  // namespace weft::tolerance

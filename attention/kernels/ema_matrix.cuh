@@ -59,23 +59,17 @@ class EmaMatrixSource {
     token_ = mine < m.channels ? ema_token<Warps>() ^ (Turned ? 15 : 0) : INT32_MAX / 2;
     from_ = m.data + (mine < m.channels ? mine : 0);
   }
-  // Tokens [begin, end) of at most a tile, into a stage.
-  __device__ void fetch(int stage, int begin, int end) const {
-#pragma unroll
-    for (int i = 0; i < kPieces; ++i) {
-      const int at = token_ + 16 * i;
-      const bool inside = at < end - begin;
-      copy_ahead(own_ + stage * kBytes + i * (kBytes / kPieces),
-                 inside ? from_ + (begin + at) * pitch_ : from_, inside);
-    }
+  // The i-th piece of a tile of tokens [begin, end), into a stage.
+  __device__ void fetch(int stage, int i, int begin, int end) const {
+    const int at = token_ + 16 * i;
+    const bool inside = at < end - begin;
+    copy_ahead(own_ + stage * kBytes + i * (kBytes / kPieces), inside ? from_ + (begin + at) * pitch_ : from_,
+               inside);
   }
   // to: ema_channels() of a tile
-  __device__ void put(int stage, uint32_t to) const {
-#pragma unroll
-    for (int i = 0; i < kPieces; ++i) {
-      const uint4 v = load_shared(own_ + stage * kBytes + i * (kBytes / kPieces));
-      store_matrices_transposed(to ^ 32 * i, {v.x, v.y, v.z, v.w});
-    }
+  __device__ void put(int stage, int i, uint32_t to) const {
+    const uint4 v = load_shared(own_ + stage * kBytes + i * (kBytes / kPieces));
+    store_matrices_transposed(to ^ 32 * i, {v.x, v.y, v.z, v.w});
   }
 
  private:
@@ -85,18 +79,14 @@ class EmaMatrixSource {
   int token_;
 };
 
-// A tile's way out: tokens [begin, end). from: ema_channels() of the tile.
+// A tile's way out: the i-th piece of tokens [begin, end). from: ema_channels() of the tile.
 template <int Warps>
-__device__ void send_matrix(const EmaRows<bf16>& m, int channel, uint32_t from, int begin, int end) {
-  const int mine = channel + 8 * (threadIdx.x & 1), token = ema_token<Warps>();
-#pragma unroll
-  for (int i = 0; i < kEmaTokens / Warps / 16; ++i) {
-    uint32_t x[4];
-    load_matrices_transposed(x, from ^ 32 * i);
-    const int at = token + 16 * i;
-    if (at < end - begin && mine < m.channels)
-      *reinterpret_cast<uint4*>(m.data + (begin + at) * m.pitch + mine) = {x[0], x[1], x[2], x[3]};
-  }
+__device__ void send_matrix(const EmaRows<bf16>& m, int channel, uint32_t from, int i, int begin, int end) {
+  const int mine = channel + 8 * (threadIdx.x & 1), at = ema_token<Warps>() + 16 * i;
+  uint32_t x[4];
+  load_matrices_transposed(x, from ^ 32 * i);
+  if (at < end - begin && mine < m.channels)
+    *reinterpret_cast<uint4*>(m.data + (begin + at) * m.pitch + mine) = {x[0], x[1], x[2], x[3]};
 }
 
 // A (16, 16) table as the right side of products, in two bf16: 16 bits of each entry.

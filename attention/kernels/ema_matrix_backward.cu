@@ -194,25 +194,29 @@ __global__ void __launch_bounds__(32 * kBackWarps, 1)
                                                    stages + kEmaBackwardStages * kEmaMatrixBytes);
   BackSteps now(place.offsets, document, begin, end), ahead = now;
   int stage = 0;
-  const auto fetch = [&](int to) {
-    if (!ahead.done()) {
-      dy_source.fetch(to, ahead.begin, ahead.end());
-      if constexpr (!Summary) x_source.fetch(to, ahead.begin, ahead.end());
-      ahead.advance();
-    }
-    close_group();
-  };
   uint32_t turned = tiles + ema_channels<kBackWarps>(), mine[kOfWarp];
   keep_value(turned);
-  const auto put = [&](uint32_t dy_tile, uint32_t x_tile) {
-    groups_left<kEmaBackwardStages - 1>();
-    dy_source.put(stage, turned + dy_tile);
-    if constexpr (!Summary) x_source.put(stage, turned + x_tile);
-    fetch(stage);
+  constexpr int pieces = EmaMatrixSource<kBackWarps, false>::kPieces;
+  const auto fetch = [&](int i) {
+    dy_source.fetch(stage, i, ahead.begin, ahead.end());
+    if constexpr (!Summary) x_source.fetch(stage, i, ahead.begin, ahead.end());
+  };
+  const auto put = [&](int i, uint32_t dy_tile, uint32_t x_tile) {
+    dy_source.put(stage, i, turned + dy_tile);
+    if constexpr (!Summary) x_source.put(stage, i, turned + x_tile);
+  };
+  const auto fetched = [&] {
+    if (!ahead.done()) ahead.advance();
+    close_group();
     stage = stage == kEmaBackwardStages - 1 ? 0 : stage + 1;
   };
+#pragma unroll 1
+  for (int k = 0; k < kEmaBackwardStages; ++k) {
 #pragma unroll
-  for (int i = 0; i < kEmaBackwardStages; ++i) fetch(i);
+    for (int i = 0; i < pieces; ++i)
+      if (!ahead.done()) fetch(i);
+    fetched();
+  }
 
   BackChannel channels[kOfWarp] = {BackChannel(e, place.channel + warp),
                                    BackChannel(e, place.channel + warp + kBackWarps)};
@@ -239,22 +243,38 @@ __global__ void __launch_bounds__(32 * kBackWarps, 1)
   uint32_t before = 2 * kEmaMatrixBytes, work = 0, next = kEmaMatrixBytes;
   uint32_t x_work = 3 * kEmaMatrixBytes, x_next = 4 * kEmaMatrixBytes;
   int sent_begin = 0, sent_end = 0;
-  put(work, x_work);
+  groups_left<kEmaBackwardStages - 1>();
+#pragma unroll
+  for (int i = 0; i < pieces; ++i) {
+    put(i, work, x_work);
+    if (!ahead.done()) fetch(i);
+  }
+  fetched();
 #pragma unroll 1
   while (!now.done()) {
+    groups_left<kEmaBackwardStages - 1>();
     __syncthreads();
-    if constexpr (!Summary)
-      if (sent_end > sent_begin)
-        send_matrix<kBackWarps>(dx, place.channel, turned + before, sent_begin, sent_end);
-    put(next, x_next);
-    // Half a tile at a time, the later one first if there is one.
+    // Half a tile at a time, the later one first if there is one. What is moved is spread over the products:
+    // all at once it would keep all warps waiting.
+    const bool both = now.end() - now.begin > kEmaTokens / 2, more = !ahead.done();
 #pragma unroll 1
-    for (int half = now.end() - now.begin > kEmaTokens / 2; half >= 0; --half)
+    for (int half = 1; half >= 0; --half)
 #pragma unroll
       for (int k = 0; k < kOfWarp; ++k) {
+#pragma unroll
+        for (int j = 0; j < pieces / 2 / kOfWarp; ++j) {
+          const int i = ((1 - half) * kOfWarp + k) * (pieces / 2 / kOfWarp) + j;
+          if constexpr (!Summary)
+            if (sent_end > sent_begin)
+              send_matrix<kBackWarps>(dx, place.channel, turned + before, i, sent_begin, sent_end);
+          put(i, next, x_next);
+          if (more) fetch(i);
+        }
         const uint32_t own = mine[k] + work, own_x = mine[k] + x_work;
-        channels[k].step<Summary>(half ? (own ^ 64) + 512 : own, half ? (own_x ^ 64) + 512 : own_x);
+        if (both || half == 0)
+          channels[k].step<Summary>(half ? (own ^ 64) + 512 : own, half ? (own_x ^ 64) + 512 : own_x);
       }
+    fetched();
     if constexpr (!Summary) sent_begin = now.begin, sent_end = now.end();
     if (now.advance() && !now.done())
 #pragma unroll
@@ -277,7 +297,9 @@ __global__ void __launch_bounds__(32 * kBackWarps, 1)
   } else {
     __syncthreads();
     if (sent_end > sent_begin)
-      send_matrix<kBackWarps>(dx, place.channel, turned + before, sent_begin, sent_end);
+#pragma unroll
+      for (int i = 0; i < pieces; ++i)
+        send_matrix<kBackWarps>(dx, place.channel, turned + before, i, sent_begin, sent_end);
     // Nothing is under way any more.
     float* const own = reinterpret_cast<float*>(shared + (stages - shared_address(shared))) + warp * 384;
 #pragma unroll

@@ -65,7 +65,7 @@ inline EmaPlan ema_spans(const std::vector<int64_t>& lengths, int64_t most, bool
 // work, and small launches; a span, its part of the coefficients' gradients: three arrays written and read.
 inline double ema_cost(const EmaPlan& plan, int64_t channels, int64_t size) {
   constexpr int64_t multiprocessors = 132, tile = kEmaMatrixTile;
-  const double token = plan.matrices ? 10.5 : 104, start = plan.matrices ? 10000 : 0,
+  const double token = plan.matrices ? 9.5 : 104, start = plan.matrices ? 10000 : 0,
                second_pass = plan.matrices ? 0.4 : 0.6, launches = plan.matrices ? 10000 : 300 * token,
                rate = plan.matrices ? 3000 : 70000 / token;  // bytes
   const int64_t width = plan.matrices ? 16 : 32,

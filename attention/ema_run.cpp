@@ -22,7 +22,7 @@ namespace {
 
 struct Spans {
   int documents, spans;
-  bool cut;
+  bool cut, matrices;
   bool ends;  // the states behind the segments are an output
 };
 
@@ -37,6 +37,7 @@ cuda::Ema problem(const Spans& s, const Tensor& x, const Tensor& in, const Tenso
           .documents = s.documents,
           .spans = s.spans,
           .cut = s.cut,
+          .matrices = s.matrices,
           .plan = static_cast<const int*>(plan.raw())};
 }
 
@@ -77,26 +78,28 @@ struct PlanOnDevice {
   Tensor values;
 };
 
-PlanOnDevice plan_of(const Segments& segments, int64_t channels, int64_t size, Device device) {
+PlanOnDevice plan_of(const Segments& segments, int64_t channels, int64_t size, bool matrices, Device device) {
   std::vector<int64_t> lengths;
   for (const Segment& s : segments) lengths.push_back(s.size());
-  const cuda::EmaPlan plan = cuda::plan_ema(lengths, channels, size);
-  return {{plan.documents, plan.spans, plan.cut, false}, from_ints(plan.values, device)};
+  const cuda::EmaPlan plan = cuda::plan_ema(lengths, channels, size, matrices);
+  return {{plan.documents, plan.spans, plan.cut, plan.matrices, false}, from_ints(plan.values, device)};
 }
 
 // Layer after layer asks for the same one, and a copy to a GPU is as long as a small kernel. Not within a
 // training step or evaluation (BoundsScope): what it kept beyond its end would drop the recordings of steps.
-PlanOnDevice kept_plan(const Layout& layout, int64_t channels, int64_t size, Device device) {
-  if (offsets_of(layout).defined()) return plan_of(layout.segments, channels, size, device);
+PlanOnDevice kept_plan(const Layout& layout, int64_t channels, int64_t size, bool matrices, Device device) {
+  if (offsets_of(layout).defined()) return plan_of(layout.segments, channels, size, matrices, device);
   struct Known {
     Segments segments;
     int64_t channels, size;
+    bool matrices;
     PlanOnDevice plan;
   };
   thread_local std::optional<Known> last;
-  if (!last || last->channels != channels || last->size != size || last->plan.values.device() != device ||
-      last->segments != layout.segments)
-    last = {layout.segments, channels, size, plan_of(layout.segments, channels, size, device)};
+  if (!last || last->channels != channels || last->size != size || last->matrices != matrices ||
+      last->plan.values.device() != device || last->segments != layout.segments)
+    last = {layout.segments, channels, size, matrices,
+            plan_of(layout.segments, channels, size, matrices, device)};
   return last->plan;
 }
 
@@ -111,7 +114,8 @@ EmaRun ema_run(const Variable& x, const Variable& in, const Variable& out, const
   int64_t tokens = 0;
   for (const Segment& s : layout.segments) tokens += s.size();
   CHECK(tokens == x.dim(0), "ema_run: ", x.dim(0), " tokens in segments of ", tokens);
-  auto [spans, on_device] = kept_plan(layout, x.dim(1), in.dim(1), device);
+  const bool matrices = x.dtype() == Dtype::bf16 && x.dim(1) % 8 == 0 && !start.defined() && !want_end;
+  auto [spans, on_device] = kept_plan(layout, x.dim(1), in.dim(1), matrices, device);
   spans.ends = want_end;
 
   const Tensor dense_in = in.value().contiguous(), dense_out = out.value().contiguous(),

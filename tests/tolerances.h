@@ -22,4 +22,7 @@ inline constexpr double kChannelSums = 2e-3;        // and outside
 inline constexpr double kChannelGate = 6e-4;
 inline constexpr double kDeltaRule = 5e-3;
 
+// Two computations that keep 16 bits or more on the way and then round to bf16: few elements go another way.
+inline constexpr double kRoundedOnce = 1e-3;
+
 }  // namespace weft::tolerance

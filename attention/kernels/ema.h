@@ -20,7 +20,7 @@ struct Ema {
   const float *in = nullptr, *out = nullptr;  // (channels, size)
   const float* decay = nullptr;               // (channels, size), of [0, 1]
   int documents = 0, spans = 0;               // of an EmaPlan
-  bool cut = false;
+  bool cut = false, matrices = false;
   const int* plan = nullptr;  // its values, on the device
 };
 

@@ -1,7 +1,7 @@
 // Gradients of the damped moving average, in one sweep from the last token to the first (README, "The damped
 // moving average").
 
-#include "attention/kernels/ema.cuh"
+#include "attention/kernels/ema_matrix.cuh"
 
 namespace weft::cuda {
 
@@ -235,8 +235,9 @@ __global__ void __launch_bounds__(kEmaThreads)
   }
 }
 
-// What arrives before spans, from what lies in them alone -> from all behind.
-template <bool Unit>
+// What arrives before spans, from what lies in them alone -> from all behind. Matrices: of b decay / 16 times
+// as much.
+template <bool Unit, bool Matrices>
 __global__ void __launch_bounds__(256) fold_kernel(const Backward g) {
   const Ema& e = g.shape;
   const int64_t row = ema_row(e), i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
@@ -254,7 +255,8 @@ __global__ void __launch_bounds__(256) fold_kernel(const Backward g) {
       if (spans[p + 1] - spans[p] != length) {
         length = spans[p + 1] - spans[p];
         const double last = power(q, length - 1);
-        factor = static_cast<float>(q * last), slope = static_cast<float>(length * last);
+        factor = static_cast<float>(q * last);
+        slope = static_cast<float>(length * last * (Matrices ? q / 16 : 1));
       }
       own_b = fmaf(factor, b, fmaf(slope, Unit ? r : a, own_b));
       own_r = fmaf(factor, r, own_r);
@@ -288,9 +290,17 @@ void backward_as(const Backward& g, Rows x, Rows dy, void* dx, cudaStream_t stre
   const EmaRows<const T> from = ema_rows(e, static_cast<const T*>(x.data), x.pitch),
                          grad = ema_rows(e, static_cast<const T*>(dy.data), dy.pitch);
   const EmaRows<T> to = ema_rows(e, static_cast<T*>(dx), e.channels);
+  if constexpr (sizeof(T) == 2 && N == 16 && Unit)
+    if (by_matrices(e, kEmaBackwardBytes) && from.packed && grad.packed && to.packed) {
+      if (e.cut) {
+        ema_matrix_adjoints(e, grad, g.states, stream);
+        fold_kernel<true, true><<<blocks_of_row(e), 256, 0, stream>>>(g);
+      }
+      return ema_matrix_backward(e, from, grad, to, g.sums, g.states, stream);
+    }
   if (e.cut) {
     launch(backward_kernel<T, N, Unit, true>, e, kBytes, stream, g, from, grad, to);
-    fold_kernel<Unit><<<blocks_of_row(e), 256, 0, stream>>>(g);
+    fold_kernel<Unit, false><<<blocks_of_row(e), 256, 0, stream>>>(g);
   }
   launch(backward_kernel<T, N, Unit, false>, e, kBytes, stream, g, from, grad, to);
 }

@@ -1,6 +1,7 @@
 // Outputs of the damped moving average, and the states behind the documents (README, "The damped moving
 // average").
 
+#include "attention/kernels/ema_matrix.cuh"
 #include "attention/kernels/ema_pipe.cuh"
 #include "attention/kernels/tensor_map.h"
 
@@ -174,10 +175,23 @@ void forward_as(const Forward& f, const EmaRows<const T>& x, const EmaRows<T>& y
   check_cuda(cudaGetLastError(), "moving average");
 }
 
+void forward_by_matrices(const Forward& f, const EmaRows<const bf16>& x, const EmaRows<bf16>& y,
+                         cudaStream_t stream) {
+  const Ema& e = f.shape;
+  if (e.cut) {
+    ema_matrix_states(e, x, f.states, stream);
+    fold_kernel<<<static_cast<unsigned>((ema_row(e) + 255) / 256), 256, 0, stream>>>(f);
+  }
+  ema_matrix_forward(e, x, y, f.states, stream);
+}
+
 template <class T, int N, bool Unit>
 void forward_as(const Forward& f, Rows x, void* y, cudaStream_t stream) {
   const EmaRows<const T> from = ema_rows(f.shape, static_cast<const T*>(x.data), x.pitch);
   const EmaRows<T> to = ema_rows(f.shape, static_cast<T*>(y), f.shape.channels);
+  if constexpr (sizeof(T) == 2 && N == 16 && Unit)
+    if (by_matrices(f.shape, kEmaForwardBytes) && f.end == nullptr && from.packed && to.packed)
+      return forward_by_matrices(f, from, to, stream);
   if (!from.packed || !to.packed || device_attribute(cudaDevAttrComputeCapabilityMajor) != 9)
     return forward_as<T, N, Unit, false>(f, from, to, {}, stream);
   // Only tiles of tokens that there are get moved by the maps, which need not know how many.

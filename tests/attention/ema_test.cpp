@@ -4,6 +4,11 @@
 
 #include <algorithm>
 
+#ifdef WEFT_CUDA
+#include "attention/kernel_arguments.h"
+#include "attention/kernels/ema.h"
+#include "autograd/cuda/runtime.h"
+#endif
 #include "attention/kernels/ema_plan.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
@@ -20,9 +25,11 @@ const std::vector<std::vector<int64_t>> texts{{},      {0, 0},   {1},         {3
 
 TEST(EmaPlan, SpansHoldEveryTokenOnce) {
   for (const std::vector<int64_t>& lengths : texts)
-    for (const int64_t most : {1, 32, 70, 129, 1000, 100000}) {
+    for (const int64_t most : {1, 32, 70, 129, -70, 1000, -1000, 100000}) {
       SCOPED_TRACE(most);
-      const EmaPlan plan = cuda::ema_spans(lengths, most);
+      const bool matrices = most < 0;
+      const int64_t tile = matrices ? cuda::kEmaMatrixTile : 64;
+      const EmaPlan plan = cuda::ema_spans(lengths, std::abs(most), matrices);
       const int d = plan.documents, s = plan.spans;
       ASSERT_EQ(plan.values.size(), 2u * d + 2u * s + 2u);
       const int32_t *offsets = plan.values.data(), *rows = offsets + d + 1, *spans = rows + d,
@@ -43,8 +50,9 @@ TEST(EmaPlan, SpansHoldEveryTokenOnce) {
         EXPECT_LT(spans[i], spans[i + 1]);
         EXPECT_LE(offsets[first[i]], spans[i]);
         EXPECT_LT(spans[i], offsets[first[i] + 1]);
-        // Pieces are rounded up to tiles.
-        EXPECT_LE(spans[i + 1] - spans[i], (most + 63) / 64 * 64);
+        // Pieces are rounded up to tiles, and counted from where a document begins.
+        EXPECT_LE(spans[i + 1] - spans[i], (std::abs(most) + tile - 1) / tile * tile);
+        EXPECT_EQ((spans[i] - offsets[first[i]]) % tile, 0);
         cut = cut || offsets[first[i]] < spans[i];
       }
       EXPECT_EQ(plan.cut, cut);
@@ -53,7 +61,7 @@ TEST(EmaPlan, SpansHoldEveryTokenOnce) {
 
 TEST(EmaPlan, AsManySpansAsTheGpuHasSchedulers) {
   const auto plan = [](const std::vector<int64_t>& lengths, int64_t channels) {
-    return cuda::plan_ema(lengths, channels, 16);
+    return cuda::plan_ema(lengths, channels, 16, false);
   };
   const EmaPlan batch = plan(std::vector<int64_t>(8, 8192), 2048);
   EXPECT_EQ(batch.spans, 8);
@@ -63,6 +71,18 @@ TEST(EmaPlan, AsManySpansAsTheGpuHasSchedulers) {
   EXPECT_EQ(long_text.spans, 8);
   EXPECT_TRUE(long_text.cut);
   EXPECT_EQ(plan({64}, 2048).spans, 1);
+}
+
+TEST(EmaPlan, MatricesWhereDocumentsFillTiles) {
+  const auto plan = [](const std::vector<int64_t>& lengths, int64_t channels, int64_t size = 16) {
+    return cuda::plan_ema(lengths, channels, size, true);
+  };
+  EXPECT_TRUE(plan(std::vector<int64_t>(8, 8192), 2048).matrices);
+  EXPECT_FALSE(plan(std::vector<int64_t>(8, 8192), 2048, 17).matrices);
+  EXPECT_FALSE(plan(std::vector<int64_t>(4096, 16), 2048).matrices);
+  const EmaPlan wide = plan({65536}, 2048), narrow = plan({65536}, 256);
+  EXPECT_TRUE(wide.matrices && !wide.cut);
+  EXPECT_TRUE(narrow.matrices && narrow.cut);
 }
 
 // y and the states behind the segments, token by token. v: x, in, out, decay, start
@@ -160,7 +180,7 @@ TEST(EmaRun, PiecesEqualTheWhole) {
     for (const Dtype dtype : {Dtype::f32, Dtype::bf16})
       for (const int64_t size : {16, 17}) {
         SCOPED_TRACE(text(channels, " channels, ", name_of(dtype), ", ", size));
-        ASSERT_TRUE(cuda::plan_ema({7, 600}, channels, size).cut);
+        ASSERT_TRUE(cuda::plan_ema({7, 600}, channels, size, false).cut);
         const Shape coefficients{channels, size}, states{2, channels, size};
         const Tensor decay = sigmoid(random_tensor(coefficients, 3));
         const std::vector<Tensor> inputs{random_tensor({607, channels}, 0, dtype),
@@ -200,6 +220,64 @@ TEST(EmaRun, PiecesEqualTheWhole) {
           EXPECT_LE(norm_difference(pieces[i], whole[i]), tolerance::of(whole[i].dtype())) << names[i];
       }
 }
+
+#ifdef WEFT_CUDA
+// y, dx, d_in, d_out, d_decay. in, out, decay: (C, N)
+std::vector<Tensor> run_kernels(const EmaPlan& plan, const Tensor& x, const Tensor& dy, const Tensor& in,
+                                const Tensor& out, const Tensor& decay) {
+  const Tensor on_device = from_ints(plan.values, x.device());
+  const cuda::Ema shape{.channels = static_cast<int>(in.dim(0)),
+                        .size = static_cast<int>(in.dim(1)),
+                        .dtype = x.dtype(),
+                        .in = floats(in),
+                        .out = floats(out),
+                        .decay = floats(decay),
+                        .documents = plan.documents,
+                        .spans = plan.spans,
+                        .cut = plan.cut,
+                        .matrices = plan.matrices,
+                        .plan = static_cast<const int*>(on_device.raw())};
+  const Tensor scratch({std::max(ema_forward_workspace(shape), ema_backward_workspace(shape))}, Dtype::f32,
+                       x.device());
+  std::vector<Tensor> to{Tensor(x.shape(), x.dtype(), x.device()), Tensor(x.shape(), x.dtype(), x.device())};
+  for (int i = 0; i < 3; ++i) to.emplace_back(in.shape(), Dtype::f32, x.device());
+  cuda::ema_forward(shape, rows_of(x), nullptr, to[0].raw(), nullptr, floats(scratch), cuda::stream());
+  cuda::ema_backward(shape, rows_of(x), rows_of(dy), nullptr, nullptr,
+                     {to[1].raw(), floats(to[2]), floats(to[3]), floats(to[4])}, floats(scratch),
+                     cuda::stream());
+  return to;
+}
+
+// Whole documents and cut ones, tiles that are full and not, channels beyond a block's 16.
+TEST(EmaRun, MatricesEqualScalars) {
+  if (!has_ema_run(default_device(), Dtype::bf16, 16)) GTEST_SKIP() << "the kernel needs a GPU";
+  const std::vector<int64_t> lengths{300, 0, 1, 1800, 512};
+  const int64_t tokens = 2613, channels = 40;
+  for (const int64_t size : {16, 5})
+    for (const int64_t most : {5000, 700, 512}) {
+      SCOPED_TRACE(text(size, " states, spans of ", most));
+      const Shape coefficients{channels, size};
+      const Tensor x = random_tensor({tokens, channels}, 0, Dtype::bf16),
+                   dy = random_tensor({tokens, channels}, 1, Dtype::bf16),
+                   in = random_tensor(coefficients, 2, Dtype::f32),
+                   out = random_tensor(coefficients, 3, Dtype::f32),
+                   decay = sigmoid(random_tensor(coefficients, 4, Dtype::f32));
+      EmaPlan plan = cuda::ema_spans(lengths, most, true);
+      plan.matrices = false;
+      const std::vector<Tensor> scalars = run_kernels(plan, x, dy, in, out, decay);
+      plan.matrices = true;
+      const std::vector<Tensor> matrices = run_kernels(plan, x, dy, in, out, decay),
+                                again = run_kernels(plan, x, dy, in, out, decay);
+      const char* const names[] = {"y", "dx", "din", "dout", "ddecay"};
+      for (size_t i = 0; i < scalars.size(); ++i) {
+        EXPECT_LE(norm_difference(matrices[i], scalars[i]),
+                  i < 2 ? tolerance::kRoundedOnce : tolerance::of(Dtype::f32))
+            << names[i];
+        EXPECT_TRUE(same_bits(matrices[i], again[i])) << names[i];
+      }
+    }
+}
+#endif
 
 }  // namespace
 }  // namespace weft

@@ -11,7 +11,7 @@ using namespace weft::cuda;
 
 // As in ema.py.
 struct EmaArguments {
-  int64_t channels, size, is_f32, documents, spans, cut;
+  int64_t channels, size, is_f32, documents, spans, cut, matrices;
   const int* plan;
   const float *in, *out, *decay, *start, *d_end;
   Rows x, dy;
@@ -31,20 +31,24 @@ Ema shape_of(const EmaArguments& a) {
           .documents = int(a.documents),
           .spans = int(a.spans),
           .cut = a.cut != 0,
+          .matrices = a.matrices != 0,
           .plan = a.plan};
 }
 
 }  // namespace
 
-// The plan for documents of these lengths; `most` tokens a span, 0: as plan_ema chooses. Returns how many
-// values it has, and puts documents, spans, cut and these into `to`, if that is not null.
+// The plan for documents of these lengths; `most` tokens a span, 0: as plan_ema chooses. matrices: 0 never, 1
+// as plan_ema chooses, 2 always. Returns how many values it has, and puts documents, spans, cut, matrices and
+// these into `to`, if that is not null.
 extern "C" int64_t ema_plan(const int64_t* lengths, int64_t count, int64_t channels, int64_t size,
-                            int64_t most, int* to) {
+                            int64_t most, int64_t matrices, int* to) {
   const std::vector<int64_t> all(lengths, lengths + count);
-  const EmaPlan plan = most > 0 ? ema_spans(all, most) : plan_ema(all, channels, size);
+  const EmaPlan plan = most > 0        ? ema_spans(all, most, matrices != 0)
+                       : matrices == 2 ? best_ema_plan(all, channels, size, true)
+                                       : plan_ema(all, channels, size, matrices != 0);
   if (to != nullptr) {
-    to[0] = plan.documents, to[1] = plan.spans, to[2] = plan.cut;
-    std::memcpy(to + 3, plan.values.data(), plan.values.size() * sizeof(int));
+    to[0] = plan.documents, to[1] = plan.spans, to[2] = plan.cut, to[3] = plan.matrices;
+    std::memcpy(to + 4, plan.values.data(), plan.values.size() * sizeof(int));
   }
   return int64_t(plan.values.size());
 }

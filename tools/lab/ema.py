@@ -18,7 +18,7 @@ NAMES = "y end dx d_in d_out d_decay d_start".split()
 
 class Arguments(ctypes.Structure):
     _fields_ = (
-        [(n, ctypes.c_int64) for n in "channels size is_f32 documents spans cut".split()]
+        [(n, ctypes.c_int64) for n in "channels size is_f32 documents spans cut matrices".split()]
         + [(n, ctypes.c_void_p) for n in "plan in_ out decay start d_end".split()]
         + [("x", Rows), ("dy", Rows)]
         + [(n, ctypes.c_void_p) for n in "y dx end d_in d_out d_decay d_start workspace".split()]
@@ -31,9 +31,10 @@ library.ema_workspace.restype = library.ema_plan.restype = ctypes.c_int64
 class Problem:
     """Documents one behind the other, and what comes out. Coefficients are as Mega starts them, slow ones added."""
 
-    def __init__(self, lengths, channels, size, dtype=BF16, states=False, most=0, pitch=0, seed=0):
+    def __init__(self, lengths, channels, size, dtype=BF16, states=False, most=0, pitch=0, seed=0, matrices=1):
         torch.manual_seed(seed)
         self.lengths, self.channels, self.size, self.dtype, self.most = lengths, channels, size, dtype, most
+        self.matrices = matrices if dtype == BF16 and size <= 16 and channels % 8 == 0 and not states else 0
         tokens = sum(lengths)
 
         def coefficients(spread=1.0):
@@ -56,11 +57,11 @@ class Problem:
     def prepare(self):
         tokens, c, n = sum(self.lengths), self.channels, self.size
         lengths = (ctypes.c_int64 * len(self.lengths))(*self.lengths)
-        how = (lengths, *(ctypes.c_int64(v) for v in (len(self.lengths), c, n, self.most)))
-        values = (ctypes.c_int * (3 + library.ema_plan(*how, None)))()
+        how = (lengths, *(ctypes.c_int64(v) for v in (len(self.lengths), c, n, self.most, self.matrices)))
+        values = (ctypes.c_int * (4 + library.ema_plan(*how, None)))()
         library.ema_plan(*how, values)
-        self.plan = torch.tensor(values[3:], dtype=torch.int32, device="cuda")
-        a = Arguments(c, n, self.dtype == F32, *values[:3])
+        self.plan = torch.tensor(values[4:], dtype=torch.int32, device="cuda")
+        a = Arguments(c, n, self.dtype == F32, *values[:4])
         self.spans, self.cut = values[1], bool(values[2])
         out = {
             "y": poison(tokens, c, dtype=self.dtype),
@@ -128,12 +129,17 @@ def show(label, out, ref, limits):
 
 def check():
     good, mixed = True, [300, 0, 1, 129, 64, 77, 0]
-    for lengths, most in (([40], 0), (mixed, 0), (mixed, 1000), (mixed, 32), (mixed, 70), ([1], 0)):
-        for dtype, limits in ((F32, (2e-5, 2e-5)), (BF16, (3e-3, 2e-5))):
+    cases = [([40], 0), (mixed, 0), (mixed, 1000), (mixed, 32), (mixed, 70), ([1], 0)]
+    for lengths, most in [*cases, ([700, 1536, 2], 5000), ([700, 1536, 2], 600), ([3000], 192)]:
+        for dtype, matrices, limits in ((F32, 0, (2e-5, 2e-5)), (BF16, 0, (3e-3, 2e-5)), (BF16, 2, (3e-3, 2e-5))):
+            if matrices == 0 and max(lengths) > 512:
+                continue  # scalars know no tiles of documents
             worst, bad = {}, False
             for channels, size, pitch in ((64, 16, 0), (32, 1, 8), (40, 2, 0), (135, 16, 1), (33, 32, 3), (256, 5, 64)):
                 for states in (False, True):
-                    p = Problem(lengths, channels, size, dtype, states, most, pitch)
+                    p = Problem(lengths, channels, size, dtype, states, most, pitch, matrices=matrices)
+                    if matrices and not p.arguments.matrices:
+                        continue
                     out, ref = p.call(), p.definition()
                     e = {n: error(out[n], ref[n]) for n in NAMES if n in out}
                     if not all(x <= limits[n not in ("y", "dx")] for n, x in e.items()):
@@ -143,7 +149,8 @@ def check():
                     worst.update({n: max(x, worst.get(n, 0)) for n, x in e.items()})
             good &= not bad
             worst = " ".join(f"{n} {x:.0e}" for n, x in worst.items())
-            print(f"{str(dtype)[6:]:9s}{len(lengths)} documents, most {most}: {worst}", flush=True)
+            how = "matrices" if matrices else "scalars"
+            print(f"{str(dtype)[6:]:9s}{how:9s}{len(lengths)} documents, most {most}: {worst}", flush=True)
     first = {n: x.clone() for n, x in p.call().items()}
     p.prepare()
     same = all(torch.equal(first[n], x) for n, x in p.call().items())

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <string_view>
 
+#include "attention/given.h"
 #include "attention/initialize.h"
 #include "attention/short_convolution.h"
 #include "autograd/ops/arrange.h"
@@ -111,8 +112,11 @@ Variable AttentionLayer::attend(const Variable& projected, const Variable& x, Cr
   const int64_t n = like.dim(0);
   const Dimensions& dims = config_.dims;
   std::vector<Variable> heads, gates;
+  bool own = false;  // whether no op keeps the projection; whoever calls this does not read it again
   if (projected.defined()) {
-    const Variable packed = conv_.defined() ? convolve(projected, cross) : projected;
+    const Variable convolved = conv_.defined() ? convolve(projected, cross) : Variable();
+    const Variable& packed = conv_.defined() ? convolved : projected;
+    own = packed.value().unique();
     std::vector<Shape> shapes;
     for (const Input& input : inputs_)
       if (source_of(*mechanism_, input) == Source::heads) shapes.push_back(input_shape(input, dims, n));
@@ -136,6 +140,7 @@ Variable AttentionLayer::attend(const Variable& projected, const Variable& x, Cr
         break;
     }
   }
+  const GivenAway given(block, own);
   return mechanism_->forward(block, cross);
 }
 

@@ -31,7 +31,22 @@ std::vector<Tensor> flash_attention_backward(const AttentionOptions& options, co
                                              const Tensor& k_document, const Tensor& bias,
                                              const Tensor& active, const Tensor& o, const Tensor& lse,
                                              const Tensor& d_o, const Tensor& d_lse) {
-  const Tensor dq = empty_like(q), dk = empty_like(k), dv = empty_like(v);
+  return flash_attention_backward_to({empty_like(q), empty_like(k), empty_like(v)}, options, q, k, v,
+                                     q_position, q_document, k_position, k_document, bias, active, o, lse,
+                                     d_o, d_lse);
+}
+
+std::vector<Tensor> flash_attention_backward_to(const std::vector<Tensor>& places,
+                                                const AttentionOptions& options, const Tensor& q,
+                                                const Tensor& k, const Tensor& v, const Tensor& q_position,
+                                                const Tensor& q_document, const Tensor& k_position,
+                                                const Tensor& k_document, const Tensor& bias,
+                                                const Tensor& active, const Tensor& o, const Tensor& lse,
+                                                const Tensor& d_o, const Tensor& d_lse) {
+  const Tensor &dq = places[0], &dk = places[1], &dv = places[2];
+  CHECK(dq.shape() == q.shape() && dk.shape() == k.shape() && dv.shape() == v.shape(), "attention: q ",
+        q.shape(), ", k ", k.shape(), ", v ", v.shape(), "; places ", dq.shape(), ", ", dk.shape(), ", ",
+        dv.shape());
   const Tensor dbias = bias.defined() ? zeros_like(bias) : Tensor();
   const cpu::AttentionTokens tokens{q_position, q_document, k_position, k_document, active};
   ON_DEVICE(q.device(),

@@ -9,7 +9,8 @@
 namespace weft {
 
 // The functions a Merge needs; shapes as said there, q (N, H, Dk), k (M, Hkv, Dk), v (M, Hkv, Dv), H a
-// multiple of Hkv. d_lse undefined: none.
+// multiple of Hkv. q, k, v and places may have a pitch, with rows at multiples of 16 bytes then; all others
+// are dense. d_lse undefined: none.
 std::vector<Tensor> flash_attention_forward(const AttentionOptions&, const Tensor& q, const Tensor& k,
                                             const Tensor& v, const Tensor& q_position,
                                             const Tensor& q_document, const Tensor& k_position,
@@ -21,6 +22,13 @@ std::vector<Tensor> flash_attention_backward(const AttentionOptions&, const Tens
                                              const Tensor& k_document, const Tensor& bias,
                                              const Tensor& active, const Tensor& o, const Tensor& lse,
                                              const Tensor& d_o, const Tensor& d_lse);
+// The same with dq, dk and dv written where places says. Returns what the other does.
+std::vector<Tensor> flash_attention_backward_to(const std::vector<Tensor>& places, const AttentionOptions&,
+                                                const Tensor& q, const Tensor& k, const Tensor& v,
+                                                const Tensor& q_position, const Tensor& q_document,
+                                                const Tensor& k_position, const Tensor& k_document,
+                                                const Tensor& bias, const Tensor& active, const Tensor& o,
+                                                const Tensor& lse, const Tensor& d_o, const Tensor& d_lse);
 
 // Slopes of ALiBi (Press et al. 2022) for h heads: 2^(-8 i / h) for a power of two; otherwise those of the
 // next lower power of two, then every second one of twice as many.

@@ -48,11 +48,14 @@ Sight sight_of(const Span& q, const Span& k, const AttentionOptions& o) {
   return all ? Sight::all : Sight::some;
 }
 
-// Head h of x (N, H, D), from row `begin` on.
+// Row i of head h of x (N, H, D); all rows of it from `begin` on.
+template <class T>
+T* row_of(const Tensor& x, int64_t i, int64_t h) {
+  return x.data<T>() + i * x.pitch() + h * x.dim(2);
+}
 template <class T>
 MatrixView<T> rows_of(const Tensor& x, int64_t begin, int64_t h) {
-  const int64_t d = x.dim(2), stride = x.dim(1) * d;
-  return {x.data<T>() + begin * stride + h * d, stride, 1};
+  return {row_of<T>(x, begin, h), x.pitch(), 1};
 }
 
 // The tokens of which a head is on, in order, and what those of each tile have in common.
@@ -102,7 +105,7 @@ MatrixView<T> take_rows(Scratch<T>& to, const Tensor& x, const int32_t* token, i
                         int64_t h) {
   const int64_t d = x.dim(2);
   to.assign(static_cast<size_t>(rows * d), T(0));
-  for (int64_t i = 0; i < n; ++i) std::copy_n(rows_of<T>(x, token[i], h).data, d, to.data() + i * d);
+  for (int64_t i = 0; i < n; ++i) std::copy_n(row_of<T>(x, token[i], h), d, to.data() + i * d);
   return {to.data(), d, 1};
 }
 
@@ -363,14 +366,14 @@ void backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor
           }
         }
         for (int64_t i = 0; i < count; ++i) {
-          T* out = dq.data<T>() + (mine.token[i] * heads + h) * d;
+          T* out = row_of<T>(dq, mine.token[i], h);
           for (int64_t j = 0; j < d; ++j) out[j] = static_cast<T>(dq_all[i * d + j]);
         }
       }
-      T *out_k = dk.data<T>() + hk * d, *out_v = dv.data<T>() + hk * e;
       for (int64_t i = 0; i < m; ++i) {
-        for (int64_t j = 0; j < d; ++j) out_k[i * kv_heads * d + j] = static_cast<T>(dk_all[i * d + j]);
-        for (int64_t j = 0; j < e; ++j) out_v[i * kv_heads * e + j] = static_cast<T>(dv_all[i * e + j]);
+        T *out_k = row_of<T>(dk, i, hk), *out_v = row_of<T>(dv, i, hk);
+        for (int64_t j = 0; j < d; ++j) out_k[j] = static_cast<T>(dk_all[i * d + j]);
+        for (int64_t j = 0; j < e; ++j) out_v[j] = static_cast<T>(dv_all[i * e + j]);
       }
     }
   });

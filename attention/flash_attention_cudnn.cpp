@@ -1,7 +1,8 @@
 // A plan of cuDNN is a graph compiled for one shape. It is made at the first call with that shape and kept,
-// so a later call looks it up and hands over addresses. Tensors stay as they are, (N, H, D): to cuDNN they
-// are (document, head, token, feature) with strides. Documents of unequal length are what it calls ragged:
-// each starts at an offset, and padding up to the longest is never touched.
+// so a later call looks it up and hands over addresses. Tensors stay as they are, (N, H, D), those of a
+// packed projection with its pitch: to cuDNN they are (document, head, token, feature) with strides.
+// Documents of unequal length are what it calls ragged: each starts at an offset, and padding up to the
+// longest is never touched.
 
 #include "attention/flash_attention_cudnn.h"
 
@@ -49,13 +50,26 @@ enum Uid : int64_t {
   uid_lse_offset
 };
 
+// Elements from one token to the next of three tensors.
+struct Pitches {
+  int64_t q, k, v;
+  Pitches(const Tensor& of_q, const Tensor& of_k, const Tensor& of_v)
+      : q(of_q.pitch()), k(of_k.pitch()), v(of_v.pitch()) {}
+  bool operator==(const Pitches&) const = default;
+  int64_t largest() const { return std::max({q, k, v}); }
+};
+
 // All that a plan depends on.
 struct Problem {
   bool backward, causal, ragged;
   int64_t documents, longest, tokens, heads, kv_heads, d, e;  // tokens: of the way back alone
   float scale;
+  Pitches read, written;  // of q, k, v; of their gradients
 
-  Problem(bool way_back, const Tensor& q, const Tensor& k, const Tensor& v, const AttentionOptions& options)
+  Problem(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionOptions& options)
+      : Problem(false, q, k, v, {q, k, v}, options) {}
+  Problem(bool way_back, const Tensor& q, const Tensor& k, const Tensor& v, const Pitches& gradients,
+          const AttentionOptions& options)
       : backward(way_back),
         causal(options.causal),
         ragged(int64_t{options.documents} * options.longest != q.dim(0)),
@@ -66,7 +80,9 @@ struct Problem {
         kv_heads(k.dim(1)),
         d(q.dim(2)),
         e(v.dim(2)),
-        scale(static_cast<float>(options.scale)) {
+        scale(static_cast<float>(options.scale)),
+        read(q, k, v),
+        written(gradients) {
     if (!ragged) return;
     // Few plans for the many ways to pack: documents of no token fill up.
     documents = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(documents)));
@@ -74,7 +90,7 @@ struct Problem {
   }
   // The way back reads lse in another order than ours, (document, head, token), unless it is ragged.
   bool lse_by_head() const { return backward && !ragged; }
-  using Numbers = std::array<int64_t, 11>;
+  using Numbers = std::array<int64_t, 17>;
   Numbers numbers() const {
     return {backward,
             causal,
@@ -86,7 +102,13 @@ struct Problem {
             kv_heads,
             d,
             e,
-            std::bit_cast<int32_t>(scale)};
+            std::bit_cast<int32_t>(scale),
+            read.q,
+            read.k,
+            read.v,
+            written.q,
+            written.k,
+            written.v};
   }
   std::string name() const {
     return text(backward ? "backward" : "forward", ", ", documents,
@@ -180,7 +202,7 @@ class Builder {
     const bool of_keys = uid == uid_k || uid == uid_v || uid == uid_dk || uid == uid_dv;
     const bool as_d = uid == uid_q || uid == uid_k || uid == uid_dq || uid == uid_dk;
     const int64_t heads = of_keys ? p_.kv_heads : p_.heads;
-    const int64_t size = uid == uid_lse ? 1 : as_d ? p_.d : p_.e, row = heads * size;
+    const int64_t size = uid == uid_lse ? 1 : as_d ? p_.d : p_.e, row = pitch_of(uid, heads * size);
     x.set_uid(uid)
         .set_dim({p_.documents, heads, p_.longest, size})
         .set_stride({p_.longest * row, size, row, 1});
@@ -188,6 +210,18 @@ class Builder {
     if (uid == uid_lse && p_.lse_by_head()) x.set_stride({p_.longest * row, p_.longest, 1, 1});
     if (p_.ragged) x.set_ragged_offset(offset_[offset_of(uid)]);
   }
+  int64_t pitch_of(int64_t uid, int64_t dense) const {
+    switch (uid) {
+      case uid_q: return p_.read.q;
+      case uid_k: return p_.read.k;
+      case uid_v: return p_.read.v;
+      case uid_dq: return p_.written.q;
+      case uid_dk: return p_.written.k;
+      case uid_dv: return p_.written.v;
+      default: return dense;
+    }
+  }
+  // One list for a tensor and its gradient, whose pitches are the same then.
   static size_t offset_of(int64_t uid) {
     switch (uid) {
       case uid_q:
@@ -239,9 +273,10 @@ Plan make_plan(const Problem& p) {
   return {std::move(graph), bytes};
 }
 
-// What cuDNN reads: dense rows at multiples of 16 bytes.
+// What cuDNN reads and writes: rows at multiples of 16 bytes.
 bool fits(const Tensor& x) {
-  return x.dense() && x.numel() > 0 && x.dim(2) % 8 == 0 && reinterpret_cast<uintptr_t>(x.raw()) % 16 == 0;
+  return x.numel() > 0 && x.dim(2) % 8 == 0 && x.pitch() % 8 == 0 && x.pitch() >= x.row_size() &&
+         reinterpret_cast<uintptr_t>(x.raw()) % 16 == 0;
 }
 
 bool serves(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
@@ -249,7 +284,7 @@ bool serves(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
   return options.documents > 0 && q.dtype() == Dtype::bf16 && q.dim(0) == k.dim(0) &&
          options.weighting == Weighting::softmax && options.window == 0 && options.block == 0 &&
          !options.alibi && fits(q) && fits(k) && fits(v) && fits(o) &&
-         std::max(q.numel(), o.numel()) <= INT32_MAX &&  // offsets of ragged documents
+         q.dim(0) * std::max(Pitches(q, k, v).largest(), o.row_size()) <= INT32_MAX &&  // offsets
          library().handle() != nullptr;
 }
 
@@ -270,8 +305,8 @@ bool run(const Problem& p, std::initializer_list<const Tensor*> tensors, const T
   for (const Tensor* x : tensors) address[count++] = x->raw();
   Tensor lengths, offsets;
   if (p.ragged) {
-    const DocumentOffsets at = document_offsets(
-        position, p.documents, {p.heads * p.d, p.kv_heads * p.d, p.kv_heads * p.e, p.heads * p.e, p.heads});
+    const DocumentOffsets at =
+        document_offsets(position, p.documents, {p.read.q, p.read.k, p.read.v, p.heads * p.e, p.heads});
     lengths = at.lengths;
     offsets = at.offsets;
     address[count++] = lengths.raw();
@@ -292,14 +327,15 @@ std::string cudnn_version() { return library().version(); }
 bool cudnn_attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k,
                              const Tensor& v, const Tensor& position, const AttentionOptions& options) {
   if (!serves(q, k, v, o, options)) return false;
-  return run(Problem(false, q, k, v, options), {&q, &k, &v, &o, &lse}, position);
+  return run(Problem(q, k, v, options), {&q, &k, &v, &o, &lse}, position);
 }
 
 bool cudnn_attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& q,
                               const Tensor& k, const Tensor& v, const Tensor& position, const Tensor& o,
                               const Tensor& lse, const Tensor& d_o, const AttentionOptions& options) {
-  if (!serves(q, k, v, o, options) || !fits(d_o)) return false;
-  const Problem p(true, q, k, v, options);
+  if (!serves(q, k, v, o, options) || !fits(d_o) || !fits(dq) || !fits(dk) || !fits(dv)) return false;
+  const Problem p(true, q, k, v, {dq, dk, dv}, options);
+  if (p.ragged && p.read != p.written) return false;
   if (!p.lse_by_head()) return run(p, {&q, &k, &v, &o, &lse, &d_o, &dq, &dk, &dv}, position);
   const Tensor by_head = empty({p.documents, p.heads, p.longest}, Dtype::f32, Device::cuda);
   permute(by_head, lse.reshape({p.documents, p.longest, p.heads}), {0, 2, 1});

@@ -16,7 +16,7 @@ std::string cudnn_version();
 
 // Each says whether it did the work: bf16, softmax weights, causal or full, options.documents known, and a
 // plan that cuDNN has. What it refuses is noted once (autograd/notes.h). Shapes as in flash_attention.h; o,
-// lse, dq, dk and dv are written whole.
+// lse, dq, dk and dv are written whole. Gradients of documents of unequal length have the pitches of q, k, v.
 bool cudnn_attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k,
                              const Tensor& v, const Tensor& position, const AttentionOptions& options);
 // Adds in an order that differs from run to run.

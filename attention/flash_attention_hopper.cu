@@ -205,9 +205,9 @@ bool hopper_attention_serves(const Tensor& q, const Tensor& k, const Tensor& v,
     CUDA_CHECK(cudaFuncGetAttributes(&kernel, forward_kernel<64>));
     return kernel.numRegs > 64;
   }();
-  const auto width = [](const Tensor& x) { return x.dim(2) > 0 && x.dim(2) % 8 == 0; };
-  return hopper && q.dtype() == Dtype::bf16 && q.numel() > 0 && k.numel() > 0 && width(k) && width(v) &&
-         aligned(q.raw()) && aligned(k.raw()) && aligned(v.raw()) && options.scale > 0;
+  const auto width = [](const Tensor& x) { return x.dim(2) > 0 && x.dim(2) % 8 == 0 && x.pitch() % 8 == 0; };
+  return hopper && q.dtype() == Dtype::bf16 && q.numel() > 0 && k.numel() > 0 && width(q) && width(k) &&
+         width(v) && aligned(q.raw()) && aligned(k.raw()) && aligned(v.raw()) && options.scale > 0;
 }
 
 Tensor HopperTiles::rows(const Tensor& x) const {
@@ -218,6 +218,7 @@ Tensor HopperTiles::rows(const Tensor& x) const {
   auto* to = data<uint4>(y);
   const int32_t* tokens = data<const int32_t>(queries.token);
   const int size = queries.size;
+  const int64_t pitch = x.pitch() / 8;
   each(padded * heads * units, [=] __device__(int64_t i) {
     int64_t unit = i;
     int64_t head = divide(unit, units);
@@ -225,7 +226,7 @@ Tensor HopperTiles::rows(const Tensor& x) const {
     const int32_t* list = tokens + head * padded;
     if (list[row - row % size] < 0 && row >= size) return;  // nobody loads this tile
     const int64_t token = list[row];
-    to[i] = token < 0 ? uint4{0, 0, 0, 0} : from[(token * heads + head) * units + unit];
+    to[i] = token < 0 ? uint4{0, 0, 0, 0} : from[token * pitch + head * units + unit];
   });
   return y;
 }

@@ -137,6 +137,13 @@ struct OwnTokens {
       : low(of_tile[64 * warpgroup + Lane().row()]), high(of_tile[64 * warpgroup + Lane().row() + 8]) {}
 };
 
+// Where a kernel leaves rows, (N, H, D).
+struct HopperRowsTo {
+  bf16* data;
+  int64_t pitch;
+  explicit HopperRowsTo(const Tensor& x) : data(cuda::data<bf16>(x)), pitch(x.pitch()) {}
+};
+
 // The rows of a warpgroup, rounded, through its rows of a tile that nobody reads any more, to
 // out[token * pitch].
 template <int R, int C>
@@ -407,7 +414,7 @@ void launch_hopper(const char* name, int64_t blocks, int bytes, const A&... argu
 
 // Of x (N, H, D), in boxes of rows.
 inline CUtensorMap map_of(const Tensor& x, int rows) {
-  return tensor_map(x.raw(), x.row_size(), x.dim(2), x.dim(1), x.dim(0), rows);
+  return tensor_map(x.raw(), x.pitch(), x.dim(2), x.dim(1), x.dim(0), rows);
 }
 
 // Tiles of 128 of the queries and of the keys, which are often the same tokens.

@@ -59,7 +59,7 @@ struct KeyShape {
 template <int D>
 __global__ void __launch_bounds__(kHopperThreads, 1)
     key_gradient_kernel(const __grid_constant__ HopperAttention f, const __grid_constant__ BackwardMaps maps,
-                        const RowNumbers rows, bf16* dk, bf16* dv) {
+                        const RowNumbers rows, const HopperRowsTo dk, const HopperRowsTo dv) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Shape = KeyShape<D>;
   using Products = WarpgroupProducts;
@@ -159,8 +159,8 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
         const OwnTokens tokens(f.keys.token + int64_t{work.tile} * kHopperRows, warpgroup);
         empty(n++).arrive_warp();
         dk_sum.scale(f.scale, f.scale);
-        store_rows(k_tile(i), warpgroup, dk_sum, dk + work.head * f.d, int64_t{kv_heads} * f.d, f.d, tokens);
-        store_rows(v_tile(i), warpgroup, dv_sum, dv + work.head * f.e, int64_t{kv_heads} * f.e, f.e, tokens);
+        store_rows(k_tile(i), warpgroup, dk_sum, dk.data + work.head * f.d, dk.pitch, f.d, tokens);
+        store_rows(v_tile(i), warpgroup, dv_sum, dv.data + work.head * f.e, dv.pitch, f.e, tokens);
         pieces.release(i++);
         dk_sum.fill(0), dv_sum.fill(0);
         work = pieces.wait(i);
@@ -225,7 +225,8 @@ struct QueryShape {
 template <int D>
 __global__ void __launch_bounds__(kHopperThreads, 1)
     query_gradient_kernel(const __grid_constant__ HopperAttention f,
-                          const __grid_constant__ BackwardMaps maps, const RowNumbers rows, bf16* dq) {
+                          const __grid_constant__ BackwardMaps maps, const RowNumbers rows,
+                          const HopperRowsTo dq) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Products = WarpgroupProducts;
   using Shape = QueryShape<D>;
@@ -316,7 +317,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
         stream.k_empty(n).arrive_warp();
       }
       dq_sum.scale(f.scale, f.scale);
-      store_rows(q_tile(i), warpgroup, dq_sum, dq + work.head * f.d, int64_t{f.heads} * f.d, f.d, tokens);
+      store_rows(q_tile(i), warpgroup, dq_sum, dq.data + work.head * f.d, dq.pitch, f.d, tokens);
       pieces.release(i);
     }
   }
@@ -354,10 +355,10 @@ void hopper_attention_backward(const Tensor& dq, const Tensor& dk, const Tensor&
   const auto run = [&]<int D>() {
     launch_hopper<key_gradient_kernel<D>>("attention dk dv (hopper)",
                                           pieces_blocks(by_key.keys.tiles, k.dim(1)), KeyShape<D>::bytes,
-                                          by_key, by_key_maps, rows, data<bf16>(dk), data<bf16>(dv));
+                                          by_key, by_key_maps, rows, HopperRowsTo(dk), HopperRowsTo(dv));
     launch_hopper<query_gradient_kernel<D>>(
         "attention dq (hopper)", pieces_blocks(by_query.queries.tiles, heads), QueryShape<D>::bytes, by_query,
-        by_query_maps, rows, data<bf16>(dq));
+        by_query_maps, rows, HopperRowsTo(dq));
   };
   if (std::max(by_query.d, by_query.e) > 64)
     run.template operator()<128>();

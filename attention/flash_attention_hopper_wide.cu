@@ -45,6 +45,7 @@ struct WideMaps {
 
 struct WideResult {
   bf16* to;
+  int64_t pitch;
   int width, heads;  // of the result
   float* sums;       // lse of o; of dbias (tiles, warps, H, distances), to which is added
   int first_tile;    // of dbias
@@ -314,7 +315,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       const int column = (slice * parts + part) * kColumns;
       // Step n brought no tile, so that its place is free.
       store_rows(stream.columns(n), warpgroup, out[part], result.to + head * result.width + column,
-                 int64_t{result.heads} * result.width, result.width - column, OwnTokens(token, warpgroup));
+                 result.pitch, result.width - column, OwnTokens(token, warpgroup));
     }
   }
 #endif
@@ -332,8 +333,9 @@ void launch(const char* name, const HopperAttention& f, const WideMaps& maps, co
 template <Wide use>
 void make(const char* name, const HopperAttention& f, const WideMaps& maps, const RowNumbers& numbers,
           const Tensor& to, const Tensor& lse) {
-  const WideResult result{data<bf16>(to), static_cast<int>(to.dim(2)), static_cast<int>(to.dim(1)),
-                          data<float>(lse), 0};
+  const WideResult result{
+      data<bf16>(to),   to.pitch(), static_cast<int>(to.dim(2)), static_cast<int>(to.dim(1)),
+      data<float>(lse), 0};
   const int64_t tiles = of_queries(use) ? f.queries.tiles : f.keys.tiles;
   if (plain_softmax(f))
     launch<use, true>(name, f, maps, numbers, tiles, result);
@@ -350,7 +352,7 @@ void make_dbias(const HopperAttention& f, const WideMaps& maps, const RowNumbers
   for (int first = 0; first < f.queries.tiles; first += side_by_side)
     launch<Wide::dbias, false>("attention dbias (hopper)", f, maps, numbers,
                                std::min(side_by_side, f.queries.tiles - first),
-                               {nullptr, 1, f.heads, data<float>(sums), first});
+                               {nullptr, 0, 1, f.heads, data<float>(sums), first});
   sum_rows(dbias, sums, 1);
 }
 

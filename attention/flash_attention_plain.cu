@@ -13,10 +13,10 @@ __global__ void __launch_bounds__(kPlainThreads)
   const int64_t tile = f.queries.tile(head, static_cast<int>(gridDim.x - 1 - blockIdx.x));
   if (f.queries.token[tile * kPlainTile] < 0) return;
   fetch_tile(m.q_at, m.q_token, f.queries, tile);
-  const TokenRows<T> q{f.q + head * f.d, int64_t{f.heads} * f.d, f.d, m.q_token};
-  const int kv_heads = f.heads / f.group, kv = head / f.group;
-  const TokenRows<T> k{f.k + kv * f.d, int64_t{kv_heads} * f.d, f.d, m.k_token};
-  const TokenRows<T> v{f.v + kv * f.e, int64_t{kv_heads} * f.e, f.e, m.k_token};
+  const TokenRows<T> q{f.q + head * f.d, f.q_pitch, f.d, m.q_token};
+  const int kv = head / f.group;
+  const TokenRows<T> k{f.k + kv * f.d, f.k_pitch, f.d, m.k_token};
+  const TokenRows<T> v{f.v + kv * f.e, f.v_pitch, f.e, m.k_token};
   const W slope = f.bias.slope(head);
   const W never = -W(INFINITY);
   PlainOutput<W, C> out;

@@ -24,6 +24,7 @@ struct PlainAttention {
   Weighting weighting;
   W scale;
   int heads, group, d, e;  // group: query heads to a key head
+  int64_t q_pitch, k_pitch, v_pitch;
 
   // From a product to a score; -infinity where nothing is seen.
   __device__ W score(W product, int head, W slope, TokenAt q, TokenAt k, bool everybody) const {
@@ -211,7 +212,10 @@ PlainAttention<T> plain_attention(const Tensor& q, const Tensor& k, const Tensor
           static_cast<int>(q.dim(1)),
           static_cast<int>(q.dim(1) / k.dim(1)),
           static_cast<int>(q.dim(2)),
-          static_cast<int>(v.dim(2))};
+          static_cast<int>(v.dim(2)),
+          q.pitch(),
+          k.pitch(),
+          v.pitch()};
 }
 
 }  // namespace weft::cuda

@@ -51,7 +51,7 @@ __device__ void weigh(const PlainAttention<T>& f, W (&p)[4][4], W (&ds)[4][4], i
 
 template <class T, int C>
 __global__ void __launch_bounds__(kPlainThreads)
-    query_gradient_kernel(const PlainAttention<T> f, const Gradients<T> g, T* dq) {
+    query_gradient_kernel(const PlainAttention<T> f, const Gradients<T> g, T* dq, int64_t pitch) {
   using W = Acc<T>;
   PlainShared<W>& m = plain_shared<W>();
   const int head = blockIdx.y, column0 = blockIdx.z * C, tx = threadIdx.x % 16, ty = threadIdx.x / 16;
@@ -59,11 +59,11 @@ __global__ void __launch_bounds__(kPlainThreads)
   if (f.queries.token[tile * kPlainTile] < 0) return;
   fetch_tile(m.q_at, m.q_token, f.queries, tile);
   g.fetch(m, f.queries, tile, head, f.heads);
-  const TokenRows<T> q{f.q + head * f.d, int64_t{f.heads} * f.d, f.d, m.q_token};
+  const TokenRows<T> q{f.q + head * f.d, f.q_pitch, f.d, m.q_token};
   const TokenRows<T> d_o{g.d_o + head * f.e, int64_t{f.heads} * f.e, f.e, m.q_token};
-  const int kv_heads = f.heads / f.group, kv = head / f.group;
-  const TokenRows<T> k{f.k + kv * f.d, int64_t{kv_heads} * f.d, f.d, m.k_token};
-  const TokenRows<T> v{f.v + kv * f.e, int64_t{kv_heads} * f.e, f.e, m.k_token};
+  const int kv = head / f.group;
+  const TokenRows<T> k{f.k + kv * f.d, f.k_pitch, f.d, m.k_token};
+  const TokenRows<T> v{f.v + kv * f.e, f.v_pitch, f.e, m.k_token};
   const W slope = f.bias.slope(head);
   PlainOutput<W, C> out;
   out.clear();
@@ -83,25 +83,25 @@ __global__ void __launch_bounds__(kPlainThreads)
 #pragma unroll
   for (int a = 0; a < 4; ++a) {
     const int64_t token = m.q_token[4 * ty + a];
-    if (token >= 0) out.store_row(a, dq + (token * f.heads + head) * f.d, column0, f.d, f.scale);
+    if (token >= 0) out.store_row(a, dq + token * pitch + head * f.d, column0, f.d, f.scale);
   }
 }
 
 // dv, or dk, of a tile of keys of one key head. The query heads of a group come one after another.
 template <class T, int C, bool of_values>
 __global__ void __launch_bounds__(kPlainThreads)
-    key_gradient_kernel(const PlainAttention<T> f, const Gradients<T> g, T* to) {
+    key_gradient_kernel(const PlainAttention<T> f, const Gradients<T> g, T* to, int64_t pitch) {
   using W = Acc<T>;
   PlainShared<W>& m = plain_shared<W>();
-  const int kv = blockIdx.y, kv_heads = f.heads / f.group, tx = threadIdx.x % 16, ty = threadIdx.x / 16;
+  const int kv = blockIdx.y, tx = threadIdx.x % 16, ty = threadIdx.x / 16;
   const int column0 = blockIdx.z * C;
   fetch_tile(m.k_at, m.k_token, f.keys, blockIdx.x);
-  const TokenRows<T> k{f.k + kv * f.d, int64_t{kv_heads} * f.d, f.d, m.k_token};
-  const TokenRows<T> v{f.v + kv * f.e, int64_t{kv_heads} * f.e, f.e, m.k_token};
+  const TokenRows<T> k{f.k + kv * f.d, f.k_pitch, f.d, m.k_token};
+  const TokenRows<T> v{f.v + kv * f.e, f.v_pitch, f.e, m.k_token};
   PlainOutput<W, C> out;
   out.clear();
   for (int head = kv * f.group; head < (kv + 1) * f.group; ++head) {
-    const TokenRows<T> q{f.q + head * f.d, int64_t{f.heads} * f.d, f.d, m.q_token};
+    const TokenRows<T> q{f.q + head * f.d, f.q_pitch, f.d, m.q_token};
     const TokenRows<T> d_o{g.d_o + head * f.e, int64_t{f.heads} * f.e, f.e, m.q_token};
     const W slope = f.bias.slope(head);
     const int64_t first = f.queries.tile(head, 0);
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kPlainThreads)
     const int64_t token = m.k_token[4 * ty + a];
     const int width = of_values ? f.e : f.d;
     if (token >= 0)
-      out.store_row(a, to + (token * kv_heads + kv) * width, column0, width, of_values ? W(1) : f.scale);
+      out.store_row(a, to + token * pitch + kv * width, column0, width, of_values ? W(1) : f.scale);
   }
 }
 
@@ -142,11 +142,11 @@ __global__ void __launch_bounds__(kPlainThreads)
   using W = Acc<T>;
   PlainShared<W>& m = plain_shared<W>();
   const int head = blockIdx.y, tx = threadIdx.x % 16, ty = threadIdx.x / 16;
-  const TokenRows<T> q{f.q + head * f.d, int64_t{f.heads} * f.d, f.d, m.q_token};
+  const TokenRows<T> q{f.q + head * f.d, f.q_pitch, f.d, m.q_token};
   const TokenRows<T> d_o{g.d_o + head * f.e, int64_t{f.heads} * f.e, f.e, m.q_token};
-  const int kv_heads = f.heads / f.group, kv = head / f.group;
-  const TokenRows<T> k{f.k + kv * f.d, int64_t{kv_heads} * f.d, f.d, m.k_token};
-  const TokenRows<T> v{f.v + kv * f.e, int64_t{kv_heads} * f.e, f.e, m.k_token};
+  const int kv = head / f.group;
+  const TokenRows<T> k{f.k + kv * f.d, f.k_pitch, f.d, m.k_token};
+  const TokenRows<T> v{f.v + kv * f.e, f.v_pitch, f.e, m.k_token};
   const W slope = f.bias.slope(head);
   const int64_t own = int64_t{blockIdx.x} * (kPlainThreads / kWarp) + threadIdx.x / kWarp;
   W* sums = partial + (own * f.heads + head) * f.bias.distances;
@@ -181,12 +181,13 @@ void backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const PlainA
   const auto parts = [](int width) { return static_cast<unsigned>((width + C - 1) / C); };
   const auto tiles = [](const TokenTiles& t) { return static_cast<unsigned>(t.tiles); };
   launch_plain<Acc<T>>("attention dq", query_gradient_kernel<T, C>,
-                       dim3(tiles(f.queries), static_cast<unsigned>(f.heads), parts(f.d)), f, g, data<T>(dq));
+                       dim3(tiles(f.queries), static_cast<unsigned>(f.heads), parts(f.d)), f, g, data<T>(dq),
+                       dq.pitch());
   const auto kv_heads = static_cast<unsigned>(f.heads / f.group);
   launch_plain<Acc<T>>("attention dv", key_gradient_kernel<T, C, true>,
-                       dim3(tiles(f.keys), kv_heads, parts(f.e)), f, g, data<T>(dv));
+                       dim3(tiles(f.keys), kv_heads, parts(f.e)), f, g, data<T>(dv), dv.pitch());
   launch_plain<Acc<T>>("attention dk", key_gradient_kernel<T, C, false>,
-                       dim3(tiles(f.keys), kv_heads, parts(f.d)), f, g, data<T>(dk));
+                       dim3(tiles(f.keys), kv_heads, parts(f.d)), f, g, data<T>(dk), dk.pitch());
 }
 
 template <class T>

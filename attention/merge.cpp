@@ -1,5 +1,6 @@
 #include "attention/merge.h"
 
+#include "attention/flash_attention.h"
 #include "attention/seen_pairs.h"
 #include "autograd/flops.h"
 #include "autograd/pair_flops.h"
@@ -10,9 +11,33 @@ Tensor active_of(const Block& query) {
   return query.x.size() > 3 ? query.x[3].value().contiguous() : Tensor();
 }
 
+namespace {
+
+// Rows that every kernel reads and writes where they are: at multiples of 16 bytes. Those of a projection
+// are.
+bool in_place(const Tensor& x) {
+  constexpr int64_t kBytes = 16;
+  const bool apart = x.dim(0) > 1 ? x.pitch() >= x.row_size() : true;
+  return apart && x.pitch() * size_of(x.dtype()) % kBytes == 0 &&
+         reinterpret_cast<uintptr_t>(x.raw()) % kBytes == 0;
+}
+Tensor readable(const Merge& part, const Tensor& x) {
+  return part.forward == flash_attention_forward && in_place(x) ? x : x.contiguous();
+}
+
+// Where the gradient of a saved input is written. columns: whether it may be some of a wider tensor. Where
+// heads are off a kernel clears it first, which there would be a call a row.
+Tensor writable(Backward& b, int i, bool columns = true) {
+  const Tensor& like = b.saved(i);
+  const Tensor room = columns ? b.room(i, like) : empty_like(like);
+  return in_place(room) ? room : empty_like(like);
+}
+
+}  // namespace
+
 std::vector<Variable> merge(const Merge& part, const Block& query, const Block& keys, double pairs) {
-  const Tensor q = query.x[0].value().contiguous(), k = keys.x[1].value().contiguous(),
-               v = keys.x[2].value().contiguous(), bias = part.bias, active = active_of(query);
+  const Tensor q = readable(part, query.x[0]), k = readable(part, keys.x[1]), v = readable(part, keys.x[2]),
+               bias = part.bias, active = active_of(query);
   const std::vector<Tensor> y = part.forward(part.options, q, k, v, query.position, query.document,
                                              keys.position, keys.document, bias, active);
   count_flops(attention_operations(part, pairs, q, v, false));
@@ -31,10 +56,20 @@ std::vector<Variable> merge(const Merge& part, const Block& query, const Block& 
       save(q, k, v, query.position, query.document, keys.position, keys.document, bias, active, y[0], y[1]),
       Attributes{part.options, part.backward, attention_operations(part, pairs, q, v, true)},
       [](Backward& b, const Attributes& a) {
-        const std::vector<Tensor> grads =
-            a.backward(a.options, b.saved(0), b.saved(1), b.saved(2), b.saved(3), b.saved(4), b.saved(5),
-                       b.saved(6), b.saved(7), b.saved(8), b.saved(9), b.saved(10), b.grad(0).contiguous(),
-                       b.has_grad(1) ? b.grad(1).contiguous() : Tensor());
+        const auto gradients = [&](auto backward) {
+          return backward(a.options, b.saved(0), b.saved(1), b.saved(2), b.saved(3), b.saved(4), b.saved(5),
+                          b.saved(6), b.saved(7), b.saved(8), b.saved(9), b.saved(10), b.grad(0).contiguous(),
+                          b.has_grad(1) ? b.grad(1).contiguous() : Tensor());
+        };
+        std::vector<Tensor> grads;
+        if (a.backward == flash_attention_backward) {
+          const bool all_on = !b.saved(8).defined();
+          const std::vector<Tensor> places{writable(b, 0, all_on), writable(b, 1), writable(b, 2)};
+          grads = gradients(
+              [&](const auto&... arguments) { return flash_attention_backward_to(places, arguments...); });
+        } else {
+          grads = gradients(a.backward);
+        }
         count_flops(a.operations);
         for (size_t i = 0; i < grads.size(); ++i) b.add(static_cast<int>(i), grads[i]);
       });

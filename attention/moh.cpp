@@ -162,8 +162,9 @@ std::pair<Variable, Variable> Moh::keys_and_values(const Variable& x,
                 values = d.kv_heads * d.value;
   if (std::all_of(looked_at.begin(), looked_at.end(), [](bool group) { return group; })) {
     const Variable both = linear_to_heads(x, in_, first, keys + values, all_heads(n, 1));
-    const std::vector<Variable> parts = split_columns(reshape(both, {n, keys + values}), {keys, values});
-    return {reshape(parts[0], {n, d.kv_heads, d.key}), reshape(parts[1], {n, d.kv_heads, d.value})};
+    const std::vector<Shape> shapes{{n, d.kv_heads, d.key}, {n, d.kv_heads, d.value}};
+    const std::vector<Variable> parts = split_columns(reshape(both, {n, keys + values}), shapes);
+    return {parts[0], parts[1]};
   }
   const HeadTokens groups = heads_of(looked_at, n, x.device());
   return {linear_to_heads(x, in_, first, d.key, groups),
@@ -180,8 +181,8 @@ Variable Moh::forward(const Block& block, Crossing& cross) const {
   if (learned()) q = queries(routing.on);
   auto [k, v] = keys_and_values(x, routing.looked_at);
   if (config_.position == "rope") {
-    q = rotary(q, block.position, config_.rope_theta);
-    k = rotary(k, block.position, config_.rope_theta);
+    if (!learned()) q = rotary(q, block.position, config_.rope_theta);  // routing has read it
+    rotary_in_place(learned() ? std::vector{q, k} : std::vector{k}, block.position, config_.rope_theta);
   }
   Merge attend = softmax_merge({.scale = config_.scale});
   attend.active_share = static_cast<double>(config_.shared + config_.top_k) / static_cast<double>(d.heads);

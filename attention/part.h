@@ -22,6 +22,8 @@ namespace weft {
 struct Block {
   std::vector<Variable> x;
   Tensor position, document;  // (n) i32; document -1 is no token
+  // Whether x may be written over: nobody else holds it, and no op keeps it for its way back.
+  bool own = false;
 };
 
 // The tensors of a state, in f32 (f64 for f64 inputs).

@@ -63,10 +63,13 @@ Block Softmax::prepare(const Block& block, bool turn) const {
   if (config_.qk_norm)
     for (int i = 0; i < 2; ++i) out.x[i] = rms_norm(out.x[i], i == 0 ? q_gain_ : k_gain_, kQueryNormEps);
   if (config_.position != "rope" || !turn) return out;
-  std::vector<Variable> staying;
-  if (!out.x[2].value().dense()) staying.push_back(out.x[2]);
-  const std::vector<Variable> y = rotary({out.x[0], out.x[1]}, staying, block.position, config_.rope_theta);
-  std::copy(y.begin(), y.end(), out.x.begin());
+  const std::vector<Variable> q_and_k{out.x[0], out.x[1]};
+  if (block.own || config_.qk_norm) {  // attention reads them where they are
+    rotary_in_place(q_and_k, block.position, config_.rope_theta);
+  } else {
+    const std::vector<Variable> y = rotary(q_and_k, block.position, config_.rope_theta);
+    std::copy(y.begin(), y.end(), out.x.begin());
+  }
   return out;
 }
 

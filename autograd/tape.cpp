@@ -117,7 +117,11 @@ Tensor Backward::room(int i, const Tensor& like) {
 Tensor Backward::collect(int i) {
   const Tape::Input& to = input(i);
   if (to.slot < 0 || to.parameter.defined()) return {};
-  const Tensor gradient = std::exchange(tape_.slots_[to.slot].gradient, Tensor());
+  Tape::Slot& slot = tape_.slots_[to.slot];
+  const Tensor gradient = std::exchange(slot.gradient, Tensor());
+  // What was written where it belongs may be written over there.
+  if (slot.taken && gradient.defined() && gradient.buffer() == slot.joined->whole.buffer())
+    slot.taken = false;
   return gradient.defined() ? in_shape(gradient, to.shape) : gradient;
 }
 

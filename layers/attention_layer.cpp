@@ -110,9 +110,12 @@ Variable AttentionLayer::attend(const Variable& projected, const Variable& x, Cr
   const Tensor& like = projected.defined() ? projected.value() : x.value();
   const int64_t n = like.dim(0);
   const Dimensions& dims = config_.dims;
+  Block block{{}, cross.layout().position, cross.layout().document};
   std::vector<Variable> heads, gates;
   if (projected.defined()) {
-    const Variable packed = conv_.defined() ? convolve(projected, cross) : projected;
+    const Variable convolved = conv_.defined() ? convolve(projected, cross) : Variable();
+    const Variable& packed = conv_.defined() ? convolved : projected;
+    block.own = packed.value().unique();  // whoever calls this does not read it again
     std::vector<Shape> shapes;
     for (const Input& input : inputs_)
       if (source_of(*mechanism_, input) == Source::heads) shapes.push_back(input_shape(input, dims, n));
@@ -123,7 +126,6 @@ Variable AttentionLayer::attend(const Variable& projected, const Variable& x, Cr
     gates =
         split_columns(all, std::vector<int64_t>(static_cast<size_t>(all.dim(1) / dims.heads), dims.heads));
   }
-  Block block{{}, cross.layout().position, cross.layout().document};
   size_t head = 0, gate = 0;
   for (const Input& input : inputs_) {
     switch (source_of(*mechanism_, input)) {

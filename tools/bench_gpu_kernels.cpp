@@ -56,7 +56,7 @@ void norms(GpuRun& run, int64_t n, int64_t width) {
   });
 }
 
-// q and k of a packed projection turn, v beside them comes apart.
+// q and k, into tensors of their own.
 void turn(GpuRun& run, int64_t n) {
   const auto noise = [&](uint32_t stream) {
     return GpuRun::noise({n, kKernelHeads, kKernelHead}, Dtype::bf16, stream);
@@ -64,7 +64,7 @@ void turn(GpuRun& run, int64_t n) {
   const Tensor q = noise(1), k = noise(2), q2 = empty_like(q), k2 = empty_like(k);
   const Tensor position = whole_documents(std::vector<int64_t>(static_cast<size_t>(n / 512), 512)).position;
   const std::string shape = text("2 x ", n, "x", kKernelHeads, "x", kKernelHead);
-  const std::vector<cpu::RotaryPart> there{{q2, q, true}, {k2, k, true}};
+  const std::vector<cpu::RotaryPart> there{{q2, q}, {k2, k}};
   memory(run, "rotary", shape, {q, k}, {q2, k2},
          [&] { ON_DEVICE(q.device(), rotary(there, position, 10000, kKernelHead, 1)); });
 }

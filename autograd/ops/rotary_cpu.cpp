@@ -83,8 +83,9 @@ void turn_heads(const Tensor& y, const Tensor& x, const Tensor& position, double
             store(u[j], first * c[j] - second * sine);
             store(v[j], second * c[j] + first * sine);
           }
-          std::memcpy(static_cast<void*>(u + rotated), a + rotated,
-                      static_cast<size_t>(width - rotated) * sizeof(T));
+          if (u != a)
+            std::memcpy(static_cast<void*>(u + rotated), a + rotated,
+                        static_cast<size_t>(width - rotated) * sizeof(T));
         }
       }
     });
@@ -95,12 +96,7 @@ void turn_heads(const Tensor& y, const Tensor& x, const Tensor& position, double
 
 void rotary(const std::vector<RotaryPart>& parts, const Tensor& position, double theta, int64_t rotated,
             double turn) {
-  for (const RotaryPart& part : parts) {
-    if (part.turns)
-      turn_heads(part.y, part.x, position, theta, rotated, turn);
-    else
-      part.y.copy_from(part.x);
-  }
+  for (const RotaryPart& part : parts) turn_heads(part.y, part.x, position, theta, rotated, turn);
 }
 
 }  // namespace weft::cpu

@@ -95,7 +95,7 @@ void rotary_as(const std::vector<RotaryPart>& parts, const Tensor& position, dou
   int64_t end = 0;
   for (size_t i = 0; i < parts.size(); ++i) {
     const RotaryPart& p = parts[i];
-    const int64_t turning = p.turns ? pairs / V : 0, staying = p.x.dim(2) / V - 2 * turning;
+    const int64_t turning = pairs / V, staying = p.y.raw() == p.x.raw() ? 0 : p.x.dim(2) / V - 2 * turning;
     end += p.x.dim(1) * (turning + staying);
     CHECK(end < (int64_t{1} << 28), "rotary: a token of ", end, " places");
     places.of[i] = {data<T>(p.y),

@@ -76,8 +76,7 @@ TEST(Arrange, SplitColumnsIntoHeads) {
   const auto f = [&](const std::vector<Variable>& u) {
     const auto parts = split_columns(u[0], {Shape{3, 2, 4}, Shape{3, 1, 4}, Shape{3, 5}});
     EXPECT_EQ(parts[1].shape(), (Shape{3, 1, 4}));
-    const auto turned = rotary({parts[0]}, {parts[1]}, position);
-    return std::vector{turned[0], turned[1], scale(parts[0], 3), square(parts[2])};
+    return std::vector{rotary(parts[0], position), parts[1], scale(parts[0], 3), square(parts[2])};
   };
   expect_op(f, {random_tensor({3, 17}, 1)});
   EXPECT_THROW(split_columns(random_tensor({3, 7}, 1), {Shape{3, 3}, Shape{4, 4}}), Error);
@@ -97,7 +96,7 @@ TEST(Arrange, JoinedGradientsAreNotCopied) {
   Tape tape;
   const Variable x = tape.input(random_tensor({6, 8}, 1));
   const auto parts = split_columns(x, {Shape{6, 1, 4}, Shape{6, 1, 4}});
-  const auto y = rotary(parts, {}, from_ints({0, 1, 2, 3, 4, 5}));
+  const auto y = rotary(parts, from_ints({0, 1, 2, 3, 4, 5}));
   const Tensor seed = random_tensor({6, 1, 4}, 2);
   const int64_t before = memory_report(default_device()).bytes;
   reset_peak(default_device());

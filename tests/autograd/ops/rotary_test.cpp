@@ -1,6 +1,7 @@
 #include "autograd/ops/rotary.h"
 
 #include "autograd/ops/arrange.h"
+#include "autograd/ops/elementwise.h"
 #include "autograd/ops/sample.h"
 #ifdef WEFT_CUDA
 #include "autograd/cuda/replay.h"
@@ -64,7 +65,8 @@ TEST(Rotary, SeveralAtOnce) {
   };
   const Function together = [&](const std::vector<Variable>& u) {
     const auto p = parts(u);
-    return rotary({p[0], p[1]}, {p[2]}, position, 100, 8);
+    const auto y = rotary({p[0], p[1]}, position, 100, 8);
+    return std::vector{y[0], y[1], p[2]};
   };
   const Function apart = [&](const std::vector<Variable>& u) {
     const auto p = parts(u);
@@ -74,13 +76,61 @@ TEST(Rotary, SeveralAtOnce) {
     const Tensor packed = random_tensor({37, 88}, 2, dtype);
     const auto a = outputs_and_gradients(together, {packed}), b = outputs_and_gradients(apart, {packed});
     for (size_t i = 0; i < a.size(); ++i) EXPECT_TRUE(same_bits(a[i], b[i])) << name_of(dtype) << i;
-    EXPECT_TRUE(a[2].dense());
   }
   expect_op(together, {random_tensor({37, 88}, 2)});
   const Tensor x = random_tensor({37, 2, 6}, 3);  // more than one launch takes
-  const auto many = rotary({x, x}, {x, x, x, x, x}, position);
-  EXPECT_TRUE(same_bits(many[1], rotary(x, position)));
-  EXPECT_TRUE(same_bits(many[6], x));
+  const auto many = rotary({x, x, x, x, x, x, x}, position);
+  EXPECT_TRUE(same_bits(many[6], rotary(x, position)));
+}
+
+// Written over what was read, the numbers and the gradients are those of tensors apart: where a kernel wrote
+// the gradient among those of other columns, where it is nobody else's, and where it is somebody else's.
+TEST(Rotary, InPlace) {
+  const Tensor position = random_ints(37, 5000, 1);
+  const auto parts = [](const std::vector<Variable>& u) {
+    return split_columns(scale(u[0], 2), {Shape{37, 3, 16}, Shape{37, 1, 16}, Shape{37, 1, 24}});
+  };
+  const auto read = [&](const Variable& q, const Variable& k, const Variable& again) {
+    return std::vector{scale(q, 5), rotary(k, position, 100), again};
+  };
+  for (const int64_t rotated : {16, 8, 0}) {
+    const Function in_place = [&](const std::vector<Variable>& u) {
+      const auto p = parts(u);
+      const Variable own = scale(p[1], 7), before = scale(p[0], 3);  // reads x, not y
+      rotary_in_place({p[0], p[1], own}, position, 100, rotated);
+      auto y = read(p[0], p[1], own);
+      y.insert(y.end(), {before, p[2]});
+      return y;
+    };
+    const Function apart = [&](const std::vector<Variable>& u) {
+      const auto p = parts(u);
+      const Variable own = scale(p[1], 7), before = scale(p[0], 3);
+      const auto t = rotary({p[0], p[1], own}, position, 100, rotated);
+      auto y = read(t[0], t[1], t[2]);
+      y.insert(y.end(), {before, p[2]});
+      return y;
+    };
+    for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16}) {
+      const Tensor packed = random_tensor({37, 88}, 2, dtype);
+      const auto a = outputs_and_gradients(in_place, {packed}), b = outputs_and_gradients(apart, {packed});
+      for (size_t i = 0; i < a.size(); ++i) EXPECT_TRUE(same_bits(a[i], b[i])) << name_of(dtype) << i;
+    }
+    expect_gradients(in_place, {random_tensor({37, 88}, 2)});
+    expect_meta_shapes(in_place, {random_tensor({37, 88}, 2)});
+  }
+  expect_same_bits_on_threads(
+      [&](const std::vector<Variable>& u) {
+        const auto p = parts(u);
+        rotary_in_place({p[0]}, position);
+        return p;
+      },
+      {random_tensor({37, 88}, 4)});
+}
+
+TEST(Rotary, InPlaceWithoutATape) {
+  const Tensor position = from_ints({3, 0, 77}), x = random_tensor({3, 2, 8}, 1), y = rotary(x, position);
+  rotary_in_place({x}, position);
+  EXPECT_TRUE(same_bits(x, y));
 }
 
 TEST(Rotary, ScoresDependOnTheDistanceAlone) {

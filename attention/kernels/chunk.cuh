@@ -95,8 +95,7 @@ struct Shadow {
 // The state of one sweep, transposed: S^T (64 W, D_a).
 template <class Products, int D_a, int W, bool Exact>
 struct StatePart {
-  static constexpr int N = D_a == 64 ? 64 : 128,
-                       parts = D_a / N;  // wgmma runs at half its rate below 128 columns
+  static constexpr int N = D_a == 64 ? 64 : 128, parts = D_a / N;  // columns of one product
   Accumulator<N> state[W][parts];
 
   // f(value, offset in the states of memory) over this thread's part of the state.

@@ -188,9 +188,12 @@ class GpuCheck(unittest.TestCase):
     def test_every_tool_sees_every_group(self):
         out, calls = self.sanitize()
         groups = [line.split() for line in checked()]
-        self.assertEqual(len(calls), 4 * len(groups))
+        self.assertEqual(len(calls), 4 * len(groups) - 1)
         for tool in ("racecheck", "memcheck", "initcheck", "synccheck"):
             for group, _, _, tests in groups:
+                if (tool, group) == ("racecheck", "runs"):  # whose blocks wait for each other for so long only
+                    self.assertRegex(out, r"racecheck-runs +0 s  NOT RUN")
+                    continue
                 self.assertEqual(sum(f"--tool {tool} " in c and c.endswith("--gtest_filter=" + tests) for c in calls),
                                  sum(tests == other for _, _, _, other in groups), (tool, group))
                 self.assertRegex(out, rf"{tool}-{group} +\d+ s  1 passed, 0 failed, ERROR SUMMARY: 0 errors")

@@ -148,13 +148,6 @@ struct WarpgroupProducts {
   }
 };
 
-// Four 8 x 8 matrices, transposed; lanes 8 i .. 8 i + 7 have the addresses of the rows of the i-th.
-__device__ inline void store_matrices_transposed(uint32_t address, uint4 x) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
-               "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
-               : "memory");
-}
-
 // Ordinary writes to shared memory before this are seen by wgmma and TMA after the next barrier.
 __device__ inline void publish_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

@@ -13,6 +13,7 @@
 
 #include "attention/kernels/chunk.cuh"
 #include "attention/kernels/hopper.cuh"
+#include "attention/kernels/store_matrices.cuh"
 #include "attention/kernels/tensor_map.h"
 
 namespace weft::cuda {

@@ -36,8 +36,11 @@ Tensor writable(Backward& b, int i, bool columns = true) {
 }  // namespace
 
 std::vector<Variable> merge(const Merge& part, const Block& query, const Block& keys, double pairs) {
-  const Tensor q = readable(part, query.x[0]), k = readable(part, keys.x[1]), v = readable(part, keys.x[2]),
-               bias = part.bias, active = active_of(query);
+  const Tensor k = readable(part, keys.x[1]), v = readable(part, keys.x[2]), bias = part.bias,
+               active = active_of(query);
+  // A view keeps all of the projection: not worth it where keys come as a copy, as behind a halo.
+  const Tensor& own = query.x[0].value();
+  const Tensor q = own.buffer() == keys.x[1].value().buffer() ? readable(part, own) : own.contiguous();
   const std::vector<Tensor> y = part.forward(part.options, q, k, v, query.position, query.document,
                                              keys.position, keys.document, bias, active);
   count_flops(attention_operations(part, pairs, q, v, false));

@@ -439,7 +439,8 @@ void launch_run() {
   l.config.stream = stream();
   CUDA_CHECK(rows > 8 ? cudaLaunchKernelEx(&l.config, run_kernel<2>, run)
                       : cudaLaunchKernelEx(&l.config, run_kernel<1>, run));
-  starts_early();
+  // Attention reads positions ahead of the wait, and what the recording itself makes may be under way.
+  if (run.attention < 0 || !is_recorded(run.phases[run.attention].attention.position)) starts_early();
   ++launched;
 }
 

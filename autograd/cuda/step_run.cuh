@@ -174,7 +174,7 @@ class Patience {
   }
 
  private:
-  static constexpr int kMost = 1 << 24;  // some ten seconds
+  static constexpr int kMost = 1 << 24;  // some seconds
   int looks_ = 0;
 };
 

@@ -113,9 +113,10 @@ TEST(InPlace, TheBitsAreThoseOfTensorsApart) {
     }
 }
 
-TEST(InPlace, KeepsNoQueriesAndKeysOfItsOwn) {
-  const InPlaceCase& c = in_place_cases[2];
-  EXPECT_EQ(run_in_place(c, Dtype::bf16, How::whole).saved, run_in_place(c, Dtype::bf16, How::apart).saved);
+TEST(InPlace, KeepsNoMoreThanTensorsApart) {
+  for (const InPlaceCase& c : in_place_cases)
+    EXPECT_LE(run_in_place(c, Dtype::bf16, How::whole).saved, run_in_place(c, Dtype::bf16, How::apart).saved)
+        << c.name;
 }
 
 // With a convolution the projection is the output of a function that keeps it, and must not change.

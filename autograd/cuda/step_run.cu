@@ -233,8 +233,9 @@ Span span_of(const void* x, int64_t bytes) {
 struct Made {
   Rows to{};
   bool paired = false, attention = false;
-  int64_t place = -1;  // in a half of the exchange, once somebody reads it there
-  int after = -1;      // before a block works at the phase, all are through with those up to this one
+  bool chained = false;             // it reads what the phase just before it makes
+  int64_t place = -1;               // in a half of the exchange, once somebody reads it there
+  int after = -1;                   // before a block works at the phase, all that this one needed is made
   std::vector<Span> reads, others;  // of memory: what it reads, and what it writes besides
 };
 
@@ -307,6 +308,7 @@ bool find_all(ProductPhase& p, Made& next) {
   if (maker >= 0) {
     const Made& m = made[static_cast<size_t>(maker)];
     next.after = p.parts == 1 && columns == m.to.columns ? maker : m.after;
+    next.chained = maker == waiting.count - 1;
   }
   if (p.c != nullptr) next.to = {p.c, p.rows, wide, p.c_pitch};
   if (p.wide != nullptr) next.others = {span_of(p.wide, p.rows * p.c_pitch * 4)};
@@ -321,7 +323,10 @@ bool find_heads(P& p, Made& next) {
   const int64_t wide = int64_t{p.heads} * kPhaseHead;
   const int maker = maker_of(p.q);
   if (maker_of(p.k) != maker || maker_of(p.v) != maker) return false;
-  if (maker >= 0) next.after = made[static_cast<size_t>(maker)].after;
+  if (maker >= 0) {
+    next.after = made[static_cast<size_t>(maker)].after;
+    next.chained = maker == waiting.count - 1;
+  }
   next.to = {p.o, p.documents, wide, wide};
   return find(p.q, {p.q, p.documents, wide, p.q_pitch}, p.sent.from, next) &&
          find(p.k, {p.k, p.documents, wide, p.k_pitch}, p.sent.from, next) &&
@@ -348,8 +353,13 @@ bool find_all(RecurrencePhase& p, Made& next) { return find_heads(p, next); }
 // Whether a block may begin the next phase while others are at those before it. They share what attention
 // counts its parts by, and what pairs of blocks send each other; memory that one reads another may not write.
 bool may_follow(const Made& next) {
-  for (size_t i = static_cast<size_t>(next.after + 1); i < made.size(); ++i) {
-    const Made& m = made[i];
+  // All blocks are through with the phases of the chain that ends with `after`: each needed the one before
+  // it. A block without work in the chain may still be at a phase before that.
+  int first = next.after;
+  while (first > 0 && made[static_cast<size_t>(first)].chained) --first;
+  for (int i = 0; i < waiting.count; ++i) {
+    if (i >= first && i <= next.after) continue;
+    const Made& m = made[static_cast<size_t>(i)];
     if ((next.paired && m.paired) || (next.attention && m.attention)) return false;
     std::vector<Span> writes = next.others;
     writes.push_back(next.to.span());

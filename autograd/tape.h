@@ -142,7 +142,7 @@ class Tape {
   int size() const { return static_cast<int>(entries_.size()); }
   // Bytes kept for the way back; storage saved twice is counted once.
   int64_t saved_bytes() const;
-  // Names of the recorded collectives, in order: equal on every rank.
+  // Names of the entries marked collective, in order: equal on every rank.
   std::vector<const char*> collectives() const;
 
   using Invoke = void (*)(Backward&, const std::byte* attributes, void (*rule)());

@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(128 * W, 2 / W)
       copy_in<M::threads>(g.gates, s.log_decay, int64_t(s.heads) * D_a, token0, valid,
                           int64_t(at.head) * D_a);
     }
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    commit_copies();
   };
 
   // This thread's share of the decays: two channels of a run of tokens.
@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(128 * W, 2 / W)
   for (int n = 0; n < M::stages - 1; ++n) fetch(n);
   for (int n = 0; n < chunks; ++n) {
     const Stage g = stage(n);
-    asm volatile("cp.async.wait_group %0;" ::"n"(M::stages - 2) : "memory");
+    wait_copies<M::stages - 2>();
     __syncthreads();
     fetch(n + M::stages - 1);
     float2 own[tokens], way{1, 1};

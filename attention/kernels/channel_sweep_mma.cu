@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(4 * D_c) channel_sweep_mma_kernel(const __grid
       else
         copy_in<threads>(g.gates, s.log_decay, int64_t(s.heads) * s.d_c, token0, valid, column_c);
     }
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    commit_copies();
   };
 
   WarpState<D_a> state;
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(4 * D_c) channel_sweep_mma_kernel(const __grid
     const typename M::Stage g = memory.stage(n);
     const int64_t token0 = first_token(n);
     const int valid = valid_tokens(n);
-    asm volatile("cp.async.wait_group 1;" ::: "memory");
+    wait_copies<1>();
     __syncthreads();
     if constexpr (gate == GateOf::a) {
       for (int task = warp; task < blocks * M::parts; task += warps)

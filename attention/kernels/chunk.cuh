@@ -71,11 +71,6 @@ struct Place {
   int document, head, column0;
 };
 
-// Sixteen bytes to shared memory, or zeros, without waiting for them.
-__device__ inline void copy_async(uint32_t to, const void* from, bool inside) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(inside ? 16 : 0)
-               : "memory");
-}
 // Rows at and after `valid` become zero.
 template <int R, int C>
 __device__ void copy_in(Tile<R, C> tile, const Rows& rows, int64_t first, int valid, int64_t column) {

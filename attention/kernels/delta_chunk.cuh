@@ -48,10 +48,6 @@ struct Crew {
   int index = threadIdx.x, count = blockDim.x;
 };
 
-__device__ inline void fetch_16(uint32_t shared, const void* from, bool inside) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(inside ? 16 : 0)
-               : "memory");
-}
 // Rows at and after `valid` become zero.
 template <int C>
 __device__ void fetch_rows(Tile<delta_tokens, C> tile, const Rows& rows, int64_t token0, int valid,
@@ -59,7 +55,7 @@ __device__ void fetch_rows(Tile<delta_tokens, C> tile, const Rows& rows, int64_t
   for (int i = crew.index; i < delta_tokens * C / 8; i += crew.count) {
     const int row = i / (C / 8), unit = i % (C / 8);
     const int64_t at = (token0 + (row < valid ? row : 0)) * rows.pitch + column + unit * 8;
-    fetch_16(tile.at(row, unit), static_cast<const __nv_bfloat16*>(rows.data) + at, row < valid);
+    copy_async(tile.at(row, unit), static_cast<const __nv_bfloat16*>(rows.data) + at, row < valid);
   }
 }
 template <int C>
@@ -76,7 +72,7 @@ template <int R, int C>
 __device__ void fetch_tile(Tile<R, C> tile, const char* from, int64_t unit, Crew crew = {}) {
   from += unit * tile.bytes;
   for (int i = crew.index * 16; i < tile.bytes; i += crew.count * 16)
-    fetch_16(tile.address + i, from + i, true);
+    copy_async(tile.address + i, from + i, true);
 }
 template <int R, int C>
 __device__ void store_tile(char* to, int64_t unit, Tile<R, C> tile, Crew crew = {}) {
@@ -86,7 +82,7 @@ __device__ void store_tile(char* to, int64_t unit, Tile<R, C> tile, Crew crew = 
 }
 __device__ inline void fetch_gates(const DeltaStages& s, float* gates, int64_t unit) {
   if (threadIdx.x < 32)
-    fetch_16(shared_address(gates) + threadIdx.x * 16, s.gates + unit * 128 + threadIdx.x * 4, true);
+    copy_async(shared_address(gates) + threadIdx.x * 16, s.gates + unit * 128 + threadIdx.x * 4, true);
 }
 __device__ inline void wait_fetched() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 

@@ -6,6 +6,7 @@
 
 #include "attention/kernels/ema.h"
 #include "attention/kernels/sweep.h"
+#include "attention/kernels/tile.cuh"
 
 namespace weft::cuda {
 
@@ -98,7 +99,7 @@ class EmaMover {
         put<Element>(tile + (token - low_) * kEmaRow<T> + lane * static_cast<int>(sizeof(T)),
                      own_[token * pitch_]);
     }
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    commit_copies();
     advance();
   }
 
@@ -146,7 +147,7 @@ class EmaMover {
 // Until at most `Left` groups are under way, for the whole warp.
 template <int Left>
 __device__ void arrived() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(Left) : "memory");
+  wait_copies<Left>();
   __syncwarp();
 }
 

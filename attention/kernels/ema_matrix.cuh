@@ -4,7 +4,6 @@
 
 #include "attention/kernels/ema.cuh"
 #include "attention/kernels/ema_plan.h"
-#include "attention/kernels/store_matrices.cuh"
 #include "attention/kernels/tile.cuh"
 
 namespace weft::cuda {
@@ -63,7 +62,7 @@ class EmaMatrixSource {
   __device__ void fetch(int stage, int i, int begin, int end) const {
     const int at = token_ + 16 * i;
     const bool inside = at < end - begin;
-    copy_ahead(own_ + stage * kBytes + i * (kBytes / kPieces), inside ? from_ + (begin + at) * pitch_ : from_,
+    copy_async(own_ + stage * kBytes + i * (kBytes / kPieces), inside ? from_ + (begin + at) * pitch_ : from_,
                inside);
   }
   // to: ema_channels() of a tile

@@ -207,7 +207,7 @@ __global__ void __launch_bounds__(32 * kBackWarps, 1)
   };
   const auto fetched = [&] {
     if (!ahead.done()) ahead.advance();
-    close_group();
+    commit_copies();
     stage = stage == kEmaBackwardStages - 1 ? 0 : stage + 1;
   };
 #pragma unroll 1
@@ -243,7 +243,7 @@ __global__ void __launch_bounds__(32 * kBackWarps, 1)
   uint32_t before = 2 * kEmaMatrixBytes, work = 0, next = kEmaMatrixBytes;
   uint32_t x_work = 3 * kEmaMatrixBytes, x_next = 4 * kEmaMatrixBytes;
   int sent_begin = 0, sent_end = 0;
-  groups_left<kEmaBackwardStages - 1>();
+  wait_copies<kEmaBackwardStages - 1>();
 #pragma unroll
   for (int i = 0; i < pieces; ++i) {
     put(i, work, x_work);
@@ -252,7 +252,7 @@ __global__ void __launch_bounds__(32 * kBackWarps, 1)
   fetched();
 #pragma unroll 1
   while (!now.done()) {
-    groups_left<kEmaBackwardStages - 1>();
+    wait_copies<kEmaBackwardStages - 1>();
     __syncthreads();
     // Half a tile at a time, the later one first if there is one. What is moved is spread over the products:
     // all at once it would keep all warps waiting.

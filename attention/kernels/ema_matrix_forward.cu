@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(32 * kForwardWarps, 1)
   constexpr int pieces = EmaMatrixSource<kForwardWarps, false>::kPieces;
   const auto fetched = [&] {
     if (!ahead.done()) ahead.advance();
-    close_group();
+    commit_copies();
     stage = stage == kEmaForwardStages - 1 ? 0 : stage + 1;
   };
 #pragma unroll 1
@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(32 * kForwardWarps, 1)
 
   uint32_t before = 2 * kEmaMatrixBytes, work = 0, next = kEmaMatrixBytes;  // tiles
   int sent_begin = 0, sent_end = 0;
-  groups_left<kEmaForwardStages - 1>();
+  wait_copies<kEmaForwardStages - 1>();
 #pragma unroll
   for (int i = 0; i < pieces; ++i) {
     source.put(stage, i, turned + work);
@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(32 * kForwardWarps, 1)
   fetched();
 #pragma unroll 1
   while (!now.done()) {
-    groups_left<kEmaForwardStages - 1>();
+    wait_copies<kEmaForwardStages - 1>();
     __syncthreads();
     // What is moved is spread over the products: all at once it would keep all warps waiting.
     const bool more = !ahead.done();

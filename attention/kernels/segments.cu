@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(128 * W, D_a == 256 ? 1 : 4 / W)
                      "r"(i < valid ? 4 : 0)
                      : "memory");
     }
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    commit_copies();
   };
 
   StatePart<WarpProducts, D_a, 1, true> state;
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(128 * W, D_a == 256 ? 1 : 4 / W)
   const float fixed = s.gated ? 0 : log2_decay(s, 0, at.head);
   for (int n = 0; n < M::stages - 1; ++n) fetch(n);
   for (int n = 0; n < chunks; ++n) {
-    asm volatile("cp.async.wait_group %0;" ::"n"(M::stages - 2) : "memory");
+    wait_copies<M::stages - 2>();
     if (threadIdx.x < 32) {  // which fetched these gates itself
       const int token = 2 * threadIdx.x, valid = valid_tokens(n);
       const float* of = gates + n % M::stages * chunk;

@@ -11,7 +11,7 @@
 
 #include "attention/kernels/chunk.cuh"
 #include "attention/kernels/hopper.cuh"
-#include "attention/kernels/tensor_map.h"
+#include "attention/kernels/sweep_maps.cuh"
 
 namespace weft::cuda {
 
@@ -29,13 +29,6 @@ struct Shape {
   static constexpr int shadow_stage_bytes = (Exact ? 2 : 1) * shadow_bytes, dot_bytes = Exact ? c_bytes : 0;
   static constexpr int bytes = stages * (stage_bytes + int(sizeof(Decays)) + 6 * 8) +
                                shadows * (shadow_stage_bytes + 2 * 8) + dot_bytes + 2 * 8;
-};
-
-struct SweepMaps {
-  CUtensorMap a, b, c, dot, out;
-};
-struct Maps {
-  SweepMaps sweep[most_sweeps];
 };
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -86,7 +79,7 @@ struct OutputSync {
 
 template <class H>
 __global__ void __launch_bounds__(H::threads, H::blocks)
-    sweep_wgmma_kernel(const __grid_constant__ Sweeps s, const __grid_constant__ Maps maps) {
+    sweep_wgmma_kernel(const __grid_constant__ Sweeps s, const __grid_constant__ SweepMaps maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   constexpr int stages = H::stages, shadows = H::shadows;
   // Registers a thread, out of the even shares that a block starts with.
@@ -95,7 +88,7 @@ __global__ void __launch_bounds__(H::threads, H::blocks)
   constexpr int mover_registers = two_blocks ? 24 : 40;
   const int which = blockIdx.x % s.count, part = blockIdx.x / s.count, splits = s.d_c / H::D_c;
   const Place at{s, s.sweep[which], part / splits / s.heads, part / splits % s.heads, part % splits * H::D_c};
-  const SweepMaps& map = maps.sweep[which];
+  const auto& map = maps.sweep[which];
   const int2 range = document_range(s, at.document);
   const int chunks = (range.y + chunk - 1) / chunk;
   auto first_token = [&](int n) { return range.x + (at.sweep.reverse ? chunks - 1 - n : n) * chunk; };
@@ -248,15 +241,7 @@ __global__ void __launch_bounds__(H::threads, H::blocks)
 
 template <class H>
 void launch(const Sweeps& s, cudaStream_t stream) {
-  Maps maps;
-  for (int i = 0; i < s.count; ++i) {
-    const Sweep& w = s.sweep[i];
-    auto map = [&](const Rows& rows, int width) {
-      return tensor_map(rows.data, rows.pitch, width, s.heads, s.tokens, chunk);
-    };
-    maps.sweep[i] = {map(w.a, s.d_a), map(w.b, s.d_a), map(w.c, s.d_c), map(w.dot_sums ? w.dot : w.c, s.d_c),
-                     map({w.out.data, w.out.pitch}, s.d_c)};
-  }
+  const SweepMaps maps = sweep_maps(s);
   const auto kernel = sweep_wgmma_kernel<H>;
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, H::bytes),
              "linear attention (wgmma)");

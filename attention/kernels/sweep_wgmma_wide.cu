@@ -13,8 +13,7 @@
 
 #include "attention/kernels/chunk.cuh"
 #include "attention/kernels/hopper.cuh"
-#include "attention/kernels/store_matrices.cuh"
-#include "attention/kernels/tensor_map.h"
+#include "attention/kernels/sweep_maps.cuh"
 
 namespace weft::cuda {
 
@@ -43,12 +42,6 @@ struct WideShared {
     uint64_t a[H::ab_places], b[H::ab_places], c[H::c_places], p[H::p_places];
     uint64_t out[H::groups][1], dot[1], decays[H::c_places];
   } full, empty;
-};
-
-struct WideMaps {
-  struct {
-    CUtensorMap a, b, c, dot, out;
-  } sweep[most_sweeps];
 };
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -193,7 +186,7 @@ __device__ inline void start_update(WideState<Exact>& state, Tile<chunk, 64> c, 
 
 template <class H>
 __global__ void __launch_bounds__(H::threads, 1)
-    sweep_wide_kernel(const __grid_constant__ Sweeps s, const __grid_constant__ WideMaps maps) {
+    sweep_wide_kernel(const __grid_constant__ Sweeps s, const __grid_constant__ SweepMaps maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Products = WarpgroupProducts;
   // Registers a thread, out of the even shares that a block starts with.
@@ -363,15 +356,7 @@ __global__ void __launch_bounds__(H::threads, 1)
 
 template <class H>
 void launch_wide(const Sweeps& s, cudaStream_t stream) {
-  WideMaps maps;
-  for (int i = 0; i < s.count; ++i) {
-    const Sweep& w = s.sweep[i];
-    auto map = [&](const Rows& rows, int width) {
-      return tensor_map(rows.data, rows.pitch, width, s.heads, s.tokens, chunk);
-    };
-    maps.sweep[i] = {map(w.a, s.d_a), map(w.b, s.d_a), map(w.c, s.d_c), map(w.dot_sums ? w.dot : w.c, s.d_c),
-                     map({w.out.data, w.out.pitch}, s.d_c)};
-  }
+  const SweepMaps maps = sweep_maps(s);
   constexpr int bytes = sizeof(WideShared<H>);
   static_assert(bytes <= 227 * 1024);
   const auto kernel = sweep_wide_kernel<H>;

@@ -236,7 +236,9 @@ TEST(StepRun, RunsOfAllSizesTakeTurns) {
           },
           as_run);
     };
+    const int64_t before = cuda::launched_runs();
     record(c.replay, c.y, true);
+    EXPECT_GT(cuda::launched_runs(), before) << "nothing ran as one kernel";
     record(c.apart, c.y_apart, false);
   }
   for (uint32_t i = 0; i < 400; ++i) {

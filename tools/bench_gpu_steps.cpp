@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <numeric>
 
 #include "attention/flash_attention.h"
 #include "attention/registry.h"
@@ -140,23 +141,58 @@ std::vector<int64_t> packed(int64_t tokens, int64_t longest, uint32_t step) {
   return lengths;
 }
 
+// Pairs of a token and one that it sees, in documents of these lengths.
+double seen_pairs(const std::vector<int64_t>& lengths) {
+  double pairs = 0;
+  for (const int64_t n : lengths) pairs += static_cast<double>(n * (n + 1) / 2);
+  return pairs;
+}
+
+double p99_over_p50(std::vector<double> ms) {
+  std::sort(ms.begin(), ms.end());
+  return BenchRow::percentile(ms, 0.99) / BenchRow::percentile(ms, 0.5);
+}
+
+double mean(const std::vector<double>& x) {
+  return std::accumulate(x.begin(), x.end(), 0.0) / static_cast<double>(x.size());
+}
+
+// `ms` without what a straight line through (work, ms) gives to work that differs from its mean.
+std::vector<double> at_equal_work(std::vector<double> ms, const std::vector<double>& work) {
+  const double mean_ms = mean(ms), mean_work = mean(work);
+  double both = 0, square = 0;
+  for (size_t i = 0; i < ms.size(); ++i) {
+    both += (work[i] - mean_work) * (ms[i] - mean_ms);
+    square += (work[i] - mean_work) * (work[i] - mean_work);
+  }
+  for (size_t i = 0; i < ms.size() && square > 0; ++i) ms[i] -= both / square * (work[i] - mean_work);
+  return ms;
+}
+
 void steps(GpuRun& run, const std::string& mechanism, const std::string& called, const ModelSize& size,
            int64_t graphs) {
   const int64_t tokens = size.tokens, context = size.context;
   Step step(mechanism, size, graphs);
   const std::vector<int64_t> even(static_cast<size_t>(tokens / context), context);
+  // Documents of other lengths are other work for softmax: `work` of each repetition, if it is not the same.
   const auto measure = [&](const std::string& name, const std::string& shape, uint32_t before,
-                           uint32_t repeats, const std::function<double(uint32_t)>& once) {
+                           uint32_t repeats, const std::function<double(uint32_t)>& once,
+                           const std::function<double(uint32_t)>& work = {}) {
     BenchRow row{.name = called + mechanism + name, .shape = shape};
     row.tokens = tokens;
-    std::vector<double> ms;
+    std::vector<double> ms, works;
     for (uint32_t i = 0; i < (run.small() ? 1 : before); ++i) once(1000 + i);
-    for (uint32_t i = 0; i < (run.small() ? 1 : repeats); ++i) ms.push_back(once(i));
-    std::sort(ms.begin(), ms.end());
+    for (uint32_t i = 0; i < (run.small() ? 1 : repeats); ++i) {
+      ms.push_back(once(i));
+      if (work) works.push_back(work(i));
+    }
     char out[64];
-    std::snprintf(out, sizeof out, "p99/p50 %.3f",
-                  BenchRow::percentile(ms, 0.99) / BenchRow::percentile(ms, 0.5));
+    std::snprintf(out, sizeof out, "p99/p50 %.3f", p99_over_p50(ms));
     row.note = out;
+    if (work) {
+      std::snprintf(out, sizeof out, ", %.3f at equal work", p99_over_p50(at_equal_work(ms, works)));
+      row.note += out;
+    }
     row.take(std::move(ms));
     run.finish(std::move(row));
   };
@@ -167,12 +203,16 @@ void steps(GpuRun& run, const std::string& mechanism, const std::string& called,
     return ms_since(start);
   });
   // Before it is timed every bucket of documents comes once.
-  measure(", packed", text(tokens, " tokens, T1..", 2 * context), 20, 100, [&](uint32_t i) {
-    const auto start = BenchClock::now();
-    step(packed(tokens, 2 * context, i), true);
-    wait_for(default_device());
-    return ms_since(start);
-  });
+  const auto lengths = [&](uint32_t i) { return packed(tokens, 2 * context, i); };
+  measure(
+      ", packed", text(tokens, " tokens, T1..", 2 * context), 20, 100,
+      [&](uint32_t i) {
+        const auto start = BenchClock::now();
+        step(lengths(i), true);
+        wait_for(default_device());
+        return ms_since(start);
+      },
+      [&](uint32_t i) { return seen_pairs(lengths(i)); });
   measure(", host alone", text(tokens, " tokens, T", context), 5, 20, [&](uint32_t) {
     const auto start = BenchClock::now();
     step(even, false);

@@ -95,6 +95,8 @@ def row_of_run(folder):
     words = where["command_line"]
     name = next((w for w in words if w.endswith(".yaml")), recipe.get("name", folder))
     name = name.removeprefix("recipes/").removesuffix(".yaml")
+    layers = next((re.fullmatch(r"model\.layers=\[(\w+)\*(\d+)\]", w) for w in words if w.startswith("model.layers=")), None)
+    name = f"{layers[1]}, {layers[2]} layers" if layers else name  # not the recipe's model any more
     name += ", equal bits" if "determinism=run" in words else ""
     name += ", checkpointing" if "model.checkpointing=block" in words else ""
     rate = statistics.median(x["tokens_per_s"] for x in steps)
@@ -164,7 +166,7 @@ def incoming(paths):
             row.setdefault("commit", *commits)  # a script that knows none ran beside a program that does
         if "peer_ms" in row:
             row["ratio"] = row["peer_ms"] / row["ms"]
-        spread = re.fullmatch(r"p99/p50 ([\d.]+)", row.get("note", ""))
+        spread = re.match(r"p99/p50 ([\d.]+)", row.get("note", ""))
         if spread:
             row["p99_p50"] = float(spread[1])
         row.pop("exit", None)

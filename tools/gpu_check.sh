@@ -2,7 +2,7 @@
 # All CUDA tests and the benches of a machine with a GPU, most wanted first, in under 8 minutes; a table at the end.
 #
 #   tools/gpu_check.sh [PART...]      parts: tests train recurrences kernels decode attention lab; by default all of these;
-#                                     large peers losses parity sanitize: longer ones (gpu_check_more.sh)
+#                                     large mechanisms peers losses parity sanitize: longer ones (gpu_check_more.sh)
 #   tools/gpu_check.sh pack [BUILD]   stripped programs of BUILD (build/cuda) and the libraries they need beyond those of
 #                                     CUDA and MPI, to .carry/gpu.tar.xz, for a machine without compilers
 #
@@ -15,7 +15,7 @@ cd "$(dirname "$0")/.."
 
 programs="tests/autograd/test_autograd tests/optim/test_optim tests/attention/test_attention tests/attention/step_run_test tests/layers/test_layers
   tests/tools/test_apply tests/training/training_decoder_test tests/training/training_graphs_test"
-every="tests train recurrences kernels decode attention lab" named="large peers losses parity sanitize"
+every="tests train recurrences kernels decode attention lab" named="large mechanisms peers losses parity sanitize"
 
 pack() {
   local build=$1 folder program

@@ -38,7 +38,7 @@ large() {
   gpu floors 40 floors
   for context in 1024 8192 32768; do sized_training 124m-softmax-$context 15 8 124m/softmax softmax context=$context $two; done
   # shellcheck disable=SC2086
-  peer train-torch-124m 60 "$python" tools/peers/torch_train.py --context 32768 --by-layer --warm 2 --steps 5 $cpu_size
+  peer train-torch-124m 90 "$python" tools/peers/torch_train.py --context 1024 8192 32768 --by-layer --warm 2 --steps 5 $cpu_size
   sized_training 1b-softmax-32768 40 5 1b/softmax softmax context=32768 micro_tokens=32768 $one
   sized_training 1b-softmax-131072 75 1 1b/softmax softmax context=131072 micro_tokens=131072 $two model.checkpointing=block
   for recipe in transnormer_llm gla; do
@@ -70,20 +70,50 @@ fetch_wheels() {
 
 # Whole training steps of other libraries and of our own PyTorch.
 peers() {
-  local one=(context=8192 micro_tokens=32768 batch_tokens=131072) context
+  local one=(context=8192 micro_tokens=32768 batch_tokens=131072)
   corpus_for_training
   fetch_wheels
-  for context in 1024 8192; do sized_training peers-softmax-$context 15 8 124m/softmax softmax context=$context batch_tokens=131072; done
-  # shellcheck disable=SC2086
-  peer train-torch-124m 60 "$python" tools/peers/torch_train.py --context 1024 8192 --by-layer --warm 2 --steps 5 $cpu_size
   sized_training peers-lightning 15 8 124m/lightning lightning "${one[@]}"
   sized_training peers-gla 20 8 124m/gla gla "${one[@]}"
   # shellcheck disable=SC2016  # bash -c expands them; side by side until they take times
   peer fla 230 bash -c 'python=$0 turn=$1 small=$2 cpu_size=$3; $python tools/peers/recurrences.py $small --few --seconds 105 --turn $turn gla --shape "B2 T16384 H16 D128" & other=$!; code=0; $python tools/peers/fla_train.py lightning gla --few --seconds 105 --turn $turn --steps 4 $cpu_size || code=$?; wait $other && exit $code' "$python" "$logs/turn" "$small" "$cpu_size"
-  sized_training peers-mega 15 8 124m/mega mega context=8192 micro_tokens=16384 batch_tokens=32768
+  gpu recurrences 30 recurrence
+}
+
+# start_row NAME RUN   a row of what a process of weft took to the end of its first step, from what it says of it
+# shellcheck disable=SC2317  # bash -c calls it
+start_row() {
+  local name=$1 run=$2 said
+  said=$("$weft" train recipes/124m/softmax.yaml run="$run" steps=1 "${@:3}" eval.every=0 data.val=0 data.train="$corpus" 2>&1 | tee /dev/stderr |
+    sed -nE 's/.*first step ([0-9.]+) s after the start: (.*)/\1 \2/p')
+  [ -n "$said" ] || return 1
+  awk -v name="$name" -v said="$said" 'BEGIN { split(said, s, " "); printf "{\"weft\": \"bench/1\", \"name\": \"%s\", \"shape\": \"124M, 32768 tokens\", " \
+    "\"dtype\": \"bf16\", \"ms\": %.0f, \"note\": \"seconds: %s\", ", name, 1000 * s[1], substr(said, length(s[1]) + 2) }'
+  # Device, commit and date as the run keeps them.
+  tr ',{}' '\n' <"$run/environment.json" | sed -nE 's/^ *("(device|commit)": *"[^"]*").*/\1, /p' | tr -d '\n'
+  printf '"date": "%s"}\n' "$(date -u +%F)"
+}
+
+# A start with nothing cached and again; every mechanism at 124 million weights and a context of 8192; titans_mac and mega beside their peers.
+mechanisms() {
+  local recipe cached
+  corpus_for_training
+  fetch_wheels
+  export -f start_row
+  if [ "$WEFT_DEVICE" != cpu ]; then # where a start is no more than a step
+    for cached in nothing products; do
+      XDG_CACHE_HOME=$logs/cache ours "start-$cached" 20 bash -c 'start_row "$@"' _ "start to the first step, $cached cached" "$logs/run-start-$cached" \
+        batch_tokens=32768 checkpoint.every=0
+    done
+  fi
+  for recipe in transnormer_llm gated_delta moh mega sparsek; do
+    sized_training 124m-$recipe 20 5 124m/$recipe "${recipe/gated_delta/gated_delta_rule}" context=8192 micro_tokens=16384 batch_tokens=32768
+  done
   # shellcheck disable=SC2086
   peer mega-torch 50 "$python" tools/peers/mega_torch.py --steps 4 $cpu_size
-  gpu recurrences 30 recurrence
+  sized_training 124m-titans_mac 25 5 124m/titans_mac titans_mac context=8192 micro_tokens=32768 batch_tokens=32768
+  sized_training titans_mac-2 15 5 124m/titans_mac titans_mac 'model.layers=[titans_mac*2]' context=8192 micro_tokens=16384 batch_tokens=16384
+  if [ "$WEFT_DEVICE" != cpu ]; then peer titans-torch 60 "$python" tools/peers/titans_torch.py --layers 2 --steps 3; fi
 }
 
 # What recipes reach: RECIPES (124m 340m 1b), TOKENS (4 million; 1 million of 1.3 billion weights) of generated text, the recipe's
@@ -102,16 +132,17 @@ losses() {
 }
 
 # 124 million weights beside PyTorch and fla, from the same weights on the same batches, 8,192 tokens a step: PARITY_TOKENS, one shard of
-# what peers/parity_text.py makes, which STEPS (1000) steps read once. What torch_parity.py prints goes to parity-RECIPE.log.
+# what peers/parity_text.py makes, which STEPS (1000) steps read once; softmax also in f32. PARITY (softmax gla gated_delta) are the recipes. AGAIN: steps of
+# the peer's second run, all by default. What torch_parity.py prints goes to parity-RECIPE.log.
 parity() {
-  local recipe context begin code common flags norm_eps steps=${STEPS:-1000} sizes=(batch_tokens=8192 micro_tokens=8192)
+  local recipe context begin code other common rates flags norm_eps steps=${STEPS:-1000} sizes=(batch_tokens=8192 micro_tokens=8192)
   if [ ! -e "${PARITY_TOKENS:-}" ]; then
     report parity 0 "NOT RUN: PARITY_TOKENS names no shard of tokens"
     return
   fi
   fetch_wheels
-  for recipe in softmax gla gated_delta; do
-    begin=$SECONDS code=0 context=2048 flags=(--fla) norm_eps=1e-3 # of recurrent models: docs/benchmarks.md
+  for recipe in ${PARITY:-softmax gla gated_delta}; do
+    begin=$SECONDS code=0 other='' context=2048 flags=(--fla) norm_eps=1e-3 # of recurrent models: docs/benchmarks.md
     if [ $recipe = gla ]; then norm_eps=1e-2; fi
     if [ $recipe = softmax ]; then context=1024 flags=() norm_eps=1e-6; fi
     if [ "$WEFT_DEVICE" = cpu ]; then
@@ -119,13 +150,19 @@ parity() {
       sizes+=("model.layers=[${recipe/gated_delta/gated_delta_rule}*2]")
       steps=3 context=128 flags=()
     else
-      flags+=(--compile --again)
+      flags+=(--compile --again ${AGAIN:-})
     fi
     common=(data.train="$PARITY_TOKENS" data.val=0 data.shuffle=false eval.every=0 log.every=1 context="$context" model.norm_eps="$norm_eps" "${sizes[@]}")
+    rates=(steps="$steps" optim.lr=1e-4 optim.warmup=$((steps / 5)) checkpoint.every=0)
     {
+      if [ $recipe = softmax ]; then
+        flags+=(--other "$logs/run-parity-f32")
+        "$weft" train recipes/124m/softmax.yaml run="$logs/run-parity-f32" "${common[@]}" "${rates[@]}" precision=f32 &
+        other=$!
+      fi
       "$weft" train "recipes/124m/$recipe.yaml" run="$logs/run-parity-start-$recipe" "${common[@]}" steps=1 optim.lr=1e-30 optim.weight_decay=0 &&
-        "$weft" train "recipes/124m/$recipe.yaml" run="$logs/run-parity-$recipe" "${common[@]}" steps="$steps" optim.lr=1e-4 optim.warmup=$((steps / 5)) \
-          checkpoint.every=0 &&
+        "$weft" train "recipes/124m/$recipe.yaml" run="$logs/run-parity-$recipe" "${common[@]}" "${rates[@]}" &&
+        wait $other && # with none this waits for nothing
         "$python" tools/peers/torch_parity.py "$logs/run-parity-$recipe" "$logs/run-parity-start-$recipe" "$PARITY_TOKENS" "${flags[@]}" \
           --curves "$logs/parity-$recipe.npz"
     } >"$logs/parity-$recipe.log" 2>&1 || code=$?

@@ -93,6 +93,10 @@ class House(unittest.TestCase):
         self.assertNotIn("loss", json.loads(self.tool("rows", self.run_of("cut", ["recipes/124m/gla.yaml"], steps, total=100))))
         self.assertEqual((row["loss"], row["note"]), (2.5, "4096 tokens a step; loss 2.500 after 8.0 million tokens"))
 
+    def test_a_run_of_other_layers_is_not_its_recipe(self):
+        run = self.run_of("run", ["recipes/124m/titans_mac.yaml", "model.layers=[titans_mac*2]"], [{"step": 1, "tokens_per_s": 9}])
+        self.assertEqual(json.loads(self.tool("rows", run))["name"], "train titans_mac, 2 layers")
+
     def test_a_step_beside_the_sum_of_its_floors(self):
         run = self.run_of("run", ["recipes/124m/softmax.yaml"], [{"step": 1, "tokens_per_s": 900}])
         floor = ROW | {"name": "floors 124m/softmax", "shape": "T256", "ms": 8.0, "tokens_per_s": 1000, "of_floor": None}

@@ -169,6 +169,16 @@ class GpuCheck(unittest.TestCase):
             self.assertEqual(row["tokens_per_s"], 1000)
         self.assertFalse(os.path.exists(self.path("logs/corpus.txt")))
 
+    def test_a_start_is_a_row_of_what_the_run_says_of_it(self):
+        said = 'echo "info: first step 0.86 s after the start: driver 0.21, data 0.08"\n'
+        self.program("stub/weft", WEFT.replace("    exec sleep 60 ;;", "    " + said + "    exit ;;"))
+        env = {"PATH": os.environ["PATH"], "HOUSE": self.house, "weft": self.path("stub/weft"), "corpus": "corpus.txt"}
+        script = f'source {self.path("tools/gpu_check_more.sh")}; start_row "$@"'
+        ran = subprocess.run(["bash", "-c", script, "_", "start", self.path("run")], env=env, capture_output=True, text=True, timeout=60)
+        row = json.loads(ran.stdout)
+        self.assertEqual((row["name"], row["ms"], row["commit"], row["device"]), ("start", 860, "c0", "cpu"), row)
+        self.assertEqual(row["note"], "seconds: driver 0.21, data 0.08")
+
     def test_tests_are_counted(self):
         self.program("build/tests/autograd/test_autograd", TEST)
         self.program("build/tests/optim/test_optim", TEST)

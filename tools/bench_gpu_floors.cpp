@@ -1,5 +1,5 @@
 // What a training step of recipes/124m/softmax.yaml takes at least, if products and attention take what they
-// take alone and all else what its bytes take at the rate of a copy: docs/benchmarks.md, "Share of the
+// take alone and all else what its bytes take at the rate of a copy: docs/benchmarks/training.md, "Share of the
 // floors".
 
 #include <algorithm>

@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""Keeps the figures of docs/benchmarks.md: rows in docs/benchmarks/rows.jsonl, tables and a picture made from them.
+"""Keeps the figures of docs/benchmarks.md and docs/benchmarks/*.md: rows in docs/benchmarks/rows.jsonl, tables and a picture made from them.
 
     tools/benchmarks.py add FILE...      JSON lines of `weft bench --json`, of tools/lab and of tools/peers, and run folders
                                          of `weft train`, go to rows.jsonl; rows of peers stand beside weft's of one run
     tools/benchmarks.py show FILE...     the same as a short table, nothing is kept; rows FILE...: as JSON
-    tools/benchmarks.py write            docs/benchmarks.md and docs/benchmarks/targets.svg anew
-    tools/benchmarks.py check            does docs/benchmarks.md say what the rows say? marks of age apart
+    tools/benchmarks.py write            these pages and docs/benchmarks/targets.svg anew
+    tools/benchmarks.py check            do the pages say what the rows say? marks of age apart
 
 A row is one of bench/1 (docs/contract.md) without what is null, and also: command; stands_on, the files whose change makes
 it old; approximate, if the commit is a guess; p99_p50, peak_gib, mfu, rise where they were measured. A row whose files
 changed behind its commit is marked †, one whose commit is not in this clone ?. What is asked for stands in
 docs/benchmarks/targets.jsonl, "must" and "stretch" of one value of the rows whose name and shape match.
 
-In docs/benchmarks.md `<!-- rows {...} -->` begins a table of the newest row of each name, shape, type and device, whose name,
+In a page `<!-- rows {...} -->` begins a table of the newest row of each name, shape, type and device, whose name,
 shape, device (a GPU, unless given) and dtype match the patterns given; with "pivot": "shape" or "pass" these side by side. `<!-- targets -->` begins the first table.
 """
 import argparse
@@ -20,11 +20,11 @@ import glob
 import json
 import os
 
-from benchmarks_page import ageless, number, page, percent, rate
+from benchmarks_page import ageless, number, page, percent, picture, rate
 from benchmarks_rows import ROOT, incoming, read_lines
 
-PAGE, ROWS, TARGETS, PICTURE = (os.path.join(ROOT, "docs", x) for x in (
-    "benchmarks.md", "benchmarks/rows.jsonl", "benchmarks/targets.jsonl", "benchmarks/targets.svg"))
+ROWS, TARGETS, PICTURE = (os.path.join(ROOT, "docs/benchmarks", x) for x in ("rows.jsonl", "targets.jsonl", "targets.svg"))
+PAGES = sorted(glob.glob(os.path.join(ROOT, "docs/benchmarks.md")) + glob.glob(os.path.join(ROOT, "docs/benchmarks/*.md")))
 
 
 def read(path):
@@ -63,17 +63,17 @@ def main():
                 raise SystemExit(f"{row['name']} {row['shape']} names no commit")
         with open(ROWS, "a", encoding="utf-8") as f:
             f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        print(f"{len(rows)} rows added; tools/benchmarks.py write brings them to docs/benchmarks.md")
+        print(f"{len(rows)} rows added; tools/benchmarks.py write brings them to the pages")
     if a.what in ("write", "check"):
-        before = read(PAGE)
-        after, drawn = page(before, read_lines(ROWS), read_lines(TARGETS))
-        if a.what == "write":
-            for path, text in ((PAGE, after), (PICTURE, drawn)):
+        rows, targets = read_lines(ROWS), read_lines(TARGETS)
+        made = {path: page(read(path), rows, targets) for path in PAGES} | {PICTURE: picture(rows, targets)}
+        for path, text in made.items():
+            if a.what == "write":
                 with open(path, "w", encoding="utf-8") as f:
                     f.write(text)
-        elif ageless(before) != ageless(after) or read(PICTURE) != drawn:
-            raise SystemExit("benchmarks: docs/benchmarks.md is not what its rows say; tools/benchmarks.py write mends it")
-        else:
+            elif ageless(read(path)) != ageless(text):
+                raise SystemExit(f"benchmarks: {os.path.relpath(path, ROOT)} is not what its rows say; tools/benchmarks.py write mends it")
+        if a.what == "check":
             print("benchmarks: good")
 
 

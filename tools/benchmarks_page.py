@@ -1,4 +1,4 @@
-"""The tables and the picture of docs/benchmarks.md, made from rows and targets."""
+"""The tables and the picture of docs/benchmarks.md and the pages behind it, made from rows and targets."""
 
 import json
 import re
@@ -276,7 +276,7 @@ def picture(rows, targets):
 
 
 def page(text, rows, targets):
-    """This text with its tables anew, and the picture."""
+    """This text with its tables anew."""
     latest = newest(rows)
 
     def block(found):
@@ -284,7 +284,7 @@ def page(text, rows, targets):
         table = targets_table(rows, targets) if kind == "targets" else rows_table(json.loads(pattern), latest, targets)
         return f"{found[0].split('-->')[0]}-->\n{table}<!-- end -->"
 
-    return re.sub(r"<!-- (rows|targets)(.*?) -->\n.*?<!-- end -->", block, text, flags=re.S), picture(rows, targets)
+    return re.sub(r"<!-- (rows|targets)(.*?) -->\n.*?<!-- end -->", block, text, flags=re.S)
 
 
 def ageless(text):

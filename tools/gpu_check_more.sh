@@ -142,7 +142,7 @@ parity() {
   fi
   fetch_wheels
   for recipe in ${PARITY:-softmax gla gated_delta}; do
-    begin=$SECONDS code=0 other='' context=2048 flags=(--fla) norm_eps=1e-3 # of recurrent models: docs/benchmarks.md
+    begin=$SECONDS code=0 other='' context=2048 flags=(--fla) norm_eps=1e-3 # of recurrent models: docs/benchmarks/parity.md
     if [ $recipe = gla ]; then norm_eps=1e-2; fi
     if [ $recipe = softmax ]; then context=1024 flags=() norm_eps=1e-6; fi
     if [ "$WEFT_DEVICE" = cpu ]; then

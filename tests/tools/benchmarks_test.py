@@ -140,6 +140,15 @@ class House(unittest.TestCase):
         self.tool("write")
         self.assertIn("| 70 % | **missed** |", self.page())  # what a later row does not have it takes back from nobody
 
+    def test_pages_behind_the_first(self):
+        self.write("docs/benchmarks/more.md", PAGE.replace("<!-- targets -->\n<!-- end -->", ""))
+        self.tool("add", self.rows(ROW, commit="0" * 40))
+        self.tool("check", fails=True)
+        self.tool("write")
+        self.tool("check")
+        with open(self.path("docs/benchmarks/more.md"), encoding="utf-8") as f:
+            self.assertIn("| rotary ? | 2 x 8 | 2 | 3.00 TB/s | 80 % |", f.read())
+
     def test_without_a_history(self):
         self.tool("add", self.rows(ROW, commit="abc", stands_on=["kernel.cu"]))
         self.tool("write")

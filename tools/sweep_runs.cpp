@@ -20,6 +20,7 @@
 #include "training/log/console_text.h"
 #include "training/log/failure.h"
 #include "training/log/stop_request.h"
+#include "training/mechanism_settings.h"
 #include "training/recipe/diff.h"
 #include "training/recipe/load.h"
 #include "training/report/compare.h"
@@ -178,9 +179,11 @@ bool is_finished(const SweepRun& run) {
   const std::vector<int64_t> steps = ckpt::list_steps(run.recipe.run);
   const bool finished = !steps.empty() && steps.back() >= run.recipe.steps;
   // A run that goes on may change what is not fixed; the result of a finished one has to be that of this
-  // recipe.
-  for (const RecipeDifference& d : recipe_diff(load_recipe(saved), run.recipe))
-    if (d.fixed || (finished && !is_housekeeping(d.key)))
+  // recipe. Settings of mechanisms that change speed alone change neither.
+  const Recipe before = load_recipe(saved);
+  const bool same = same_function(before, run.recipe);
+  for (const RecipeDifference& d : recipe_diff(before, run.recipe))
+    if ((d.fixed || (finished && !is_housekeeping(d.key))) && !(same && d.key == "model.mechanisms"))
       throw Error(Exit::recipe, "the run was made with another recipe: " + d.line(), run.recipe.run,
                   "set it back, or sweep in another folder with run=FOLDER");
   return finished;

@@ -62,6 +62,10 @@ TEST(Sweep, TrainsTheProductAndSkipsWhatIsFinished) {
   const Ran other = sweep(tiny, joined(words, {"optim.warmup=3"}));
   EXPECT_EQ(other.code, 78);
   EXPECT_NE(other.err.find("optim.warmup: 4 -> 3"), std::string::npos) << other.err;
+
+  // A setting that changes speed alone does not make it another recipe, for each mechanism of each run.
+  EXPECT_EQ(statuses(sweep(tiny, joined(words, {"model.mechanisms={linear: {chunk: 32}}"})).json()),
+            Words(4, "finished before"));
 }
 
 TEST(Sweep, ASignalStopsItAndItGoesOn) {

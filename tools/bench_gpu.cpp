@@ -73,7 +73,7 @@ double GpuRun::device(BenchRow row, const std::vector<Tensor>& outputs,
   return ms;
 }
 
-void GpuRun::host(BenchRow row, int64_t calls, const std::function<void()>& once) {
+void GpuRun::host(BenchRow row, int64_t calls, const std::function<void()>& once, Until until) {
   const int64_t repeats = small() ? 1 : kRepeats;
   if (small()) calls = 1;
   for (int64_t i = 0; i < calls && !small(); ++i) once();
@@ -82,7 +82,7 @@ void GpuRun::host(BenchRow row, int64_t calls, const std::function<void()>& once
     wait_for(default_device());
     const auto start = BenchClock::now();
     for (int64_t i = 0; i < calls; ++i) once();
-    wait_for(default_device());
+    if (until == Until::done) wait_for(default_device());
     times.push_back(ms_since(start) / static_cast<double>(calls));
   }
   row.take(std::move(times));

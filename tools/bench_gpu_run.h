@@ -21,9 +21,10 @@ class GpuRun {
   // and hands it on.
   // Its median, in milliseconds.
   double device(BenchRow row, const std::vector<Tensor>& outputs, const std::function<void(int64_t)>& once);
-  // The same on the host's clock, from the first call to the end of all work: milliseconds a call of `calls`
-  // calls one after the other.
-  void host(BenchRow row, int64_t calls, const std::function<void()>& once);
+  // The same on the host's clock, from the first call to the end of all work, or until all is asked for:
+  // milliseconds a call of `calls` calls one after the other.
+  enum class Until { done, asked };
+  void host(BenchRow row, int64_t calls, const std::function<void()>& once, Until until = Until::done);
   void finish(BenchRow row);
 
   // Bytes and operations in a millisecond that this device was seen to reach.

@@ -61,6 +61,20 @@ void small_op(GpuRun& run, int64_t tokens, int64_t heads, int64_t size) {
            });
 }
 
+// What a call of softmax attention costs the host, its plan known.
+void small_attention(GpuRun& run, int64_t tokens, int64_t heads, int64_t size) {
+  const Layout layout = whole_documents({tokens});
+  const Tensor &at = layout.position, &of = layout.document;
+  const auto noise = [&](uint32_t i) { return GpuRun::noise({tokens, heads, size}, Dtype::bf16, i); };
+  const Tensor q = noise(1), k = noise(2), v = noise(3);
+  AttentionOptions options{.scale = 1 / std::sqrt(static_cast<double>(size))};
+  options.documents = 1;
+  options.longest = static_cast<int32_t>(tokens);
+  run.host(
+      {.name = "attention forward, host alone", .shape = text("B1 T", tokens, " H", heads, " D", size)},
+      kCalls, [&] { flash_attention_forward(options, q, k, v, at, of, at, of); }, GpuRun::Until::asked);
+}
+
 // A block around it: norms, projections, gated unit.
 void small_block(GpuRun& run, int64_t tokens, int64_t heads, int64_t size) {
   ParameterStore store(Dtype::bf16);
@@ -265,6 +279,7 @@ void bench_gpu_attention(GpuRun& run) {
 
 void bench_gpu_layers(GpuRun& run) {
   small_op(run, run.sized(256, 64), 16, 64);
+  small_attention(run, run.sized(256, 64), 16, 64);
   small_block(run, run.sized(256, 64), 16, 64);
 }
 

@@ -133,7 +133,9 @@ def rows_table(pattern, rows, targets):
     columns = [
         ("row", lambda r: r["name"] + age(r)), ("shape", lambda r: r["shape"]), ("ms", lambda r: number(r["ms"])),
         ("rate", rate), ("of the floor", lambda r: percent(r.get("of_floor"))),
-        ("tokens/s", lambda r: f"{r['tokens_per_s']:,.0f}" if r["name"].startswith(("train", "decode")) else ""),
+        ("tokens/s", lambda r: f"{r['tokens_per_s']:,.0f}" if r["name"].startswith(("train", "recipe", "decode")) else ""),
+        ("loss", lambda r: f"{r['loss']:.3f}" if "loss" in r else ""),
+        ("GPU-hours a billion tokens", lambda r: number(1e9 / r["tokens_per_s"] / 3600) if "loss" in r else ""),
         ("of the peak", lambda r: percent(r.get("mfu"))),
         ("GiB (peer's)", lambda r: number(r.get("peak_gib")) + (f" ({number(r['peer_peak_gib'])})" if "peer_peak_gib" in r else "")), ("peer ms", lambda r: number(r.get("peer_ms"))),
         ("ratio", lambda r: f"{r['ratio']:.2f}" if "ratio" in r else ""),

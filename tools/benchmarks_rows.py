@@ -34,7 +34,7 @@ STANDS_ON = [
     (r"^gated_delta_rule (forward|backward)", [KERNELS + "delta*"]),
     (r"^ema", [KERNELS + "ema*", "attention/ema_*"]),
     (r"^decode", ["autograd/cuda", "attention/*step*.cu", "autograd/ops/*.cu", "training/decoder.cpp"]),
-    (r"^(train|step|start|floors|linear op|linear block)", STEP),
+    (r"^(train|recipe|step|start|floors|linear op|linear block)", STEP),
 ]
 ON_CPU = [
     (r"^gemm", ["autograd/ops/gemm_kernel*"]),
@@ -108,8 +108,9 @@ def row_of_run(folder):
            "note": f"{batch} tokens a step"}
     logged = [x for x in read_lines(os.path.join(folder, "metrics.jsonl")) if x.get("loss")]
     if logged and str(logged[-1].get("step")) == recipe.get("steps"):  # those cut short are for their rate
+        row["name"] = "recipe " + name
         row["loss"] = statistics.mean(x["loss"] for x in logged[-LAST_STEPS:])
-        row["note"] += f"; loss {row['loss']:.3f} after {logged[-1]['tokens'] / 1e6:.1f} million tokens"
+        row["note"] += f", {logged[-1]['tokens'] / 1e6:.1f} million in all"
     mfu = [x["mfu"] for x in steps if x.get("mfu")]
     if mfu:
         row["mfu"] = statistics.median(mfu)

@@ -170,11 +170,12 @@ train_steps() {
   done
   wait "$pid" && "$python" tools/benchmarks.py rows "$run" # it was through before anybody looked
 }
-# BYTES (4 million) of generated text, for train_steps. As one document: behind two blank lines another begins, and attention that
+# CORPUS, or BYTES (4 million) of generated text, for train_steps. As one document: behind two blank lines another begins, and attention that
 # sees no further than a short story would be measured beside PyTorch's, which sees the whole context.
 corpus_for_training() {
   export -f train_steps
-  export weft python corpus=$logs/corpus.txt
+  export weft python corpus=${CORPUS:-$logs/corpus.txt}
+  if [ -n "${CORPUS:-}" ]; then return; fi
   rm -f "$corpus"
   "$weft" corpus --bytes "$([ "$WEFT_DEVICE" = cpu ] && echo 300000 || echo "${1:-4000000}")" --out "$corpus"
   sed -i '/^$/d' "$corpus"

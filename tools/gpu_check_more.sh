@@ -116,8 +116,8 @@ mechanisms() {
   if [ "$WEFT_DEVICE" != cpu ]; then peer titans-torch 60 "$python" tools/peers/titans_torch.py --layers 2 --steps 3; fi
 }
 
-# What recipes reach: RECIPES (124m 340m 1b), TOKENS (4 million; 1 million of 1.3 billion weights) of generated text, the recipe's
-# schedule drawn together to that length.
+# What recipes reach: RECIPES (124m 340m 1b), TOKENS (4 million; 1 million of 1.3 billion weights) of the text or shard CORPUS, else of
+# generated text, with the recipe's schedule drawn together to that length.
 losses() {
   local size path recipe batch=131072 steps
   corpus_for_training 20000000

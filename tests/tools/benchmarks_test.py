@@ -91,7 +91,11 @@ class House(unittest.TestCase):
         steps = [{"step": i, "tokens": 1e6 * i, "loss": 9 - i, "tokens_per_s": 5} for i in range(1, 9)]
         row = json.loads(self.tool("rows", self.run_of("run", ["recipes/124m/gla.yaml"], steps)))
         self.assertNotIn("loss", json.loads(self.tool("rows", self.run_of("cut", ["recipes/124m/gla.yaml"], steps, total=100))))
-        self.assertEqual((row["loss"], row["note"]), (2.5, "4096 tokens a step; loss 2.500 after 8.0 million tokens"))
+        self.assertEqual((row["name"], row["loss"], row["note"]), ("recipe 124m/gla", 2.5, "4096 tokens a step, 8.0 million in all"))
+        self.tool("add", "run")
+        self.write("docs/benchmarks.md", PAGE.replace("{}", '{"device": "cpu"}'))
+        self.tool("write")
+        self.assertIn("| 5 | 2.500 | 55,556 |", self.page())
 
     def test_a_run_of_other_layers_is_not_its_recipe(self):
         run = self.run_of("run", ["recipes/124m/titans_mac.yaml", "model.layers=[titans_mac*2]"], [{"step": 1, "tokens_per_s": 9}])

@@ -7,8 +7,9 @@
 
 namespace weft {
 
-// Which rows. floors, only if asked for: what a training step of recipes/124m/softmax.yaml takes at least, by
-// its products and its attention measured one by one and by the bytes of all else at the rate of a copy.
+// Which rows. floors, only if asked for: what a training step of recipes/124m/softmax.yaml and
+// 1b/softmax.yaml takes at least, by its products and its attention measured one by one and by the bytes of
+// all else at the rate of a copy.
 enum class GpuRows : uint8_t { memory, products, loss, attention, recurrence, small, step, floors };
 
 struct GpuBench {

@@ -5,6 +5,7 @@ import re
 
 from benchmarks_rows import OLD, UNKNOWN, age, newest
 
+BESIDE_ANOTHER = {"times", "faster"}  # rows
 AT_MOST = {"ms", "peak_gib", "p99_p50", "rise", "times"}  # of other values more is better
 
 
@@ -15,13 +16,14 @@ def matches(pattern, row):
 
 
 def value_of(target, row, rows):
-    """What the target is about; "times" is ms beside another row's, after the work that is in both."""
-    if target["of"] != "times":
+    """What the target is about. "times": ms beside those of the row of the shape "beside", after the work that is in both; "faster":
+    how many times the ms of this row the one named "than" of the same shape takes."""
+    if target["of"] not in BESIDE_ANOTHER:
         return row.get(target["of"])
+    name, shape = target.get("than", row["name"]), target.get("beside", row["shape"])
     for other in rows:
-        same = (other["name"], other["device"], other.get("dtype")) == (row["name"], row["device"], row.get("dtype"))
-        if same and other["shape"] == target["beside"]:
-            return row["ms"] / other["ms"] / target.get("work", 1)
+        if [other[k] for k in ("name", "shape", "device")] == [name, shape, row["device"]] and other.get("dtype") == row.get("dtype"):
+            return other["ms"] / row["ms"] if target["of"] == "faster" else row["ms"] / other["ms"] / target.get("work", 1)
     return None
 
 
@@ -33,7 +35,7 @@ def share(target, value, asked="must"):
 def judge(target, rows):
     """(the row that decides, its value, verdict); the worst of those that match, on the device asked for if it was run there. A
     later row that lacks the value, as one without a peer lacks a ratio, takes nothing back."""
-    rows = newest([r for r in rows if target["of"] == "times" or r.get(target["of"]) is not None])
+    rows = newest([r for r in rows if target["of"] in BESIDE_ANOTHER or r.get(target["of"]) is not None])
     found = [(row, value_of(target, row, rows)) for row in rows if matches(target, row)]
     found = [x for x in found if x[1] is not None]
     asked = [x for x in found if target.get("on", "") in x[0]["device"]]
@@ -47,7 +49,7 @@ def judge(target, rows):
 
 
 UNITS = {"ms": "{:.4g} ms", "ratio": "{:.2f}x", "of_floor": "{:.0%}", "tokens_per_s": "{:,.0f}/s", "peak_gib": "{:.3g} GiB",
-         "p99_p50": "{:.3f}", "mfu": "{:.0%}", "rise": "{:+.1%}", "times": "{:.2f}x"}
+         "p99_p50": "{:.3f}", "mfu": "{:.0%}", "rise": "{:+.1%}", "times": "{:.2f}x", "faster": "{:.1f}x"}
 
 
 def said(target, value):

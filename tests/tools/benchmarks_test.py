@@ -191,6 +191,15 @@ class House(unittest.TestCase):
         self.assertIn("| gla forward ? | 2 | 4 |", self.page())
         self.assertIn("| few ? | ≤ 1.50x | 2.00x | **missed** |", self.page())
 
+    def test_one_row_beside_another_of_its_shape(self):
+        target = {"group": "G", "says": "beside softmax", "name": "^gla forward$", "of": "faster", "than": "attention forward", "must": 5}
+        self.write("docs/benchmarks/targets.jsonl", json.dumps(target))
+        row = ROW | {"of_floor": None}
+        rows = [row | {"name": n, "shape": s, "ms": ms} for n, s, ms in (("gla forward", "B1", 2.0), ("attention forward", "B1", 12.0), ("attention forward", "B2", 2.0))]
+        self.tool("add", self.rows(*rows, commit="abc"))
+        self.tool("write")
+        self.assertIn("| beside softmax ? | ≥ 5.0x | 6.0x | met |", self.page())
+
     def test_commits_are_told_where_rows_differ(self):
         for pattern, line in (({}, "| gla forward ? | B1 | 2 | 2026-11-29 | bbb |"), ({"pivot": "pass"}, "| gla ? | B1 | 2 |  | 2026-11-29 | bbb |"),
                               ({"pivot": "shape"}, "| gla forward ? | 2 | 2 | 2026-11-28, 2026-11-29 | aaa, bbb |")):

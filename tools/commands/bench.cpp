@@ -225,7 +225,8 @@ int run_bench(const Words& words) {
       "attention,\n"
       "           recurrence, small, step; by default all of these. FLOOR is the share of what a copy or a "
       "large\n"
-      "           product reached. floors: what a step of recipes/124m/softmax.yaml takes at least\n"
+      "           product reached. floors: what a step of 124m/softmax.yaml and 1b/softmax.yaml takes at "
+      "least\n"
       "  decode   a step of generation beside the time of its bytes, in bf16 on a GPU; of the sizes tiny,\n"
       "           124M and 1.3B and the layers softmax, lightning and hybrid that are named, or of all");
   flags.add(

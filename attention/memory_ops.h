@@ -53,7 +53,8 @@ std::vector<Variable> memory_tokens(const Variable& rows, const Variable& logits
 // Heads side by side again: (B H, n, V) -> (B n, H V) of a type, perhaps a narrower one.
 Variable heads_together(const Variable& y, int64_t documents, Dtype dtype);
 
-// Asks a CPU's memory for what a loop reads next while it computes: going backwards no processor guesses it.
+// Prefetches what a loop of the CPU reads next while it computes: no hardware prefetcher guesses a loop that
+// goes backwards.
 void ask_ahead(const Tensor& x);
 
 namespace cpu {

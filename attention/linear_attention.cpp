@@ -52,8 +52,9 @@ Scan linear_scan(double scale, int64_t chunk, bool gated, int64_t heads, int64_t
 }
 
 void LinearConfig::fields(FieldVisitor& f) {
-  f("scale", scale, "factor of q k; 0 = 1 / sqrt(key size)", {.min = 0});
-  f("chunk", chunk, "tokens handled as one matrix product", {.unit = "tokens", .min = 1, .speed_only = true});
+  f("scale", scale, "factor of the scores q k; 0 = 1 / sqrt(key size)", {.min = 0});
+  f("chunk", chunk, "tokens processed as one matrix product",
+    {.unit = "tokens", .min = 1, .speed_only = true});
   f("feature_map", feature_map, "applied to queries and keys", {.choices = FeatureMap::names()});
   f("normalize", normalize, "divide by the sum of the weights (needs a positive feature map)");
 }

@@ -13,8 +13,9 @@ struct TextConfig {
   int64_t context = 0;
   int64_t buckets = 1;
   void fields(FieldVisitor& f) {
-    f("context", context, "tokens of a sample; 0: the run's", {.unit = "tokens", .min = 0, .max = 1e9});
-    f("buckets", buckets, "equal parts of the positions, each with a row", {.min = 1, .max = 1e6});
+    f("context", context, "length of a sample; 0: the run's context",
+      {.unit = "tokens", .min = 0, .max = 1e9});
+    f("buckets", buckets, "equal parts of the positions, each with a row of its own", {.min = 1, .max = 1e6});
   }
 };
 
@@ -138,6 +139,8 @@ void eval_text(const OpenModel& m, const TaskText& text, const std::vector<std::
 }
 
 }  // namespace
+
+std::vector<FieldDescription> describe_text_task() { return describe(TextConfig()); }
 
 std::vector<EvalRow> eval(const OpenModel& m, const std::vector<std::string>& texts,
                           const EvalOptions& options, const std::vector<std::string>& paths) {

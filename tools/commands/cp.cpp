@@ -38,7 +38,7 @@ std::string moved(const std::string& recipe, const fs::path& from, const fs::pat
 
 int run_cp(const Words& words) {
   Flags flags("cp", "NAME [FILE]",
-              "Copies a recipe to FILE, ./NAME.yaml by default, to be edited. Never overwrites.");
+              "Copies a recipe to FILE, by default ./NAME.yaml, for editing. Never overwrites a file.");
   bool json = false;
   flags.add("--json", json, "one line, cp/1");
   if (!flags.parse(words)) return 0;

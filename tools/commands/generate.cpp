@@ -32,14 +32,16 @@ int run_generate(const Words& words) {
   bool json = false;
   Words prompts;
   std::string file, temperature = "0.8", device;
-  Flags flags("generate", "RUN",
-              "Continues texts with a trained model: several side by side, each as it would be alone.");
-  flags.add("--prompt", prompts, "TEXT", "what to continue; may be given more than once");
-  flags.add("--prompts", file, "FILE", "more of them, a prompt a line");
-  flags.add("--tokens", options.tokens, "N", "at most so many", {.min = 1});
-  flags.add("--temperature", temperature, "T", "0 takes the likeliest token each time");
-  flags.add("--top-k", options.top_k, "K", "draws among the K likeliest; 0: all", {.min = 0});
-  flags.add("--seed", seed, "S", "of the draws", {.min = 0, .max = UINT32_MAX});
+  Flags flags(
+      "generate", "RUN",
+      "Continues texts with a trained model, several side by side, each as it would be continued alone.");
+  flags.add("--prompt", prompts, "TEXT", "text to continue; may be given more than once");
+  flags.add("--prompts", file, "FILE", "file of texts to continue, one a line");
+  flags.add("--tokens", options.tokens, "N", "at most this many tokens for each text", {.min = 1});
+  flags.add("--temperature", temperature, "T", "divides the logits; 0: always take the most likely token");
+  flags.add("--top-k", options.top_k, "K", "draw only from the K most likely tokens; 0: from all",
+            {.min = 0});
+  flags.add("--seed", seed, "S", "seed of the draws", {.min = 0, .max = UINT32_MAX});
   flags.add("--device", device, "cpu|cuda", kDeviceHelp);
   flags.add("--json", json, "one line, generate/1");
   if (!flags.parse(words)) return 0;

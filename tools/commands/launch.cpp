@@ -115,9 +115,9 @@ int run_launch(const Words& words) {
   LaunchOptions options;
   int64_t ranks = 0;
   std::string extra;
-  flags.add("-n", ranks, "N", "ranks", {.required = true, .min = 1, .max = 1 << 20});
+  flags.add("-n", ranks, "N", "number of ranks", {.required = true, .min = 1, .max = 1 << 20});
   flags.add("--with", options.with, "LAUNCHER", "auto (default), mpirun or srun");
-  flags.add("--pass", extra, "FLAGS", "more flags for mpirun or srun, in quotes: \"--hostfile hosts\"");
+  flags.add("--pass", extra, "FLAGS", "further flags for mpirun or srun, quoted: \"--hostfile hosts\"");
   flags.end_at_first_argument();
   if (!flags.parse(words)) return 0;
   const Words& launched = flags.arguments();

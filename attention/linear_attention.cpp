@@ -64,8 +64,10 @@ LinearAttention::LinearAttention(Config config, Dimensions dims, const Parameter
   if (config_.scale == 0) config_.scale = 1 / std::sqrt(static_cast<double>(dims.key));
   require_equal_heads(dims, "linear attention");
   if (map_.needs_normaliser() && !config_.normalize)
-    throw Error(Exit::recipe, text("the feature map ", config_.feature_map, " is up to a factor a token"),
-                "feature_map", "set normalize=true");
+    throw Error(
+        Exit::recipe,
+        text("the feature map ", config_.feature_map, " is defined only up to a factor for each token"),
+        "feature_map", "set normalize=true");
 }
 
 std::vector<Input> LinearAttention::inputs() const { return {{"q", "h k"}, {"k", "h k"}, {"v", "h v"}}; }

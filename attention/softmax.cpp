@@ -201,7 +201,7 @@ void SlidingWindowConfig::fields(FieldVisitor& f) {
 SlidingWindow::SlidingWindow(const Config& config, Dimensions dims, const ParameterScope& scope)
     : Softmax(config, dims, scope), window_(config.window) {
   if (!config_.causal)
-    throw Error(Exit::recipe, "a sliding window is causal here", "causal", "leave causal=true");
+    throw Error(Exit::recipe, "a sliding window must be causal", "causal", "leave causal=true");
 }
 
 Block own_then_before(const Block& block, const Block& before) {

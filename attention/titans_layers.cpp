@@ -63,7 +63,7 @@ TitansLayer::TitansLayer(const TitansLayerConfig& config, const Dimensions& size
       config_(config),
       memory_(config, dims(), scope.inner("memory")) {
   if (config.convolution == 1)
-    throw Error(Exit::recipe, "a convolution of one token mixes none", "convolution", "set 0, or 2 to 8");
+    throw Error(Exit::recipe, "a convolution of width 1 mixes no tokens", "convolution", "set 0, or 2 to 8");
   if (config.position == "rope" && dims().key % 2 != 0)
     throw Error(Exit::recipe, text("rotary positions need an even key size, got ", dims().key), "position");
   const int64_t h = dims().heads, k = h * dims().key, v = h * dims().value, c = dims().width;

@@ -20,7 +20,8 @@ void check(const ApplyOptions& o) {
     throw Error(Exit::usage, text(o.in.empty() ? "--in" : "--out", " is missing"), "weft apply",
                 "write weft apply ID --in A.safetensors --out B.safetensors");
   const auto exclude = [](bool both, const char* a, const char* b) {
-    if (both) throw Error(Exit::recipe, text(a, " does not go with ", b), b, text("leave one of them away"));
+    if (both)
+      throw Error(Exit::recipe, text(a, " cannot be combined with ", b), b, text("leave one of them out"));
   };
   exclude(o.reference && o.prefill, "--reference", "--mode decode");
   exclude(o.reference && o.segments.ranks > 0, "--reference", "--segments");

@@ -92,11 +92,13 @@ Dataset open_text(const OpenModel& m, const std::vector<std::string>& paths, int
   recipe.context = context;
   const int64_t vocab = m.model->config().vocab;
   if (!recipe.data.task.empty() && paths.empty())
-    throw Error(Exit::usage, "the run was trained on a task and has no text", "lm", "name one with --text");
+    throw Error(Exit::usage, "the run was trained on a task and has no text", "lm",
+                "name a text with --text");
   if (paths.empty()) {
     Datasets data = open_recipe_data(recipe, *m.tokenizer, vocab);
     if (data.val) return *std::move(data.val);
-    throw Error(Exit::usage, "the run holds no text out", recipe.where("data.val"), "name one with --text");
+    throw Error(Exit::usage, "the run has no held-out text", recipe.where("data.val"),
+                "name a text with --text");
   }
   SourceOptions options;
   options.eos = m.tokenizer->eos_id();

@@ -23,7 +23,7 @@ int run_corpus(const Words& words) {
   flags.add("--json", json, "one line, corpus/1");
   if (!flags.parse(words)) return 0;
   if (exists(out))
-    throw Error(Exit::cannot_create, "the file is there already", out, "name another one, or remove it");
+    throw Error(Exit::cannot_create, "the file exists already", out, "name another one, or remove it");
 
   AtomicFile file(out);
   std::string part;

@@ -47,7 +47,7 @@ int run_cp(const Words& words) {
   std::error_code failed;
   if (fs::is_directory(to, failed)) to /= from.filename();
   if (exists(to))
-    throw Error(Exit::cannot_create, "the file is there already", to,
+    throw Error(Exit::cannot_create, "the file exists already", to,
                 "name another one: weft cp " + flags.argument(0) + " FILE");
   load_recipe(from);  // a broken recipe is no start
   write_file_atomically(to, moved(read_text_file(from, 10'000'000), from, to));

@@ -16,11 +16,13 @@ namespace {
 // A prompt a line.
 Words read_prompts(const std::string& path) {
   std::ifstream file(path);
-  if (!file) throw Error(Exit::usage, "cannot read the prompts", path, "name a file with a prompt a line");
+  if (!file)
+    throw Error(Exit::usage, "cannot read the prompts", path, "name a file with one prompt on each line");
   Words prompts;
   for (std::string line; std::getline(file, line); prompts.push_back(line))
     if (!line.empty() && line.back() == '\r') line.pop_back();  // as other systems end a line
-  if (prompts.empty()) throw Error(Exit::usage, "there is no prompt in it", path, "write a prompt a line");
+  if (prompts.empty())
+    throw Error(Exit::usage, "the file has no prompts", path, "write one prompt on each line");
   return prompts;
 }
 
@@ -52,13 +54,13 @@ int run_generate(const Words& words) {
     if (used != temperature.size() || !(options.temperature >= 0) || std::isinf(options.temperature))
       throw std::invalid_argument("");
   } catch (const std::logic_error&) {
-    throw Error(Exit::usage, text("--temperature wants a number >= 0, got ", temperature), "--temperature");
+    throw Error(Exit::usage, text("--temperature needs a number >= 0, got ", temperature), "--temperature");
   }
   options.seed = static_cast<uint32_t>(seed);
   const OpenModel m = open_model(flags.arguments()[0]);
   print_warnings(m.warnings);
   if (!m.recipe.data.task.empty())
-    throw Error(Exit::usage, "the run was trained on a task, whose tokens are no text", flags.arguments()[0],
+    throw Error(Exit::usage, "the run was trained on a task, whose tokens are not text", flags.arguments()[0],
                 "score it with weft eval");
   options.stop = m.tokenizer->eos_id();
   options.vocab = m.tokenizer->vocab_size();

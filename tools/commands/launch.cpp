@@ -64,7 +64,7 @@ class HeldOutput {
  public:
   HeldOutput() : file_(std::tmpfile(), std::fclose), stdout_(dup(STDOUT_FILENO)) {
     if (!file_ || stdout_ < 0 || dup2(fileno(file_.get()), STDOUT_FILENO) < 0)
-      throw Error(Exit::cannot_create, "cannot hold back the output of the ranks", "TMPDIR");
+      throw Error(Exit::cannot_create, "cannot buffer the output of the ranks", "TMPDIR");
   }
   ~HeldOutput() { give_back(); }
   HeldOutput(const HeldOutput&) = delete;
@@ -126,7 +126,7 @@ int run_launch(const Words& words) {
     Words names;
     for (const Command& c : commands())
       if (c.ranks) names.push_back(c.name);
-    throw Error(Exit::usage, shown(launched[0]) + (command ? " runs on one rank" : " is no command"),
+    throw Error(Exit::usage, shown(launched[0]) + (command ? " runs on one rank" : " is not a command"),
                 "weft launch",
                 command ? "start it without launch" : suggest_name(launched[0], names, "commands"));
   }

@@ -93,9 +93,9 @@ int run_logits(const Words& words) {
   const SegmentsFlag split = parse_segments(segments);
   const Launched launched = detect_launch();
   if (launched.size > 1 && split.ranks > 0 && split.ranks != launched.size)
-    throw Error(Exit::usage,
-                text("--segments wants ", split.ranks, " ranks, ", launched.size, " were started"),
-                "--segments", text("start ", split.ranks, ", or leave mpirun away: then ranks are threads"));
+    throw Error(
+        Exit::usage, text("--segments needs ", split.ranks, " ranks, ", launched.size, " were started"),
+        "--segments", text("start ", split.ranks, ", or leave out mpirun, so that ranks are threads"));
   const OpenModel m = open_model(flags.arguments()[0], type);
   if (launched.rank == 0) print_warnings(m.warnings);
   const SafetensorsFile file(in);

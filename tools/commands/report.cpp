@@ -24,7 +24,7 @@ void refuse_other_file(const std::string& path) {
   std::string start(std::string(kReportMark).size(), '\0');
   file.read(start.data(), static_cast<std::streamsize>(start.size()));
   if (start != kReportMark)
-    throw Error(Exit::cannot_create, "a file that is no report is there already", path,
+    throw Error(Exit::cannot_create, "the file exists already and is not a report", path,
                 "name another one with --out");
 }
 

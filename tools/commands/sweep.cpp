@@ -264,7 +264,7 @@ int run_sweep(const Words& words) {
     print_error(Error(code, text(failed, " of ", runs.size(), " runs failed"), request->folder,
                       "the same command tries them again"));
   else if (code == Exit::stopped)
-    print_error(Error(code, "stopped by a signal", request->folder, "the same command goes on"));
+    print_error(Error(code, "stopped by a signal", request->folder, "the same command continues"));
   return static_cast<int>(code);
 }
 

@@ -52,7 +52,7 @@ std::chrono::seconds limit_in(const char* name, std::chrono::seconds absent) {
   const auto [stop, error] = std::from_chars(value, end, seconds);
   if (stop != end || error != std::errc{} || seconds < 0)
     throw Error(Exit::usage, text(name, " is ", value, ", not a number of seconds"), name,
-                "0: for ever, or leave it out");
+                "give a number of seconds, 0 for no limit, or leave it out");
   return std::chrono::seconds(seconds);
 }
 

@@ -56,7 +56,7 @@ inline std::string what_is_malformed(const std::string& page) {
         if (page[i] == '<' || (page[i] == '&' && !reference(i)))
           return at(start, "a stray character in " + key);
       if (key == "id" && !ids.insert(page.substr(begin, i - begin)).second)
-        return at(start, "an id that is given twice");
+        return at(start, "an id that stands twice");
       ++i;
     }
     const bool empty = page[i] == '/';

@@ -89,9 +89,11 @@ std::string zoo_report(const std::vector<ZooResult>& results, const std::vector<
     out += row_text({v.claim.says, v.claim.paper, text(v.width), v.verdict, v.why});
   out +=
       "\nShown: better by more than the smallest effect that counts (0.05 of a share, 0.02 bits a byte, 1 of "
-      "a ratio) and by more\nthan three standard errors of the difference, from 3 seeds or more. Refuted: worse "
+      "a ratio) and by more\nthan three standard errors of the difference, from 3 seeds or more. Refuted: "
+      "worse "
       "by as much. A claim of no loss is shown\nwhere the loss is below that effect even with three standard "
-      "errors added, and refuted where it is above that effect even\nwith three standard errors taken away.\n";
+      "errors added, and refuted where it is above that effect even\nwith three standard errors taken "
+      "away.\n";
   return out;
 }
 

@@ -163,8 +163,8 @@ std::vector<std::string> Run::start_from_other() {
                 "use the tokenizer of that run");
   const std::vector<std::string> absent = start_from(trainer_->store(), loaded.checkpoint);
   if (!absent.empty())
-    loaded.warnings.push_back(
-        text(recipe_.init, " lacks ", absent.size(), " parameters, such as ", absent[0], ": they are initialised as usual"));
+    loaded.warnings.push_back(text(recipe_.init, " lacks ", absent.size(), " parameters, such as ", absent[0],
+                                   ": they are initialised as usual"));
   return loaded.warnings;
 }
 

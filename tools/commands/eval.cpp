@@ -156,8 +156,8 @@ int eval_zoo(const Words& words) {
   flags.add("--mechanisms", mechanisms, "A,B", "mechanisms; default: all");
   flags.add("--tasks", tasks, "A,B", "tasks; default: all recipes of the size");
   flags.add("--seeds", seeds, "1..3", "seeds; a verdict needs three");
-  flags.add("--rates", rates, "A,B", "optim.lr; default: the size's");
-  flags.add("--widths", widths, "A,B", "model.width; default: the size's");
+  flags.add("--rates", rates, "A,B", "learning rates (optim.lr); default: those of the size");
+  flags.add("--widths", widths, "A,B", "values of model.width; default: those of the size");
   flags.add("--size", options.size, "cpu|gpu",
             "cpu: minutes for each mechanism, shows directions only; gpu: the real grid");
   flags.add("--out", options.folder, "FOLDER", "folder of the results; default runs/zoo-SIZE");

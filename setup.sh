@@ -40,13 +40,13 @@ choose_preset() {
       exit 64
     fi
     if has_gpu; then
-      left_out+=("the CUDA kernels: a GPU, but no toolkit (nvcc) here. NVIDIA's package repository has it:" \
+      left_out+=("the CUDA kernels: there is a GPU, but no toolkit (nvcc). NVIDIA's package repository has it:" \
         "  apt-get install cuda-toolkit-13-0, then ./setup.sh again")
     fi
     return
   fi
   if [ "$device" = auto ] && ! has_gpu; then
-    left_out+=("the CUDA kernels: a toolkit, but no GPU here. For use on another machine: ./setup.sh --cuda")
+    left_out+=("the CUDA kernels: there is a toolkit, but no GPU. To build for another machine: ./setup.sh --cuda")
     return
   fi
   preset=cuda
@@ -57,10 +57,10 @@ add_cudnn() {
   local toolkit
   toolkit=$(dirname "$(dirname "$(readlink -f "$(command -v nvcc)")")")
   if ! has_header cudnn_version.h && [ ! -e "$toolkit/include/cudnn_version.h" ]; then
-    left_out+=("attention by cuDNN, so that our own kernels serve: cuDNN 9 is not here. NVIDIA's repository has it:" \
+    left_out+=("attention by cuDNN (our own kernels are used instead): cuDNN 9 is not here. NVIDIA's repository has it:" \
       "  apt-get install cudnn9-cuda-13, then ./setup.sh again")
   elif ! fetch_cudnn_frontend; then
-    left_out+=("attention by cuDNN, so that our own kernels serve: the headers of its front end. To add them:" \
+    left_out+=("attention by cuDNN (our own kernels are used instead): the headers of its front end. To add them:" \
       "  $cudnn_frontend_download && ./setup.sh")
   fi
 }

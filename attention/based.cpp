@@ -23,8 +23,9 @@ Variable constant_column(const Variable& like, double value) {
 }  // namespace
 
 void BasedConfig::fields(FieldVisitor& f) {
-  f("chunk", chunk, "tokens handled as one matrix product", {.unit = "tokens", .min = 1, .speed_only = true});
-  f("window", window, "exact softmax over this many last tokens is added; 0 = none",
+  f("chunk", chunk, "tokens processed as one matrix product",
+    {.unit = "tokens", .min = 1, .speed_only = true});
+  f("window", window, "add exact softmax attention over this many last tokens; 0 = none",
     {.unit = "tokens", .min = 0, .max = kLongestWindow});
 }
 

@@ -1,8 +1,8 @@
 #pragma once
 // Based (Arora et al. 2024): linear attention whose feature map is the second-order Taylor polynomial of exp,
 // so that phi(q) . phi(k) = 1 + s + s^2/2 with s = q . k / sqrt(d), normalised by the sum of its weights;
-// optionally with a small sliding window of exact softmax attention added to it. (The paper puts the window
-// into layers of its own; set window to have both in one layer.)
+// optionally with a small sliding window of exact softmax attention added. (The paper puts the window into
+// layers of its own; set window to have both in one layer.)
 
 #include "attention/mechanism.h"
 

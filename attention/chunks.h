@@ -1,6 +1,6 @@
 #pragma once
-// Scans work chunk by chunk. Here tokens are cut into chunks, and states folded along them; the crossings of
-// one rank and of many share these pieces.
+// Scans work chunk by chunk. These functions cut tokens into chunks and fold states along them; the crossings
+// of one rank and of many share them.
 
 #include "attention/part.h"
 
@@ -22,8 +22,8 @@ Chunks cut_chunks(const Layout& layout, int64_t length, Device device);
 Block into_chunks(const Block& block, const Chunks& chunks, const std::vector<double>& pad);
 // (M, length, ...) -> (N, ...)
 Variable out_of_chunks(const Variable& y, const Chunks& chunks);
-// x (M, length, ...) with the padding of every chunk, document -1, in front of its tokens instead of behind
-// them: where a token's distance to the end of the text counts, and not that to the end of the chunk.
+// x (M, length, ...) with the padding of every chunk (document -1) before its tokens instead of after them:
+// for when a token's distance to the end of the text counts, not its distance to the end of the chunk.
 Variable padding_in_front(const Variable& x, const Tensor& document);
 
 // States of M chunks folded within each of G segments, from the identity on.
@@ -33,9 +33,9 @@ struct Folded {
 };
 Folded fold(const Scan& scan, const State& summaries, const Chunks& chunks);
 
-// The rows of each segment from its last to its first, (N) i32; turned twice they are as before.
+// The rows of each segment from its last to its first, (N) i32; applied twice, it is the identity.
 Tensor turned_rows(const Layout& layout, Device device);
-// These rows of everything.
+// These rows of every tensor of a block.
 Block gather_block(const Block& block, const Tensor& rows);
 
 // Tokens [begin, end).
@@ -45,9 +45,9 @@ Block slice_block(const Block& block, int64_t begin, int64_t end);
 State gather_state(const State& state, const Tensor& index);
 State concatenate_states(const std::vector<State>& states);
 
-// A Carry over whole documents from their starts, all of them abreast: (N, ...).
+// A Carry over whole documents from their starts, all side by side: (N, ...).
 Variable carry_abreast(const Carry& part, const Block& block, const Layout& layout);
-// What a Carry gives for no tokens at all: an output without rows.
+// The output of a Carry for no tokens: without rows.
 Variable carry_nothing(const Carry& part, const Block& block);
 
 namespace cpu {

@@ -1,6 +1,6 @@
 #pragma once
-// Where a mechanism's parts meet the rest of the sequence. One text of a mechanism serves training, prefill,
-// decoding and context parallelism: they differ in the Crossing alone.
+// Where a mechanism's parts meet the rest of the sequence. The same code of a mechanism serves training,
+// prefill, decoding and context parallelism: they differ only in the Crossing.
 
 #include <map>
 #include <string>
@@ -37,12 +37,12 @@ class Crossing {
   // Sums over the tokens here -> sums over all tokens that are computed together, on whichever rank.
   virtual Variable total(const Variable& sums) { return sums; }
 
-  // Whether tokens may come later that look at these, as while decoding; for parts that leave out what nobody
-  // will look at.
+  // Whether later tokens may look at these, as in decoding; for parts that leave out what no token will look
+  // at.
   virtual bool goes_on() const { return true; }
 
-  // Whether a kernel would answer this call: one token more of each document. Then it may be called with
-  // queries and keys that get their rotary positions there, `turn` being the base of these.
+  // Whether a kernel serves this call: one token more of each document. Then `step` may be called, with
+  // queries and keys that do not have their rotary positions yet; `turn` is the base of these.
   virtual bool steps(const Merge&, const Block&) const { return false; }
   virtual std::vector<Variable> step(const Merge& part, const Block& block, double turn);
 
@@ -51,7 +51,7 @@ class Crossing {
   void loss(const std::string& name, const Variable& value, double weight = 1) {
     losses_.push_back({name, value, weight});
   }
-  // Sums over tokens that a mechanism keeps statistics of; buffers without gradient.
+  // Sums over tokens for a mechanism's statistics; tensors without gradient.
   void observe(const std::string& name, const Tensor& sums) { observations_.emplace_back(name, sums); }
   const std::vector<AuxiliaryLoss>& losses() const { return losses_; }
   const std::vector<std::pair<std::string, Tensor>>& observations() const { return observations_; }
@@ -62,13 +62,13 @@ class Crossing {
   std::vector<std::pair<std::string, Tensor>> observations_;
 };
 
-// Rows of one document that later tokens will look at, growing without copying the old ones each time.
+// Rows of one document that later tokens will look at. It grows without copying the old rows each time.
 class RowCache {
  public:
   void append(const std::vector<Tensor>& rows);
-  // Counts `count` rows more, such as those of `like`, which whoever calls will write.
+  // Adds `count` rows of the shapes of `like`, which the caller will write.
   void extend(const std::vector<Tensor>& like, int64_t count);
-  // From the next growth on there is room for so many rows.
+  // From the next growth on there is room for this many rows.
   void expect(int64_t rows) { expected_ = rows; }
   // Keeps the last `count` rows.
   void keep_last(int64_t count);
@@ -83,8 +83,8 @@ class RowCache {
   int64_t begin_ = 0, size_ = 0, expected_ = 0;
 };
 
-// What decoding keeps between calls: one slot for each part a mechanism crosses with, in the order of the
-// calls; in it, by document, the state of a Scan or Carry, or the rows of a Merge or Halo.
+// What decoding keeps between calls: one slot for each call of a crossing, in the order of the calls. A slot
+// holds, by document, the state of a Scan or Carry, or the rows of a Merge or Halo.
 struct Stream {
   struct Slot {
     std::vector<std::string> names;  // of the state's tensors
@@ -98,14 +98,14 @@ struct Stream {
       Block before;
     };
     Window window;
-    bool steady = false;  // it did the last time what it will do the next
+    bool steady = false;  // its last call did the same work as the next one will
   };
   std::vector<Slot> slots;
-  int64_t expected = 0;  // tokens a document will have, where that is known: caches never grow then
+  int64_t expected = 0;  // tokens that a document will have, if known: then caches never grow
 
   int64_t bytes() const;
-  // Whether the last call was a step of one token a document by kernels alone, which find on the device
-  // where they are: the same work again is the next step.
+  // Whether the last call was a step of one token for each document, made only of kernels that find their
+  // place on the device: then the same launches again are the next step.
   bool steady() const;
 };
 

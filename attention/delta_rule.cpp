@@ -84,8 +84,9 @@ Scan delta_scan(double scale, int64_t chunk, bool gated, const Dimensions& dims,
 }  // namespace
 
 void DeltaRuleConfig::fields(FieldVisitor& f) {
-  f("scale", scale, "factor of the read; 0 = 1 / sqrt(key size)", {.min = 0});
-  f("chunk", chunk, "tokens handled as one matrix product", {.unit = "tokens", .min = 1, .speed_only = true});
+  f("scale", scale, "factor of what is read from the state; 0 = 1 / sqrt(key size)", {.min = 0});
+  f("chunk", chunk, "tokens processed as one matrix product",
+    {.unit = "tokens", .min = 1, .speed_only = true});
 }
 
 DeltaRule::DeltaRule(Config config, Dimensions dims, const ParameterScope&)

@@ -1,6 +1,6 @@
 #pragma once
 // The delta rule as an online memory: before a value is written, what the memory already answers for its key
-// is taken back. Keys are meant to have length 1, or the memory may diverge.
+// is removed. Keys should have length 1, or the memory may diverge.
 //
 //   delta_rule        S_t = S_{t-1} + beta_t k_t (v_t - S_{t-1}^T k_t)^T,  y_t = scale S_t^T q_t
 //                     (Schlag et al. 2021; Widrow & Hoff 1960)

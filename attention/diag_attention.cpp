@@ -9,8 +9,8 @@
 namespace weft {
 
 void DiagAttentionConfig::fields(FieldVisitor& f) {
-  f("scale", scale, "factor of q k; 0 = 1 / sqrt(key size)", {.min = 0});
-  f("block", block, "tokens of a block", {.unit = "tokens", .min = 1});
+  f("scale", scale, "factor of the scores q k; 0 = 1 / sqrt(key size)", {.min = 0});
+  f("block", block, "tokens in a block", {.unit = "tokens", .min = 1});
 }
 
 DiagAttention::DiagAttention(Config config, Dimensions dims, const ParameterScope&)

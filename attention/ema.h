@@ -1,6 +1,6 @@
 #pragma once
 // The multi-dimensional damped moving average of Mega (Ma et al. 2022, section 3.1). Every channel c is
-// spread over N dimensions, averaged in each, and put together again:
+// expanded into N dimensions, averaged in each, and summed again:
 //
 //   h_t = p beta x_t + q h_{t-1}      y_t = sum over N of gamma h_t / sqrt(N)
 //   p = sigmoid(alpha)                q = 1 - p sigmoid(delta)

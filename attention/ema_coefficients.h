@@ -1,9 +1,9 @@
 #pragma once
-// What a damped moving average (ema.h) learns, as its recurrence takes it, element by element:
+// The coefficients of a damped moving average's recurrence from its learned parameters (ema.h), elementwise:
 //
 //   in = p beta        out = gamma / sqrt(N)        decay = 1 - p sigmoid(delta)        p = sigmoid(alpha)
 //
-// One kernel either way: these tensors are so small that each launch costs a hundredth of the average itself.
+// One kernel each way: the tensors are so small that each launch costs a hundredth of the average itself.
 
 #include "autograd/tape.h"
 
@@ -20,7 +20,7 @@ EmaCoefficients ema_coefficients(const Variable& alpha, const Variable& delta, c
 namespace cpu {
 // of: alpha, delta, beta, gamma; to: in, out, decay; scale: 1 / sqrt(N).
 void ema_coefficients_forward(const Tensor (&to)[3], const Tensor (&of)[4], double scale);
-// A target that is not defined is not wanted.
+// Undefined targets are not computed.
 void ema_coefficients_backward(const Into (&to)[4], const Tensor (&of)[4], const Tensor (&d)[3],
                                double scale);
 }  // namespace cpu

@@ -5,12 +5,12 @@
 
 namespace weft {
 
-// What is learned, and the gradient of it.
+// The learned parameters, or their gradients.
 template <class T>
 struct EmaLearned {
   T alpha, delta, beta, gamma;
 };
-// What the recurrence takes, and the gradient of it.
+// The coefficients of the recurrence, or their gradients.
 template <class T>
 struct EmaTaken {
   T in, out, decay;

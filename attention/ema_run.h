@@ -1,6 +1,6 @@
 #pragma once
 // A damped moving average over whole segments in one pass of one kernel (attention/kernels), for devices that
-// have it. What the Scan of a DampedEma derives from chunks, with nothing stored between them.
+// have it. What the Scan of a DampedEma composes of chunks, with nothing stored between them.
 
 #include "autograd/layout.h"
 #include "autograd/tape.h"
@@ -12,7 +12,7 @@ bool has_ema_run(Device device, Dtype dtype, int64_t size);
 
 struct EmaRun {
   Variable y;    // (T, C), in x's dtype
-  Variable end;  // (segments, C, N) f32: the state behind each segment; undefined if not wanted
+  Variable end;  // (segments, C, N) f32: the state after each segment; undefined if not wanted
 };
 
 // h_t = decay h_{t-1} + in x_t, y_t = sum over N of out h_t, from h = start before the first token of a

@@ -1,6 +1,6 @@
 #pragma once
-// Maps phi of queries and keys with which phi(q) . phi(k) stands in for e^{q . k}: linear attention by choice
-// of phi.
+// Feature maps phi, with phi(q) . phi(k) in the place of e^{q . k}: the choice of phi makes the variant of
+// linear attention.
 //
 //   identity  x
 //   elu       elu(x) + 1                                        (Katharopoulos et al. 2020)
@@ -13,9 +13,9 @@
 //   lln       e^{a x}, a fixed a head and side so that log weights vary as those of softmax do
 //             (Nahshan et al. 2024, arXiv 2311.13541)
 //
-// favor and lln are exponentials. The features of a query are divided by their largest: no overflow, and the
-// same for every key, so it has to be divided out again by a normaliser. So has what divides those of all
-// keys: the largest so far (running_max.h), for which key_exponents() are the exponents alone.
+// favor and lln are exponentials. The features of a query are divided by their largest, against overflow; it
+// is the same for every key, so a normaliser must cancel it again. The same holds for what divides all keys,
+// the largest so far (running_max.h), for which key_exponents() gives the exponents alone.
 
 #include "attention/mechanism.h"
 

@@ -1,14 +1,14 @@
 #pragma once
 // Attention in tiles, with a running maximum and sum for softmax (Milakov & Gimelshein 2018; Dao et al. 2022)
-// and a running count for weights that need none: no buffer grows with the square of the length. Queries and
-// keys may be any tokens in any order; who sees whom is decided by their documents and positions. Tiles in
-// which nobody sees anybody are skipped, so a window or blocks of w cost O(n w).
+// and a running count for the other weights: no buffer grows with the square of the length. Queries and keys
+// may be any tokens in any order; their documents and positions decide which key a query sees. Tiles in which
+// no query sees a key are skipped, so a window or blocks of w cost O(n w).
 
 #include "attention/part.h"
 
 namespace weft {
 
-// The functions a Merge needs; shapes as said there, q (N, H, Dk), k (M, Hkv, Dk), v (M, Hkv, Dv), H a
+// The functions that a Merge needs, with its shapes: q (N, H, Dk), k (M, Hkv, Dk), v (M, Hkv, Dv), H a
 // multiple of Hkv. q, k, v and places may have a pitch, with rows at multiples of 16 bytes then; all others
 // are dense. d_lse undefined: none.
 std::vector<Tensor> flash_attention_forward(const AttentionOptions&, const Tensor& q, const Tensor& k,
@@ -22,7 +22,7 @@ std::vector<Tensor> flash_attention_backward(const AttentionOptions&, const Tens
                                              const Tensor& k_document, const Tensor& bias,
                                              const Tensor& active, const Tensor& o, const Tensor& lse,
                                              const Tensor& d_o, const Tensor& d_lse);
-// The same with dq, dk and dv written where places says. Returns what the other does.
+// The same with dq, dk and dv written where places says. Returns what the function above does.
 std::vector<Tensor> flash_attention_backward_to(const std::vector<Tensor>& places, const AttentionOptions&,
                                                 const Tensor& q, const Tensor& k, const Tensor& v,
                                                 const Tensor& q_position, const Tensor& q_document,

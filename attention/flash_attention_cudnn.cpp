@@ -124,7 +124,8 @@ class Library {
     if (status == CUDNN_STATUS_SUCCESS) status = cudnnSetStream(handle_, stream());
     if (status != CUDNN_STATUS_SUCCESS) {
       handle_ = nullptr;
-      note_once(text("cuDNN does not start here (", cudnnGetErrorString(status), "): our own kernels serve"));
+      note_once(
+          text("cuDNN does not start here (", cudnnGetErrorString(status), "): our own kernels are used"));
       return;
     }
     const size_t v = cudnnGetVersion();
@@ -269,7 +270,7 @@ Plan make_plan(const Problem& p) {
   std::array<char, 32> time;
   std::snprintf(time.data(), time.size(), "%.2f s", seconds.count());
   note_once(
-      text("cuDNN ", library().version(), " serves attention (", p.name(), "), plan made in ", time.data()));
+      text("cuDNN ", library().version(), " runs attention (", p.name(), "), plan made in ", time.data()));
   return {std::move(graph), bytes};
 }
 

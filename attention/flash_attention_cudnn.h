@@ -1,7 +1,7 @@
 #pragma once
 // Softmax attention by cuDNN, of documents that are whole. The one place that knows the library is
-// flash_attention_cudnn.cpp; a build without it (WEFT_CUDNN) has these answers instead, and our own kernels
-// serve.
+// flash_attention_cudnn.cpp. In a build without it (WEFT_CUDNN) these functions answer no, and our own
+// kernels are used.
 
 #include <string>
 

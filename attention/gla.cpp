@@ -90,8 +90,9 @@ Variable channel_decay_reference(const Variable& q, const Variable& k, const Var
 }
 
 void GlaConfig::fields(FieldVisitor& f) {
-  f("scale", scale, "factor of q k; 0 = 1 / sqrt(key size)", {.min = 0});
-  f("chunk", chunk, "tokens handled as one matrix product", {.unit = "tokens", .min = 1, .speed_only = true});
+  f("scale", scale, "factor of the scores q k; 0 = 1 / sqrt(key size)", {.min = 0});
+  f("chunk", chunk, "tokens processed as one matrix product",
+    {.unit = "tokens", .min = 1, .speed_only = true});
 }
 
 Gla::Gla(Config config, Dimensions dims, const ParameterScope&) : Mechanism(dims), config_(config) {

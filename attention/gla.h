@@ -1,10 +1,10 @@
 #pragma once
-// Gated linear attention (Yang et al. 2024): one decay a key channel, head and token.
+// Gated linear attention (Yang et al. 2024): one decay for each key channel, head and token.
 //   S_t = diag(e^{g_t}) S_{t-1} + k_t v_t^T,  y_t = scale S_t^T q_t
 //
-// A decay for each channel stands inside the product q_i . k_j, so a chunk is no masked product of matrices
-// as it is, and the form with e^{-b_j} on the keys overflows. Here a chunk is halved again and again
-// (README.md): between the halves every exponent is measured from their border, and none exceeds 0.
+// A decay for each channel stands inside the product q_i . k_j, so a chunk is not simply a masked matrix
+// product, and the form with e^{-b_j} on the keys overflows. Here a chunk is halved again and again
+// (README.md): between two halves every exponent is measured from their border, and none exceeds 0.
 
 #include "attention/mechanism.h"
 

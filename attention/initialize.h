@@ -1,5 +1,5 @@
 #pragma once
-// How weights start.
+// Initial values of weights.
 
 #include <cmath>
 

@@ -52,8 +52,9 @@ Scan linear_scan(double scale, int64_t chunk, bool gated, int64_t heads, int64_t
 }
 
 void LinearConfig::fields(FieldVisitor& f) {
-  f("scale", scale, "factor of q k; 0 = 1 / sqrt(key size)", {.min = 0});
-  f("chunk", chunk, "tokens handled as one matrix product", {.unit = "tokens", .min = 1, .speed_only = true});
+  f("scale", scale, "factor of the scores q k; 0 = 1 / sqrt(key size)", {.min = 0});
+  f("chunk", chunk, "tokens processed as one matrix product",
+    {.unit = "tokens", .min = 1, .speed_only = true});
   f("feature_map", feature_map, "applied to queries and keys", {.choices = FeatureMap::names()});
   f("normalize", normalize, "divide by the sum of the weights (needs a positive feature map)");
 }
@@ -63,8 +64,10 @@ LinearAttention::LinearAttention(Config config, Dimensions dims, const Parameter
   if (config_.scale == 0) config_.scale = 1 / std::sqrt(static_cast<double>(dims.key));
   require_equal_heads(dims, "linear attention");
   if (map_.needs_normaliser() && !config_.normalize)
-    throw Error(Exit::recipe, text("the feature map ", config_.feature_map, " is up to a factor a token"),
-                "feature_map", "set normalize=true");
+    throw Error(
+        Exit::recipe,
+        text("the feature map ", config_.feature_map, " is defined only up to a factor for each token"),
+        "feature_map", "set normalize=true");
 }
 
 std::vector<Input> LinearAttention::inputs() const { return {{"q", "h k"}, {"k", "h k"}, {"v", "h v"}}; }

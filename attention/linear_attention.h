@@ -2,10 +2,10 @@
 // Linear attention with decay, by chunks: S_t = e^{g_t} S_{t-1} + k_t v_t^T,  y_t = scale S_t^T q_t.
 //
 //   linear      g = 0 (Katharopoulos et al. 2020), with a feature map and a normaliser by choice
-//   lightning   one fixed decay a head (TransNormerLLM, Qin et al. 2023; Lightning Attention-2, Qin et al.
-//   2024;
+//   lightning   one fixed decay for each head
+//               (TransNormerLLM, Qin et al. 2023; Lightning Attention-2, Qin et al. 2024;
 //               RetNet, Sun et al. 2023)
-//   simple_gla  one decay a head and token (Mamba-2's and GLA's scalar gate; Yang et al. 2024)
+//   simple_gla  one decay for each head and token (Mamba-2's and GLA's scalar gate; Yang et al. 2024)
 //
 // RetNet's own decays are 1 - 2^{-5-h}, to be given as g; its xPos rotation is not here.
 //

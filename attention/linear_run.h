@@ -1,6 +1,6 @@
 #pragma once
 // Decayed linear attention over whole segments in one pass of one kernel (attention/kernels), for devices
-// that have it. What a Scan derives from chunks, with nothing stored between them.
+// that have it. What a Scan composes of chunks, with nothing stored between them.
 
 #include "attention/part.h"
 
@@ -8,7 +8,7 @@ namespace weft {
 
 struct LinearRun {
   Variable o;    // (N, H, Dv), in v's dtype
-  Variable end;  // (segments, H, Dk, Dv) f32: the state behind each segment; undefined if not wanted
+  Variable end;  // (segments, H, Dk, Dv) f32: the state after each segment; undefined if not wanted
 };
 
 // S_t = e^{g_t} S_{t-1} + k_t v_t^T, o_t = scale S_t^T q_t, from S = start before the first token of a

@@ -22,9 +22,10 @@ int64_t Dimensions::of(char letter) const {
 
 void require_equal_heads(const Dimensions& dims, const char* mechanism) {
   if (dims.heads != dims.kv_heads)
-    throw Error(Exit::recipe,
-                text(mechanism, " has one key head a query head, got ", dims.heads, " and ", dims.kv_heads),
-                "kv_heads", "set kv_heads = heads");
+    throw Error(
+        Exit::recipe,
+        text(mechanism, " needs one key head for each query head, got ", dims.heads, " and ", dims.kv_heads),
+        "kv_heads", "set kv_heads = heads");
 }
 
 Shape input_shape(const Input& input, const Dimensions& dims, int64_t n) {

@@ -14,7 +14,7 @@
 
 namespace weft {
 
-// Where random values of an input are drawn from by tests, and what its values mean.
+// What the values of an input mean, and from where tests draw random ones.
 enum class Domain : uint8_t {
   real,       // any
   log_decay,  // <= 0: natural log of a decay
@@ -28,15 +28,15 @@ struct Input {
   const char*
       dims;  // behind the token axis, of: h heads, g key-value heads, k key size, v value size, c width
   Domain domain = Domain::real;
-  // Where a layer's gate of this input starts before it is mapped into the domain, and around which tests
-  // draw: -3 of a unit is 0.05.
+  // The initial value of a layer's gate for this input, before it is mapped into the domain (-3 in the domain
+  // unit is 0.05); tests draw around it.
   double start = 0;
 };
 
 // Sizes that the caller chooses.
 struct Dimensions {
   int64_t heads = 1, kv_heads = 1, key = 1, value = 1, width = 1;
-  // Where it stands in the model: layer of layers, from 0.
+  // Its place in the model: layer `layer`, from 0, of `layers`.
   int64_t layer = 0, layers = 1;
   int64_t of(char letter) const;
 };
@@ -88,22 +88,22 @@ class Mechanism {
   // The largest chunk that is part of the function: rank cuts fall on its multiples.
   virtual int64_t align() const { return 1; }
   virtual bool causal() const { return true; }
-  // An input that a layer does not learn: one value a head. Empty: it does.
+  // The values of an input that a layer does not learn, one for each head. Empty: the layer learns it.
   virtual std::vector<double> fixed_input(const std::string&) const { return {}; }
-  // Outputs that grow with the text, as sums do, want a norm behind them in a layer.
+  // Outputs that grow with the text, as sums do, need a norm after them in a layer.
   virtual bool normalize_output() const { return false; }
-  // It norms its input and adds it to its output itself: a block does neither.
+  // It norms its input and adds it to its output itself, so a block does neither.
   virtual bool whole_layer() const { return false; }
 
  private:
   Dimensions dims_;
 };
 
-// A fixed input for n tokens, (n, heads): one row, repeated, by which kernels know it.
+// A fixed input for n tokens, (n, heads): one row, repeated; kernels recognise it by that.
 Tensor fixed_rows(const Mechanism& mechanism, const Input& input, int64_t n, Dtype dtype, Device device);
 
-// Rows that stand for all tokens, (n, values), made once and not at every call. A row stays where it is,
-// since a recorded step (autograd/cuda/replay.h) may read it.
+// Rows that stand for all tokens, (n, values), made once and not at every call. A row stays in its place,
+// because a recorded step (autograd/cuda/replay.h) may read it.
 class RepeatedRows {
  public:
   Tensor operator()(const std::string& name, const std::vector<double>& values, int64_t n, Dtype dtype,

@@ -60,25 +60,25 @@ Variable backwards(const Variable& x) {
 }  // namespace
 
 void MegaConfig::fields(FieldVisitor& f) {
-  f("causal", causal, "tokens see no later tokens; false: averages and attention go both ways");
+  f("causal", causal, "a token sees no later tokens; false: averages and attention go both ways");
   f("attention", attention, "how scores become weights", {.choices = {"softmax", "laplace", "relu2"}});
   f("attention_chunk", attention_chunk,
-    "a token sees keys of its own chunk of this many positions only (Mega-chunk); part of the function; "
-    "0 = all before it",
+    "a token sees only keys of its own chunk of this many positions (Mega-chunk); part of the function; "
+    "0 = all earlier keys",
     {.unit = "tokens", .min = 0});
-  f("bias", bias, "relative bias of the scores: a table over distances, or rotary",
+  f("bias", bias, "relative bias of the scores: simple, a table over distances, or rotary",
     {.choices = {"simple", "rotary"}});
   f("positions", positions,
-    "distances with a bias of their own, without attention_chunk; larger ones share the last",
+    "distances that have a bias of their own (without attention_chunk); larger distances share the last",
     {.unit = "tokens", .min = 1});
-  f("z_size", z_size, "size of query and key; 0 = a quarter of the width", {.min = 0});
-  f("hidden", hidden, "size of the values; 0 = twice the width", {.min = 0});
-  f("ema_size", ema_size, "dimensions of the moving average of a channel", {.min = 1});
+  f("z_size", z_size, "size of a query or key; 0 = a quarter of the width", {.min = 0});
+  f("hidden", hidden, "size of a value; 0 = twice the width", {.min = 0});
+  f("ema_size", ema_size, "dimensions of the moving average of each channel", {.min = 1});
   f("ema", ema,
-    "how whole documents on one rank are averaged: by chunks, by fast Fourier transforms, or as is faster; "
-    "a transform rounds every output by every input",
+    "how whole documents on one rank are averaged: by chunks (scan), by Fourier transforms (fft), in which "
+    "every input affects the rounding of every output, or by the faster of the two (auto)",
     {.choices = {"scan", "fft", "auto"}, .speed_only = true});
-  f("chunk", chunk, "tokens of the moving average handled as one matrix product",
+  f("chunk", chunk, "tokens of the moving average processed as one matrix product",
     {.unit = "tokens", .min = 1, .speed_only = true});
 }
 

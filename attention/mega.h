@@ -11,17 +11,17 @@
 //
 // with x (T, C), z, q, k (T, Z), v, r, o (T, H). f is softmax, with the score q . k / sqrt(Z); or laplace or
 // relu2 (part.h), with q . k over the number of keys that the query sees. The bias b is a table over
-// distances, or alpha and beta turned by their positions and multiplied (Su et al. 2021). Mega-chunk sees
-// keys of the own chunk of positions only, while the moving average runs on.
+// distances, or the product of alpha and beta rotated by their positions (Su et al. 2021). Mega-chunk sees
+// only keys of the token's own chunk of positions, while the moving average runs on.
 //
 // causal=false is the paper's encoder: ema is the sum of two averages with parameters of their own, one from
-// the start and one from the end of the document, the own token in both; the sum over s is that of all tokens
-// of the document (chunk), and the table of biases has distances of both signs.
+// the start and one from the end of the document, both including the token itself; the sum over s is that of
+// all tokens of the document (chunk), and the table of biases has distances of both signs.
 //
 // What the paper leaves open is as in the authors' moving_average_gated_attention.py,
 // exponential_moving_average.py and relative_positional_bias.py (github.com/facebookresearch/mega): omega and
 // the silu behind it, the biases of the projections, the number of keys seen as divisor before the bias is
-// added, base 10000, the two averages. Where they refuse a distance beyond the table, its last entry goes on.
+// added, base 10000, the two averages. A distance beyond the table, which they refuse, takes its last entry.
 
 #include <optional>
 
@@ -57,7 +57,7 @@ class Mega : public Mechanism {
   bool whole_layer() const override { return true; }
 
  private:
-  // How many keys each token sees, (N, 1): what is divided by in training is the same in decoding.
+  // How many keys each token sees, (N, 1): the same divisor in training and in decoding.
   Variable keys_seen(const Block& block, Crossing& cross, Dtype dtype) const;
   // z by row 0 (query) or 1 (key) of the scales and shifts, in f32 (f64).
   Variable projected(const Variable& z, int which) const;

@@ -1,11 +1,11 @@
 #pragma once
 // A memory that learns while it reads: weights of a small function of keys, moved token by token by the
 // gradient of an inner loss (Titans: Learning to Memorize at Test Time, Behrouz et al. 2024; Miras: It's All
-// Connected, Behrouz et al. 2025). Four choices make one, of which a MemoryPolicy is the list:
+// Connected, Behrouz et al. 2025). A MemoryPolicy is four choices:
 //
 //   memory     M(W; x): a matrix, or a two-layer MLP
 //   bias       the inner loss, given as its slope at the memory's answer
-//   retention  how what is accumulated, A, becomes the weights W
+//   retention  how the accumulator A becomes the weights W
 //   momentum   whether gradients pass through a decaying surprise S
 //
 //   S_t = eta_t S_{t-1} - theta_t grad_t      (without momentum S_t = -theta_t grad_t)
@@ -17,7 +17,7 @@
 // the exact online rule.
 //
 // The gradient of each weight is a sum of outer products in_j^T out_j. So neither it nor the weights of
-// single tokens are ever formed: x W_t is a product with the weights at hand plus a masked matrix of scores x
+// single tokens are ever formed: x W_t is a product with known weights plus a masked matrix of scores x
 // in_j^T. The inner gradient is written as forward ops, which the tape differentiates like any others.
 // README.md has the closed form.
 
@@ -30,7 +30,7 @@ struct OuterProducts {
   Variable in, out;
 };
 
-// x (H, n, in) times weight i, whatever the weight of each row is: (H, n, out).
+// x (H, n, in) times weight i, which may differ from row to row: (H, n, out).
 using Weigh = std::function<Variable(size_t weight, const Variable& x)>;
 // Of an error M(k) - v (H, n, v): the slope of the inner loss there.
 using Slope = std::function<Variable(const Variable& error)>;
@@ -61,8 +61,8 @@ struct Bias {
 Bias squared_bias();
 // sum |e_i|^p, with |e| smoothed to sqrt(e^2 + epsilon)
 Bias power_bias(double p, double epsilon);
-// |e|^2 where the length of e is at most `bound`, beyond it the straight continuation: a slope whose length
-// stays at 2 bound (Huber's loss of the length, continuous).
+// |e|^2 where the length of e is at most `bound`, and its linear continuation beyond, so that the length of
+// the slope stays at 2 bound (Huber's loss of the length, continuous).
 Bias huber_bias();
 
 // How A becomes W: by at most one of scale and map; with neither, W = A.
@@ -72,7 +72,7 @@ struct Retention {
   std::function<Variable(const Variable& a)> scale;
   // W = map(A). Inside a chunk W_t = map(A_0).
   std::function<Variable(const Variable& a)> map;
-  // Deviation of an A that is drawn; 0: 1 / sqrt(in), as for weights.
+  // Standard deviation of a randomly drawn A; 0: 1 / sqrt(in), as for weights.
   double deviation = 0;
   Variable weights(const Variable& a) const;
 };
@@ -101,8 +101,8 @@ struct MemoryTokens {
 };
 
 // A policy by chunks. Its state: for each weight A; with momentum, S; A at the start of the chunk; and last
-// how many tokens the open chunk has (1). Of B documents abreast, which are at one place of a chunk, the
-// state is theirs one after another along the first dimension.
+// the number of tokens in the open chunk (1). With B documents side by side, which are at one place of a
+// chunk, their states follow one another along the first dimension.
 class ChunkedMemory {
  public:
   ChunkedMemory(MemoryPolicy policy, int64_t chunk) : policy_(std::move(policy)), chunk_(chunk) {}
@@ -111,16 +111,16 @@ class ChunkedMemory {
   std::vector<std::string> names() const;
   // A memory whose A is this.
   State start(const State& a) const;
-  // How many tokens the open chunk has. Reads the state, so the host waits for it.
+  // The number of tokens in the open chunk. Reads the state, so the host waits for it.
   int64_t place(const State& state) const;
   // M(W; x) with the weights at the start of the open chunk.
   Variable recall(const State& state, int64_t place, const Variable& x) const;
-  // Learns from so many chunks, the tokens of one after those of the one before: whole ones, or a part of the
-  // open one. Answers each query after its own token: (H, n, v), in the same order.
+  // Learns from this many chunks, their tokens one after another: whole chunks, or a part of the open one.
+  // Answers each query after its own token: (H, n, v), in the same order.
   std::pair<Variable, State> learn(const MemoryTokens& tokens, int64_t chunks, int64_t place,
                                    const State& state) const;
 
-  // `tokens` more from a place on, cut where learn() wants them cut.
+  // Cuts the next `tokens`, which begin at this place in a chunk, into calls of learn().
   struct Cut {
     int64_t begin, size, chunks, place;  // chunks of `size` tokens
   };

@@ -20,7 +20,8 @@ Memory memory_of(const MemoryConfig& config, const Dimensions& d) {
 }  // namespace
 
 void MemoryConfig::fields(FieldVisitor& f) {
-  f("chunk", chunk, "tokens whose gradients are taken at the same weights; part of the function",
+  f("chunk", chunk,
+    "tokens whose gradients are taken at the same weights; part of the function, not only of its speed",
     {.unit = "tokens", .min = 1, .fixed = true});
   f("memory", memory, "what learns: x M, or x + norm(gelu(x W1) W2)",
     {.choices = {"matrix", "mlp"}, .fixed = true});

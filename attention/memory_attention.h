@@ -1,6 +1,6 @@
 #pragma once
-// What mechanisms have in common that are a learning memory (memory.h) between q, k, v and their gates: here
-// is the carry, and the definition token by token.
+// Shared by mechanisms that are a learning memory (memory.h) between q, k, v and their gates: the Carry, and
+// the definition token by token.
 
 #include "attention/mechanism.h"
 #include "attention/memory.h"
@@ -39,7 +39,7 @@ class MemoryAttention : public Mechanism {
   MemoryAttention(const MemoryConfig& config, Dimensions dims, const ParameterScope& scope, Bias bias,
                   Retention retention, bool momentum);
 
-  // Each (n, H), wide; what the policy does not have stays undefined.
+  // Each (n, H), wide; undefined where the policy does not have it.
   struct Gates {
     Variable step, keep, momentum, bound;
   };

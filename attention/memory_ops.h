@@ -1,6 +1,6 @@
 #pragma once
-// Ops of a memory that learns by chunks (memory.h), which are many small ones otherwise. H is heads, or heads
-// of several documents and chunks one after another.
+// Fused ops of a memory that learns by chunks (memory.h); they would be many small ops otherwise. H is heads,
+// or heads of several documents and chunks one after another.
 
 #include <vector>
 
@@ -10,7 +10,7 @@ namespace weft {
 
 // Coefficients of the recurrences of README.md, "A memory that learns, by chunks", after each of n tokens:
 //   A_t = from_a_t A_0 + from_s_t S_0 - sum_j taken_tj g_j
-// and after the last, by rows, {A_n, S_n} from {A_0, S_0, g_1, ..., g_n}, what comes of g with a minus.
+// and, after the last token, the rows of {A_n, S_n} over {A_0, S_0, g_1, ..., g_n}; those of g with a minus.
 struct LearningCoefficients {
   Variable from_a, from_s, taken, last;  // (H, n, 1), (H, n, 1), (H, n, n), (H, 2, n + 2)
 };
@@ -23,13 +23,13 @@ LearningCoefficients learning_coefficients(const Variable& step, const Variable&
 std::vector<Variable> after_learning(const Variable& a, const Variable& s, const Variable& in,
                                      const Variable& out, const Variable& last);
 
-// What x (H, n, in) gives with the weight A_t of its own token, (H, n, out): x A_t by the closed form, of
-// which c has the coefficients; without s, S_0 is 0.
+// x (H, n, in) times the weight A_t of its own token, (H, n, out): x A_t by the closed form, whose
+// coefficients are c; without s, S_0 is 0.
 Variable read_while_learning(const Variable& x, const Variable& a, const Variable& s, const Variable& in,
                              const Variable& out, const LearningCoefficients& c);
 
-// A matrix that learns by |x A - v|^2 from chunk after chunk, each of whose gradients are taken where it
-// begins: error = 2 (k A - v) there, and after it after_learning(A, S, k, error, last).
+// A matrix that learns by |x A - v|^2 from chunk after chunk, with the gradients of each taken at the weights
+// where it begins: error = 2 (k A - v) there, and then after_learning(A, S, k, error, last).
 //   a, s (H, in, out), k (chunks H, n, in), v (chunks H, n, out), last (chunks H, 2, n + 2), f32 or f64
 struct MatrixLearning {
   Variable error;               // (chunks H, n, out)
@@ -39,9 +39,9 @@ struct MatrixLearning {
 MatrixLearning learn_matrix(const Variable& a, const Variable& s, const Variable& k, const Variable& v,
                             const Variable& last, int64_t chunks);
 
-// From projections to what a Titans memory takes. rows (B (skip + n), 2 H K + H V): queries, keys and values
-// of the heads side by side, for each of B documents n tokens behind `skip` rows that are not read; logits (B
-// n, 3 H)
+// From projections to the inputs of a Titans memory. rows (B (skip + n), 2 H K + H V): queries, keys and
+// values of the heads side by side, for each of B documents n tokens behind `skip` rows that are not read;
+// logits (B n, 3 H)
 // -> {q, k (B H, n, K), v (B H, n, V), step, momentum, keep (B H, n, 1)} in f32 (f64 of f64): SiLU, q and k
 // then of length 1, x / sqrt(|x|^2 + 1e-6); sigmoid of the logits, keep being 1 less that.
 struct MemoryTokenSizes {
@@ -50,10 +50,10 @@ struct MemoryTokenSizes {
 std::vector<Variable> memory_tokens(const Variable& rows, const Variable& logits,
                                     const MemoryTokenSizes& sizes);
 
-// Heads side by side again: (B H, n, V) -> (B n, H V) of a type, perhaps a narrower one.
+// Heads side by side again: (B H, n, V) -> (B n, H V), in this type, perhaps a narrower one.
 Variable heads_together(const Variable& y, int64_t documents, Dtype dtype);
 
-// Asks a CPU's memory for what a loop reads next while it computes: going backwards no processor guesses it.
+// Prefetches what a loop reads next. Going backwards, no hardware prefetcher guesses it.
 void ask_ahead(const Tensor& x);
 
 namespace cpu {

@@ -1,5 +1,5 @@
 #pragma once
-// The Merge part as one op of the tape, over whatever keys are at hand.
+// The Merge part as one op of the tape, over the given keys.
 
 #include "attention/part.h"
 

@@ -28,7 +28,7 @@ Variable Miras::naive_slope(const Variable& error, const Variable&) const { retu
 void MonetaConfig::fields(FieldVisitor& f) {
   MemoryConfig::fields(f);
   f("p", p, "power of the inner loss", {.min = 1, .fixed = true});
-  f("q", q, "power of the norm by which what is accumulated becomes weights", {.min = 2, .fixed = true});
+  f("q", q, "q of the L_q norm that turns the accumulator into weights", {.min = 2, .fixed = true});
   f("epsilon", epsilon, "|x| is sqrt(x^2 + epsilon)", {.min = 0, .above_min = true, .fixed = true});
 }
 

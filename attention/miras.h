@@ -1,6 +1,6 @@
 #pragma once
 // Three memories of Miras (Behrouz et al. 2025), without momentum: A_t = alpha_t A_{t-1} - eta_t grad l(W;
-// k_t, v_t), where alpha is what is *kept*, and e = M(W; k) - v:
+// k_t, v_t), where alpha is the share that is *kept*, and e = M(W; k) - v:
 //
 //   moneta   l = sum_i |e_i|^p,  W = A / |A|_q^(q-2)        p = 3, q = 4
 //   yaad     l = Huber's loss of the length of e: |e|^2 up to delta_t, then straight, so that its slope
@@ -8,10 +8,10 @@
 //   memora   l = |e|^2,  W = softmax(A) over the outputs of each input, so that up to a constant of each
 //            slice log W_t = alpha_t log W_{t-1} - eta_t grad
 //
-// Of the paper, transcriptions of section 5 were at hand. There the gates are a number a channel (here a
-// head), sign is tanh(a x) (here x / |x| smoothed, the slope of the smoothed loss), and Memora's chunk starts
-// with a token whose step is exact, at whose weights the others take their gradients, to be read by weights
-// without the softmax.
+// This follows transcriptions of section 5 of the paper. There the gates are one number a channel (here one
+// a head), sign is tanh(a x) (here x / |x| smoothed, the slope of the smoothed loss), and Memora's
+// chunk starts with a token whose step is exact; the other tokens take their gradients at its weights, and
+// weights are read without the softmax.
 //
 // |x| is smoothed to sqrt(x^2 + epsilon), in Moneta alone. Chunks as in memory.h: where W is not linear in A,
 // it is applied in full at the last token of each chunk; before, Moneta keeps the factor and Memora the

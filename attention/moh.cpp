@@ -43,19 +43,19 @@ Variable ones(int64_t n, int64_t heads, const Variable& like) {
 }  // namespace
 
 void MohConfig::fields(FieldVisitor& f) {
-  f("heads", heads, "query heads, which share the key size of all; 0 = the model's", {.min = 0});
+  f("heads", heads, "query heads, among which the total key size is divided; 0 = the model's", {.min = 0});
   f("kv_heads", kv_heads, "key-value heads where heads is set; 0 = as many", {.min = 0});
-  f("shared", shared, "heads that are always on, the first ones", {.min = 0});
-  f("top_k", top_k, "heads that a token picks among the others", {.min = 1});
-  f("router", router, "learned: by projections of x; norm: by the lengths of the queries, no parameters",
+  f("shared", shared, "number of heads that are always on: the first ones", {.min = 0});
+  f("top_k", top_k, "number of the other heads that each token selects", {.min = 1});
+  f("router", router, "learned: by projections of x; norm: by the norms of the queries, without parameters",
     {.choices = {"learned", "norm"}});
   f("form", form, "weights of a learned router, as in the released code or as in the paper's text",
     {.choices = {"code", "paper"}});
   f("straight_through", straight_through,
-    "router=norm: weights of 1 pass the gradient of the softmax behind them");
+    "router=norm: weights of 1 pass on the gradient of the softmax that they replace");
   f("balance_weight", balance_weight, "factor of the balance loss", {.min = 0});
-  f("scale", scale, "factor of q k; 0 = 1 / sqrt(key size)", {.min = 0});
-  f("position", position, "how positions enter", {.choices = {"none", "rope"}});
+  f("scale", scale, "factor of the scores q k; 0 = 1 / sqrt(key size)", {.min = 0});
+  f("position", position, "how positions are encoded", {.choices = {"none", "rope"}});
   f("rope_theta", rope_theta, "base of the rotary wavelengths", {.min = 1});
 }
 

@@ -4,9 +4,9 @@
 // token; the outputs of the heads that are on are weighted before the output projection:
 //   y_t = sum_h g_th W_out^h softmax(scale q_th K_h^T) V_h
 // A head that is off costs no attention and no projection of queries and outputs, forward or backward; its
-// keys and values are still seen by tokens for which it is on, and left out only where it is on for none and
-// no token may follow. (router=norm chooses by the queries, so it projects them all. On a GPU projections are
-// whole: lists of tokens would have to be read back before every product.)
+// keys and values are still seen by tokens for which it is on, and are left out only where it is on for no
+// token and no token may follow. (router=norm chooses by the queries, so it projects them all. On a GPU
+// projections are whole: otherwise the host would have to read lists of tokens before every product.)
 //
 // router=learned, with the routed share p = softmax(W_routed x) and [a0, a1] = softmax(W_mix x):
 //   form=code   shared s a0 softmax(W_shared x) 2,  routed k a1 p_e / (sum of the chosen p) 2
@@ -14,7 +14,7 @@
 //   form=paper  shared a0 softmax(W_shared x),      routed a1 p_e
 //   Without shared heads there is no W_mix, and with one, no W_shared: its share is 1.
 // router=norm continues a dense model without new parameters, as the released MoH-LLaMA3 does: p is the
-//   softmax of the lengths of the queries, before rotation, over their deviation among the routed heads; all
+//   softmax of the norms of the queries, before rotation, over their deviation among the routed heads; all
 //   weights are 1. With straight_through a weight that is on has the gradient of p, else none.
 //
 // The auxiliary loss `balance` is E sum_e mean_t(p_te) mean_t(e is chosen by t) over all tokens computed
@@ -70,7 +70,7 @@ class Moh : public Mechanism {
 
   Config config_;
   Parameter in_, out_;  // named and laid out as a layer of plain attention has them
-  Parameter router_routed_, router_shared_, router_mix_;  // f32: which heads are on must not hang on rounding
+  Parameter router_routed_, router_shared_, router_mix_;  // f32: routing must not depend on rounding
 };
 
 }  // namespace weft

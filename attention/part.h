@@ -4,7 +4,7 @@
 // rank, a decode cache) is the business of the Crossing.
 //
 //   Scan    an associative state, combined along chunks       linear attention, EMA, state-space models
-//   Merge   keys of anywhere, partial results merge by lse    softmax attention
+//   Merge   keys from anywhere, partial results merge by lse  softmax attention
 //   Halo    the last `width` tokens before a segment          sliding window, short convolution
 //   Carry   a state handed on in strict order                 test-time-trained memory
 
@@ -18,11 +18,11 @@
 
 namespace weft {
 
-// n tokens: one tensor an input, (n, ...), and who they are. Inside a Scan n is (chunks, chunk length).
+// n tokens: one tensor for each input, (n, ...), and their places. Inside a Scan n is (chunks, chunk length).
 struct Block {
   std::vector<Variable> x;
   Tensor position, document;  // (n) i32; document -1 is no token
-  // Whether x may be written over: nobody else holds it, and no op keeps it for its way back.
+  // Whether x may be overwritten: nothing else holds it, and no op keeps it for its backward.
   bool own = false;
 };
 
@@ -33,7 +33,7 @@ struct Scan {
   // Names of the state's tensors, as `weft apply` writes them; "" for one that restarts at identity, such as
   // a transition.
   std::vector<std::string> names;
-  std::vector<double> pad;  // one an input: the value of a token that changes nothing
+  std::vector<double> pad;  // for each input: the value of a token that changes nothing
   int64_t chunk = 64;       // tokens a chunk; the function does not depend on it
 
   std::function<State()> identity;                                        // each (1, ...)
@@ -44,34 +44,34 @@ struct Scan {
   // The state is {a, S} and combines as {a_before a_after, a_after S_before + S_after}, a broadcasting over
   // S's last dimensions: the framework may use the fused scan op instead of `combine`.
   bool decay = false;
-  // Optional: whole documents from their start at once, where nobody asks for a state.
+  // Optional: whole documents from their start at once, where no state is asked for.
   std::function<Variable(const Block&, const Layout&)> whole = {};
-  // Optional, where a device has a kernel: segments from the states before them, one row a segment; `start`
-  // is empty where those are identities. Gives the outputs and, if wanted, the states behind the segments.
+  // Optional, where a device has a kernel: segments from the states before them, one row for each segment;
+  // `start` is empty where these are identities. Gives the outputs and, if wanted, the states after segments.
   struct Ran {
     Variable y;
     State end;
   };
   struct Kernel {
-    // Whether this build has it for the inputs of this part on a device; asked without having one.
+    // Whether this build has a kernel for this part's inputs on a device, which need not be there.
     std::function<bool(Device)> serves;
     std::function<Ran(const Block&, const Layout&, const State& start, bool want_end)> run;
     bool on(Device device) const { return serves && serves(device); }
   };
   Kernel kernel = {};
   // Optional: one token more of each of M documents, (M, ...), without a tape. `states` are addresses of the
-  // named tensors of each document's state (steps.h), which are brought up to date in place.
+  // named tensors of each document's state (steps.h), which are updated in place.
   std::function<Variable(const Block&, const Tensor& states)> step = {};
   // Bidirectional: every chunk sees the state of its whole document.
   bool total = false;
-  // From the end of a document to its start: a token sees those behind it, in that order. Blocks come turned.
+  // From the end of a document to its start: a token sees the tokens after it. Blocks come in reverse order.
   bool reverse = false;
 };
 
-// How scores become weights. softmax: e^s over the sum of the row. The others depend on nothing else of their
-// row: laplace 1/2 (1 + erf((s - mu) / (sigma sqrt 2))) with mu = sqrt(1/2), sigma = sqrt(1/(4 pi)), and
-// relu2 max(s, 0)^2. Partial results of these are means over the keys seen and lse the log of their number,
-// so that they merge like any other; o e^lse is the sum.
+// How scores become weights. softmax: e^s over the sum of the row. The others do not depend on the rest of
+// the row: laplace 1/2 (1 + erf((s - mu) / (sigma sqrt 2))) with mu = sqrt(1/2), sigma = sqrt(1/(4 pi)), and
+// relu2 max(s, 0)^2. Their partial results are means over the keys seen, with the log of the number of keys
+// as lse, so that they merge like any other; o e^lse is the sum.
 enum class Weighting : uint8_t { softmax, laplace, relu2 };
 
 // What the two functions of a Merge may depend on besides tensors; plain data.
@@ -83,7 +83,7 @@ struct AttentionOptions {
   bool alibi = false;  // score -= slope_h * distance
   Weighting weighting = Weighting::softmax;
   // > 0: queries and keys are the same tokens, this many whole documents one after another, the longest of
-  // `longest`. Positions and documents say so too; a library that reads neither needs it.
+  // `longest` tokens. Positions and documents say so too; this is for a library that reads neither.
   int32_t documents = 0, longest = 0;
 };
 
@@ -92,13 +92,13 @@ struct Merge {
   // -inf where a query saw no key. Query and key meet if they are of one document and the options allow their
   // positions. bias, if defined, (H, R) in lse's dtype: bias[h, min(distance, R - 1)] is added to a score;
   // where attention is not causal (H, 2 R - 1), from the distance -(R - 1), a key behind the query, to R - 1.
-  // active, if defined, (N, H), in any float type: 0 takes a head of a query out, which costs nothing then
-  // and gives o = 0, lse = -inf and no gradient.
+  // active, if defined, (N, H), in any float type: 0 turns a head of a query off. It then costs nothing and
+  // gives o = 0, lse = -inf and no gradient.
   using Forward = std::vector<Tensor> (*)(const AttentionOptions&, const Tensor& q, const Tensor& k,
                                           const Tensor& v, const Tensor& q_position, const Tensor& q_document,
                                           const Tensor& k_position, const Tensor& k_document,
                                           const Tensor& bias, const Tensor& active);
-  // Given o and lse of the whole row, the part of {dq, dk, dv} and, with a bias, dbias that these keys give.
+  // Given o and lse of the whole row, the share of these keys in {dq, dk, dv} and, with a bias, in dbias.
   // d_lse undefined: none.
   using Backward = std::vector<Tensor> (*)(const AttentionOptions&, const Tensor& q, const Tensor& k,
                                            const Tensor& v, const Tensor& q_position,
@@ -119,14 +119,14 @@ struct Merge {
                                int64_t rows) = nullptr;
   };
   Step step = {};
-  double active_share = 1;  // of all heads of all queries, those that are on; for counting the work
+  double active_share = 1;  // share of all heads of all queries that are on; for counting the work
 };
 
 struct Halo {
   int64_t width;
   // `before` holds exactly `width` rows for each segment of the layout, the tokens right before it in order;
   // rows that do not exist (the document starts) are zero with document -1.
-  // Two segments of one document on one rank are apart here: `document` of both blocks tells segments apart,
+  // Here two segments of one document on one rank are separate: `document` of both blocks numbers segments,
   // so that no token meets a key in its own segment and again in another's halo.
   std::function<Variable(const Block&, const Block& before)> apply;
   bool fused = false;  // `apply` is one kernel, but for putting its rows together
@@ -137,10 +137,10 @@ struct Carry {
   std::function<State()> start;
   // Any number of tokens >= 1 of one document, cut anywhere: the state knows its place.
   std::function<std::pair<Variable, State>(const Block&, const State&)> step;
-  // > 0: `step` takes several documents abreast, as cheap as one where launching kernels is what costs. Then
-  // the block has equally many tokens of each, one document after another, and the tensors of the state are
-  // theirs, one after another along dimension 0. All began at once, and go on together from multiples of
-  // `chunk` tokens.
+  // > 0: `step` takes several documents side by side, which costs as little as one where launches dominate.
+  // Then the block has equally many tokens of each document, one document after another, and so has each
+  // tensor of the state along dimension 0. All documents start together, and continue together from multiples
+  // of `chunk` tokens.
   int64_t chunk = 0;
 };
 

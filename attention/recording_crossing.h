@@ -1,6 +1,6 @@
 #pragma once
-// A crossing that writes down what a mechanism asks of it, while another crossing does the work. Nothing that
-// a mechanism crosses with has to be declared anywhere else.
+// A crossing that records what a mechanism asks of it, while another crossing does the work. So a mechanism
+// declares nowhere else what it crosses with.
 
 #include <vector>
 

@@ -1,5 +1,5 @@
 #pragma once
-// Every mechanism there is, by name.
+// All mechanisms, by name.
 
 #include <functional>
 #include <memory>

@@ -33,7 +33,8 @@ Variable refined_log_gate(const Variable& log_gate, const Variable& refine) {
 
 void ReglaConfig::fields(FieldVisitor& f) {
   f("scale", scale, "factor of the products of features; 0 = 1 / (e sqrt(key size (e^2 - 1)))", {.min = 0});
-  f("chunk", chunk, "tokens handled as one matrix product", {.unit = "tokens", .min = 1, .speed_only = true});
+  f("chunk", chunk, "tokens processed as one matrix product",
+    {.unit = "tokens", .min = 1, .speed_only = true});
 }
 
 Regla::Regla(Config config, Dimensions dims, const ParameterScope& scope) : Mechanism(dims), config_(config) {

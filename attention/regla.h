@@ -10,18 +10,18 @@
 // M is one number for all keys, so that a larger key counts for more: in the paper the largest feature of all
 // keys of the sequence. Later ones are among these, so here it is M_t, the largest so far or 0: M_t
 // multiplies all that a token reads and cancels in the norm, but for its eps, so no gradient goes through it
-// (one that should be 0 would be what bf16 rounds away). States are in units of e^{M_t}: an adjoint of S
-// gives what holds with M fixed. When it grows the state shrinks by e^{M_{t-1} - M_t}, which is one more
-// decay.
+// (one that should be 0 would consist of bf16's rounding errors). States are in units of e^{M_t}: an adjoint
+// of S gives the gradient with M fixed. When M grows, the state shrinks by e^{M_{t-1} - M_t}, which is one
+// more decay.
 //
 // The factor that gives products of the features of normal q and k variance 1 is 1 / (e sqrt(d (e^2 - 1)))
 // (the paper's theorem 3.1), the default of `scale`; it cancels in the norm as well, whose eps is small
-// beside it. The norm has a gain a channel and is taken over each head.
+// beside it. The norm is taken over each head and has a gain for each channel.
 //
-// Of the paper, introduction, related work and experiments were read; section 3 was looked for and not at
-// hand. Features, factor and gate are from two independent transcriptions of it that agree. They write the
-// gate as f 1^T beside v phi(k)^T, which would be a decay of value channels; the experiments say that it is
-// built on Flash Linear Attention and shares GLA's formulation, so here it is of key channels. Whether the
+// Introduction, related work and experiments of the paper were read; section 3 was looked for and could not
+// be found. Features, factor and gate are from two independent transcriptions of it that agree. They write
+// the gate as f 1^T beside v phi(k)^T, which would be a decay of value channels; the experiments say that it
+// is built on Flash Linear Attention and shares GLA's formulation, so here it is of key channels. Whether the
 // norm subtracts the mean they do not say.
 
 #include "attention/mechanism.h"

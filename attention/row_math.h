@@ -1,5 +1,5 @@
 #pragma once
-// What CPU kernels of attention to chosen rows, and of memories that learn (memory_ops.h), do with rows.
+// Row operations of the CPU kernels of attention to chosen rows, and of memories that learn (memory_ops.h).
 
 #include <cstdint>
 

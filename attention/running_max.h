@@ -6,9 +6,9 @@
 
 namespace weft {
 
-// Of each token of a block, per head: the largest of x (N, H) over the tokens of its document before it, and
-// over those up to it; `least` where there is none. A state is in units of it: a gradient that is to hold for
-// states too goes through it, where one of outputs, in which it cancels, need not.
+// For each token of a block and each head: the largest of x (N, H) over the tokens of its document before it,
+// and over those up to it; `least` where there is none. States are in units of it, so gradients of states go
+// through it; gradients of outputs, in which it cancels, need not.
 struct SoFar {
   Variable before, now;
 };

@@ -6,7 +6,7 @@
 
 namespace weft {
 
-// What a kernel gave, as the scan passes it on. end: S behind each segment, undefined where it is not wanted;
+// A kernel's result in the form that a scan passes on. end: S after each segment, undefined where not wanted;
 // a row of the identity stands for the transitions, which a state from the very start does not need.
 inline Scan::Ran ran(const Variable& y, const Variable& end, const std::function<State()>& identity) {
   if (!end.defined()) return {y, {}};

@@ -1,6 +1,6 @@
 #pragma once
-// The op short_conv (autograd/ops/short_conv.h) as a part: over the tokens of a layer, wherever those before
-// them are.
+// The op short_conv (autograd/ops/short_conv.h) as a part: over the tokens of a layer, wherever the tokens
+// before them are.
 
 #include "attention/part.h"
 

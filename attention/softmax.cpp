@@ -27,12 +27,12 @@ Merge softmax_merge(const AttentionOptions& options) {
 }
 
 void SoftmaxConfig::fields(FieldVisitor& f) {
-  f("scale", scale, "factor of q k; 0 = 1 / sqrt(key size)", {.min = 0});
-  f("causal", causal, "tokens see no later tokens");
-  f("position", position, "how positions enter", {.choices = {"none", "rope", "alibi"}});
+  f("scale", scale, "factor of the scores q k; 0 = 1 / sqrt(key size)", {.min = 0});
+  f("causal", causal, "a token sees no later tokens");
+  f("position", position, "how positions are encoded", {.choices = {"none", "rope", "alibi"}});
   f("rope_theta", rope_theta, "base of the rotary wavelengths", {.min = 1});
   f("qk_norm", qk_norm, "RMS norm of queries and keys, per head, with learned gains");
-  f("sink", sink, "one learned key score per head whose value is zero");
+  f("sink", sink, "a learned score for each head, as of one more key whose value is zero");
 }
 
 Softmax::Softmax(Config config, Dimensions dims, const ParameterScope& scope)
@@ -194,14 +194,14 @@ std::vector<Identity> Softmax::identities() const {
 
 void SlidingWindowConfig::fields(FieldVisitor& f) {
   SoftmaxConfig::fields(f);
-  f("window", window, "tokens seen, the own one included",
+  f("window", window, "last tokens that a token sees, itself included",
     {.unit = "tokens", .min = 1, .max = kLongestWindow});
 }
 
 SlidingWindow::SlidingWindow(const Config& config, Dimensions dims, const ParameterScope& scope)
     : Softmax(config, dims, scope), window_(config.window) {
   if (!config_.causal)
-    throw Error(Exit::recipe, "a sliding window is causal here", "causal", "leave causal=true");
+    throw Error(Exit::recipe, "a sliding window must be causal", "causal", "leave causal=true");
 }
 
 Block own_then_before(const Block& block, const Block& before) {

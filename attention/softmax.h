@@ -31,7 +31,7 @@ class Softmax : public Mechanism {
 
  protected:
   // q and k normalised and rotated.
-  // turn: to their rotary positions, if the mechanism has any.
+  // turn: apply rotary positions, if the mechanism has them.
   Block prepare(const Block& block, bool turn = true) const;
   AttentionOptions options() const;
   // The sink's share of each row taken away from o.
@@ -64,12 +64,12 @@ class SlidingWindow : public Softmax {
 // The part of all softmax attention.
 Merge softmax_merge(const AttentionOptions& options);
 
-// More is a slip of the pen: a Halo keeps so many rows of each segment, where plain attention keeps what
-// there is.
+// More is likely a typing error: a Halo keeps that many rows for each segment, where plain attention keeps
+// only existing rows.
 constexpr int64_t kLongestWindow = 1 << 20;
 
-// The rows that are keys behind a Halo: the block's own, then those before it, so that the tiles of a text
-// and of its queries begin at the same tokens. Of x[0], the queries, there are none.
+// The keys of attention over a Halo: the block's own rows, then those before it, so that tiles of keys and of
+// queries begin at the same tokens. There are none of x[0], the queries.
 Block own_then_before(const Block& block, const Block& before);
 
 // Attention over the last `window` tokens as a Halo, for mechanisms that have one among their parts.

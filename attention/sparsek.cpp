@@ -100,15 +100,15 @@ State best_of(const std::vector<Variable>& all, int64_t kept, int64_t others) {
 
 void SparseKConfig::fields(FieldVisitor& f) {
   f("k", k, "pairs kept from before the window", {.unit = "pairs", .min = 1});
-  f("window", window, "last tokens that are always seen, the own one included; 0 = none",
+  f("window", window, "last tokens that are always seen, the token itself included; 0 = none",
     {.unit = "tokens", .min = 0, .max = kLongestWindow});
   f("support", support, "highest scores over which the gates are computed; 0 = 4 k", {.min = 0});
-  f("slope", slope, "added to a score per position, so that later ones need not grow to be kept");
+  f("slope", slope, "added to a score for each position, so that later scores need not grow to be kept");
   f("gate", gate, "what the gates multiply", {.choices = {"kv", "v"}});
-  f("scale", scale, "factor of q k; 0 = 1 / sqrt(key size)", {.min = 0});
-  f("position", position, "how positions enter", {.choices = {"none", "rope"}});
+  f("scale", scale, "factor of the scores q k; 0 = 1 / sqrt(key size)", {.min = 0});
+  f("position", position, "how positions are encoded", {.choices = {"none", "rope"}});
   f("rope_theta", rope_theta, "base of the rotary wavelengths", {.min = 1});
-  f("chunk", chunk, "tokens handled at once between two kept sets",
+  f("chunk", chunk, "tokens processed at once between two kept sets",
     {.unit = "tokens", .min = 1, .speed_only = true});
 }
 

@@ -9,15 +9,15 @@
 // The gates p carry the gradient to the scores. Scores never change, so what left S_t does not come back: at
 // token t only k pairs and the window are kept.
 //
-// Looked for and not at hand: the paper's text and the authors' repository (LouChao98/sparsek_attention). The
-// choice rests on a public reimplementation after the paper's algorithm 1, which agrees with summaries: the
+// The paper's text and the authors' repository (LouChao98/sparsek_attention) were looked for and could not be
+// found. This follows a public reimplementation of the paper's algorithm 1, which agrees with summaries: the
 // rows of Diag(p) that are in the hard top k multiply keys and values alike (gate=v: values alone), softmax
 // over these, scores linear in x plus a slope times the position. How the window joins (one softmax over both
-// here) it does not have. The support of p can be wider than S_t, without bound where scores are alike; here
-// it ends after the `support` highest scores, of which the scores alone are kept, so p is that of the paper
-// wherever tau_t lies above the next one. Under grouped heads every query head keeps its own pairs. A state
-// holds scores and keys of the positions they had: handed to another text it starts, it goes on as if the
-// text had not been cut only without slope and rotation.
+// here) is not in it. The support of p can be wider than S_t, without bound where scores are alike; here it
+// ends after the `support` highest scores, of which only the scores are kept, so p is that of the paper
+// wherever tau_t lies above the next score. With grouped heads every query head keeps its own pairs. A state
+// holds scores and keys at their old positions: given to another text as its start, it acts as if the texts
+// were one only without slope and rotation.
 
 #include "attention/mechanism.h"
 

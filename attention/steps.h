@@ -1,14 +1,14 @@
 #pragma once
-// One token more of each of M documents: what decoding does all day. A document's past stays where it lies
-// and is brought up to date in place, so that a step reads what it must and M documents cost one launch.
-// Kernels without a way back; the crossing calls them where no tape is in scope.
+// One token more of each of M documents: the step of decoding. A document's past stays where it lies and is
+// updated in place, so that a step reads only what it must and M documents cost one launch. Kernels without a
+// backward; the crossing calls them where no tape is in scope.
 
 #include "attention/part.h"
 
 namespace weft {
 
 // Where M documents keep their past, on the device that reads it: (M, columns) pointers, each as two i32.
-// Uploaded when one of them changed.
+// Uploaded only when one of them has changed.
 class AddressTable {
  public:
   // M rows of `columns` addresses, one after another.
@@ -37,9 +37,9 @@ Tensor ema_step(const Tensor& x, const Tensor& in, const Tensor& out, const Tens
 // k (.., Hkv, Dk), v (.., Hkv, Dv), position and document (..); row t is the document's token t. The new
 // token is written at row `position` and {o (M, H, Dv), lse (M, H)} are as Merge says. q, k and v may be
 // column views.
-//   rows: how many the longest cache has room for; a long past is read by many blocks, and how it is cut
-//   depends on the document's own length alone.
-//   turn: > 0: q and k get their rotary positions of this base here.
+//   rows: the capacity of the longest cache; a long past is read by many blocks, and how it is cut depends
+//   only on the document's own length.
+//   turn > 0: q and k get their rotary positions here, with this base.
 std::vector<Tensor> attention_step(const AttentionOptions& options, const Tensor& q, const Tensor& k,
                                    const Tensor& v, const Tensor& position, const Tensor& document,
                                    const Tensor& caches, int64_t rows, double turn);
@@ -48,10 +48,10 @@ inline std::vector<Tensor> attention_step(const AttentionOptions& options, const
                                           const Tensor& caches, int64_t rows) {
   return attention_step(options, q, k, v, position, document, caches, rows, 0);
 }
-// Softmax weights without blocks; on a GPU, heads of a size that its lanes can share out.
+// True for softmax weights without blocks; on a GPU, for head sizes that the lanes of a warp can divide.
 bool has_attention_step(const AttentionOptions& options, const Tensor& q, const Tensor& v);
 
-// The last rows of each document move up by one, and its new row comes last. window (M width, ...), rows
+// The rows of each document move up by one, and its new row is appended. window (M width, ...), rows
 // (M, ...)
 void shift_window(const Tensor& window, const Tensor& rows);
 

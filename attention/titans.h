@@ -3,8 +3,8 @@
 // gradient descent with momentum (the surprise) and forgetting, to answer k_t with v_t:
 //   S_t = eta_t S_{t-1} - theta_t grad |M(M_{t-1}; k_t) - v_t|^2
 //   M_t = (1 - alpha_t) M_{t-1} + S_t        y_t = M(M_t; q_t)
-// with gradients at the weights where the chunk of t began. What attends beside such a memory (MAC, MAG, MAL)
-// is in titans_layers.h.
+// with gradients at the weights where the chunk of t began. The models with attention beside such a memory
+// (MAC, MAG, MAL) are in titans_layers.h.
 
 #include "attention/memory_attention.h"
 

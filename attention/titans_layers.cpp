@@ -42,18 +42,18 @@ Variable unit_length(const Variable& x) {
 
 void TitansLayerConfig::fields(FieldVisitor& f) {
   TitansConfig::fields(f);
-  f("heads", heads, "heads of width / heads features; 0 = as the model has them",
+  f("heads", heads, "number of heads, of width / heads features; 0 = the model's",
     {.unit = "heads", .min = 0});
   f("persistent", persistent, "learned tokens that every query sees", {.unit = "tokens", .min = 1});
   f("convolution", convolution, "width of the convolution over the memory's projections, from 2; 0 = none",
     {.unit = "tokens", .min = 0, .max = 8, .fixed = true});
-  f("position", position, "how positions enter attention", {.choices = {"none", "rope"}, .fixed = true});
+  f("position", position, "how attention encodes positions", {.choices = {"none", "rope"}, .fixed = true});
   f("rope_theta", rope_theta, "base of the rotary wavelengths", {.min = 1, .fixed = true});
 }
 
 void TitansWindowConfig::fields(FieldVisitor& f) {
   TitansLayerConfig::fields(f);
-  f("window", window, "tokens seen by attention, the own one included",
+  f("window", window, "last tokens that attention sees, the token itself included",
     {.unit = "tokens", .min = 1, .max = kLongestWindow});
 }
 
@@ -63,7 +63,7 @@ TitansLayer::TitansLayer(const TitansLayerConfig& config, const Dimensions& size
       config_(config),
       memory_(config, dims(), scope.inner("memory")) {
   if (config.convolution == 1)
-    throw Error(Exit::recipe, "a convolution of one token mixes none", "convolution", "set 0, or 2 to 8");
+    throw Error(Exit::recipe, "a convolution of width 1 mixes no tokens", "convolution", "set 0, or 2 to 8");
   if (config.position == "rope" && dims().key % 2 != 0)
     throw Error(Exit::recipe, text("rotary positions need an even key size, got ", dims().key), "position");
   const int64_t h = dims().heads, k = h * dims().key, v = h * dims().value, c = dims().width;

@@ -4,23 +4,23 @@
 // sees, whatever the text.
 //
 //   MAC, memory as context   by segments: h = M(q(x)) with the memory before the segment; attention over
-//                            [P | h | segment]; the memory learns from what attention gave, y, and gates it:
+//                            [P | h | segment]; the memory learns from attention's output y, and gates it:
 //                            y * M(y)
 //   MAG, memory as a gate    sliding window over [P | x], gated by M(x)
 //   MAL, memory as a layer   sliding window over [P | M(x)]
 //
-// A gate is norm(y) * sigmoid(norm(m)), and other uses of m take norm(m) too: in MAC what the memory answers
-// comes back to it through attention. Inside a segment of MAC token t sees the h and x of tokens up to t, and
+// A gate is norm(y) * sigmoid(norm(m)), and other uses of m take norm(m) too: in MAC the memory's answers
+// come back to it through attention. Inside a segment of MAC token t sees the h and x of tokens up to t, and
 // the answer that gates it is the memory's after t, so nothing looks ahead.
 //
 // A memory's queries, keys and values are a projection, a short depthwise convolution along the text, and
-// SiLU, queries and keys then of length 1 (section 4.4 of the paper). In MAC what it learns from is another
-// text than what it is asked, so the one filter runs along both. Attention turns queries and keys by their
-// positions (rotary); h_t stands where x_t does. Persistent tokens have no position: they meet queries that
-// are not turned, so what a token takes from them does not hang on where it is. The paper says
+// SiLU, queries and keys then of length 1 (section 4.4 of the paper). In MAC the memory learns from another
+// sequence than it is asked about, so the same filter runs along both. Attention turns queries and keys by
+// their positions (rotary); h_t stands where x_t does. Persistent tokens have no position: they meet queries
+// that are not rotated, so what a token takes from them does not depend on where it is. The paper says
 // neither how positions enter nor whether attention's projections are convolved too; here they are not.
-// Unlike in the paper persistent tokens are keys of attention only: what a memory knows before the text are
-// its learned first weights.
+// Unlike in the paper, persistent tokens are keys of attention only: what a memory knows before the text is
+// its learned initial weights.
 
 #include "attention/titans.h"
 
@@ -41,7 +41,7 @@ struct TitansWindowConfig : TitansLayerConfig {
 };
 
 struct TitansContextConfig : TitansLayerConfig {
-  // A chunk is the segment of attention too, and 16 tokens are no window for a text.
+  // A chunk is also the segment of attention, and 16 tokens are too small a window for a text.
   TitansContextConfig() { chunk = 64; }
 };
 

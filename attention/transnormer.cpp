@@ -19,10 +19,11 @@ constexpr double kTransNormerEps = 1e-6;
 }  // namespace
 
 void TransNormerConfig::fields(FieldVisitor& f) {
-  f("scale", scale, "factor of q k; 0 = 1 / sqrt(key size)", {.min = 0});
-  f("chunk", chunk, "tokens handled as one matrix product", {.unit = "tokens", .min = 1, .speed_only = true});
+  f("scale", scale, "factor of the scores q k; 0 = 1 / sqrt(key size)", {.min = 0});
+  f("chunk", chunk, "tokens processed as one matrix product",
+    {.unit = "tokens", .min = 1, .speed_only = true});
   f("feature_map", feature_map, "applied to queries and keys", {.choices = FeatureMap::names()});
-  f("norm_per_head", norm_per_head, "normalise each head by itself instead of all together");
+  f("norm_per_head", norm_per_head, "normalise each head by itself instead of all heads together");
 }
 
 TransNormer::TransNormer(Config config, Dimensions dims, const ParameterScope& scope)

@@ -1,6 +1,6 @@
 #pragma once
-// TransNormer's NormAttention (Qin et al. 2022): linear attention without a denominator, whose outputs are
-// kept in size by an RMS norm instead.
+// TransNormer's NormAttention (Qin et al. 2022): linear attention with an RMS norm of its outputs in place of
+// the denominator.
 //   y_t = RMSNorm(scale S_t^T phi(q_t)),  S_t = S_{t-1} + phi(k_t) v_t^T
 // Where the sum of the weights goes to 0 the gradient of the form with a denominator grows without bound; the
 // norm's eps bounds it here. The paper's lower layers are diag_attention: layers: [diag_attention*2,

@@ -74,16 +74,17 @@ Scan count_scan(int64_t chunk, Dtype dtype, Device device) {
 }  // namespace
 
 void TransNormerLlmConfig::fields(FieldVisitor& f) {
-  f("heads", heads, "heads, by default of width / heads features; 0 = as the model has them",
+  f("heads", heads, "number of heads, by default of width / heads features; 0 = the model's",
     {.unit = "heads", .min = 0});
   f("key", key, "features of a query or key; 0 = see heads", {.unit = "features", .min = 0});
   f("value", value, "features of a value; 0 = see heads", {.unit = "features", .min = 0});
-  f("layer", layer, "which layer it is, from 0; -1 = as it stands in the model", {.min = -1});
-  f("layers", layers, "layers of the model; 0 = as the model has them", {.min = 0});
-  f("chunk", chunk, "tokens handled as one matrix product", {.unit = "tokens", .min = 1, .speed_only = true});
+  f("layer", layer, "index of the layer, from 0; -1 = its place in the model", {.min = -1});
+  f("layers", layers, "number of layers of the model; 0 = the model's", {.min = 0});
+  f("chunk", chunk, "tokens processed as one matrix product",
+    {.unit = "tokens", .min = 1, .speed_only = true});
   f("form", form, "layer of TransNormerLLM, or of TNL with Lightning Attention",
     {.choices = {"llm", "lightning"}});
-  f("decay", decay, "decay table: of the released code, or of the paper's text",
+  f("decay", decay, "table of decays: that of the released code, or that of the paper's text",
     {.choices = {"code", "paper"}});
   f("phase", phase, "relative positions by LRPE in layer 0");
 }

@@ -11,11 +11,11 @@
 //
 //   v = SiLU(x W_v),  y = (LayerNorm(o) * sigmoid((x W_1) W_2)) W_o,  W_1 of value size columns
 //
-// The cosine (LRPE-d) is that of layer 0 only, with theta learned a head and channel; it is linear attention
-// on the features [x cos(t theta), x sin(t theta)]. The state turns with the tokens that made it, so their
-// number is part of it: layer 0 keeps {t, S}. The decay is fixed a head and layer, and handled by
-// linear_scan: no power of an inverse decay appears. The rest of the paper's block are ffn_kind: sglu,
-// norm: srms and scale_embedding: true of a recipe.
+// The cosine (LRPE-d) is in layer 0 only, with theta learned for each head and channel; it is linear
+// attention on the features [x cos(t theta), x sin(t theta)]. The state turns with the tokens that made it,
+// so their number is part of it: layer 0 keeps {t, S}. The decay is fixed for each head and layer, and
+// handled by linear_scan: no power of an inverse decay appears. The rest of the paper's block are ffn_kind:
+// sglu, norm: srms and scale_embedding: true of a recipe.
 //
 // Read in the authors' code: modeling_transnormer.py, as released with the weights (u has no activation, the
 // norm spans all heads, theta starts at 10000^{-2i/(H D)}, i over all channels), and of form=lightning
@@ -23,7 +23,7 @@
 // Both have lambda = e^{-s_h (1 - l/(L-1) + 1e-5)} with ALiBi's slopes s_h = 2^{-8h/H}, h = 1..H, for layer l
 // = 0..L-1 of L: the default. decay=paper is equation 2 of the text, e^{-(8h/H) (1 - l/L)}, which runs over
 // the heads the other way; h = 0..H-1 and l = 1..L, so that the last layer forgets nothing, are from a
-// transcription: the text itself was looked for and not at hand.
+// transcription: the text itself was looked for and could not be found.
 
 #include "attention/mechanism.h"
 

@@ -1,6 +1,6 @@
 #pragma once
 // Activation checkpointing (Chen et al., "Training deep nets with sublinear memory cost", 2016) as an op: the
-// forward runs without a tape and keeps its inputs only; the way back runs it again under a tape of its own.
+// forward runs without a tape and keeps only its inputs; the backward runs it again under a tape of its own.
 
 #include <functional>
 #include <vector>

@@ -13,8 +13,8 @@ enum class Device : uint8_t { cpu, cuda, meta };
 
 const char* name_of(Device device);
 
-// Where tensors are made that name no device: what use_device() said, at first WEFT_DEVICE in the environment
-// (cpu or cuda), else cpu.
+// The device of tensors that name none: that of use_device(), else of WEFT_DEVICE in the environment (cpu or
+// cuda), else cpu.
 Device default_device();
 // index: which GPU, modulo their number. Throws Exit::recipe if this build or this machine has none.
 void use_device(Device device, int index = 0);

@@ -8,8 +8,8 @@
 //   ScanConfig config;
 //   set_from_text(config, "chunk", "128");
 //
-// A value a person got wrong is an Error with Exit::recipe that names the field, where it was written, and
-// what would be accepted.
+// A wrong value is an Error with Exit::recipe that names the field, where it was written, and what would be
+// accepted.
 
 #include <cstdint>
 #include <limits>
@@ -39,7 +39,7 @@ struct FieldTraits {
   bool above_min = false;                 // min itself is refused
   std::vector<std::string> choices = {};  // the only texts accepted
   bool fixed = false;                     // a resumed run has to keep it
-  bool speed_only = false;                // whatever it is, the results are the same but for rounding
+  bool speed_only = false;                // its value changes results by no more than rounding
 };
 
 using FieldSlot = std::variant<int64_t*, double*, bool*, std::string*, std::vector<int64_t>*,

@@ -1,7 +1,7 @@
 #pragma once
-// What kernels are launched for: how many documents there are and how long the longest is. Training steps on
-// a GPU round both up, so that steps over other documents are the same work; which documents there really
-// are, kernels find on the device.
+// The bounds for which kernels are launched: the number of documents, and the length of the longest. Training
+// steps on a GPU round both up, so that steps over other documents are the same work; kernels find the actual
+// documents on the device.
 
 #include "autograd/layout.h"
 
@@ -19,8 +19,8 @@ DocumentBounds rounded_bounds(const Segments& segments);
 // launched for these bounds.
 class BoundsScope {
  public:
-  // offsets (documents + 1) i32: where each document begins, behind the last one the end. Documents that are
-  // not there have no token.
+  // offsets (documents + 1) i32: where each document begins, and then the end of the last. Documents that
+  // only the bound allows for have no tokens.
   BoundsScope(const Layout& layout, const DocumentBounds& bounds, const Tensor& offsets);
   ~BoundsScope();
   BoundsScope(const BoundsScope&) = delete;

@@ -54,7 +54,7 @@ std::string suggest_name(const std::string& name, const std::vector<std::string>
                          const std::string& what) {
   const std::string nearest = nearest_name(name, names);
   if (!nearest.empty()) return "did you mean " + nearest + "?";
-  if (names.empty()) return "there is no " + what;
+  if (names.empty()) return "there are no " + what;
   std::string known;
   for (const std::string& candidate : names) known += (known.empty() ? "" : ", ") + candidate;
   return "known " + what + ": " + known;

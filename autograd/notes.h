@@ -1,5 +1,5 @@
 #pragma once
-// What a run should say once and where the log is out of reach: which library serves, what is left to a
+// Notes that a run should log once, from code that cannot reach the log: which library is used, what takes a
 // slower path.
 
 #include <string>

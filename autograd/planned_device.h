@@ -1,15 +1,15 @@
 #pragma once
-// On which device the work of tensors on meta would be done: a plan of a run follows the paths that run
-// takes.
+// The device for which tensors on meta stand: the plan of a run takes the code paths that the run would
+// take.
 
 #include "autograd/device.h"
 
 namespace weft {
 
-// Where what is made on `device` is computed: there, and of meta on what plan_for() said last, else on
+// Where work on `device` is computed: there, but for meta on the device of the last plan_for(), else on
 // default_device().
 Device computed_on(Device device);
-// From here on meta stands for this device, be there one or not; Device::meta: for default_device().
+// From here on meta stands for this device, whether or not it is there; Device::meta: for default_device().
 void plan_for(Device device);
 
 }  // namespace weft

@@ -1,5 +1,5 @@
 #pragma once
-// What a kernel on the CPU needs while it runs: a vector whose memory waits for the next one of its size.
+// Temporary vectors for CPU kernels: the memory of one is kept for the next of its size.
 
 #include <new>
 #include <vector>

@@ -1,8 +1,8 @@
 #pragma once
 // Reverse-mode differentiation by a linear tape (Wengert list). An op computes at once and, if a tape is in
-// scope on this thread, records how to go back. The tape is walked backwards entry by entry, not as a graph
-// from the loss: entries marked collective run whether a gradient reached them or not, so that no rank waits
-// for another for ever.
+// scope on this thread, records how to go back. The tape is walked backward entry by entry, not as a graph
+// from the loss: entries marked collective run whether or not a gradient reached them, so that no rank waits
+// forever for another.
 
 #include <cstddef>
 #include <cstring>
@@ -53,9 +53,9 @@ class Variable {
 
 using Function = std::function<std::vector<Variable>(const std::vector<Variable>&)>;
 
-// What an entry keeps for its way back. Tensors only, seen and counted by the engine; `replay` is what the
-// way back calls where plain attributes do not do: the function that a checkpoint runs again, or the adjoint
-// of a collective, which knows its communicator.
+// What an entry keeps for its backward: only tensors, seen and counted by the engine. `replay` is what the
+// backward calls where plain attributes do not suffice: the function that a checkpoint runs again, or the
+// adjoint of a collective, which knows its communicator.
 struct Saved {
   std::vector<Tensor> tensors;
   Function replay;
@@ -71,29 +71,29 @@ struct Into {
   double beta;
 };
 
-// One entry on its way back, as a rule sees it.
+// The backward of one entry, as its rule sees it.
 class Backward {
  public:
   // Gradient of output i; zeros if none arrived.
   const Tensor& grad(int i = 0);
   bool has_grad(int i = 0) const;
-  // Whether anybody wants the gradient of input i.
+  // Whether the gradient of input i is needed.
   bool wants(int i) const;
   const Shape& shape(int i) const;  // of input i
   const Tensor& saved(int i) const;
   // The gradient of input i, whole. The first is kept as it is, later ones are added.
   void add(int i, const Tensor& gradient);
-  // A tensor in which to write what add() is given next, of the dtype and on the device of `like`: where it
-  // stays, if possible. Perhaps a column view.
+  // A tensor to write the next argument of add() into, of the dtype and on the device of `like`: the final
+  // place of the gradient, if possible. May be a column view.
   Tensor room(int i, const Tensor& like);
-  // What others have added to the gradient of input i so far, perhaps nothing; from here on the rule's, who
-  // must hand it to add() within the sum. For kernels that can add while they compute.
+  // What others have added to the gradient of input i so far, perhaps undefined. The rule takes it over, and
+  // must include it in the sum that it hands to add(). For kernels that can add while they compute.
   Tensor collect(int i);
   // The same, for ops that can write or accumulate themselves. Must be followed by the write.
   Into into(int i);
   // The same for ops that touch a part of it: what they add to, zero where nothing was added yet.
   Tensor accumulator(int i);
-  // The gradient of a matrix, g^T x.  g (N, out), x (N, in). Of a variable that Tape::gather gave, it is made
+  // The gradient of a matrix, g^T x.  g (N, out), x (N, in). For a variable from Tape::gather it is computed
   // later.
   void add_product(int i, const Tensor& g, const Tensor& x);
   // The gradients of outputs that Tape::join puts together, as one tensor; zero where none arrived.
@@ -129,12 +129,12 @@ class Tape {
   // once.
   void backward(const Variable& output, const Tensor& seed = {});
   void backward(const std::vector<Variable>& outputs, const std::vector<Tensor>& seeds);
-  // The outputs of one op are consecutive columns of a tensor (N, C), or its rows (axis 0), and their
-  // gradients shall be too: who writes them into room() has assembled the whole, and nothing is copied.
+  // The outputs of one op are consecutive columns of a tensor (N, C), or its rows (axis 0). Their gradients
+  // will be too: writing them into room() assembles the whole gradient without a copy.
   void join(const std::vector<Variable>& parts, int axis);
-  // Rows [begin, end) of a weight (out, in) for products of few rows that come again and again, as the
-  // segments of a text do. Their shares of its gradient wait until there are enough for one product, which
-  // adds to the store once where each of them would have.
+  // Rows [begin, end) of a weight (out, in) for many products of few rows each, such as those of a text's
+  // segments. Their shares of its gradient wait until there are enough rows for one product, which adds to
+  // the store once instead of once for each.
   Variable gather(const Parameter& weight, int64_t begin, int64_t end);
   // Of an input(); zeros if nothing reached it.
   Tensor gradient(const Variable& input) const;
@@ -199,7 +199,7 @@ class Tape {
   void run(int entry);
   void make_product(Gathered& of);
 
-  // Flat, so that an entry takes no memory of its own. The way back drops what is saved from the end on.
+  // Flat, so that an entry allocates nothing of its own. The backward frees what is saved from the end on.
   std::vector<Entry> entries_;
   std::vector<Input> inputs_;
   std::vector<Slot> slots_;

@@ -1,6 +1,6 @@
 #pragma once
-// A mechanism between its projections: whatever inputs it declares are projected from x, its outputs are
-// normalised if it asks for it, and projected back.
+// A mechanism between its projections: the inputs that it declares are projected from x, and its outputs are
+// normalised if it asks for that, and projected back.
 
 #include <vector>
 
@@ -23,8 +23,8 @@ class AttentionLayer {
 
   // x (N, C) -> (N, C)
   Variable operator()(const Variable& x, Crossing& cross) const;
-  // x + attention(norm(x)) of the few rows of a decoding step, in fewer kernels; where `fuses` says that it
-  // can.
+  // x + attention(norm(x)) for the few rows of a decoding step, in fewer kernels; only where `fuses` is
+  // true.
   Tensor step(const Tensor& x, const Norm& norm, Crossing& cross) const;
   bool fuses(const Tensor& x, const Norm& norm) const;
   const Mechanism& mechanism() const { return *mechanism_; }

@@ -1,7 +1,7 @@
 #pragma once
 // One pre-norm residual block: x + attention(norm(x)), or a mechanism that is a whole layer, attention(x);
-// then x + feed_forward(norm(x)). A sum waits for the norm behind it, perhaps that of the next block, and is
-// one kernel with it; so a block is given, and gives, a stream x and a branch yet to be added.
+// then x + feed_forward(norm(x)). A sum waits for the norm after it, perhaps that of the next block, and is
+// one kernel with it. So a block takes and returns a stream x and a branch that is yet to be added.
 
 #include <algorithm>
 #include <optional>
@@ -13,7 +13,7 @@
 namespace weft {
 
 // Makes the crossing of one layer for one forward. Called again when a checkpointed block runs again, so it
-// must outlive the way back.
+// must outlive the backward.
 class CrossingFactory {
  public:
   virtual ~CrossingFactory() = default;

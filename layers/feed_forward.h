@@ -12,7 +12,7 @@ class FeedForward {
   FeedForward(const std::string& kind, int64_t width, int64_t inner, int64_t depth,
               const ParameterScope& scope);
   Variable operator()(const Variable& x) const;  // (N, C) -> (N, C)
-  // x + feed_forward(norm(x)) of the few rows of a decoding step, in fewer kernels; of an RMS norm.
+  // x + feed_forward(norm(x)) for the few rows of a decoding step, in fewer kernels; needs an RMS norm.
   Tensor step(const Tensor& x, const Norm& norm) const;
 
  private:

@@ -1,12 +1,12 @@
 #pragma once
-// A language model: embedding, blocks with a mechanism each, norm, output projection.
+// A language model: embedding, blocks with one mechanism each, norm, output projection.
 
 #include "layers/block.h"
 
 namespace weft {
 
 struct ModelConfig {
-  std::vector<std::string> layers;  // a mechanism a block
+  std::vector<std::string> layers;  // the mechanism of each block
   // Attributes by mechanism id, a map value each; missing ids take their defaults.
   std::function<FieldValue(const std::string& id)> attributes = {};
   int64_t width = 256, heads = 4, kv_heads = 4, head_size = 64, ffn = 0;
@@ -28,7 +28,7 @@ class Model {
                   std::vector<Variable>* losses = nullptr, std::vector<Variable>* states = nullptr) const;
   // (N, C) -> logits (N, V) in f32 (f64): for a few tokens; training uses projected_cross_entropy.
   Tensor logits(const Tensor& hidden) const;
-  // logits(hidden(tokens, ...)), the last norm and the product at once where both are few_rows_linear's.
+  // logits(hidden(tokens, ...)), with the last norm and the product as one kernel where few_rows_linear can.
   Tensor next_logits(const Tensor& tokens, const Layout& layout, CrossingFactory& crossings) const;
   const Parameter& output_weight() const { return head_.defined() ? head_ : embedding_; }
 

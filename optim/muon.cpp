@@ -55,7 +55,7 @@ Muon::Muon(const MuonConfig& config, ParameterStore& store, Ranges owned)
 
 std::vector<Muon::Matrix> Muon::matrices_of(const ParameterEntry& entry) {
   const Shape& shape = entry.info.shape;
-  CHECK(shape.rank() >= 2, "muon: ", entry.info.name, " ", shape, " is no matrix");
+  CHECK(shape.rank() >= 2, "muon: ", entry.info.name, " ", shape, " is not a matrix");
   const int64_t columns = shape[-1];
   std::vector<int64_t> parts = entry.info.parts;
   if (parts.empty()) parts.assign(static_cast<size_t>(shape.product(0, shape.rank() - 2)), shape[-2]);

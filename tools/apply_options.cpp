@@ -20,7 +20,8 @@ void check(const ApplyOptions& o) {
     throw Error(Exit::usage, text(o.in.empty() ? "--in" : "--out", " is missing"), "weft apply",
                 "write weft apply ID --in A.safetensors --out B.safetensors");
   const auto exclude = [](bool both, const char* a, const char* b) {
-    if (both) throw Error(Exit::recipe, text(a, " does not go with ", b), b, text("leave one of them away"));
+    if (both)
+      throw Error(Exit::recipe, text(a, " cannot be combined with ", b), b, text("leave one of them out"));
   };
   exclude(o.reference && o.prefill, "--reference", "--mode decode");
   exclude(o.reference && o.segments.ranks > 0, "--reference", "--segments");
@@ -33,17 +34,19 @@ std::optional<ApplyOptions> parse_apply(const std::vector<std::string>& words) {
   ApplyOptions o;
   std::string dtype = "f32", mode = "full", chunk, segments, init;
   Flags flags("apply", "ID [attr=value...]",
-              "Runs one mechanism on the tensors of A; outputs, last states and gradients go to B.");
-  flags.add("--in", o.in, "A.safetensors", "what it takes");
-  flags.add("--out", o.out, "B.safetensors", "what it gives");
-  flags.add("--dtype", dtype, "f64|f32|bf16", "of the computation; f32 if not said");
+              "Runs one mechanism on the tensors of file A, and writes outputs, last states and gradients to "
+              "file B.");
+  flags.add("--in", o.in, "A.safetensors", "inputs: tensors, parameters, states, adjoints");
+  flags.add("--out", o.out, "B.safetensors", "outputs: results, last states, gradients");
+  flags.add("--dtype", dtype, "f64|f32|bf16", "type to compute in; default f32");
   flags.add("--device", o.device, "cpu|cuda", kDeviceHelp);
-  flags.add("--reference", o.reference, "the naive definition");
+  flags.add("--reference", o.reference, "compute by the naive definition");
   flags.add("--chunk", chunk, "N", "tokens handled at once; changes speed, not results");
-  flags.add("--mode", mode, "full|decode:M", "decode: M tokens at once, then one by one; no gradients");
-  flags.add("--segments", segments, kSegmentsUnit, "over RANKS ranks, as threads");
-  flags.add("--init", init, "SEED", "draws the parameters that A does not hold and writes them to B");
-  flags.add("--describe", o.describe, "instead: attributes, inputs, parameters and states");
+  flags.add("--mode", mode, "full|decode:M",
+            "full (default), or decode: M tokens at once, then one by one, without gradients");
+  flags.add("--segments", segments, kSegmentsUnit, "split over RANKS ranks, as threads");
+  flags.add("--init", init, "SEED", "draw the parameters that A does not hold, and write them to B");
+  flags.add("--describe", o.describe, "compute nothing: print attributes, inputs, parameters and states");
   flags.add("--json", o.json, "one line of JSON on stdout");
   if (!flags.parse(words)) return {};
   o.id = flags.argument(0);

@@ -212,9 +212,10 @@ class Reader {
     const std::vector<std::string> names(known_.begin(), known_.end());
     for (const Entry& e : file_.entries())
       if (known_.count(e.name) == 0)
-        refuse(e.name,
-               "of the shape " + shape_text(e.shape) + " is no tensor that " + task_.mechanism->id + " takes",
-               suggest_name(e.name, names, "tensors"));
+        refuse(
+            e.name,
+            "of the shape " + shape_text(e.shape) + " is not a tensor that " + task_.mechanism->id + " takes",
+            suggest_name(e.name, names, "tensors"));
   }
 
   const std::string& path_;

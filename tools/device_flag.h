@@ -5,8 +5,7 @@
 
 namespace weft {
 
-constexpr const char* kDeviceHelp =
-    "a GPU if there is one, if not said; WEFT_DEVICE in the environment says so too";
+constexpr const char* kDeviceHelp = "default: WEFT_DEVICE in the environment, else a GPU if there is one";
 
 // From here on tensors are made on the device of that name, or, where it is empty, on that of WEFT_DEVICE or
 // the best there is. Of several ranks on a machine each takes its own GPU, in turn. Errors: Exit::usage.

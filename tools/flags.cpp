@@ -94,7 +94,7 @@ bool Flags::parse(const std::vector<std::string>& words) {
     Flag& flag = find(word.substr(0, equals));
     // The one given first would be ignored without a word.
     if (flag.given && !std::holds_alternative<std::vector<std::string>*>(flag.slot))
-      throw Error(Exit::usage, flag.name + " stands twice", flag.name, "keep one");
+      throw Error(Exit::usage, flag.name + " is given twice", flag.name, "keep one");
     flag.given = true;
     if (bool** value = std::get_if<bool*>(&flag.slot)) {
       if (equals != word.npos)

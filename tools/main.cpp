@@ -12,23 +12,23 @@ namespace weft {
 // One line a command, in the order of `weft --help`.
 const std::vector<Command>& commands() {
   static const std::vector<Command> all{
-      {"ls", "mechanisms with what each can do, and recipes", run_ls},
-      {"cp", "copy a recipe, to edit it", run_cp},
-      {"help", "what a key of a recipe means", run_help},
-      {"schema", "JSON Schema of a recipe", run_schema},
-      {"diff", "how two recipes or runs differ", run_diff},
-      {"validate", "what a run will need, without running it", run_validate},
+      {"ls", "list mechanisms, with what each can do, and recipes", run_ls},
+      {"cp", "copy a recipe to edit", run_cp},
+      {"help", "explain a recipe key, a mechanism or a task", run_help},
+      {"schema", "print the JSON Schema of recipes", run_schema},
+      {"diff", "show how two recipes or runs differ", run_diff},
+      {"validate", "show what a run will need, without running it", run_validate},
       {"train", "train a recipe, or resume a run", run_train, true},
       {"launch", "run a command on several ranks", run_launch},
       {"sweep", "train every combination of some values", run_sweep},
-      {"report", "runs compared on one page", run_report},
-      {"generate", "continue a text with a trained model", run_generate},
+      {"report", "compare runs on one page", run_report},
+      {"generate", "continue texts with a trained model", run_generate},
       {"eval", "score a run on tasks or text; `eval zoo`: all mechanisms on all tasks", run_eval},
-      {"logits", "logits and losses of given tokens", run_logits, true},
-      {"apply", "one mechanism on tensors of a file", run_apply},
-      {"bench", "how fast this machine trains, beside PyTorch", run_bench},
-      {"tokenize", "text files to token shards", run_tokenize},
-      {"corpus", "write a text to train on", run_corpus},
+      {"logits", "compute logits and losses of given tokens", run_logits, true},
+      {"apply", "run one mechanism on tensors of a file", run_apply},
+      {"bench", "measure how fast this machine computes, beside PyTorch", run_bench},
+      {"tokenize", "turn text files into token shards", run_tokenize},
+      {"corpus", "generate a text to train on", run_corpus},
   };
   return all;
 }

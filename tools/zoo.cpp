@@ -80,7 +80,8 @@ ZooResult read_result(const std::string& path) {
     r.date = j.at("date");
     return r;
   } catch (const Json::exception& e) {
-    throw Error(Exit::data, text("is no result of the zoo: ", e.what()), path, "remove it: it is made anew");
+    throw Error(Exit::data, text("is not a result of the zoo: ", e.what()), path,
+                "remove it, and it will be made again");
   }
 }
 
@@ -193,7 +194,7 @@ void score(ZooResult& result, const std::string& run) {
 }
 
 Error stopped_at(const ZooCell& cell) {
-  return Error(Exit::stopped, "stopped by a signal", cell.name(), "call it again: it goes on from there");
+  return Error(Exit::stopped, "stopped by a signal", cell.name(), "call it again: it continues from there");
 }
 
 ZooResult Zoo::run(const ZooCell& cell, const Recipe& recipe, const std::string& hash) const {

@@ -82,19 +82,18 @@ std::string zoo_report(const std::vector<ZooResult>& results, const std::vector<
   out += text(results.size(), " runs, ", seeds.size(), seeds.size() == 1 ? " seed, " : " seeds, ",
               rates.size(), rates.size() == 1 ? " rate, " : " rates, ", number("%.0f", seconds / 60),
               " minutes. ", "Mean ± sample deviation over seeds, at each mechanism's best rate.\n");
-  if (size == "cpu") out += "This size is a smoke test of direction only.\n";
+  if (size == "cpu") out += "This size is a smoke test that shows directions only.\n";
   for (const int64_t width : widths) out += text("\nWidth ", width, "\n\n") + table(results, width);
   out += "\n## Claims\n\n| claim | of | width | verdict | from |\n| --- | --- | ---: | --- | --- |\n";
   for (const ZooVerdict& v : verdicts)
     out += row_text({v.claim.says, v.claim.paper, text(v.width), v.verdict, v.why});
   out +=
       "\nShown: better by more than the smallest effect that counts (0.05 of a share, 0.02 bits a byte, 1 of "
-      "a ratio) "
-      "and by more than\nthree standard errors of the difference, from 3 seeds or more; refuted: worse by as "
-      "much. A "
-      "claim of no loss is shown\nwhere three standard errors exclude a loss of that effect, and refuted "
-      "where they "
-      "exclude a smaller one.\n";
+      "a ratio) and by more\nthan three standard errors of the difference, from 3 seeds or more. Refuted: "
+      "worse "
+      "by as much. A claim of no loss is shown\nwhere the loss is below that effect even with three standard "
+      "errors added, and refuted where it is above that effect even\nwith three standard errors taken "
+      "away.\n";
   return out;
 }
 

@@ -1,6 +1,6 @@
 #pragma once
-// Texts that a model continues side by side, one token each a step, drawn where the model computes. On a GPU
-// a step that turns out to be the same work each time becomes one CUDA graph.
+// Texts that a model continues side by side, one token for each in a step, drawn where the model computes. On
+// a GPU a step that turns out to be the same work each time becomes one CUDA graph.
 
 #include "autograd/ops/sample.h"
 #include "layers/model.h"
@@ -18,9 +18,9 @@ class Decoder {
   Decoder(const Model& model, const std::vector<std::vector<int32_t>>& prompts, int64_t steps,
           const DrawOptions& draws, int64_t vocab = 0, int64_t at_once = 0);
 
-  // Drawn last, one a text.
+  // The tokens drawn last, one for each text.
   std::vector<int32_t> tokens() const;
-  // One token more. Those of texts that are `finished` mean nothing any more.
+  // One token more for each text. Tokens of texts that are `finished` have no meaning.
   void step(const std::vector<bool>& finished);
   // What the texts keep, in bytes; replayed steps are not counted.
   int64_t state_bytes() const { return crossings_.bytes(); }
@@ -44,7 +44,7 @@ class Decoder {
   Tensor tokens_, document_;      // (texts) i32
   Tensor position_, drawn_;       // (texts) i32: of the token drawn last; how many were drawn
   int64_t left_;                  // steps that there is room for
-  bool same_work_ = false;        // the last step is the next one too, without the host
+  bool same_work_ = false;        // the next step is the same work as the last, without the host
 #ifdef WEFT_CUDA
   cuda::Replay replay_;
 #endif

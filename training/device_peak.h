@@ -1,5 +1,5 @@
 #pragma once
-// What a GPU could do at most, to say which share of it a run reaches.
+// The peak rate of a GPU, of which a run reaches a share (mfu).
 
 #include <optional>
 #include <string>
@@ -12,7 +12,7 @@ namespace weft {
 // f32 without rounding to tf32. None where it is not known here.
 std::optional<double> peak_flops(const std::string& gpu, Dtype dtype);
 
-// What share of it so many operations in so many seconds are; none above 1, which no device can do.
+// The share of the peak that this many operations in this time are; none above 1, which is impossible.
 std::optional<double> share_of_peak(double operations, double seconds, double peak);
 
 }  // namespace weft

@@ -13,8 +13,9 @@ struct TextConfig {
   int64_t context = 0;
   int64_t buckets = 1;
   void fields(FieldVisitor& f) {
-    f("context", context, "tokens of a sample; 0: the run's", {.unit = "tokens", .min = 0, .max = 1e9});
-    f("buckets", buckets, "equal parts of the positions, each with a row", {.min = 1, .max = 1e6});
+    f("context", context, "length of a sample; 0: the run's context",
+      {.unit = "tokens", .min = 0, .max = 1e9});
+    f("buckets", buckets, "equal parts of the positions, each with a row of its own", {.min = 1, .max = 1e6});
   }
 };
 
@@ -91,11 +92,13 @@ Dataset open_text(const OpenModel& m, const std::vector<std::string>& paths, int
   recipe.context = context;
   const int64_t vocab = m.model->config().vocab;
   if (!recipe.data.task.empty() && paths.empty())
-    throw Error(Exit::usage, "the run was trained on a task and has no text", "lm", "name one with --text");
+    throw Error(Exit::usage, "the run was trained on a task and has no text", "lm",
+                "name a text with --text");
   if (paths.empty()) {
     Datasets data = open_recipe_data(recipe, *m.tokenizer, vocab);
     if (data.val) return *std::move(data.val);
-    throw Error(Exit::usage, "the run holds no text out", recipe.where("data.val"), "name one with --text");
+    throw Error(Exit::usage, "the run has no held-out text", recipe.where("data.val"),
+                "name a text with --text");
   }
   SourceOptions options;
   options.eos = m.tokenizer->eos_id();
@@ -138,6 +141,8 @@ void eval_text(const OpenModel& m, const TaskText& text, const std::vector<std::
 }
 
 }  // namespace
+
+std::vector<FieldDescription> describe_text_task() { return describe(TextConfig()); }
 
 std::vector<EvalRow> eval(const OpenModel& m, const std::vector<std::string>& texts,
                           const EvalOptions& options, const std::vector<std::string>& paths) {

@@ -1,5 +1,5 @@
 #pragma once
-// `weft eval`: a trained model on a grid of task settings, or on text, a row a cell.
+// `weft eval`: scores a trained model on a grid of task settings, or on text, one row for each cell.
 
 #include <string>
 #include <utility>
@@ -26,17 +26,18 @@ struct EvalOptions {
 
 // The name under which text is a task: bits_per_byte by position.
 inline constexpr const char* kTextTask = "lm";
+std::vector<FieldDescription> describe_text_task();  // its settings
 
-// Each text a task, or a grid of one (training/tasks/registry.h): accuracy, and exact where answers have
-// several tokens, on examples that no training seed makes. Sequences are as long as the examples are,
-// whatever the model was trained on. `lm context=256 buckets=4`: the text of `paths`, by default the recipe's
-// held-out text, in samples of `context` tokens; a row for all, then one for each of `buckets` equal parts of
-// the positions. Errors: Exit::usage for an unknown task; Exit::recipe for settings, and tasks with more
-// tokens than the model.
+// Each text names a task, or a grid of one (training/tasks/registry.h). Gives accuracy, and exact where
+// answers have several tokens, on examples that no training seed makes. Sequences are as long as the
+// examples, whatever the model was trained on. `lm context=256 buckets=4`: the text of `paths`, by default
+// the recipe's held-out text, in samples of `context` tokens; a row for all, then one for each of `buckets`
+// equal parts of the positions. Errors: Exit::usage for an unknown task; Exit::recipe for settings, and tasks
+// with more tokens than the model.
 std::vector<EvalRow> eval(const OpenModel& model, const std::vector<std::string>& texts,
                           const EvalOptions& options = {}, const std::vector<std::string>& paths = {});
 
-// What to score a run on where nobody says: eval.grid, else data.task, else lm.
+// What to score a run on by default: eval.grid, else data.task, else lm.
 std::vector<std::string> eval_texts(const Recipe& recipe);
 
 }  // namespace weft

@@ -1,5 +1,5 @@
 #pragma once
-// How well a model foretells given tokens: its loss, and where examples have answers, how many it gets right.
+// How well a model predicts given tokens: its loss and, where examples have answers, how many are correct.
 
 #include <cmath>
 
@@ -13,17 +13,17 @@ namespace weft {
 struct Evaluation {
   double loss = 0;             // nats a labelled token
   double bits_per_byte = NAN;  // of text
-  double accuracy = NAN;       // share of the labelled tokens that are the likeliest one
-  double exact = NAN;          // share of the examples whose labels all are
+  double accuracy = NAN;       // share of labelled tokens whose label is the most likely token
+  double exact = NAN;          // share of examples for which that holds for all labels
   int64_t tokens = 0;          // labelled
   int64_t examples = 0;        // documents with a label
 };
 
-// Gathers over batches, on each rank those that are its own.
+// Sums over batches; each rank adds its own.
 class Evaluator {
  public:
   struct Options {
-    const Tokenizer* tokenizer = nullptr;  // of text: to count its bytes
+    const Tokenizer* tokenizer = nullptr;  // for text: to count its bytes
     int64_t documents = 0;                 // of all batches and ranks, numbered from 0: counts right answers
     int64_t bucket = 0;                    // tokens: sums by position, `bucket` positions together
   };

@@ -1,5 +1,5 @@
 #pragma once
-// A few values by key; of too many, the one that was not asked for longest goes.
+// A small map that drops the least recently used value when it is full.
 
 #include <list>
 #include <utility>
@@ -13,7 +13,7 @@ class LeastRecent {
  public:
   explicit LeastRecent(size_t most) : most_(most) { CHECK(most > 0, "LeastRecent: room for none"); }
 
-  // Null if it is not there. It is now the one that was asked for last.
+  // Null if the key is not there. Counts as a use of the value.
   Value* find(const Key& key) {
     for (auto it = items_.begin(); it != items_.end(); ++it) {
       if (it->first != key) continue;
@@ -22,7 +22,7 @@ class LeastRecent {
     }
     return nullptr;
   }
-  // Of a key that is not there.
+  // The key must not be there yet.
   Value& insert(const Key& key) {
     CHECK(find(key) == nullptr, "LeastRecent: inserted twice");
     if (items_.size() == most_) items_.pop_back();

@@ -1,7 +1,7 @@
 #pragma once
-// What the mechanisms of a model are set to, defaults included, but for what changes speed alone. A
-// checkpoint keeps it: a default may be another in the next version, and a run that names it nowhere would go
-// on as another function, without a word.
+// The settings of a model's mechanisms, defaults included, except those that change only speed. A checkpoint
+// keeps them: a default may change in a later version, and a run that does not name the setting would
+// silently continue as another function.
 
 #include <map>
 #include <string>
@@ -15,8 +15,8 @@ using MechanismSettings = std::map<std::string, std::map<std::string, std::strin
 MechanismSettings mechanism_settings(const Recipe& recipe);
 bool same_function(const Recipe& a, const Recipe& b);  // of models of the same layers
 
-// Error (recipe) for an attribute that was something else when `kept` was written. What one of the two does
-// not have is no difference: a version may know more attributes, or keep what changes speed.
+// Error (recipe) for an attribute that had another value when `kept` was written. An attribute that only one
+// of the two has is no difference: a version may know more attributes, or keep what changes speed.
 void require_settings(const MechanismSettings& kept, const Recipe& recipe);
 
 }  // namespace weft

@@ -19,8 +19,8 @@ struct MicroBatch {
   // Rounded, where one rank has whole documents: for a BoundsScope.
   DocumentBounds bounds;
   Tensor offsets;  // (bounds.documents + 1) i32
-  // What all tensors above are parts of, i32, so that one copy brings them to a device. Another micro-batch
-  // of as many tokens and the same bounds has its parts at the same places.
+  // All tensors above are parts of this one, i32, so that one copy brings them to a device. Another
+  // micro-batch with as many tokens and the same bounds has its parts at the same places.
   Tensor lists;
 };
 

@@ -1,6 +1,6 @@
 #pragma once
-// Forward and backward of a micro-batch; on a GPU as a CUDA graph (step_graphs.h). All that differs between
-// micro-batches of one shape lies in buffers that stay where they are.
+// Forward and backward of a micro-batch; on a GPU as a CUDA graph (step_graphs.h). Everything that differs
+// between micro-batches of one shape lies in buffers that stay in their places.
 
 #include "layers/model.h"
 #include "training/micro_batch.h"
@@ -15,7 +15,7 @@ class MicroStep {
   // graphs: how many are kept; 0: none.
   MicroStep(const Model& model, ParameterStore& store, int64_t graphs);
 
-  // Where micro-batches are to be made: in host memory where they are then put into buffers of a GPU.
+  // Where micro-batches have to be made: in host memory, if they are then copied into buffers of a GPU.
   Device made_on() const;
   // Adds to the store's gradients those of `share` times the loss, a sum over tokens, and of `share` times
   // the auxiliary losses times the micro-batch's labels, since these are means. Returns the loss, (1), which

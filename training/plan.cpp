@@ -233,10 +233,10 @@ std::string to_table(const RunPlan& p) {
   line("parameters", static_cast<double>(p.parameters) / 1e6, "M");
   line("work per token", p.flops_per_token / 1e6, "MFLOP, forward and backward");
   line("tokens per step", static_cast<double>(p.tokens_per_step), "");
-  line("tokens in all", static_cast<double>(p.tokens) / 1e6, "M");
+  line("tokens in total", static_cast<double>(p.tokens) / 1e6, "M");
   line("ranks per sequence", p.mesh.cp, "");
   line("sequence groups", p.mesh.dp, "");
-  line("memory of a rank", static_cast<double>(p.peak_bytes) / (1 << 20), "MiB at its peak, of it:");
+  line("memory of a rank", static_cast<double>(p.peak_bytes) / (1 << 20), "MiB at its peak, of which:");
   for (size_t i = 0; i < p.scopes.size() && i < 6; ++i)
     line(("  " + p.scopes[i].first).c_str(), static_cast<double>(p.scopes[i].second) / (1 << 20), "MiB");
   const WireBytes& w = p.wire;

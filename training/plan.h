@@ -1,6 +1,6 @@
 #pragma once
 // `weft validate`: what a run will need, from its first step on the meta device: shapes only, no accelerator.
-// Of the data only where the documents of that step end; without data each sample counts as one document.
+// It reads of the data only where that step's documents end; without data each sample counts as one document.
 
 #include <string>
 #include <vector>

@@ -1,5 +1,5 @@
 #pragma once
-// What a model makes of given tokens, on one rank or over several.
+// A model's logits and losses for given tokens, on one rank or over several.
 
 #include "distributed/rank_crossing.h"
 #include "layers/model.h"
@@ -11,7 +11,7 @@ namespace weft {
 struct Scores {
   Tensor logits;               // (N, V) f32 (f64)
   Tensor nll;                  // (N) f32 (f64), nats; 0 where there is no target
-  std::vector<Tensor> hidden;  // (N, C) behind the embedding and behind each block
+  std::vector<Tensor> hidden;  // (N, C) after the embedding and after each block
 };
 
 // All documents of the batch; ranks: those that share them, each with the same batch, or null for one. Rank 0

@@ -12,18 +12,18 @@ namespace weft {
 
 Dtype precision_of(const Recipe& recipe);
 
-// Lines to warn of what a recipe may say but hardly means: a learning rate that never arrives, validation on
-// the text that is trained on.
+// Warnings about what a recipe may say but hardly means: a learning rate that is never reached, validation on
+// the training text.
 std::vector<std::string> doubts(const Recipe& recipe);
 
 // "bytes" (or "byte") or a tokenizer.json, a path relative to the working directory.
 std::shared_ptr<const Tokenizer> open_tokenizer(const Recipe& recipe);
-// Size of the vocabulary: model.vocab, which must hold that of the data, or just that: the tokenizer's, or
-// that of data.task. Error (recipe).
+// Size of the vocabulary: model.vocab if set, which must be at least that of the data; else that of the data,
+// which is the tokenizer's or that of data.task. Error (recipe).
 int64_t vocabulary_of(const Recipe& recipe, const Tokenizer& tokenizer);
 
-// Attributes of model.position, rope_theta and qk_norm go to every mechanism that has them, under those that
-// model.mechanisms states. Errors (recipe) name the line of the recipe.
+// model.position, rope_theta and qk_norm set these attributes of every mechanism that has them, unless
+// model.mechanisms states others. Errors (recipe) name the line of the recipe.
 ModelConfig model_config(const Recipe& recipe, int64_t vocab);
 
 // The tasks of a list such as data.task, whose place an error names.

@@ -54,7 +54,7 @@ void read_into(const Tensor& flat, const Shape& shape, const ckpt::Checkpoint& c
   if (array.shape != dims_of(shape) || array.dtype != flat.dtype())
     throw Error(Exit::no_checkpoint,
                 text(name, " is ", Shape(array.shape.begin(), array.shape.end()), " ", name_of(array.dtype),
-                     ", the model wants ", shape, " ", name_of(flat.dtype())),
+                     ", the model needs ", shape, " ", name_of(flat.dtype())),
                 checkpoint.folder(), "resume with the recipe it was saved with");
   read_elements(flat, checkpoint, name);
 }
@@ -127,7 +127,7 @@ std::optional<Rewind> read_rewind(const std::string& run) {
     return Rewind{file.at("rewinds"), file.at("data")};
   } catch (const json::exception& e) {
     throw Error(Exit::no_checkpoint, text("cannot be read: ", e.what()), path,
-                "remove it: the run then goes on from its checkpoint, with the data it skipped");
+                "remove it: the run then continues from its checkpoint, with the data that it skipped");
   }
 }
 
@@ -150,13 +150,13 @@ void require_saved_settings(const ckpt::Checkpoint& checkpoint, const Recipe& re
 RunState restore_run(Trainer& trainer, const ckpt::Checkpoint& checkpoint) {
   const ckpt::Manifest& m = checkpoint.manifest();
   if (m.tokenizer_hash != trainer.tokenizer().hash())
-    throw Error(Exit::recipe, "the tokenizer is another than the checkpoint's",
+    throw Error(Exit::recipe, "the tokenizer is not that of the checkpoint",
                 trainer.recipe().where("data.tokenizer"), "use the tokenizer the run was started with");
   // Recipe and tokenizer may be the same, and yet it is another run's.
   const json extra = json::parse(m.extra, nullptr, false);
   if (const int64_t seed = trainer.recipe().seed; extra.is_object() && extra.value("seed", seed) != seed)
     throw Error(Exit::data, text("is of a run with seed ", extra["seed"].dump(), ", this one has ", seed),
-                checkpoint.folder(), "remove it: the run then goes on from its own");
+                checkpoint.folder(), "remove it: the run then continues from its own");
   require_saved_settings(checkpoint, trainer.recipe());
   for (const StoredArray& a : arrays_of(trainer)) read_into(a.flat, a.shape, checkpoint, a.name);
   trainer.store().refresh_working();
@@ -193,7 +193,7 @@ std::vector<std::string> start_from(ParameterStore& store, const ckpt::Checkpoin
     if (array.shape != dims_of(e->info.shape) || array.dtype != e->master.dtype())
       throw Error(Exit::recipe,
                   text(name, " is ", Shape(array.shape.begin(), array.shape.end()), " ", name_of(array.dtype),
-                       " there, the model wants ", e->info.shape, " ", name_of(e->master.dtype())),
+                       " there, the model needs ", e->info.shape, " ", name_of(e->master.dtype())),
                   "init", "start from a run with the same sizes");
     read_elements(e->master, checkpoint, name);
   }

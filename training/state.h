@@ -24,9 +24,9 @@ ckpt::Peers peers_of(Communicator* world);
 // All ranks together. Returns warnings. Errors: those of ckpt::save.
 std::vector<std::string> save_run(Trainer& trainer, const RunState& state, const std::string& run_id);
 
-// That the run went back: a file of the run folder, since the next checkpoint, which knows it too, is some
+// Records in the run folder that the run went back. The next checkpoint, which knows it too, may be some
 // steps away, and a run killed before it must not meet the same data again: from a checkpoint of fewer
-// rewinds it goes on at `data`.
+// rewinds it continues at `data`.
 struct Rewind {
   int64_t rewinds = 0;
   int64_t data = 0;  // in steps
@@ -36,7 +36,7 @@ void write_rewind(const std::string& run, const Rewind& rewind);  // atomic. Err
 std::optional<Rewind> read_rewind(const std::string& run);
 void forget_rewind(const std::string& run);  // of an earlier run in this folder
 
-// Error (recipe) where a mechanism was set to something else when this was saved (mechanism_settings.h).
+// Error (recipe) where a mechanism had other settings when this was saved (mechanism_settings.h).
 void require_saved_settings(const ckpt::Checkpoint& checkpoint, const Recipe& recipe);
 
 // Into a trainer of the same recipe, past the data of the last rewind. Errors: Exit::no_checkpoint where an
@@ -44,8 +44,8 @@ void require_saved_settings(const ckpt::Checkpoint& checkpoint, const Recipe& re
 // Exit::recipe for mechanisms set to something else.
 RunState restore_run(Trainer& trainer, const ckpt::Checkpoint& checkpoint);
 
-// Weights to start another model from, by name; a mechanism that has its projections itself, as moh does,
-// takes those that the layer of a plain one has. Returns the names of the parameters that the checkpoint
+// Loads weights to start another model from, by name. A mechanism with projections of its own, such as moh,
+// takes those of the layer of a plain mechanism. Returns the names of the parameters that the checkpoint
 // lacks. Errors: Exit::recipe for another shape or precision, or where nothing fits.
 std::vector<std::string> start_from(ParameterStore& store, const ckpt::Checkpoint& checkpoint);
 

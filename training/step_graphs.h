@@ -1,12 +1,12 @@
 #pragma once
-// Work of a training step that comes again and again, as CUDA graphs, one for each key: launched kernel by
-// kernel once, then recorded, and from then on asked for as a whole. Graphs take turns in the same memory, so
-// many need no more than one; the one not used longest goes when there are too many.
+// Recurring work of training steps as CUDA graphs, one for each key: launched kernel by kernel once, then
+// recorded, and from then on launched as a whole. Graphs take turns in the same memory, so many need no more
+// than one. When there are too many, the least recently used is dropped.
 //
-// What the work reads and writes must stay where it is, and nothing may differ between two runs of one key
-// but what lies there. Work that exchanges something with the host is left as it is, and so is work that asks
-// for other memory when it is recorded: the caller hides from it what the key does not tell, so it had
-// depended on that. A note says so once. Where there is no GPU nothing is recorded. The bits are the same
+// What the work reads and writes must stay in its place, and two runs of one key may differ only in what lies
+// there. Work that exchanges anything with the host is not recorded. Neither is work that asks for other
+// memory while it is recorded: the caller then hides what the key does not determine, so the work depended on
+// that. A note says so once. Without a GPU nothing is recorded. The bits are the same
 // either way.
 
 #include <cstdint>
@@ -32,9 +32,9 @@ class StepGraphs {
   StepGraphs(const StepGraphs&) = delete;
   StepGraphs& operator=(const StepGraphs&) = delete;
 
-  // pairs: of tokens that meet in the documents it works on, for counting operations.
+  // pairs: how many pairs of tokens meet in the work's documents, for counting operations.
   void run(const Key& key, const Work& work, double pairs = 0);
-  // What the work uses has moved.
+  // Call this when what the work uses has moved.
   void forget();
   int64_t recorded() const { return recorded_; }  // so far
   int64_t replayed() const { return replayed_; }

@@ -109,7 +109,7 @@ bool Run::prepare_folder() {
   on_first_rank(world_, [&] {
     const bool exists = run_exists(recipe_.run);
     if (exists && !options_.resume && !options_.resume_auto)
-      throw Error(Exit::cannot_create, "a run is there already", recipe_.run,
+      throw Error(Exit::cannot_create, "the run exists already", recipe_.run,
                   "continue it with --resume " + recipe_.run + ", or set run=another/folder");
     std::error_code failed;
     fs::create_directories(recipe_.run, failed);
@@ -121,7 +121,7 @@ bool Run::prepare_folder() {
     if (!resume) forget_rewind(recipe_.run);
     if (exists && options_.resume && !resume)
       throw Error(Exit::no_checkpoint, "the run has no complete checkpoint", recipe_.run,
-                  "start it anew in another folder");
+                  "start a new run in another folder");
     if (exists && fs::exists(recipe_.run + "/recipe.yaml")) {
       const Recipe saved = load_recipe(recipe_.run + "/recipe.yaml");
       changes_ = check_resume(saved, recipe_, same_function(saved, recipe_));
@@ -137,15 +137,15 @@ std::vector<std::string> Run::load_checkpoint() {
   if (!state_.data.empty() && state_.data != fingerprint_) {
     const bool held_out = state_.data.starts_with(data_->train.fingerprint());
     throw Error(Exit::data,
-                text(held_out ? "the held-out text is another than the run was measured on"
-                              : "the text is another than the run was trained on",
+                text(held_out ? "the held-out text is not the one that the run was measured on"
+                              : "the text is not the one that the run was trained on",
                      ": it had ", state_.data, ", now ", fingerprint_),
                 recipe_.where(held_out ? "data.val" : "data.train"),
                 "put the old files back, or start a new run with init=" + recipe_.run);
   }
   if (state_.step > recipe_.steps)
     throw Error(Exit::recipe,
-                text("the run has done ", state_.step, " steps, its recipe now wants ", recipe_.steps),
+                text("the run has done ", state_.step, " steps, its recipe now asks for ", recipe_.steps),
                 recipe_.where("steps"), text("set steps to ", state_.step, " or more"));
   run_id_ = loaded.checkpoint.manifest().run;
   order_hash_ = state_.order_hash.empty() ? OrderHash() : OrderHash(state_.order_hash);
@@ -159,12 +159,12 @@ std::vector<std::string> Run::start_from_other() {
                 "name the folder of a run that has saved");
   ckpt::Loaded loaded = ckpt::load(recipe_.init, {}, peers_of(world_));
   if (loaded.checkpoint.manifest().tokenizer_hash != trainer_->tokenizer().hash())
-    throw Error(Exit::recipe, "the tokenizer is another than that of " + recipe_.init, "init",
+    throw Error(Exit::recipe, "the tokenizer is not that of " + recipe_.init, "init",
                 "use the tokenizer of that run");
   const std::vector<std::string> absent = start_from(trainer_->store(), loaded.checkpoint);
   if (!absent.empty())
-    loaded.warnings.push_back(
-        text(recipe_.init, " lacks ", absent.size(), " parameters, such as ", absent[0], ": they start new"));
+    loaded.warnings.push_back(text(recipe_.init, " lacks ", absent.size(), " parameters, such as ", absent[0],
+                                   ": they are initialised as usual"));
   return loaded.warnings;
 }
 
@@ -228,7 +228,7 @@ void Run::sample() {
 void Run::mend_folder() {
   std::error_code unknown;
   if (!first_ || fs::exists(recipe_.run + "/recipe.yaml", unknown)) return;
-  log_->warning("the run folder was moved or removed under the run: checkpoints go to a new one, " +
+  log_->warning("the run folder was moved or removed while the run used it: checkpoints go to a new one, " +
                 recipe_.run + ", without the log so far");
   fs::create_directories(recipe_.run, unknown);
   try {
@@ -252,7 +252,7 @@ void Run::save() {
   } catch (const Error& e) {
     const bool disk = e.code == Exit::io || e.code == Exit::cannot_create || e.code == Exit::data;
     if (!disk || ++failed_saves_ >= kFailedSaves) throw;
-    log_->warning(text("step ", state_.step, " was not saved: ", e.what(), "; training goes on"));
+    log_->warning(text("step ", state_.step, " was not saved: ", e.what(), "; training continues"));
     log_->event(Event::fault, state_.step, {{"what", std::string(e.what())}});
   }
 }
@@ -441,7 +441,7 @@ TrainSummary Run::train() {
                   trainer_->samples_per_step() * recipe_.context, " tokens"));
 
   if (const int64_t bad = data_->train.bad_documents(); bad > 0)
-    log_->warning(text(bad, " documents or lines of data.train are not usable and were left out"));
+    log_->warning(text(bad, " documents or lines of data.train are not usable and were skipped"));
 
   timer_.emplace(recipe_.steps - state_.step);
   bool go_on = true;

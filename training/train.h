@@ -14,7 +14,7 @@ struct TrainOptions {
   bool resume = false;       // continue the run in recipe.run
   bool resume_auto = false;  // continue it if there is one, else start
   std::vector<std::string> command_line = {};
-  int64_t* step = nullptr;  // where the step under way is noted, from 1; for who reports a failure
+  int64_t* step = nullptr;  // receives the current step, from 1, for the report of a failure
   bool quiet = false;       // nothing on the console, and no baseline to compare with there
 };
 

@@ -58,10 +58,10 @@ class Trainer {
   void set_updates(int64_t updates) { updates_ = updates; }
   // Bytes that this rank has sent; of a dry run, would have sent.
   WireBytes wire() const;
-  // One line where ranks get no sample, or where mesh.cp cuts none: its borders fall between samples and
-  // nothing crosses them.
+  // A warning where ranks get no sample, or where mesh.cp cuts no sample: then its borders fall between
+  // samples and nothing crosses them.
   std::string idle_ranks() const;
-  // Floating-point operations of the last step on this rank, and of these the model's own: without what
+  // Floating-point operations of the last step on this rank, and those of the model alone, without what
   // checkpointing computes again.
   double step_flops() const { return step_flops_; }
   double model_flops() const { return step_flops_ - recomputed_; }

@@ -16,7 +16,7 @@ void check(cudaError_t code, const char* call) {
                       code == cudaErrorInitializationError || code == cudaErrorStubLibrary;
   const bool refused = code == cudaErrorAssert;
   throw Error(Exit::internal, text("CUDA: ", cudaGetErrorString(code), " in ", call), "",
-              no_gpu    ? "mend the driver, or compute on the CPU"
+              no_gpu    ? "repair the driver, or compute on the CPU"
               : refused ? "a kernel found an index out of range; the same on the CPU says which"
                         : "");
 }

@@ -1,5 +1,5 @@
 #pragma once
-// What a pre-norm block does between two of its layers: the residual sum and the norm of it, in one pass.
+// What a pre-norm block does between two of its layers: the residual sum and its norm, in one pass.
 
 #include "autograd/tape.h"
 
@@ -19,7 +19,7 @@ namespace cpu {
 // gain (D) in the accumulator type or undefined; rstd (rows) likewise
 void add_rms_norm_forward(const Tensor& sum, const Tensor& y, const Tensor& rstd, const Tensor& x,
                           const Tensor& branch, const Tensor& gain, double eps);
-// dx = dsum, perhaps undefined, + the gradient through the norm. dgain (row blocks, D): partial sums
+// dx = dsum (may be undefined) + the gradient through the norm. dgain (row blocks, D): partial sums
 void add_rms_norm_backward(const Tensor& dx, const Tensor& dgain, const Tensor& sum, const Tensor& rstd,
                            const Tensor& gain, const Tensor& dsum, const Tensor& dy);
 }  // namespace cpu

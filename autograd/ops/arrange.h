@@ -1,5 +1,5 @@
 #pragma once
-// The same elements in another arrangement.
+// Ops that rearrange elements.
 
 #include "autograd/tape.h"
 
@@ -12,11 +12,11 @@ Variable permute(const Variable& x, const std::vector<int>& order);
 Variable slice(const Variable& x, int axis, int64_t begin, int64_t end);
 // Parts one after another along an axis.
 Variable concatenate(const std::vector<Variable>& parts, int axis);
-// The columns of x (N, C) in consecutive parts of these shapes, (N, ...) each, as views; or of these widths.
-// Their gradients lie side by side too, in that of x.
+// Consecutive columns of x (N, C) as views of these shapes, (N, ...) each; or of these widths. Their
+// gradients also lie side by side, in that of x.
 std::vector<Variable> split_columns(const Variable& x, const std::vector<Shape>& shapes);
 std::vector<Variable> split_columns(const Variable& x, const std::vector<int64_t>& widths);
-// The rows of x (N, ...) in so many equal parts, as views. Their gradients lie in that of x too.
+// The rows of x (N, ...) in this many equal parts, as views. Their gradients also lie in that of x.
 std::vector<Variable> split_rows(const Variable& x, int64_t count);
 
 // Rows of x by index; index -1 gives a row of `fill`.  x (N, ...), index (M) i32 -> (M, ...)

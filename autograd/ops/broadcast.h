@@ -1,5 +1,5 @@
 #pragma once
-// How operands of a broadcast walk along its output: for kernels of any device.
+// Strides with which the operands of a broadcast follow its output, for kernels of any device.
 
 #include <array>
 
@@ -7,8 +7,8 @@
 
 namespace weft {
 
-// One stride a dimension, 0 where an operand stretches. Dimensions in which both operands keep walking alike
-// are merged, so that most cases end as one or two loops.
+// One stride for each dimension, 0 where an operand stretches. Dimensions that both operands can walk as one
+// are merged, so that most cases become one or two loops.
 struct Walk {
   int rank = 0;
   std::array<int64_t, Shape::kMaxRank> extent{}, a{}, b{};
@@ -50,8 +50,8 @@ inline Walk walk_of(const Shape& out, const Shape& a, const Shape& b) {
   return w;
 }
 
-// A sum of `from` to a shape it was stretched from: `kept` walks the output, `gone` the `count` elements that
-// one of its elements sums; both as offsets in `from`.
+// Sums `from` to a shape it was stretched from: `kept` walks the output, `gone` the `count` elements that
+// are summed into one of its elements; both as offsets in `from`.
 struct Summation {
   Walk kept, gone;
   int64_t count = 1;

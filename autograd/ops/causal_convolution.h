@@ -7,9 +7,9 @@
 namespace weft {
 
 // y[t, c] = sum over s <= t in t's document of kernel[c, t - s] x[s, c]
-//   x (T, C); kernel (C, L) in x's dtype, L at least the longest document; first (G+1) i32 on the CPU
-//   (read there: elsewhere it costs a wait): document g is rows first[g] .. first[g+1] -> y (T, C)
-// Computed in f32 (f64 of f64), with zeros behind each document so that its end does not come round to its
+//   x (T, C); kernel (C, L) in x's dtype, L at least the longest document; first (G+1) i32, which the host
+//   reads, so keep it on the CPU: document g is rows first[g] .. first[g+1] -> y (T, C)
+// Computed in f32 (f64 for f64), with zeros after each document so that its end does not wrap around to its
 // start. Saved: x and kernel.
 Variable causal_convolution(const Variable& x, const Variable& kernel, const Tensor& first);
 

@@ -1,6 +1,6 @@
 #pragma once
-// Element-by-element copies and sums that change the dtype. Kernels, no gradient: the tape and the tensors
-// use them.
+// Element-by-element copies and sums that change the dtype. Kernels without a gradient, for tensors and the
+// tape.
 
 #include "autograd/tensor.h"
 

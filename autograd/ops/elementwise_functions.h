@@ -168,7 +168,7 @@ struct NormalCdf {
     return T(0.3989422804014327) * vector_math::exp(T(-0.5) * x * x);
   }
 };
-// The derivative of Gelu, itself with a derivative: what learns while it runs writes it as an op.
+// The derivative of Gelu, itself differentiable: memories that learn at test time use it as an op.
 struct GeluDerivative {
   template <class T>
   WEFT_HOST_DEVICE static T forward(T x) {

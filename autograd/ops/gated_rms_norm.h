@@ -1,5 +1,5 @@
 #pragma once
-// A root-mean-square norm and the gate behind it, as of TransNormerLLM (Qin et al. 2023).
+// A root-mean-square norm followed by a gate, as in TransNormerLLM (Qin et al. 2023).
 
 #include "autograd/tape.h"
 
@@ -7,7 +7,7 @@ namespace weft {
 
 // y = x / sqrt(mean(x^2) + eps) * gate, over the last dimension.
 //   x, gate (..., D), perhaps column views -> y (..., D), dense
-// Saved besides both: one number a row.
+// Saved: both inputs, and one number for each row.
 Variable gated_rms_norm(const Variable& x, const Variable& gate, double eps = 1e-6);
 
 namespace cpu {

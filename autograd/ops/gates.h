@@ -1,6 +1,6 @@
 #pragma once
-// What stands between a projection and what it gates: an elementwise function of some of its columns, in one
-// pass each way where a copy of the columns, a change of type, the function and a factor would be four.
+// Gates: an elementwise function of some columns of a projection, in one pass each way, where copying the
+// columns, changing their type, the function and a factor would take four.
 
 #include "autograd/ops/elementwise_functions.h"
 #include "autograd/tape.h"
@@ -8,11 +8,11 @@
 namespace weft {
 
 // y = factor f(x).  x (N, ...), perhaps a column view -> y (N, ...), dense, in x's dtype or, if wide, in f32
-// (f64 of f64). Saved: x.
+// (f64 for f64). Saved: x.
 template <class F>
 Variable gate(const Variable& x, bool wide, double factor);
 
-// Decays and strengths are wide: what is kept may be so near to 1 that bf16 would keep it all.
+// Decays and strengths are wide: a decay may be so near to 1 that bf16 would round it to 1.
 inline Variable log_sigmoid_gate(const Variable& x, double temperature) {
   return gate<LogSigmoid>(x, true, 1 / temperature);
 }

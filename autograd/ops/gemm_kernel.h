@@ -1,10 +1,10 @@
 #pragma once
 // The product of two matrices on one core (Goto & van de Geijn 2008). A block of b, packed into panels, stays
-// in the second cache, a panel of a in the first, and a tile of sums in registers. gemm_kernel_cpu.cpp is
-// compiled for two instruction sets; the better one that the processor has is taken at run time.
+// in the L2 cache, a panel of a in the L1 cache, and a tile of sums in registers. gemm_kernel_cpu.cpp is
+// compiled for two instruction sets; the better one that the processor has is chosen at run time.
 //
-// Every element is the same chain of fused multiply-adds wherever it lies in c: a product made in pieces has
-// the bits of the whole, and so does the other instruction set.
+// Every element is the same chain of fused multiply-adds wherever it lies in c: a product computed in pieces
+// has the bits of the whole product, and so has the other instruction set.
 
 #include <cstdint>
 
@@ -22,8 +22,8 @@ struct MatrixView {
   MatrixView transposed() const { return {data, column, row}; }
 };
 
-// c (m, n) = alpha a (m, k) b (k, n) + beta c; rows of c are `pitch` apart. With beta = 0 what stands in c is
-// not read. T, A, B: all double; or T float, and each of A and B float or bf16, which is widened when packed.
+// c (m, n) = alpha a (m, k) b (k, n) + beta c; rows of c are `pitch` apart. With beta = 0 the old c is not
+// read. T, A, B: all double; or T float, and each of A and B float or bf16, which is widened when packed.
 template <class T, class A, class B>
 struct Product {
   T* c;

@@ -3,19 +3,19 @@
 // attention (Jin et al. 2024). A head that is off costs no product, forward or backward; its elements are
 // zero, and so is their gradient.
 //
-// A head's tokens are gathered, multiplied by the head's part of the weight, and put back. What a token gets
-// depends on no other token: sums over heads are made head by head, in order and wide.
+// A head's tokens are gathered, multiplied by the head's part of the weight, and put back. The result of a
+// token depends on no other token: sums over heads are formed head by head, in order and in the wide type.
 
 #include "autograd/tape.h"
 
 namespace weft {
 
-// Which heads of n tokens are on: the first `always` ones of every token; of each other, those of a list.
+// Which heads of n tokens are on: the first `always` heads for every token, each other head for a list.
 struct HeadTokens {
   int64_t tokens = 0, always = 0;
-  // Behind head always + i stand entries begin[i] to begin[i + 1] of rows and slots, i32: the token, and
-  // token * heads + head. A list of one token has a second entry -1, no token: the product of a single row is
-  // another sum.
+  // Head always + i has the entries begin[i] to begin[i + 1] of rows and slots, i32: the token, and token *
+  // heads + head. A list of one token has a second entry -1 (no token), because the product of a single row
+  // would sum in another order.
   std::vector<int64_t> begin{0};
   Tensor rows = {}, slots = {};
 
@@ -23,10 +23,10 @@ struct HeadTokens {
   int64_t heads() const { return always + routed(); }
 };
 
-// Every head of every token.
+// Every head of every token is on.
 HeadTokens all_heads(int64_t tokens, int64_t heads);
-// chosen (N, k) i32: of `routed` heads behind the first `always`, those that each token has on, none twice.
-// Reads them (on a GPU it waits); on meta all heads get as many tokens.
+// chosen (N, k) i32: which of the `routed` heads after the first `always` each token has on, none twice. The
+// host reads it, waiting for a GPU; on meta all heads get equally many tokens.
 HeadTokens heads_of(const Tensor& chosen, int64_t always, int64_t routed);
 // Whole heads, by one entry each.
 HeadTokens heads_of(const std::vector<bool>& on, int64_t tokens, Device device);

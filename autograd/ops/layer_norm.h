@@ -7,7 +7,7 @@ namespace weft {
 
 // y = (x - mean(x)) / sqrt(variance(x) + eps) * gain + bias, over the last dimension.
 //   x (..., D), perhaps a column view; gain, bias (D), each may be undefined -> y (..., D)
-// The variance is the mean squared deviation. Saved besides x: two numbers a row.
+// The variance is the mean squared deviation. Saved: x, and two numbers for each row.
 Variable layer_norm(const Variable& x, const Variable& gain = {}, const Variable& bias = {},
                     double eps = 1e-5);
 

@@ -1,6 +1,6 @@
 #pragma once
 // Cross-entropy fused with the output projection, in chunks of tokens, so that the logits (N, V) never exist
-// whole.
+// as a whole.
 
 #include "autograd/tape.h"
 
@@ -11,13 +11,13 @@ struct CrossEntropyOptions {
   double softcap = 0;   // > 0: a logit z becomes softcap tanh(z / softcap)
   double z_loss = 0;    // adds z_loss * (log of the sum of e^logit)^2 for each token
   Tensor weights = {};  // (N) f32 or f64, of each token's loss; undefined: ones
-  Tensor seed = {};     // (1) f64, where it is computed: the gradient that the loss will get, if it is known
+  Tensor seed = {};     // (1) f64, on the loss's device: the gradient that the loss will get, if known
 };
 
-// How many tokens' logits, of row_bytes each, exist at one time. On a CPU 64 MiB of them, which keep its
-// cores busy. On a GPU 256 MiB; but where the weight's gradient is wanted, which each chunk reads and writes
-// whole, a quarter of the tokens, up to 1 GiB of logits. Chunks of a GPU are of one size, as nearly as tiles
-// of products allow.
+// For how many tokens logits, of row_bytes each, exist at one time. On a CPU 64 MiB of logits, enough to keep
+// its cores busy. On a GPU 256 MiB; but if the weight's gradient is wanted, which each chunk reads and writes
+// as a whole, a quarter of the tokens, up to 1 GiB of logits. Chunks on a GPU have one size, as nearly as the
+// tiles of products allow.
 int64_t loss_chunk(int64_t tokens, int64_t row_bytes, bool gpu, bool of_weight);
 
 struct CrossEntropy {
@@ -26,17 +26,17 @@ struct CrossEntropy {
 };
 
 // Logits hidden weight^T against targets.  hidden (N, C), weight (V, C), targets (N) i32, -1 is ignored.
-// Where a tape is in scope, the gradients are made here, while a chunk's logits are at hand, and the way back
-// only scales them. Kept for it: d hidden (N, C), and d weight (V, C) in f32 (f64). Besides those, one chunk
-// of logits (chunk, V), which their gradient overwrites, and on the CPU of bf16 a weight widened once.
-// With a seed the gradients are right at once: that of hidden is passed on as it is, and that of a weight
-// which is a parameter is added to the parameter's here, on the way forward, and needs no memory of its own.
-// Logits are f32 (f64), with one exception: those of bf16 whose gradient is wanted are rounded to bf16 on a
-// GPU, since products take their gradient so anyway, as autocast in PyTorch does. All sums over them stay
-// f32. A logit z is then off by up to |z| / 512, and its probability by that factor, where rounding the
-// gradient alone costs 1 / 512; errors of many logits average out, and the loss is too large by some (z /
+// Where a tape is in scope, the gradients are computed here, while a chunk's logits exist, and the backward
+// only scales them. Kept for it: d hidden (N, C), and d weight (V, C) in f32 (f64). Memory besides those: one
+// chunk of logits (chunk, V), which their gradient overwrites, and for bf16 on the CPU a widened weight. With
+// a seed the gradients are final at once: that of hidden is passed on as it is, and that of a weight which is
+// a parameter is added to the parameter's gradient here, in the forward, and needs no memory of its own.
+// Logits are f32 (f64), with one exception: on a GPU, bf16 logits whose gradient is wanted are rounded to
+// bf16, since products take their gradient in bf16 anyway, as autocast in PyTorch does. All sums over them
+// stay f32. A logit z is then off by up to |z| / 512, and its probability by that factor, where rounding the
+// gradient alone costs 1 / 512. Errors of many logits average out, and the loss is too large by about (z /
 // 512)^2 / 6: 2e-4 nats for logits around 16. Without a tape, as in an evaluation, nothing is rounded. A
-// target outside [-1, V) is an Error with Exit::data. The loss of nothing but ignored targets is 0.
+// target outside [-1, V) is an Error with Exit::data. If all targets are ignored, the loss is 0.
 CrossEntropy projected_cross_entropy(const Variable& hidden, const Variable& weight, const Tensor& targets,
                                      const CrossEntropyOptions& options = {});
 

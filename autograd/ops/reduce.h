@@ -9,7 +9,7 @@ namespace weft {
 Variable sum(const Variable& x, int axis, bool keep = false);
 // n > 0
 Variable mean(const Variable& x, int axis, bool keep = false);
-// n > 0. The gradient goes to the first of equal maxima; a NaN is the maximum of its row.
+// n > 0. The gradient goes to the first of equal maxima; if a row has a NaN, that is its maximum.
 Variable max(const Variable& x, int axis, bool keep = false);
 
 namespace cpu {

@@ -7,7 +7,7 @@ namespace weft {
 
 // y = x / sqrt(mean(x^2) + eps) * gain, over the last dimension.
 //   x (..., D), perhaps a column view; gain (D) or undefined -> y (..., D)
-// Saved besides x: one number a row.
+// Saved: x, and one number for each row.
 Variable rms_norm(const Variable& x, const Variable& gain = {}, double eps = 1e-6);
 
 namespace cpu {

@@ -8,19 +8,19 @@ namespace weft {
 
 // The first `rotated` features of each head turn by position * theta^(-2i / rotated), the others stay.
 //   x (N, H, D), perhaps a column view; position (N) i32; rotated even, 0 means D -> y (N, H, D)
-// Angles are taken in f64, so that a position of a million is as exact as a small one.
+// Angles are computed in f64, so that a position of a million is as exact as a small one.
 Variable rotary(const Variable& x, const Tensor& position, double theta = 10000, int64_t rotated = 0);
-// The same of several tensors of the same tokens and of one D in one pass.
+// The same for several tensors of the same tokens and one D, in one pass.
 std::vector<Variable> rotary(const std::vector<Variable>& x, const Tensor& position, double theta = 10000,
                              int64_t rotated = 0);
-// The same written over x, whose variables stand for y from here on. Whoever calls it knows that nobody else
-// reads x any more, neither now nor on the way back. Gradients turn back in place too, if nobody else holds
-// them.
+// The same written over x, whose variables stand for y from here on. The caller must know that nothing else
+// reads x any more, neither now nor in the backward. Gradients are turned back in place too, if nothing else
+// holds them.
 void rotary_in_place(const std::vector<Variable>& x, const Tensor& position, double theta = 10000,
                      int64_t rotated = 0);
 
 namespace cpu {
-// y and x (N, H, D), with any pitch; the same tensor or apart.
+// y and x (N, H, D), with any pitch; the same tensor, or disjoint.
 struct RotaryPart {
   Tensor y, x;
 };

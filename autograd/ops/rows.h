@@ -15,9 +15,9 @@ inline int64_t row_count(const Tensor& x) { return x.shape().product(0, x.rank()
 // Rows per task such that a task moves some 16 thousand elements.
 inline int64_t row_grain(int64_t width) { return 1 + (int64_t{1} << 14) / (width + 1); }
 
-// What its kernels take for rows: a vector is one row, whose elements lie side by side.
+// What such kernels take as rows: a vector is one row, with adjacent elements.
 inline Tensor as_rows(const Tensor& x) { return x.rank() == 1 ? x.contiguous() : x; }
-// Room for the gradient of input i that such a kernel writes.
+// Memory for the gradient of input i, for such a kernel to write.
 template <class Backward>
 Tensor room_for_rows(Backward& grads, int i, const Tensor& like) {
   return like.rank() == 1 ? empty_like(like) : grads.room(i, like);
@@ -50,8 +50,8 @@ inline void store(T& to, Acc<T> value) {
     to = value;
 }
 
-// Blocks of rows over which a parameter's gradient is summed apart, and then block by block; as many as keep
-// a large GPU busy.
+// Blocks of rows: a parameter's gradient is summed within each, then over the blocks. There are as many as
+// keep a large GPU busy.
 struct RowBlocks {
   int64_t size, count;
 };
@@ -59,14 +59,14 @@ inline RowBlocks row_blocks(int64_t rows, int64_t least = 32, int64_t most = 512
   const int64_t size = std::max(least, (rows + most - 1) / most);
   return {size, (rows + size - 1) / size};
 }
-// Of norms, whose rows are few and long: blocks of 32 would keep 8 multiprocessors busy with 256 of them.
+// For norms, whose rows are few and long: 256 rows in blocks of 32 would keep only 8 multiprocessors busy.
 inline RowBlocks layer_norm_blocks(int64_t rows) { return row_blocks(rows, 4); }
-// Blocks of rms_norm read on without a pause on the way back: one for each multiprocessor is enough, and
-// fewer sums are left.
+// Blocks of the backward of rms_norm read without a pause: one for each multiprocessor is enough, and leaves
+// fewer partial sums.
 inline RowBlocks norm_blocks(int64_t rows) { return row_blocks(rows, 4, 128); }
 
-// f(0) + ... + f(n-1) in lanes that a compiler turns into vectors, folded as a tree: the same sum whatever
-// the vector width, and a smaller error than one running sum.
+// f(0) + ... + f(n-1) in lanes that a compiler turns into vectors, folded as a tree: the same sum at any
+// vector width, and a smaller error than one running sum.
 template <class A, class F>
 A row_sum(int64_t n, F f) {
   constexpr int kLanes = 32;
@@ -82,7 +82,7 @@ A row_sum(int64_t n, F f) {
   return lanes[0];
 }
 
-// The largest of f(0) ... f(n-1); -infinity for none. NaN is passed over.
+// The largest of f(0) ... f(n-1); -infinity if n is 0. NaN is skipped.
 template <class A, class F>
 A row_max(int64_t n, F f) {
   constexpr int kLanes = 32;

@@ -1,5 +1,5 @@
 #pragma once
-// Draws from logits, where these are.
+// Draws token ids from logits, on the device that holds the logits.
 
 #include "autograd/tensor.h"
 
@@ -7,14 +7,14 @@ namespace weft {
 
 struct DrawOptions {
   double temperature = 1;  // 0: the largest logit
-  int64_t top_k = 0;       // among so many of the largest; 0: all
+  int64_t top_k = 0;       // draw only among this many largest logits; 0: all
   uint32_t seed = 1;
   uint32_t stream = 0;  // stream_of(what draws)
 };
 
-// An index of each row of logits (M, V), f32 or f64, drawn by e^{z / temperature}: the first, in the order of
-// the row, or from the largest down where top_k leaves some out, at which the sum of weights reaches the
-// draw. Of equal logits the one of lower index comes first. The draw of row m is number index[m] (M) i32 of
+// Draws an index for each row of logits (M, V), f32 or f64, with weights e^{z / temperature}: the first index
+// at which the running sum of weights reaches the draw. The order is that of the row or, with top_k, from the
+// largest down; of equal logits the lower index comes first. The draw of row m is number index[m] (M) i32 of
 // (seed, stream), so it depends neither on the other rows nor on their number. -> (M) i32
 Tensor sample_rows(const Tensor& logits, const Tensor& index, const DrawOptions& draws);
 // The same, into `to`.

@@ -5,9 +5,9 @@
 
 namespace weft {
 
-// a (M, A...), s (M, A..., R...): a's row has as many elements as s's leading part of a row, or extent 1 at
-// its end (a (M, H, 1, 1) and s (M, H, K, V)). first (G+1) i32 where a is: group g is rows first[g] ..
-// first[g+1]. Returns the states *before* each row and at the end of each group, from {1, 0}:
+// a (M, A...), s (M, A..., R...): a covers the leading dimensions of s's rows, or has extent 1 at its end (a
+// (M, H, 1, 1) and s (M, H, K, V)). first (G+1) i32 on a's device: group g is rows first[g] .. first[g+1].
+// Returns the states *before* each row and at the end of each group, starting from {1, 0}:
 //   {product of a before (M), S before (M), product of a (G), S at the end (G)}
 std::vector<Variable> decay_scan(const Variable& a, const Variable& s, const Tensor& first);
 

@@ -6,10 +6,10 @@
 namespace weft {
 
 // y_j = e^(x_j - m) / sum_l e^(x_l - m), m the largest x.  x (..., M) -> y (..., M)
-// -infinity masks; a row of nothing else gives zeros, and no gradient.
+// -infinity masks an element; a row with all elements masked gives zeros, and no gradient.
 Variable softmax(const Variable& x);
 
-// y = log sum_j e^x_j.  x (..., M) -> y (...); -infinity for a row of nothing else.
+// y = log sum_j e^x_j.  x (..., M) -> y (...); -infinity for a row with all elements masked.
 Variable log_sum_exp(const Variable& x);
 
 namespace cpu {

@@ -7,10 +7,10 @@
 
 namespace weft::cpu {
 
-// The tau of sum clip(z - tau, 0, 1) = k for descending z, more than k of them. With u elements at 1 and w
-// above 0, tau = (u + sum of z[u] ... z[w-1] - k) / (w - u) wherever that keeps them so. Walking tau down
-// from z[0], either the next element rises above 0 or the highest one reaches 1: both pointers only move
-// forward.
+// The tau with sum clip(z - tau, 0, 1) = k, for more than k scores z in descending order. With u elements
+// at 1 and w above 0, tau = (u + sum of z[u] ... z[w-1] - k) / (w - u), if u and w hold at that tau. As tau
+// falls from z[0], either the next element rises above 0 or the highest one below 1 reaches 1: both pointers
+// only move forward.
 template <class A>
 A sparsek_threshold(const std::vector<A>& z, int64_t k) {
   const auto m = static_cast<int64_t>(z.size());

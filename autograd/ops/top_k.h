@@ -15,10 +15,10 @@ struct TopK {
 // 0 <= k <= M. Of equal elements the one of lower index comes first; a NaN counts as larger than anything.
 TopK top_k(const Variable& x, int64_t k);
 
-// Two lists that the last C elements of a row may enter, one after the other; what falls out of the first
-// enters the second. x (R, k + rest + C) -> (R, C, k + rest) i32: after each, the best k of the first k
-// elements and of the new ones so far, and behind them the best `rest` of all others so far, each in the
-// order of top_k. Time k + rest an element. No NaN.
+// Two running lists, which the last C elements of a row enter one by one; what falls out of the first list
+// enters the second. x (R, k + rest + C) -> (R, C, k + rest) i32: after each element, the best k of the first
+// k elements and the new ones so far, followed by the best `rest` of all others so far, each in the order of
+// top_k. Time k + rest for each element. No NaN.
 Tensor running_top_k(const Tensor& x, int64_t k, int64_t rest);
 
 // 1 where an index of the row names the element, 0 elsewhere.  indices (..., k) i32, none twice in a row ->

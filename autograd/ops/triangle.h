@@ -1,5 +1,5 @@
 #pragma once
-// What causal sums inside a chunk are made of.
+// Building blocks of causal sums inside a chunk.
 
 #include "autograd/tape.h"
 

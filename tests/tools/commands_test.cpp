@@ -102,6 +102,8 @@ TEST(Help, ExplainsKeysSectionsAndMechanisms) {
   EXPECT_EQ(run_weft({"help", "lightning2"}).out, mechanism);
   const std::string task = run_weft({"help", "mqar"}).out;
   EXPECT_NE(task.find("pairs"), std::string::npos) << task;
+  EXPECT_NE(run_weft({"help", "lm"}).out.find("buckets"), std::string::npos)
+      << "weft ls lists it among the tasks";
   const Json json = run_weft({"help", "optim.lr", "--json"}).json();
   EXPECT_EQ(json["weft"], "help/1");
   EXPECT_EQ(json["text"], key.out);

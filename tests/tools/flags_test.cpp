@@ -76,8 +76,8 @@ TEST(Flags, MistakesNameTheFlag) {
   EXPECT_EQ(refusal({"--bytes", "3x"}), "--bytes is 3x, not a whole number | --bytes | ");
   EXPECT_EQ(refusal({"--bytes", "-1"}), "--bytes is -1, out of range | --bytes | 0 or more");
   EXPECT_EQ(refusal({"--bytes=101"}), "--bytes is 101, out of range | --bytes | 100 at most");
-  EXPECT_EQ(refusal({"--bytes", "1", "--bytes=2"}), "--bytes stands twice | --bytes | keep one");
-  EXPECT_EQ(refusal({"--json", "--json"}), "--json stands twice | --json | keep one");
+  EXPECT_EQ(refusal({"--bytes", "1", "--bytes=2"}), "--bytes is given twice | --bytes | keep one");
+  EXPECT_EQ(refusal({"--json", "--json"}), "--json is given twice | --json | keep one");
   EXPECT_EQ(refusal({"a", "b", "c"}).substr(0, 21), "unexpected argument c");
   EXPECT_EQ(refusal({}, "A").substr(0, 22), "an argument is missing");
   EXPECT_EQ(refusal({"a", "b", "c", "d"}, "A..."), "accepted");

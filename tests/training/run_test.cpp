@@ -224,7 +224,7 @@ TEST(Run, OutlivesItsFolder) {
   fs::rename(tiny.run(), tiny.run("moved"));
   training.join();
   EXPECT_EQ(ran.code, 0) << ran.err;
-  EXPECT_NE(ran.err.find("was moved or removed under the run"), std::string::npos) << ran.err;
+  EXPECT_NE(ran.err.find("was moved or removed while the run used it"), std::string::npos) << ran.err;
   for (const char* run : {"runs/tiny", "runs/moved"}) EXPECT_EQ(tiny.weft({"generate", run}).code, 0) << run;
 }
 

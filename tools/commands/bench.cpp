@@ -217,30 +217,29 @@ int run_bench(const Words& words) {
       "bench", "WHAT [NAME...]",
       "WHAT is\n"
       "  cpu      matrix products, attention and whole training steps, in f32 on the CPU\n"
-      "  heads    attention and layers of MoH with some heads of each token off, likewise\n"
-      "  length   mechanisms, forward and backward, on one core: 32768 tokens as short documents, as long "
-      "ones;\n"
-      "           those named (`titans_mac chunk=128 gla`), by default those that should cost the same\n"
-      "  gpu      kernels, layers and steps in bf16 on a GPU: the named of memory, products, loss, "
-      "attention,\n"
-      "           recurrence, small, step; by default all of these. FLOOR is the share of what a copy or a "
-      "large\n"
-      "           product reached. floors: what a step of 124m/softmax.yaml and 1b/softmax.yaml takes at "
-      "least\n"
-      "  decode   a step of generation beside the time of its bytes, in bf16 on a GPU; of the sizes tiny,\n"
-      "           124M and 1.3B and the layers softmax, lightning and hybrid that are named, or of all");
-  flags.add(
-      "--ms", milliseconds, "N",
-      "measure each row for so many milliseconds; 0: once, cold; `gpu` takes no other number and is then "
-      "small enough for a CPU",
-      {.min = 0});
-  flags.add("--peer", peer, "PYTHON", "a python with PyTorch: the same shapes there, afterwards");
+      "  heads    attention and layers of MoH with some heads of each token off, in f32 on the CPU\n"
+      "  length   mechanisms, forward and backward, on one core: 32768 tokens as short and as long "
+      "documents.\n"
+      "           NAME: mechanisms (`titans_mac chunk=128 gla`); default: those whose cost should not grow\n"
+      "  gpu      kernels, layers and steps in bf16 on a GPU. NAME: memory, products, loss, attention,\n"
+      "           recurrence, small, step; default: all of these. FLOOR is the share of the rate that a "
+      "copy\n"
+      "           or a large product reached. floors: the least time of a step of 124m/softmax.yaml\n"
+      "           and 1b/softmax.yaml\n"
+      "  decode   a step of generation beside the time of reading its bytes, in bf16 on a GPU. NAME: sizes\n"
+      "           tiny, 124M, 1.3B and layers softmax, lightning, hybrid; default: all");
+  flags.add("--ms", milliseconds, "N",
+            "measure each row for N milliseconds (`gpu` sets its own times); 0: once, without warming up, "
+            "and `gpu` "
+            "at sizes small enough for a CPU",
+            {.min = 0});
+  flags.add("--peer", peer, "PYTHON", "a Python with PyTorch, to measure the same shapes in afterwards");
   flags.add("--script", script, "FILE",
-            "what --peer runs; default tools/peers/torch_cpu.py, of `gpu` torch_gpu.py");
-  flags.add("--rounds", rounds, "N", "of `length`: the median of so many; default 5", {.min = 1});
-  flags.add("--steps", steps, "N", "of `decode`: the median of so many; default 50", {.min = 1});
+            "script that --peer runs; default tools/peers/torch_cpu.py, for `gpu` torch_gpu.py");
+  flags.add("--rounds", rounds, "N", "for `length`: take the median of N rounds; default 5", {.min = 1});
+  flags.add("--steps", steps, "N", "for `decode`: take the median of N steps; default 50", {.min = 1});
   flags.add("--device", device_name, "cpu|cuda", kDeviceHelp);
-  flags.add("--json", json, "a line a row, bench/1");
+  flags.add("--json", json, "one line for each row, bench/1");
   if (!flags.parse(words)) return 0;
   const std::string what = flags.arguments()[0];
   const Words names(flags.arguments().begin() + 1, flags.arguments().end());

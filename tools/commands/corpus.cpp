@@ -9,20 +9,21 @@
 namespace weft {
 
 int run_corpus(const Words& words) {
-  Flags flags("corpus", "",
-              "Writes short generated stories with two blank lines between them: the same bytes for the same "
-              "seed on\n"
-              "every machine.");
+  Flags flags(
+      "corpus", "",
+      "Writes short generated stories with two blank lines between them. The same seed gives the same "
+      "bytes on\n"
+      "every machine.");
   int64_t bytes = 0, seed = 1;
   std::string out;
   bool json = false;
-  flags.add("--bytes", bytes, "N", "length; the last story is told to its end", {.required = true, .min = 1});
-  flags.add("--out", out, "FILE", "a new file", {.required = true});
-  flags.add("--seed", seed, "S", "of the stories; default 1", {.min = 0});
+  flags.add("--bytes", bytes, "N", "length; the last story is completed", {.required = true, .min = 1});
+  flags.add("--out", out, "FILE", "file to create", {.required = true});
+  flags.add("--seed", seed, "S", "seed of the stories; default 1", {.min = 0});
   flags.add("--json", json, "one line, corpus/1");
   if (!flags.parse(words)) return 0;
   if (exists(out))
-    throw Error(Exit::cannot_create, "the file is there already", out, "name another one, or remove it");
+    throw Error(Exit::cannot_create, "the file exists already", out, "name another one, or remove it");
 
   AtomicFile file(out);
   std::string part;

@@ -38,7 +38,7 @@ std::string moved(const std::string& recipe, const fs::path& from, const fs::pat
 
 int run_cp(const Words& words) {
   Flags flags("cp", "NAME [FILE]",
-              "Copies a recipe to FILE, ./NAME.yaml by default, to be edited. Never overwrites.");
+              "Copies a recipe to FILE, by default ./NAME.yaml, for editing. Never overwrites a file.");
   bool json = false;
   flags.add("--json", json, "one line, cp/1");
   if (!flags.parse(words)) return 0;
@@ -47,7 +47,7 @@ int run_cp(const Words& words) {
   std::error_code failed;
   if (fs::is_directory(to, failed)) to /= from.filename();
   if (exists(to))
-    throw Error(Exit::cannot_create, "the file is there already", to,
+    throw Error(Exit::cannot_create, "the file exists already", to,
                 "name another one: weft cp " + flags.argument(0) + " FILE");
   load_recipe(from);  // a broken recipe is no start
   write_file_atomically(to, moved(read_text_file(from, 10'000'000), from, to));

@@ -12,8 +12,8 @@ namespace weft {
 
 int run_diff(const Words& words) {
   Flags flags("diff", "A B",
-              "Prints the keys in which two recipes, or the recipes of two runs, differ. Marked * are\n"
-              "those that a resumed run has to keep.");
+              "Prints the keys in which two recipes, or the recipes of two runs, differ. A * marks keys\n"
+              "that a resumed run has to keep.");
   bool json = false;
   flags.add("--json", json, "one line, diff/1");
   if (!flags.parse(words)) return 0;

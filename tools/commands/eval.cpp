@@ -67,16 +67,16 @@ int eval_run(const Words& words) {
   bool json = false;
   Flags flags(
       "eval", "RUN",
-      "Scores a trained run on held-out examples of tasks, or on text; a row a cell. `weft eval zoo --help`: "
-      "all\nmechanisms on all tasks.");
-  flags.add("--task", task, "TEXT",
-            "\"mqar length=64,256 pairs=4,8\": a grid; several between semicolons; lm is text. Default: "
-            "eval.grid, else "
-            "what it "
-            "was trained on");
-  flags.add("--text", path, "FILE", "for lm: file, folder or pattern; default: the run's held-out text");
-  flags.add("--examples", options.examples, "N", "a cell; default 500", {.min = 1, .max = int64_t{1} << 32});
-  flags.add("--seed", options.seed, "S", "of the examples; default 1", {.min = 0, .max = UINT32_MAX});
+      "Scores a trained run on held-out examples of tasks, or on text, and prints one row for each cell of "
+      "the grid.\n`weft eval zoo --help`: all mechanisms on all tasks.");
+  flags.add(
+      "--task", task, "TEXT",
+      "a grid such as \"mqar length=64,256 pairs=4,8\"; several are separated by semicolons; lm is text. "
+      "Default: eval.grid, else what the run was trained on");
+  flags.add("--text", path, "FILE", "text for lm: file, folder or glob; default: the run's held-out text");
+  flags.add("--examples", options.examples, "N", "examples for each cell; default 500",
+            {.min = 1, .max = int64_t{1} << 32});
+  flags.add("--seed", options.seed, "S", "seed of the examples; default 1", {.min = 0, .max = UINT32_MAX});
   flags.add("--device", device, "cpu|cuda", kDeviceHelp);
   flags.add("--json", json, "one line, eval/1");
   if (!flags.parse(words)) return 0;
@@ -148,19 +148,20 @@ int eval_zoo(const Words& words) {
   ZooOptions options;
   std::string mechanisms, tasks, seeds = "1..3", rates, widths;
   bool json = false;
-  Flags flags("eval zoo", "[KEY=VALUE...]",
-              "Trains every mechanism on every task, with several seeds, and says which claims of the papers "
-              "the table "
-              "shows.\nCalled again, it goes on where it was. KEY=VALUE are overrides of all recipes.");
-  flags.add("--mechanisms", mechanisms, "A,B", "default: all");
-  flags.add("--tasks", tasks, "A,B", "default: all recipes of the size");
-  flags.add("--seeds", seeds, "1..3", "three are needed for a verdict");
-  flags.add("--rates", rates, "A,B", "optim.lr; default: the size's");
-  flags.add("--widths", widths, "A,B", "model.width; default: the size's");
+  Flags flags(
+      "eval zoo", "[KEY=VALUE...]",
+      "Trains every mechanism on every task, with several seeds, and judges the papers' claims by the "
+      "results.\nCalled again, the command continues where it was. KEY=VALUE overrides that key in all "
+      "recipes.");
+  flags.add("--mechanisms", mechanisms, "A,B", "mechanisms; default: all");
+  flags.add("--tasks", tasks, "A,B", "tasks; default: all recipes of the size");
+  flags.add("--seeds", seeds, "1..3", "seeds; a verdict needs three");
+  flags.add("--rates", rates, "A,B", "learning rates (optim.lr); default: those of the size");
+  flags.add("--widths", widths, "A,B", "values of model.width; default: those of the size");
   flags.add("--size", options.size, "cpu|gpu",
-            "cpu: minutes a mechanism, for direction only; gpu: the real grid");
-  flags.add("--out", options.folder, "FOLDER", "of the results; default runs/zoo-SIZE");
-  flags.add("--table", options.table_only, "runs nothing: the table of what is there");
+            "cpu: minutes for each mechanism, shows directions only; gpu: the real grid");
+  flags.add("--out", options.folder, "FOLDER", "folder of the results; default runs/zoo-SIZE");
+  flags.add("--table", options.table_only, "run nothing, only print the table of the results so far");
   flags.add("--json", json, "one line, eval/1");
   if (!flags.parse(words)) return 0;
   options.mechanisms = split(mechanisms, ',');

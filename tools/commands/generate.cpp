@@ -16,11 +16,13 @@ namespace {
 // A prompt a line.
 Words read_prompts(const std::string& path) {
   std::ifstream file(path);
-  if (!file) throw Error(Exit::usage, "cannot read the prompts", path, "name a file with a prompt a line");
+  if (!file)
+    throw Error(Exit::usage, "cannot read the prompts", path, "name a file with one prompt on each line");
   Words prompts;
   for (std::string line; std::getline(file, line); prompts.push_back(line))
     if (!line.empty() && line.back() == '\r') line.pop_back();  // as other systems end a line
-  if (prompts.empty()) throw Error(Exit::usage, "there is no prompt in it", path, "write a prompt a line");
+  if (prompts.empty())
+    throw Error(Exit::usage, "the file has no prompts", path, "write one prompt on each line");
   return prompts;
 }
 
@@ -32,14 +34,16 @@ int run_generate(const Words& words) {
   bool json = false;
   Words prompts;
   std::string file, temperature = "0.8", device;
-  Flags flags("generate", "RUN",
-              "Continues texts with a trained model: several side by side, each as it would be alone.");
-  flags.add("--prompt", prompts, "TEXT", "what to continue; may be given more than once");
-  flags.add("--prompts", file, "FILE", "more of them, a prompt a line");
-  flags.add("--tokens", options.tokens, "N", "at most so many", {.min = 1});
-  flags.add("--temperature", temperature, "T", "0 takes the likeliest token each time");
-  flags.add("--top-k", options.top_k, "K", "draws among the K likeliest; 0: all", {.min = 0});
-  flags.add("--seed", seed, "S", "of the draws", {.min = 0, .max = UINT32_MAX});
+  Flags flags(
+      "generate", "RUN",
+      "Continues texts with a trained model, several side by side, each as it would be continued alone.");
+  flags.add("--prompt", prompts, "TEXT", "text to continue; may be given more than once");
+  flags.add("--prompts", file, "FILE", "file of texts to continue, one a line");
+  flags.add("--tokens", options.tokens, "N", "at most this many tokens for each text", {.min = 1});
+  flags.add("--temperature", temperature, "T", "divides the logits; 0: always take the most likely token");
+  flags.add("--top-k", options.top_k, "K", "draw only from the K most likely tokens; 0: from all",
+            {.min = 0});
+  flags.add("--seed", seed, "S", "seed of the draws", {.min = 0, .max = UINT32_MAX});
   flags.add("--device", device, "cpu|cuda", kDeviceHelp);
   flags.add("--json", json, "one line, generate/1");
   if (!flags.parse(words)) return 0;
@@ -50,13 +54,13 @@ int run_generate(const Words& words) {
     if (used != temperature.size() || !(options.temperature >= 0) || std::isinf(options.temperature))
       throw std::invalid_argument("");
   } catch (const std::logic_error&) {
-    throw Error(Exit::usage, text("--temperature wants a number >= 0, got ", temperature), "--temperature");
+    throw Error(Exit::usage, text("--temperature needs a number >= 0, got ", temperature), "--temperature");
   }
   options.seed = static_cast<uint32_t>(seed);
   const OpenModel m = open_model(flags.arguments()[0]);
   print_warnings(m.warnings);
   if (!m.recipe.data.task.empty())
-    throw Error(Exit::usage, "the run was trained on a task, whose tokens are no text", flags.arguments()[0],
+    throw Error(Exit::usage, "the run was trained on a task, whose tokens are not text", flags.arguments()[0],
                 "score it with weft eval");
   options.stop = m.tokenizer->eos_id();
   options.vocab = m.tokenizer->vocab_size();

@@ -6,6 +6,7 @@
 #include "tools/commands.h"
 #include "tools/commands/json_line.h"
 #include "tools/flags.h"
+#include "training/eval.h"
 #include "training/tasks/registry.h"
 
 namespace weft {
@@ -47,6 +48,10 @@ std::string help_text(const std::string& key) {
         return settings_help(
             key + ": " + task.title + ", " + task.url + "; data.task: " + key + " KEY=VALUE ...",
             task.describe());
+    if (key == kTextTask)
+      return settings_help(
+          key + ": the next token of text; weft eval RUN --task \"" + key + " KEY=VALUE ...\"",
+          describe_text_task());
     throw;
   }
 }
@@ -54,10 +59,11 @@ std::string help_text(const std::string& key) {
 }  // namespace
 
 int run_help(const Words& words) {
-  Flags flags("help", "[KEY]",
-              "Says what a recipe key (optim.lr), a section (optim), a mechanism (lightning), a task (mqar) "
-              "or a command means;\n"
-              "without a name, which sections there are.");
+  Flags flags(
+      "help", "[KEY]",
+      "Explains a recipe key (optim.lr), a section (optim), a mechanism (lightning), a task (mqar) or a "
+      "command.\n"
+      "Without a name it lists the keys and sections of a recipe.");
   bool json = false;
   flags.add("--json", json, "one line, help/1");
   if (!flags.parse(words)) return 0;

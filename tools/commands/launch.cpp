@@ -64,7 +64,7 @@ class HeldOutput {
  public:
   HeldOutput() : file_(std::tmpfile(), std::fclose), stdout_(dup(STDOUT_FILENO)) {
     if (!file_ || stdout_ < 0 || dup2(fileno(file_.get()), STDOUT_FILENO) < 0)
-      throw Error(Exit::cannot_create, "cannot hold back the output of the ranks", "TMPDIR");
+      throw Error(Exit::cannot_create, "cannot buffer the output of the ranks", "TMPDIR");
   }
   ~HeldOutput() { give_back(); }
   HeldOutput(const HeldOutput&) = delete;
@@ -115,9 +115,9 @@ int run_launch(const Words& words) {
   LaunchOptions options;
   int64_t ranks = 0;
   std::string extra;
-  flags.add("-n", ranks, "N", "ranks", {.required = true, .min = 1, .max = 1 << 20});
+  flags.add("-n", ranks, "N", "number of ranks", {.required = true, .min = 1, .max = 1 << 20});
   flags.add("--with", options.with, "LAUNCHER", "auto (default), mpirun or srun");
-  flags.add("--pass", extra, "FLAGS", "more flags for mpirun or srun, in quotes: \"--hostfile hosts\"");
+  flags.add("--pass", extra, "FLAGS", "further flags for mpirun or srun, quoted: \"--hostfile hosts\"");
   flags.end_at_first_argument();
   if (!flags.parse(words)) return 0;
   const Words& launched = flags.arguments();
@@ -126,7 +126,7 @@ int run_launch(const Words& words) {
     Words names;
     for (const Command& c : commands())
       if (c.ranks) names.push_back(c.name);
-    throw Error(Exit::usage, shown(launched[0]) + (command ? " runs on one rank" : " is no command"),
+    throw Error(Exit::usage, shown(launched[0]) + (command ? " runs on one rank" : " is not a command"),
                 "weft launch",
                 command ? "start it without launch" : suggest_name(launched[0], names, "commands"));
   }

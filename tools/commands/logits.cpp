@@ -74,15 +74,17 @@ void write_scores(const Scores& scores, const std::vector<int64_t>& batch, bool 
 int run_logits(const Words& words) {
   std::string in, out, dtype = "f32", device, segments;
   bool hidden = false, json = false;
-  Flags flags("logits", "MODEL",
-              "Scores token ids with a trained model; under mpirun, on all ranks together.");
+  Flags flags(
+      "logits", "MODEL",
+      "Computes logits and losses of token ids with a trained model; under mpirun on all ranks together.");
   flags.add("--in", in, "FILE", "safetensors with ids (B, T) i32 or i64, and optionally doc (B, T)",
             {.required = true});
   flags.add("--out", out, "FILE", "safetensors: logits (B, T, V), nll (B, T)", {.required = true});
-  flags.add("--hidden", hidden, "also hidden.0 ... hidden.L (B, T, C), 0 = embedding");
-  flags.add("--dtype", dtype, "f64|f32|bf16", "what to compute in");
+  flags.add("--hidden", hidden, "also write hidden.0 ... hidden.L (B, T, C), 0 = embedding");
+  flags.add("--dtype", dtype, "f64|f32|bf16", "type to compute in; default f32");
   flags.add("--device", device, "cpu|cuda", kDeviceHelp);
-  flags.add("--segments", segments, kSegmentsUnit, "over RANKS ranks: threads, or under mpirun its ranks");
+  flags.add("--segments", segments, kSegmentsUnit,
+            "split over RANKS ranks: threads, or under mpirun its ranks");
   flags.add("--json", json, "one line of JSON on stdout");
   if (!flags.parse(words)) return 0;
   const Dtype type =
@@ -91,9 +93,9 @@ int run_logits(const Words& words) {
   const SegmentsFlag split = parse_segments(segments);
   const Launched launched = detect_launch();
   if (launched.size > 1 && split.ranks > 0 && split.ranks != launched.size)
-    throw Error(Exit::usage,
-                text("--segments wants ", split.ranks, " ranks, ", launched.size, " were started"),
-                "--segments", text("start ", split.ranks, ", or leave mpirun away: then ranks are threads"));
+    throw Error(
+        Exit::usage, text("--segments needs ", split.ranks, " ranks, ", launched.size, " were started"),
+        "--segments", text("start ", split.ranks, ", or leave out mpirun, so that ranks are threads"));
   const OpenModel m = open_model(flags.arguments()[0], type);
   if (launched.rank == 0) print_warnings(m.warnings);
   const SafetensorsFile file(in);

@@ -107,13 +107,16 @@ std::string readable(const Json& all) {
          r.contains("error") ? "broken: " + r["error"].get<std::string>() : r["summary"].get<std::string>()});
   if (rows.size() > 1) out.append("\n").append(text_table(rows));
   if (!all["tasks"].empty()) out += "\n  TASKS  " + joined(all["tasks"], " ") + "\n";
-  return out + "\n  STATE is what one layer keeps of one document at the recipe's context.\n";
+  return out +
+         "\n  STATE: what one layer keeps of one document to decode, at the recipe's context\n"
+         "  CPU, CUDA: fused = kernels of its own, derived = composed from basic ops, - = not in this "
+         "build\n";
 }
 
 }  // namespace
 
 int run_ls(const Words& words) {
-  Flags flags("ls", "", "Lists mechanisms, with what each can do, recipes, and tasks.");
+  Flags flags("ls", "", "Lists mechanisms with what each can do, recipes, and tasks.");
   bool json = false;
   flags.add("--json", json, "one line, ls/1");
   if (!flags.parse(words)) return 0;

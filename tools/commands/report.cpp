@@ -24,7 +24,7 @@ void refuse_other_file(const std::string& path) {
   std::string start(std::string(kReportMark).size(), '\0');
   file.read(start.data(), static_cast<std::streamsize>(start.size()));
   if (start != kReportMark)
-    throw Error(Exit::cannot_create, "a file that is no report is there already", path,
+    throw Error(Exit::cannot_create, "the file exists already and is not a report", path,
                 "name another one with --out");
 }
 
@@ -51,11 +51,11 @@ Json described(const Comparison& all) {
 int run_report(const Words& words) {
   Flags flags(
       "report", "RUN...",
-      "Lays runs side by side, finished ones and those that still go on: one page of HTML that opens\n"
-      "offline, and its numbers as CSV. RUN is a run folder, or a folder of runs such as a sweep's.");
+      "Compares runs, finished or still in progress, on one page of HTML that opens offline, and writes\n"
+      "its numbers as CSV. RUN is a run folder, or a folder of runs such as a sweep's.");
   std::string out = "report.html", title = "Runs compared";
   bool json = false;
-  flags.add("--out", out, "FILE", "the page, report.html by default; the CSV files stand beside it");
+  flags.add("--out", out, "FILE", "the page, by default report.html; the CSV files are written beside it");
   flags.add("--title", title, "TEXT", "heading of the page");
   flags.add("--json", json, "one line, report/1");
   if (!flags.parse(words)) return 0;

@@ -45,16 +45,16 @@ std::optional<SweepRequest> parse_sweep(const Words& words) {
       "Trains every combination of values, one run each: KEY=VALUE,VALUE or KEY=1..3, as in\n"
       "  weft sweep quickstart model.layers=gla*4,[lightning*3,softmax] seed=1..3 optim.lr=1e-3,3e-3\n"
       "A value means what it means to weft train: gla is one layer, gla*4 are four. All recipes are\n"
-      "checked before the first run starts. Called again, it goes on: finished runs are skipped, others\n"
-      "resumed. Runs stand in runs/NAME-sweep, or in the folder of run=FOLDER.");
+      "checked before the first run starts. Called again, the command continues: it skips finished runs\n"
+      "and resumes others. Runs are in runs/NAME-sweep, or in the folder of run=FOLDER.");
   flags.add(
       "--match", match, "SIZE",
-      "parameters, flops (a token) or state (bytes to decode): sizes each model to the first within 2 %");
+      "parameters, flops (for a token) or state (bytes to decode): size each model to the first, within 2 %");
   flags.add("--match-by", request.match_key, "KEY",
-            "what --match changes; else model.ffn, then model.width; of the state model.head_size, then "
+            "key that --match changes; default: model.ffn, then model.width; for state model.head_size, then "
             "model.heads");
-  flags.add("--print", request.print, "only prints the commands of runs that are not finished, one a line");
-  flags.add("-n", ranks, "N", "ranks of each run, by weft launch", {.min = 1, .max = 1 << 20});
+  flags.add("--print", request.print, "only print the commands of runs that are not finished, one a line");
+  flags.add("-n", ranks, "N", "ranks of each run, started by weft launch", {.min = 1, .max = 1 << 20});
   flags.add("--device", request.program.device, "cpu|cuda", kDeviceHelp);
   flags.add("--json", request.json, "one line, sweep/1");
   Words own = words;
@@ -264,7 +264,7 @@ int run_sweep(const Words& words) {
     print_error(Error(code, text(failed, " of ", runs.size(), " runs failed"), request->folder,
                       "the same command tries them again"));
   else if (code == Exit::stopped)
-    print_error(Error(code, "stopped by a signal", request->folder, "the same command goes on"));
+    print_error(Error(code, "stopped by a signal", request->folder, "the same command continues"));
   return static_cast<int>(code);
 }
 

@@ -66,25 +66,29 @@ std::shared_ptr<const Tokenizer> trained(const TokenizeOptions& options, int64_t
 }  // namespace
 
 int run_tokenize(const Words& words) {
-  Flags flags("tokenize", "INPUT...",
-              "Turns text (plain or .jsonl; .gz, .zst) into token shards in a folder that data.train can "
-              "name. Stopped,\n"
-              "it goes on where it was when started again.");
+  Flags flags(
+      "tokenize", "INPUT...",
+      "Turns text (plain or .jsonl, also .gz and .zst) into token shards in a folder that data.train can "
+      "name.\n"
+      "If it is stopped, the same command continues where it was.");
   TokenizeOptions options;
   std::string tokenizer_path, special = "plain";
   int64_t vocab = 0, threads = 0;
   bool json = false;
   flags.add("--out", options.output, "DIR", "folder of the shards", {.required = true});
-  flags.add("--tokenizer", tokenizer_path, "PATH", "tokenizer.json, a folder with one, or bytes (default)");
+  flags.add("--tokenizer", tokenizer_path, "PATH",
+            "tokenizer.json, a folder that has one, or bytes (default)");
   flags.add("--train-vocab", vocab, "N", "learn a vocabulary of N tokens from the inputs instead",
             {.min = 257, .max = 1 << 24});
-  flags.add("--name", options.name, "NAME", "beginning of the shards' names; default corpus");
-  flags.add("--shard-tokens", options.shard_tokens, "N", "tokens a shard; default 100000000", {.min = 1});
-  flags.add("--validation-tokens", options.validation_tokens, "N", "the first N go to a shard of their own",
-            {.min = 0});
-  flags.add("--special", special, "HOW", "special tokens written in the text: plain (default) or parse");
-  flags.add("--skip-bad-lines", options.skip_bad_lines, "leave out json lines without text, and count them");
-  flags.add("--threads", threads, "N", "default: one for each core", {.min = 1, .max = 4096});
+  flags.add("--name", options.name, "NAME", "prefix of the shards' names; default corpus");
+  flags.add("--shard-tokens", options.shard_tokens, "N", "tokens in each shard; default 100000000",
+            {.min = 1});
+  flags.add("--validation-tokens", options.validation_tokens, "N",
+            "the first N tokens go to a shard of their own, for validation", {.min = 0});
+  flags.add("--special", special, "HOW",
+            "special tokens that the text spells out: plain (default, as ordinary text) or parse");
+  flags.add("--skip-bad-lines", options.skip_bad_lines, "skip JSON lines without text, and count them");
+  flags.add("--threads", threads, "N", "threads; default: one for each core", {.min = 1, .max = 4096});
   flags.add("--json", json, "one line, tokenize/1");
   if (!flags.parse(words)) return 0;
   if (special != "plain" && special != "parse")

@@ -36,9 +36,9 @@ struct TrainFlags {
         "Trains the model that a recipe describes. Overrides are written optim.lr=3e-4 or --optim.lr 3e-4.");
     f.add("--device", device, "cpu|cuda", kDeviceHelp);
     f.add("--resume", resume, "RUN|auto",
-          "continues the run in that folder from its last good checkpoint; auto: the recipe's run if it is "
+          "continue the run in that folder from its last good checkpoint; auto: the recipe's run if it is "
           "there, else starts it");
-    f.add("--json-summary", json, "one line of JSON on stdout at the end (train/1), also on failure");
+    f.add("--json-summary", json, "print one line of JSON at the end (train/1), also on failure");
     return f;
   }
 };
@@ -52,7 +52,7 @@ std::chrono::seconds limit_in(const char* name, std::chrono::seconds absent) {
   const auto [stop, error] = std::from_chars(value, end, seconds);
   if (stop != end || error != std::errc{} || seconds < 0)
     throw Error(Exit::usage, text(name, " is ", value, ", not a number of seconds"), name,
-                "0: for ever, or leave it out");
+                "give a number of seconds, 0 for no limit, or leave it out");
   return std::chrono::seconds(seconds);
 }
 

@@ -10,10 +10,11 @@ int run_validate(const Words& words) {
   int64_t ranks = 1;
   std::string device = name_of(best_device());
   bool json = false;
-  Flags flags("validate", "RECIPE",
-              "Says what a run will need: parameters, memory, work, bytes sent. Overrides as in weft train.");
+  Flags flags(
+      "validate", "RECIPE",
+      "Shows what a run will need: parameters, memory, work, bytes sent. Overrides as in weft train.");
   flags.add("--ranks", ranks, "N", "ranks of the run", {.min = 1, .max = 1 << 20});
-  flags.add("--device", device, "NAME", "cpu, cuda or h100-80; if not said, what a run here computes on");
+  flags.add("--device", device, "NAME", "cpu, cuda or h100-80; default: what a run here computes on");
   flags.add("--json", json, "one line of JSON (validate/1)");
   Words own = words;
   const Words overrides = flags.take_overrides(own);

@@ -24,7 +24,7 @@ Integers::Integers(const std::string& path, const std::string& name, const std::
   const Handle access = access_without_lock();
   Handle file(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access), H5Fclose);
   if (file < 0)
-    throw Error(Exit::data, "is no complete HDF5 file: " + reason(), where,
+    throw Error(Exit::data, "is not a complete HDF5 file: " + reason(), where,
                 "it is damaged, cut off, or its writer never closed it; write it again");
   Handle dataset(readable(H5Dopen2(file, name.c_str(), H5P_DEFAULT), where_), H5Dclose);
   const Handle type(readable(H5Dget_type(dataset), where_), H5Tclose);

@@ -53,7 +53,7 @@ Manifest parse_manifest(const std::string& content, const std::string& path) {
     damaged("does not match its own hash", path);
   const Json json = Json::parse(body, nullptr, false);
   if (!json.is_object() || !json.contains("format") || !json["format"].is_number_integer())
-    damaged("is no JSON object with a format", path);
+    damaged("is not a JSON object with a format", path);
   if (const auto format = json["format"].get<int64_t>(); format != manifest_format)
     throw Error(
         Exit::no_checkpoint,

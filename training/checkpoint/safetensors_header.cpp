@@ -30,7 +30,7 @@ class HeaderReader : public nlohmann::json_sax<json> {
 
   [[noreturn]] void refuse(const std::string& what) const {
     throw Error(Exit::data, "safetensors header: " + what, name_.empty() ? file_ : file_ + ": " + name_,
-                "the file is damaged or no safetensors file");
+                "the file is damaged or not a safetensors file");
   }
 
   bool start_object(size_t) override {
@@ -129,7 +129,7 @@ class HeaderReader : public nlohmann::json_sax<json> {
   bool binary(binary_t&) override { return other(); }
   bool parse_error(size_t at, const std::string&, const nlohmann::detail::exception&) override {
     name_.clear();
-    refuse(text("no valid JSON near byte ", at));
+    refuse(text("not valid JSON near byte ", at));
   }
 
  private:

@@ -80,7 +80,7 @@ Converter converter_of(const std::string& dtype) {
 SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path), map_(path) {
   const auto refuse = [&](const std::string& what) {
     throw Error(Exit::data, "safetensors header: " + what, path,
-                "the file is damaged or no safetensors file");
+                "the file is damaged or not a safetensors file");
   };
   uint64_t length = 0;
   if (map_.size() < sizeof(length)) refuse(text("the file has ", map_.size(), " bytes"));

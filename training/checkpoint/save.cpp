@@ -113,7 +113,7 @@ class Save {
     file.sync();
     file.drop_cache();
     if (hash_file(path) != written)
-      throw Error(Exit::io, "what the disk holds is not what was written", path, "check the disk");
+      throw Error(Exit::io, "the disk holds other data than were written", path, "check the disk");
     write_file_atomically(digest_path(peers_.rank), text(file.size(), " ", written, "\n"));
   }
 

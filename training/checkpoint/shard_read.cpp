@@ -50,7 +50,8 @@ struct Reader {
     require(size > 0 && size <= longest_string && H5Tis_variable_str(type) == 0,
             text("the attribute ", name, " has a size of ", size));
     const Handle space(ok(H5Aget_space(opened), "a space"), H5Sclose);
-    require(H5Sget_simple_extent_npoints(space) == 1, text("the attribute ", name, " is no single string"));
+    require(H5Sget_simple_extent_npoints(space) == 1,
+            text("the attribute ", name, " is not a single string"));
     std::string value(size, '\0');
     ok(H5Aread(opened, type, value.data()), text("the attribute ", name));
     return value.c_str();

@@ -118,7 +118,7 @@ CorpusSplit split_corpus(const Corpus& corpus, double share) {
       units.push_back({span.source, span.document, begin, std::min(span.end, begin + block_tokens)});
       hashes.push_back(span.source->hash(span.document, begin, units.back().end));
     }
-  if (hashes.empty()) throw Error(Exit::data, "no documents to hold a share out of");
+  if (hashes.empty()) throw Error(Exit::data, "no documents from which to hold out a share");
   const auto limit = static_cast<uint64_t>(share * 0x1p64);
   const uint64_t least = *std::min_element(hashes.begin(), hashes.end());
 

@@ -87,7 +87,7 @@ OrderHash::OrderHash(const std::string& hex) {
     valid = digit >= 0;
     hash_[i / 2] = static_cast<uint8_t>(hash_[i / 2] << 4 | (digit & 15));
   }
-  if (!valid) throw Error(Exit::data, text("'", hex, "' is no order hash (32 hexadecimal digits)"));
+  if (!valid) throw Error(Exit::data, text("'", hex, "' is not an order hash (32 hexadecimal digits)"));
 }
 
 void OrderHash::update(std::span<const int64_t> samples) {

@@ -91,7 +91,7 @@ class Translator {
   void interval() {
     const size_t end = in_.find('}', at_);
     if (end == in_.npos || end == at_ + 1 || !std::isdigit(static_cast<unsigned char>(in_[at_ + 1])))
-      refuse("{ that is no {n}, {n,} or {n,m}");
+      refuse("{ that does not start {n}, {n,} or {n,m}");
     copy(end + 1 - at_);
     if (at_ < in_.size() && (in_[at_] == '+' || in_[at_] == '?')) refuse(text('}', in_[at_]));
   }

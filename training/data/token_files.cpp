@@ -153,7 +153,7 @@ SourcePtr open_nanogpt(std::unique_ptr<InputFile> file, const SourceOptions& opt
   const std::string path = file->path();
   const int64_t size = file->size();
   if (size % 2 != 0)
-    throw Error(Exit::data, text("is cut off: ", size, " bytes is no whole number of u16 tokens"),
+    throw Error(Exit::data, text("is cut off: ", size, " bytes is not a whole number of u16 tokens"),
                 byte_of(path, size));
   auto array = tokens_in_file(std::move(file), 0, size / 2, Width::u16);
   auto documents = split_at_end_tokens(*array, options.eos);

@@ -38,7 +38,7 @@ std::optional<std::vector<std::string>> training_shards(const std::string& folde
   const bool found = read_manifest(folder, [&](const json& manifest) {
     if (!manifest.at("complete").get<bool>())
       throw Error(Exit::data, "holds a corpus that is not finished", folder,
-                  "run the same weft tokenize again: it goes on where it was stopped");
+                  "run the same weft tokenize again: it continues where it was stopped");
     bool validation = manifest.at("validation_tokens").get<int64_t>() > 0;  // they fill the first shard
     for (const json& shard : manifest.at("shards"))
       if (!std::exchange(validation, false))

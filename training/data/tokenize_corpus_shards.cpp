@@ -25,7 +25,7 @@ CorpusManifest read_corpus_manifest(const std::string& path) {
   try {
     const json file = json::parse(content);
     if (file.at("format") != format_name || file.at("version") != format_version)
-      throw Error(Exit::data, "is no manifest of version 1", path, "choose another output folder");
+      throw Error(Exit::data, "is not a manifest of version 1", path, "choose another output folder");
     CorpusManifest m;
     const json& tokenizer = file.at("tokenizer");
     m.plan = {.name = file.at("name"),
@@ -52,7 +52,7 @@ CorpusManifest read_corpus_manifest(const std::string& path) {
     m.is_complete = file.at("complete");
     return m;
   } catch (const json::exception& e) {
-    throw Error(Exit::data, text("is no manifest: ", e.what()), path, "choose another output folder");
+    throw Error(Exit::data, text("is not a manifest: ", e.what()), path, "choose another output folder");
   }
 }
 

@@ -63,7 +63,7 @@ class Reader {
   }
   void only(const json& object, const std::string& field,
             std::initializer_list<std::string_view> keys) const {
-    if (!object.is_object()) refuse(field.empty() ? "a file that is no object" : field);
+    if (!object.is_object()) refuse(field.empty() ? "a file that is not an object" : field);
     for (const auto& [key, value] : object.items())
       if (std::ranges::find(keys, key) == keys.end()) refuse(field.empty() ? key : field + "." + key);
   }

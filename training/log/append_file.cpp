@@ -55,7 +55,7 @@ void AppendFile::open(int flags) {
 
 void AppendFile::failed(const char* action) {
   warn_(text("cannot ", action, " ", path_, ": ", std::strerror(errno),
-             "; the run goes on, its log has a gap"));
+             "; the run continues, but its log has a gap"));
 }
 
 bool AppendFile::append(std::string_view bytes) {

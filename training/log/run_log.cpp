@@ -31,7 +31,7 @@ void RunLog::environment(const RunEnvironment& environment) {
   try {
     write_environment(folder_ + "/environment.json", environment);
   } catch (const Error& error) {
-    warn_(text(error.what(), " (", error.where, "); the run goes on without environment.json"));
+    warn_(text(error.what(), " (", error.where, "); the run continues without environment.json"));
   }
 }
 

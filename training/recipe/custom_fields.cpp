@@ -12,7 +12,7 @@ namespace {
 using Kind = FieldValue::Kind;
 
 [[noreturn]] void refuse(const FieldValue& value, const std::string& name, const std::string& advice) {
-  throw Error(Exit::recipe, name + " is " + shown(value) + ", not something it takes", value.place.text(),
+  throw Error(Exit::recipe, name + " is " + shown(value) + ", which it does not accept", value.place.text(),
               advice);
 }
 

@@ -93,7 +93,7 @@ class TreeBuilder : public YAML::EventHandler {
   void key(const std::string& text, const Place& where) {
     Container& map = containers_.back();
     if (!map.keys.insert(text).second)
-      throw Error(Exit::recipe, "the key " + shown(text) + " stands twice", where.text(),
+      throw Error(Exit::recipe, "the key " + shown(text) + " is given twice", where.text(),
                   "keep one of the two");
     map.pending.key = text;
     map.pending.key_place = where;

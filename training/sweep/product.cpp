@@ -113,7 +113,7 @@ std::vector<SweepAxis> sweep_axes(const std::vector<std::string>& overrides) {
     SweepAxis axis{override_.substr(0, equals), {}};
     for (const SweepAxis& other : axes)
       if (other.key == axis.key)
-        refuse(override_, axis.key + " stands twice", "give its values once, with commas");
+        refuse(override_, axis.key + " is given twice", "give its values once, with commas");
     const std::vector<std::string> parts = split_values(override_.substr(equals + 1), override_);
     for (const std::string& part : parts) {
       if (part.empty() && parts.size() > 1) refuse(override_, "an empty value", "remove one comma");
@@ -121,7 +121,7 @@ std::vector<SweepAxis> sweep_axes(const std::vector<std::string>& overrides) {
       const std::vector<std::string> values = range.empty() ? std::vector{part} : range;
       for (const std::string& value : values) {
         if (std::find(axis.values.begin(), axis.values.end(), value) != axis.values.end())
-          refuse(override_, "the value " + shown(value) + " stands twice", "give each value once");
+          refuse(override_, "the value " + shown(value) + " is given twice", "give each value once");
         axis.values.push_back(value);
       }
     }

@@ -3,8 +3,8 @@
 namespace weft {
 
 void InductionConfig::fields(FieldVisitor& f) {
-  f("symbols", symbols, "different tokens besides the trigger", {.min = 2, .max = 1e8});
-  f("length", length, "of an example", {.unit = "tokens", .min = 3, .max = 1e8});
+  f("symbols", symbols, "number of different tokens besides the trigger", {.min = 2, .max = 1e8});
+  f("length", length, "length of an example", {.unit = "tokens", .min = 3, .max = 1e8});
 }
 
 Example Induction::make(Draws& draws) const {

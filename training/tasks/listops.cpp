@@ -8,9 +8,9 @@
 namespace weft {
 
 void ListOpsConfig::fields(FieldVisitor& f) {
-  f("length", length, "of an example, at most", {.unit = "tokens", .min = 5, .max = 1e8});
-  f("depth", depth, "expressions inside each other, at most", {.min = 1, .max = 100});
-  f("arguments", arguments, "of an expression, at most", {.min = 2, .max = 1000});
+  f("length", length, "length of an example, at most", {.unit = "tokens", .min = 5, .max = 1e8});
+  f("depth", depth, "depth of nested expressions, at most", {.min = 1, .max = 100});
+  f("arguments", arguments, "arguments of an expression, at most", {.min = 2, .max = 1000});
   f("nesting", nesting, "chance that an argument is an expression", {.min = 0, .max = 1});
 }
 

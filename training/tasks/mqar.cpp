@@ -7,12 +7,15 @@
 namespace weft {
 
 void MqarConfig::fields(FieldVisitor& f) {
-  f("vocab", vocab, "tokens; half of them keys, half values", {.unit = "tokens", .min = 4, .max = 1e8});
-  f("length", length, "of an example", {.unit = "tokens", .min = 4, .max = 1e8});
-  f("pairs", pairs, "keys with a value each, at most length / 4", {.unit = "pairs", .min = 1});
-  f("power", power, "a of the distances' chances a n^(a-1): the smaller, the sooner a key is asked for",
+  f("vocab", vocab, "size of the vocabulary; half of it keys, half values",
+    {.unit = "tokens", .min = 4, .max = 1e8});
+  f("length", length, "length of an example", {.unit = "tokens", .min = 4, .max = 1e8});
+  f("pairs", pairs, "pairs of a key and a value, at most length / 4", {.unit = "pairs", .min = 1});
+  f("power", power,
+    "a in the probability a n^(a-1) of the distance n to a key's question: the smaller, the sooner it is "
+    "asked",
     {.min = 0, .above_min = true});
-  f("random_filler", random_filler, "fill with random tokens, not with 0");
+  f("random_filler", random_filler, "fill gaps with random tokens instead of 0");
 }
 
 Mqar::Mqar(const Config& config) : config_(config) {

@@ -23,11 +23,11 @@ std::string question(const std::string& owner) { return "\nThe secret number of 
 }  // namespace
 
 void NeedleConfig::fields(FieldVisitor& f) {
-  f("length", length, "of an example", {.unit = "tokens", .min = 8, .max = 1e8});
-  f("depth", depth, "where the needle stands, from 0, the start, to 100, the question; -1: anywhere",
+  f("length", length, "length of an example", {.unit = "tokens", .min = 8, .max = 1e8});
+  f("depth", depth, "place of the needle, from 0 (the start) to 100 (the question); -1: anywhere",
     {.unit = "per cent of the text", .min = -1, .max = 100});
-  f("digits", digits, "of the number", {.min = 1, .max = 9});
-  f("needles", needles, "sentences with a number, of which one is asked for",
+  f("digits", digits, "digits of the number", {.min = 1, .max = 9});
+  f("needles", needles, "sentences with a number; one of them is asked for",
     {.min = 1, .max = static_cast<double>(kOwners.size())});
 }
 

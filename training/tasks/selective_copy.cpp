@@ -7,9 +7,9 @@
 namespace weft {
 
 void SelectiveCopyConfig::fields(FieldVisitor& f) {
-  f("symbols", symbols, "different tokens that may have to be copied", {.min = 2, .max = 1e6});
-  f("length", length, "of an example, markers included", {.unit = "tokens", .min = 2, .max = 1e8});
-  f("count", count, "tokens to copy, at most length / 2", {.unit = "tokens", .min = 1});
+  f("symbols", symbols, "number of different tokens to copy from", {.min = 2, .max = 1e6});
+  f("length", length, "length of an example, markers included", {.unit = "tokens", .min = 2, .max = 1e8});
+  f("count", count, "number of tokens to copy, at most length / 2", {.unit = "tokens", .min = 1});
 }
 
 SelectiveCopy::SelectiveCopy(const Config& config) : config_(config) {

@@ -196,7 +196,7 @@ TEST(BrokenFiles, Hdf5WhoseWriterDied) {
   std::filesystem::copy(dir / "a.h5", dir / "b.h5");  // as it stands on disk while it is open for writing
   H5Fclose(file);
   H5Pclose(access);
-  expect_complaint(dir / "b.h5", token_options(50), "b.h5", "is no complete HDF5 file");
+  expect_complaint(dir / "b.h5", token_options(50), "b.h5", "is not a complete HDF5 file");
 }
 
 TEST(BrokenFiles, Hdf5WithAFilterThatIsMissing) {

@@ -142,7 +142,7 @@ TEST(NearestName, FindsTyposSwapsAndOtherSections) {
   EXPECT_EQ(nearest_name(std::string(100'000, 'a'), names), "");
   EXPECT_EQ(suggest_name("entirely_else", names, "keys"),
             "known keys: optim.lr, optim.warmup, model.width, steps");
-  EXPECT_EQ(suggest_name("x", {}, "keys"), "there is no keys");
+  EXPECT_EQ(suggest_name("x", {}, "keys"), "there are no keys");
 }
 
 TEST(FieldValueText, QuotesWhatYamlWouldMisread) {

@@ -242,7 +242,7 @@ TEST_F(RecipeFiles, AreFoundByName) {
   EXPECT_ERROR(find_recipe("recipes/quickstat.yaml", root), usage, "recipes/quickstat.yaml",
                "there is no recipe", "quickstart");
   EXPECT_ERROR(find_recipe("zzzzzzzzz", root), usage, "zzzzzzzzz", "", "known recipes: big, quickstart");
-  EXPECT_ERROR(find_recipe("x", "nowhere"), usage, "x", "", "there is no recipes");
+  EXPECT_ERROR(find_recipe("x", "nowhere"), usage, "x", "", "there are no recipes");
 }
 
 }  // namespace

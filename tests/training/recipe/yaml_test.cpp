@@ -30,8 +30,9 @@ TEST(Yaml, EmptyIsAnEmptyMap) {
 }
 
 TEST(Yaml, RefusesWhatItDoesNotTake) {
-  EXPECT_ERROR(parse_text("a: 1\nb: 2\na: 3\n"), recipe, "r.yaml:3:1", "the key a stands twice", "keep one");
-  EXPECT_ERROR(parse_text("x: {a: 1, a: 2}"), recipe, "r.yaml:1:11", "stands twice", "");
+  EXPECT_ERROR(parse_text("a: 1\nb: 2\na: 3\n"), recipe, "r.yaml:3:1", "the key a is given twice",
+               "keep one");
+  EXPECT_ERROR(parse_text("x: {a: 1, a: 2}"), recipe, "r.yaml:1:11", "is given twice", "");
   EXPECT_ERROR(parse_text("a: &n 1\nb: *n\n"), recipe, "r.yaml:1:4", "an anchor", "");
   EXPECT_ERROR(parse_text("a: *n\n"), recipe, "r.yaml:1:4", "", "");
   EXPECT_ERROR(parse_text("a: !!int 1\n"), recipe, "r.yaml:1:4", "a tag", "");

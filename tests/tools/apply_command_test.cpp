@@ -245,6 +245,19 @@ TEST(ApplyCommand, InputsOfAnyWidth) {
   expect_same(apply_to({"softmax"}, narrow), apply_to({"softmax"}, wide), 0, "bf16 and f64 in the file");
 }
 
+// The conformance suite cannot hold this: what a weight of 1 passes on is no slope of it.
+TEST(ApplyCommand, TheDefinitionPassesGradientsStraightThroughToo) {
+  for (const char* attributes :
+       {"heads=4 shared=1 top_k=2 router=norm", "heads=4 kv_heads=2 router=norm position=rope"}) {
+    const ApplyCase c("moh", attributes, 2, 9);
+    const Tensors fast = apply_to(c.words({"--dtype", "f64"}), c.in);
+    expect_same(apply_to(c.words({"--dtype", "f64", "--reference"}), c.in), fast, 1e-10, attributes);
+    Words cut = c.words({"--dtype", "f64"});
+    cut.push_back("straight_through=false");
+    EXPECT_GT(difference(apply_to(cut, c.in).at("grad.x"), fast.at("grad.x")), 1e-3) << attributes;
+  }
+}
+
 TEST(ApplyCommand, DecodingGivesNoGradients) {
   const ApplyCase c = gla();
   const Words decode = c.words({"--mode", "decode:3", "--dtype", "f64"});

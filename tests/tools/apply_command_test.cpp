@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "autograd/ops/arrange.h"
+#include "autograd/ops/elementwise.h"
 #include "tests/attention/conformance.h"
 #include "tests/tools/apply_files.h"
 #include "tools/apply.h"
@@ -216,6 +217,41 @@ TEST(ApplyCommand, DecayAHead) {
   given.erase("grad.g");
   c.in.erase("g");
   expect_same(apply_to(c.words({"--dtype", "f64"}), c.in), given, 1e-12, "its own decay");
+}
+
+// A token that forgets all before it begins as a document does, however far below e^g = 0 its g is.
+class DecayOfNothing : public testing::TestWithParam<std::tuple<const char*, const char*, double>> {};
+INSTANTIATE_TEST_SUITE_P(
+    Gated, DecayOfNothing,
+    testing::Combine(testing::Values("simple_gla", "lightning", "gla", "regla", "gated_delta_rule"),
+                     testing::Values("f64", "f32"), testing::Values(-1e4, -1e30, -HUGE_VAL)));
+
+TEST_P(DecayOfNothing, IsABorder) {
+  const auto& [id, dtype, nothing] = GetParam();
+  const int64_t tokens = 21;
+  const ApplyCase c(id, "", 1, tokens);
+  Tensors bordered = c.without({"state0.", "dstate.", "doc"});
+  bordered["k"] = scale(abs(Variable(bordered.at("k"))), -1).value();  // ReGLA's unit is that of larger ones
+  Tensors plain = bordered;
+  const Shape shape = plain.at("g").shape();
+  std::vector<double> g = to_values(random_tensor(shape, 7));
+  std::vector<int32_t> doc;
+  for (double& value : g) value = -std::abs(value) / 8;
+  for (int64_t t = 0; t < tokens; ++t) doc.push_back(t < 5 ? 0 : t < 12 ? 1 : 2);
+  bordered["g"] = from_values(shape, Dtype::f64, g);
+  bordered["doc"] = from_ints(doc).reshape({1, tokens});
+  const auto row = static_cast<int64_t>(g.size()) / tokens;
+  for (const int64_t t : {5, 12}) std::fill_n(g.begin() + t * row, row, nothing);
+  plain["g"] = from_values(shape, Dtype::f64, g);
+  const Tensors expected = apply_to(c.words({"--dtype", dtype}), bordered);
+  for (const Words& more : {Words{}, {"--reference"}, {"--mode", "decode:8"}, {"--segments", "2"}}) {
+    Words words = c.words({"--dtype", dtype});
+    words.insert(words.end(), more.begin(), more.end());
+    for (const auto& [name, value] : apply_to(words, plain)) {
+      EXPECT_LE(difference(value, expected.at(name)), 10 * tolerance::of(value.dtype()))
+          << id << " " << dtype << " " << nothing << " " << (more.empty() ? "" : more[0]) << " " << name;
+    }
+  }
 }
 
 TEST(ApplyCommand, InitDrawsWhatIsMissing) {

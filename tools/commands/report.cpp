@@ -65,7 +65,7 @@ int run_report(const Words& words) {
   std::string out = "report.html", title = "Runs compared";
   bool json = false;
   flags.add("--out", out, "FILE", "the page, report.html by default; the CSV files stand beside it");
-  flags.add("--title", title, "TEXT", "heading of the page");
+  flags.add("--title", title, "TEXT", "heading of the page", {.may_be_empty = true});
   flags.add("--json", json, "one line, report/1");
   if (!flags.parse(words)) return 0;
   const std::string stem = fs::path(out).replace_extension().string();

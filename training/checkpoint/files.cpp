@@ -18,7 +18,7 @@ namespace weft {
 namespace {
 
 [[noreturn]] void fail(const char* action, const std::string& path, int error = errno) {
-  const char* advice = error == ENOSPC || error == EDQUOT  ? "free space, or lower checkpoint.keep"
+  const char* advice = error == ENOSPC || error == EDQUOT  ? "free space on that disk"
                        : error == EFBIG                    ? "raise the file size limit (ulimit -f)"
                        : error == EACCES || error == EROFS ? "choose a folder that can be written"
                                                            : "";
@@ -108,6 +108,7 @@ void File::close() {
 namespace {
 
 std::string replaceable(std::string path) {
+  if (path.empty()) throw Error(Exit::cannot_create, "cannot create: the name is empty", "", "name a file");
   std::error_code absent;
   const auto there = std::filesystem::status(path, absent);
   if (std::filesystem::exists(there) && !std::filesystem::is_regular_file(there))

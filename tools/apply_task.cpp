@@ -75,13 +75,6 @@ class Reader {
     return out.to(default_device());
   }
 
-  template <class T>
-  std::vector<int64_t> integers(const Entry& e) const {
-    std::vector<T> stored(static_cast<size_t>(e.count()));
-    std::memcpy(stored.data(), file_.bytes(e).data(), stored.size() * sizeof(T));
-    return {stored.begin(), stored.end()};
-  }
-
   // A tensor of which the file may have none.
   Tensor optional_floats(const std::string& name, const std::vector<int64_t>& expected, Dtype dtype) {
     const Entry* e = find(name);
@@ -179,8 +172,7 @@ class Reader {
       return;
     }
     expect_shape(*e, {task_.rows, task_.tokens});
-    if (e->dtype != "I32" && e->dtype != "I64") refuse("doc", "holds " + e->dtype, "store it as I32 or I64");
-    const std::vector<int64_t> docs = e->dtype == "I32" ? integers<int32_t>(*e) : integers<int64_t>(*e);
+    const std::vector<int64_t> docs = file_.integers(*e);
     for (int64_t row = 0; row < task_.rows; ++row) {
       const int64_t* doc = docs.data() + row * task_.tokens;
       int64_t begin = 0;

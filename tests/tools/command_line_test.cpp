@@ -119,6 +119,7 @@ std::vector<Failing> failing_commands() {
       {{"tokenize", "text.txt", "--out", "t", "--special", "all"}, 64},
       {{"tokenize", "text.txt", "--out", "t", "--tokenizer", "bytes", "--train-vocab", "300"}, 64},
       {{"tokenize", "missing.txt", "--out", "t"}, 65},
+      {{"tokenize", "made", "--out", "t"}, 65},
       {{"tokenize", "text.txt", "--out", "t", "--tokenizer", "missing.json"}, 65},
       {{"tokenize", "text.txt", "--out", "full"}, 73},
       {{"tokenize", "text.txt", "--out", "made"}, 73},

@@ -42,7 +42,11 @@ std::string parent_of(const std::string& path) {
 File File::open_read(const std::string& path) {
   const int fd = open_retrying(path, O_RDONLY);
   if (fd < 0) throw Error(Exit::data, text("cannot open: ", std::strerror(errno)), path, "");
-  return File(fd, path);
+  File file(fd, path);
+  struct stat info {};
+  if (::fstat(fd, &info) == 0 && S_ISDIR(info.st_mode))
+    throw Error(Exit::data, "cannot open: it is a folder", path, "name a file");
+  return file;
 }
 
 File File::create(const std::string& path) {

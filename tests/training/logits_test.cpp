@@ -165,6 +165,21 @@ TEST_F(Logits, SegmentsEqualOneRank) {
 #endif
 }
 
+#ifdef WEFT_WITH_MPI
+// Rank 0 alone writes; what keeps it from that is the one error of the job.
+TEST_F(Logits, AFailureOfOneRankIsSaidOnce) {
+  write("in", 1, 4, some_ids(4));
+  const Ran ran = tiny_->weft({"launch", "-n", "2", "logits", "runs/tiny", "--in", "in.safetensors", "--out",
+                               "no/such/folder/x", "--json"});
+  EXPECT_EQ(ran.code, 73) << ran.err;
+  EXPECT_EQ(ran.json()["error"]["where"].get<std::string>().substr(0, 16), "no/such/folder/x") << ran.out;
+  size_t lines = 0;
+  for (size_t at = ran.err.find("weft: "); at != std::string::npos; at = ran.err.find("weft: ", at + 1))
+    ++lines;
+  EXPECT_EQ(lines, 1u) << ran.err;
+}
+#endif
+
 TEST_F(Logits, HiddenStatesOfEveryLayer) {
   write("in", 2, 5, some_ids(10));
   ASSERT_EQ(run("in", "out", {"--hidden"}), 0);

@@ -1,3 +1,6 @@
+#include <exception>
+#include <optional>
+
 #include "distributed/environment.h"
 #include "distributed/thread_comm.h"
 #include "tools/commands.h"
@@ -5,6 +8,7 @@
 #include "tools/flags.h"
 #include "tools/segments_flag.h"
 #include "training/checkpoint/safetensors.h"
+#include "training/log/failure.h"
 #include "training/open_model.h"
 #include "training/score.h"
 
@@ -95,9 +99,16 @@ int run_logits(const Words& words) {
   if (launched.rank == 0) print_warnings(m.warnings);
   const SafetensorsFile file(in);
   const Batch batch = read_batch(file, in, m.model->config().vocab);
+  std::optional<Error>
+      unwritten;  // thrown when the ranks have parted: left alone, they would report a dead one
   const auto score_on = [&](Communicator* ranks) {
     const Scores scores = score(*m.model, batch, ranks, split.plan, split.strategy);
-    if (ranks == nullptr || ranks->rank() == 0) write_scores(scores, file.at("ids").shape, hidden, out);
+    if (ranks != nullptr && ranks->rank() > 0) return;
+    try {
+      write_scores(scores, file.at("ids").shape, hidden, out);
+    } catch (const std::exception& exception) {
+      unwritten = as_error(exception);
+    }
   };
   if (launched.size > 1)
     score_on(world_communicator(launched).get());
@@ -105,6 +116,7 @@ int run_logits(const Words& words) {
     run_ranks(split.ranks, [&](Communicator& ranks) { score_on(&ranks); });
   else
     score_on(nullptr);
+  if (unwritten) throw Error(*unwritten);
   if (json && launched.rank == 0) print("{\"weft\":\"logits/1\",\"exit\":0}\n");
   return 0;
 }

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <filesystem>
 #include <regex>
 #include <set>
@@ -241,9 +242,12 @@ TEST(CommandLine, UnderMpirunRankZeroAlonePrints) {
     EXPECT_EQ(ran.out + ran.err, "") << words[0];
     EXPECT_EQ(ran.code, 0) << words[0];
   }
+  const auto start = std::chrono::steady_clock::now();
   const Ran wrong = run_weft({"no_such_command", "--json"}, rank("1"));
   EXPECT_EQ(wrong.out + wrong.err, "");
   EXPECT_EQ(wrong.code, 64);
+  EXPECT_GE(std::chrono::steady_clock::now() - start, std::chrono::milliseconds(900))
+      << "mpirun ends rank 0 when another one leaves with an error: it has to have spoken";
 }
 
 TEST(CommandLine, StrangeWordsArePrintable) {

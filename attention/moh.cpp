@@ -242,8 +242,12 @@ Variable Moh::reference(const Block& block) const {
                                              : Variable(full({n, s}, 1, x.dtype()));
   const Variable mix = learned() && s > 0 ? softmax(matmul(x, router_mix_, {false, true})) : Variable();
   const Variable kept = multiply(share, mask), mass = sum(kept, 1, true);
+  // Without a learned router 1 or 0, with the gradient of the share where it passes straight through.
+  const Variable on = learned()                  ? kept
+                      : config_.straight_through ? add(mask, subtract(kept, kept.value()))
+                                                 : mask;
   for (int64_t h = 0; h < d.heads; ++h) {
-    Variable g = h < s ? slice(always, 1, h, h + 1) : slice(learned() ? kept : mask, 1, h - s, h - s + 1);
+    Variable g = h < s ? slice(always, 1, h, h + 1) : slice(on, 1, h - s, h - s + 1);
     if (learned() && code)
       g = h < s ? scale(g, static_cast<double>(s))
                 : scale(divide(g, mass), static_cast<double>(config_.top_k));

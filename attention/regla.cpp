@@ -14,7 +14,7 @@
 namespace weft {
 namespace {
 
-constexpr double kReglaNormEps = 1e-12, kLeastRatio = 1e-30;
+constexpr double kReglaNormEps = 1e-12, kLeastRatio = 1e-30, kLeastGate = 1e-37;
 
 // 1 over the deviation of a product of features of `size` normal queries and keys.
 double variance_factor(int64_t size) {
@@ -73,7 +73,8 @@ Variable Regla::reference(const Block& block) const {
   const Variable f =
       add(multiply(scale(r, -1, 1), square(g)), multiply(r, scale(square(scale(g, -1, 1)), -1, 1)));
   const Variable queries = divide(exp(q), exp(max(q, -1, true)));
-  const Variable o = channel_decay_reference(queries, exp(k), block.x[2], log(f), config_.scale);
+  const Variable log_f = log(maximum(f, full({1}, kLeastGate, f.dtype(), f.device())));
+  const Variable o = channel_decay_reference(queries, exp(k), block.x[2], log_f, config_.scale);
   std::vector<Variable> largest{full({1, dims().heads, 1}, 0, k.dtype(), k.device())}, shrunk;
   for (int64_t t = 0; t < k.dim(0); ++t) {
     largest.push_back(max(concatenate({largest.back(), slice(k.value(), 0, t, t + 1)}, 2), 2, true));

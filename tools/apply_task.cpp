@@ -1,6 +1,7 @@
 #include "tools/apply_task.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <set>
 #include <sstream>
@@ -21,6 +22,10 @@ std::vector<int64_t> extents_of(const Shape& shape, std::vector<int64_t> before 
   before.insert(before.end(), shape.begin(), shape.end());
   return before;
 }
+
+// Where e^g becomes 0. By chunks g are summed and the sums subtracted: -infinity would leave no number, and
+// what is far below this no digit of the small ones.
+double least_log_decay(Dtype wide) { return wide == Dtype::f64 ? -746 : -104; }
 
 class Reader {
  public:
@@ -55,20 +60,19 @@ class Reader {
              "the sizes come from the inputs");
   }
 
-  Tensor floats(const Entry& e, const Shape& shape, Dtype dtype) const {
+  Tensor floats(const Entry& e, const Shape& shape, Dtype dtype, double least = -INFINITY) const {
     if (e.dtype != "F64" && e.dtype != "F32" && e.dtype != "F16" && e.dtype != "BF16")
       refuse(e.name, "holds " + e.dtype, "store it as F64, F32, F16 or BF16");
     const OwnedArray array = file_.read(e.name, dtype);
     const Tensor out = empty(shape, dtype, Device::cpu);
     if (array.bytes() > 0) std::memcpy(out.raw(), array.data.get(), static_cast<size_t>(array.bytes()));
+    if (least > -INFINITY)
+      with_float(dtype, [&]<class T>() {
+        T* x = out.data<T>();
+        std::replace_if(
+            x, x + out.numel(), [least](T value) { return value < T(least); }, T(least));
+      });
     return out.to(default_device());
-  }
-
-  template <class T>
-  std::vector<int64_t> integers(const Entry& e) const {
-    std::vector<T> stored(static_cast<size_t>(e.count()));
-    std::memcpy(stored.data(), file_.bytes(e).data(), stored.size() * sizeof(T));
-    return {stored.begin(), stored.end()};
   }
 
   // A tensor of which the file may have none.
@@ -155,7 +159,9 @@ class Reader {
       }
       const bool per_head = is_per_head(input, *e);
       const Shape line = input_shape(input, task_.dims, task_.rows * task_.tokens);
-      task_.inputs.push_back({floats(*e, per_head ? Shape{task_.dims.heads} : line, task_.dtype), per_head});
+      const double least = input.domain == Domain::log_decay ? least_log_decay(task_.wide) : -INFINITY;
+      task_.inputs.push_back(
+          {floats(*e, per_head ? Shape{task_.dims.heads} : line, task_.dtype, least), per_head});
     }
   }
 
@@ -166,8 +172,7 @@ class Reader {
       return;
     }
     expect_shape(*e, {task_.rows, task_.tokens});
-    if (e->dtype != "I32" && e->dtype != "I64") refuse("doc", "holds " + e->dtype, "store it as I32 or I64");
-    const std::vector<int64_t> docs = e->dtype == "I32" ? integers<int32_t>(*e) : integers<int64_t>(*e);
+    const std::vector<int64_t> docs = file_.integers(*e);
     for (int64_t row = 0; row < task_.rows; ++row) {
       const int64_t* doc = docs.data() + row * task_.tokens;
       int64_t begin = 0;

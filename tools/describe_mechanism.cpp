@@ -144,11 +144,10 @@ MechanismFacts learn(const MechanismEntry& entry, const MechanismSize& size) {
 
   for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16}) {
     const bool accepted = works([&] {
-      const Trial small(entry, size.attributes, {.heads = 2, .kv_heads = 2, .key = 4, .value = 4, .width = 8},
-                        dtype, Device::cpu);
+      const Trial computed(entry, size.attributes, size.dims, dtype, Device::cpu);
       const Layout few = whole_documents({3});
       LocalCrossing cross(few);
-      small.forward(cross);
+      computed.forward(cross);
     });
     if (accepted) facts.dtypes.push_back(name_of(dtype));
   }

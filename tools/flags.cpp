@@ -110,6 +110,9 @@ bool Flags::parse(const std::vector<std::string>& words) {
       **number = read_number(flag.name, value, flag.traits);
     else if (std::vector<std::string>** values = std::get_if<std::vector<std::string>*>(&flag.slot))
       (*values)->push_back(value);
+    else if (value.empty() && !flag.traits.may_be_empty)
+      refuse_flag(flag.name, value,
+                  text("write ", flag.name, " ", flag.unit, flag.traits.required ? "" : ", or leave it out"));
     else
       *std::get<std::string*>(flag.slot) = value;
   }

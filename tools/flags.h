@@ -19,6 +19,7 @@ namespace weft {
 
 struct FlagTraits {
   bool required = false;
+  bool may_be_empty = false;  // of a text; else `--out "$X"` without an X would be as if it were not there
   int64_t min = std::numeric_limits<int64_t>::min();
   int64_t max = std::numeric_limits<int64_t>::max();
 };

@@ -49,9 +49,11 @@ std::string output_of(const char* command) {
 class CodesFolder {
  public:
   CodesFolder() {
-    std::string name = fs::temp_directory_path() / "weft-launch-XXXXXX";
-    if (!mkdtemp(name.data()))
-      throw Error(Exit::cannot_create, text("cannot create a folder for exit codes: ", std::strerror(errno)),
+    std::error_code failed;
+    std::string name = fs::temp_directory_path(failed) / "weft-launch-XXXXXX";
+    if (!failed && !mkdtemp(name.data())) failed = {errno, std::generic_category()};
+    if (failed)
+      throw Error(Exit::cannot_create, text("cannot create a folder for exit codes: ", failed.message()),
                   name, "set TMPDIR to a writable folder");
     path_ = name;
   }

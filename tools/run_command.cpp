@@ -1,7 +1,9 @@
 #include "tools/run_command.h"
 
 #include <algorithm>
+#include <chrono>
 #include <csignal>
+#include <thread>
 
 #include "autograd/check.h"
 #include "autograd/field_value.h"
@@ -68,7 +70,10 @@ std::string speaker(const Words& words) {
 }
 
 void report(const Error& error, const Words& words, int rank) {
-  if (rank > 0) return;
+  if (rank > 0) {  // a launcher ends all ranks when the first leaves: rank 0 is to have spoken by then
+    std::this_thread::sleep_for(std::chrono::seconds(1));
+    return;
+  }
   print_error(error);
   // Where stdout is what failed, the exit code has to do.
   if (wants_json(words) && !anything_printed() && error.where != "stdout")

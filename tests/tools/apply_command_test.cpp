@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "autograd/ops/arrange.h"
+#include "autograd/ops/elementwise.h"
 #include "tests/attention/conformance.h"
 #include "tests/tools/apply_files.h"
 #include "tools/apply.h"
@@ -218,6 +219,41 @@ TEST(ApplyCommand, DecayAHead) {
   expect_same(apply_to(c.words({"--dtype", "f64"}), c.in), given, 1e-12, "its own decay");
 }
 
+// A token that forgets all before it begins as a document does, however far below e^g = 0 its g is.
+class DecayOfNothing : public testing::TestWithParam<std::tuple<const char*, const char*, double>> {};
+INSTANTIATE_TEST_SUITE_P(
+    Gated, DecayOfNothing,
+    testing::Combine(testing::Values("simple_gla", "lightning", "gla", "regla", "gated_delta_rule"),
+                     testing::Values("f64", "f32"), testing::Values(-1e4, -1e30, -HUGE_VAL)));
+
+TEST_P(DecayOfNothing, IsABorder) {
+  const auto& [id, dtype, nothing] = GetParam();
+  const int64_t tokens = 21;
+  const ApplyCase c(id, "", 1, tokens);
+  Tensors bordered = c.without({"state0.", "dstate.", "doc"});
+  bordered["k"] = scale(abs(Variable(bordered.at("k"))), -1).value();  // ReGLA's unit is that of larger ones
+  Tensors plain = bordered;
+  const Shape shape = plain.at("g").shape();
+  std::vector<double> g = to_values(random_tensor(shape, 7));
+  std::vector<int32_t> doc;
+  for (double& value : g) value = -std::abs(value) / 8;
+  for (int64_t t = 0; t < tokens; ++t) doc.push_back(t < 5 ? 0 : t < 12 ? 1 : 2);
+  bordered["g"] = from_values(shape, Dtype::f64, g);
+  bordered["doc"] = from_ints(doc).reshape({1, tokens});
+  const auto row = static_cast<int64_t>(g.size()) / tokens;
+  for (const int64_t t : {5, 12}) std::fill_n(g.begin() + t * row, row, nothing);
+  plain["g"] = from_values(shape, Dtype::f64, g);
+  const Tensors expected = apply_to(c.words({"--dtype", dtype}), bordered);
+  for (const Words& more : {Words{}, {"--reference"}, {"--mode", "decode:8"}, {"--segments", "2"}}) {
+    Words words = c.words({"--dtype", dtype});
+    words.insert(words.end(), more.begin(), more.end());
+    for (const auto& [name, value] : apply_to(words, plain)) {
+      EXPECT_LE(difference(value, expected.at(name)), 10 * tolerance::of(value.dtype()))
+          << id << " " << dtype << " " << nothing << " " << (more.empty() ? "" : more[0]) << " " << name;
+    }
+  }
+}
+
 TEST(ApplyCommand, InitDrawsWhatIsMissing) {
   ApplyCase c("softmax", "qk_norm=true sink=true", 2, 9);
   c.in.erase("p.q_norm");
@@ -243,6 +279,19 @@ TEST(ApplyCommand, InputsOfAnyWidth) {
     wide[name] = value.dtype() == Dtype::i32 ? value : narrow[name].to(Dtype::f64);
   }
   expect_same(apply_to({"softmax"}, narrow), apply_to({"softmax"}, wide), 0, "bf16 and f64 in the file");
+}
+
+// The conformance suite cannot hold this: what a weight of 1 passes on is no slope of it.
+TEST(ApplyCommand, TheDefinitionPassesGradientsStraightThroughToo) {
+  for (const char* attributes :
+       {"heads=4 shared=1 top_k=2 router=norm", "heads=4 kv_heads=2 router=norm position=rope"}) {
+    const ApplyCase c("moh", attributes, 2, 9);
+    const Tensors fast = apply_to(c.words({"--dtype", "f64"}), c.in);
+    expect_same(apply_to(c.words({"--dtype", "f64", "--reference"}), c.in), fast, 1e-10, attributes);
+    Words cut = c.words({"--dtype", "f64"});
+    cut.push_back("straight_through=false");
+    EXPECT_GT(difference(apply_to(cut, c.in).at("grad.x"), fast.at("grad.x")), 1e-3) << attributes;
+  }
 }
 
 TEST(ApplyCommand, DecodingGivesNoGradients) {

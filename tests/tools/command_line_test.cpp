@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <filesystem>
 #include <regex>
 #include <set>
@@ -96,6 +97,7 @@ std::vector<Failing> failing_commands() {
       {{"cp", "no_such_recipe"}, 64},
       {{"cp", "good.yaml", "full"}, 73},
       {{"cp", "good.yaml", "missing/folder/x.yaml"}, 73},
+      {{"cp", "good.yaml", ""}, 73},
       {{"cp", "bad.yaml", "x.yaml"}, 78},
       {{"help", "optim.lrr"}, 64},
       {{"help", "model.mechanisms.no_such"}, 64},
@@ -109,6 +111,7 @@ std::vector<Failing> failing_commands() {
       {{"corpus", "--bytes", "1e3", "--out", "x"}, 64},
       {{"corpus", "--bytes", "99999999999999999999", "--out", "x"}, 64},
       {{"corpus", "--bytes", "10", "--out"}, 64},
+      {{"corpus", "--bytes", "10", "--out="}, 64},
       {{"corpus", "--bytes", "10", "--out", "full"}, 73},
       {{"corpus", "--bytes", "10", "--out", "missing/folder/x"}, 73},
       {{"corpus", "--bytes", "3000000", "--out", "x"}, 74, {.file_limit = 100'000}},
@@ -117,6 +120,7 @@ std::vector<Failing> failing_commands() {
       {{"tokenize", "text.txt", "--out", "t", "--special", "all"}, 64},
       {{"tokenize", "text.txt", "--out", "t", "--tokenizer", "bytes", "--train-vocab", "300"}, 64},
       {{"tokenize", "missing.txt", "--out", "t"}, 65},
+      {{"tokenize", "made", "--out", "t"}, 65},
       {{"tokenize", "text.txt", "--out", "t", "--tokenizer", "missing.json"}, 65},
       {{"tokenize", "text.txt", "--out", "full"}, 73},
       {{"tokenize", "text.txt", "--out", "made"}, 73},
@@ -238,9 +242,12 @@ TEST(CommandLine, UnderMpirunRankZeroAlonePrints) {
     EXPECT_EQ(ran.out + ran.err, "") << words[0];
     EXPECT_EQ(ran.code, 0) << words[0];
   }
+  const auto start = std::chrono::steady_clock::now();
   const Ran wrong = run_weft({"no_such_command", "--json"}, rank("1"));
   EXPECT_EQ(wrong.out + wrong.err, "");
   EXPECT_EQ(wrong.code, 64);
+  EXPECT_GE(std::chrono::steady_clock::now() - start, std::chrono::milliseconds(900))
+      << "mpirun ends rank 0 when another one leaves with an error: it has to have spoken";
 }
 
 TEST(CommandLine, StrangeWordsArePrintable) {

@@ -113,6 +113,11 @@ TEST(DescribeMechanism, Based) {
   EXPECT_EQ(facts_of("based", 100, {"window=6"}).calls.size(), 2u);
 }
 
+// Heads that are set for the model's number of them are more than two have.
+TEST(DescribeMechanism, DtypesAreThoseOfTheRecipesSizes) {
+  EXPECT_EQ(facts_of("moh", 100, {"shared=2", "top_k=2"}).dtypes, (Words{"f64", "f32", "bf16"}));
+}
+
 TEST(DescribeMechanism, HoldsForAll) {
   for (const MechanismEntry& entry : mechanisms()) {
     const MechanismFacts f = facts_of(entry.id), longer = facts_of(entry.id, 200);

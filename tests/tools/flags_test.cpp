@@ -29,7 +29,7 @@ namespace {
 struct Values {
   bool json = false;
   int64_t bytes = 5;
-  std::string out = "none";
+  std::string out = "none", title = "none";
   Words arguments;
 };
 
@@ -39,6 +39,7 @@ Values parse(const Words& words, const std::string& arguments = "[A] [B]", bool 
   flags.add("--json", v.json, "");
   flags.add("--bytes", v.bytes, "N", "", {.min = 0, .max = 100});
   flags.add("--out", v.out, "FILE", "");
+  flags.add("--title", v.title, "TEXT", "", {.may_be_empty = true});
   if (early) flags.end_at_first_argument();
   flags.parse(words);
   v.arguments = flags.arguments();
@@ -63,7 +64,7 @@ TEST(Flags, AreReadInBothSpellings) {
   EXPECT_EQ(v.arguments, (Words{"a", "b"}));
   EXPECT_EQ(parse({}).bytes, 5);
   EXPECT_EQ(parse({"--out", "--json"}).out, "--json");
-  EXPECT_EQ(parse({"--out="}).out, "");
+  EXPECT_EQ(parse({"--title="}).title, "") << "one that may be empty";
   EXPECT_EQ(parse({"-"}).arguments, Words{"-"});
   EXPECT_EQ(parse({"--", "--json"}).arguments, Words{"--json"});
 }
@@ -72,6 +73,8 @@ TEST(Flags, MistakesNameTheFlag) {
   EXPECT_EQ(refusal({"--jsom"}), "unknown flag --jsom | weft test | did you mean --json?");
   EXPECT_EQ(refusal({"--out"}), "--out has no value | --out | write --out FILE");
   EXPECT_EQ(refusal({"--json=yes"}), "--json takes no value | --json | write --json alone");
+  EXPECT_EQ(refusal({"--out="}), "--out is empty | --out | write --out FILE, or leave it out");
+  EXPECT_EQ(refusal({"--out", ""}), "--out is empty | --out | write --out FILE, or leave it out");
   EXPECT_EQ(refusal({"--bytes", "x"}), "--bytes is x, not a whole number | --bytes | ");
   EXPECT_EQ(refusal({"--bytes", "3x"}), "--bytes is 3x, not a whole number | --bytes | ");
   EXPECT_EQ(refusal({"--bytes", "-1"}), "--bytes is -1, out of range | --bytes | 0 or more");

@@ -15,7 +15,8 @@ using Words = std::vector<std::string>;
 class Launch : public testing::Test {
  protected:
   // What the script does when it is asked to start ranks.
-  Ran launch(const Words& launched, const std::string& script, const Words& flags = {}) {
+  Ran launch(const Words& launched, const std::string& script, const Words& flags = {},
+             Words environment = {}) {
     folder_.write(
         "bin/mpirun",
         "#!/bin/sh\nif [ \"$1\" = --version ]; then echo 'mpirun (Open MPI) 4.1.4'; exit 0; fi\n" + script);
@@ -24,9 +25,8 @@ class Launch : public testing::Test {
     words.insert(words.end(), flags.begin(), flags.end());
     words.insert(words.end(), launched.begin(), launched.end());
     const char* path = std::getenv("PATH");
-    return run_weft(words,
-                    {.folder = folder_.path(),
-                     .environment = {"PATH=" + (folder_ / "bin") + ":" + (path ? path : "/bin:/usr/bin")}});
+    environment.push_back("PATH=" + (folder_ / "bin") + ":" + (path ? path : "/bin:/usr/bin"));
+    return run_weft(words, {.folder = folder_.path(), .environment = environment});
   }
 
   // A rank of another machine left its code in the run folder only.
@@ -68,6 +68,15 @@ TEST_F(Launch, FindsTheRunFolder) {
       << "wherever the recipe stands";
   EXPECT_EQ(launch({"train", "mine.yaml"}, leave(80, "elsewhere")).code, 70) << "nobody looks there";
   EXPECT_EQ(launch({"train", "missing.yaml"}, "exit 64\n").code, 64) << "the ranks say what is wrong with it";
+}
+
+TEST_F(Launch, NeedsAFolderForExitCodes) {
+  folder_.write("file", "");
+  for (const char* folder : {"/no/such/folder", "file"}) {
+    const Ran ran = launch({"train", "r.yaml"}, "exit 0\n", {}, {std::string("TMPDIR=") + folder});
+    EXPECT_EQ(ran.code, 73) << ran.err;
+    EXPECT_NE(ran.err.find("set TMPDIR"), std::string::npos) << ran.err;
+  }
 }
 
 TEST_F(Launch, OneLineOfJsonWhateverHappens) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <fstream>
 
 #include "tests/training/tiny_run.h"
 #include "training/checkpoint/safetensors.h"
@@ -111,6 +112,27 @@ TEST_F(Logits, DocumentsAndRowsAreApart) {
             1e-4);
 }
 
+// Document indices are what the text's owner counts by: beyond 32 bits too.
+TEST_F(Logits, DocumentsOfAnyNumber) {
+  const auto ids = some_ids(6);
+  write("small", 1, 6, ids, {0, 0, 1, 1, 1, 2});
+  const int64_t first = int64_t{1} << 40;
+  const std::vector<int64_t> doc{first, first, first + 1, first + 1, first + 1, first + 2};
+  std::string header =
+      R"({"ids":{"dtype":"I32","shape":[1,6],"data_offsets":[0,24]},"doc":{"dtype":"I64","shape":[1,6],"data_offsets":[24,72]}})";
+  const uint64_t length = header.size();
+  std::ofstream file(path("wide"), std::ios::binary);
+  file.write(reinterpret_cast<const char*>(&length), 8)
+      .write(header.data(), static_cast<std::streamsize>(length));
+  file.write(reinterpret_cast<const char*>(ids.data()), 24)
+      .write(reinterpret_cast<const char*>(doc.data()), 48);
+  file.close();
+  ASSERT_EQ(run("small", "small.out"), 0);
+  ASSERT_EQ(run("wide", "wide.out"), 0);
+  for (const char* name : {"logits", "nll"})
+    EXPECT_EQ(values("wide.out", name), values("small.out", name)) << name;
+}
+
 // Over ranks, threads or processes, the scores are those of one.
 TEST_F(Logits, SegmentsEqualOneRank) {
   std::vector<int32_t> doc(3 * 200);
@@ -142,6 +164,21 @@ TEST_F(Logits, SegmentsEqualOneRank) {
   }
 #endif
 }
+
+#ifdef WEFT_WITH_MPI
+// Rank 0 alone writes; what keeps it from that is the one error of the job.
+TEST_F(Logits, AFailureOfOneRankIsSaidOnce) {
+  write("in", 1, 4, some_ids(4));
+  const Ran ran = tiny_->weft({"launch", "-n", "2", "logits", "runs/tiny", "--in", "in.safetensors", "--out",
+                               "no/such/folder/x", "--json"});
+  EXPECT_EQ(ran.code, 73) << ran.err;
+  EXPECT_EQ(ran.json()["error"]["where"].get<std::string>().substr(0, 16), "no/such/folder/x") << ran.out;
+  size_t lines = 0;
+  for (size_t at = ran.err.find("weft: "); at != std::string::npos; at = ran.err.find("weft: ", at + 1))
+    ++lines;
+  EXPECT_EQ(lines, 1u) << ran.err;
+}
+#endif
 
 TEST_F(Logits, HiddenStatesOfEveryLayer) {
   write("in", 2, 5, some_ids(10));

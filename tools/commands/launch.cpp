@@ -117,7 +117,8 @@ int run_launch(const Words& words) {
   std::string extra;
   flags.add("-n", ranks, "N", "number of ranks", {.required = true, .min = 1, .max = 1 << 20});
   flags.add("--with", options.with, "LAUNCHER", "auto (default), mpirun or srun");
-  flags.add("--pass", extra, "FLAGS", "further flags for mpirun or srun, quoted: \"--hostfile hosts\"");
+  flags.add("--pass", extra, "FLAGS", "further flags for mpirun or srun, quoted: \"--hostfile hosts\"",
+            {.may_be_empty = true});
   flags.end_at_first_argument();
   if (!flags.parse(words)) return 0;
   const Words& launched = flags.arguments();

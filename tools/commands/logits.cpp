@@ -1,3 +1,6 @@
+#include <exception>
+#include <optional>
+
 #include "distributed/environment.h"
 #include "distributed/thread_comm.h"
 #include "tools/commands.h"
@@ -5,6 +8,7 @@
 #include "tools/flags.h"
 #include "tools/segments_flag.h"
 #include "training/checkpoint/safetensors.h"
+#include "training/log/failure.h"
 #include "training/open_model.h"
 #include "training/score.h"
 
@@ -13,29 +17,27 @@ namespace {
 
 // The file's ids as documents: each row one, or as many as `doc` says.
 Batch read_batch(const SafetensorsFile& file, const std::string& in, int64_t vocab) {
-  const auto read_ids = [&](const char* name) {
-    if (file.find(name) == nullptr) throw Error(Exit::data, text("no tensor ", name), in, "give ids (B, T)");
-    return file.read(name, Dtype::i32);
-  };
-  const OwnedArray ids = read_ids("ids");
+  if (file.find("ids") == nullptr) throw Error(Exit::data, "no tensor ids", in, "give ids (B, T)");
+  const OwnedArray ids = file.read("ids", Dtype::i32);
   if (ids.shape.size() != 2)
     throw Error(Exit::data,
                 text("ids has shape ", Shape(ids.shape.begin(), ids.shape.end()), ", (B, T) is needed"), in);
   const int64_t count = ids.shape[0] * ids.shape[1];
   if (count == 0) throw Error(Exit::data, "ids holds no token", in, "give at least one");
-  std::optional<OwnedArray> doc;
-  if (file.find("doc") != nullptr) {
-    doc.emplace(read_ids("doc"));
-    if (doc->shape != ids.shape)
+  std::vector<int64_t> doc(static_cast<size_t>(count), 0);  // of each token
+  if (const SafetensorsEntry* entry = file.find("doc")) {
+    if (entry->shape != ids.shape)
       throw Error(Exit::data,
-                  text("doc has shape ", Shape(doc->shape.begin(), doc->shape.end()), ", ids ",
+                  text("doc has shape ", Shape(entry->shape.begin(), entry->shape.end()), ", ids ",
                        Shape(ids.shape.begin(), ids.shape.end())),
                   in);
-    for (int64_t i = 1; i < count; ++i)
-      if (i % ids.shape[1] != 0 && doc->as<int32_t>()[i] < doc->as<int32_t>()[i - 1])
-        throw Error(Exit::data, text("doc falls at token ", i % ids.shape[1], " of row ", i / ids.shape[1]),
-                    in, "number the documents of a row in order");
+    doc = file.integers(*entry);
   }
+  const auto starts_row = [&](int64_t i) { return i % ids.shape[1] == 0; };
+  for (int64_t i = 1; i < count; ++i)
+    if (!starts_row(i) && doc[i] < doc[i - 1])
+      throw Error(Exit::data, text("doc falls at token ", i % ids.shape[1], " of row ", i / ids.shape[1]), in,
+                  "number the documents of a row in order");
   Batch batch;
   batch.tokens.assign(ids.as<int32_t>(), ids.as<int32_t>() + count);
   for (const int32_t id : batch.tokens)  // here, where all ranks see it
@@ -43,8 +45,7 @@ Batch read_batch(const SafetensorsFile& file, const std::string& in, int64_t voc
       throw Error(Exit::data, text("ids has ", id, ", the model's vocabulary ", vocab, " tokens"), in);
   batch.targets.assign(batch.tokens.size(), -1);
   for (int64_t i = 0; i < count; ++i) {
-    const bool starts = i % ids.shape[1] == 0 || (doc && doc->as<int32_t>()[i] != doc->as<int32_t>()[i - 1]);
-    if (starts)
+    if (starts_row(i) || doc[i] != doc[i - 1])
       batch.offsets.push_back(i);
     else
       batch.targets[static_cast<size_t>(i - 1)] = batch.tokens[static_cast<size_t>(i)];
@@ -100,9 +101,16 @@ int run_logits(const Words& words) {
   if (launched.rank == 0) print_warnings(m.warnings);
   const SafetensorsFile file(in);
   const Batch batch = read_batch(file, in, m.model->config().vocab);
+  std::optional<Error>
+      unwritten;  // thrown when the ranks have parted: left alone, they would report a dead one
   const auto score_on = [&](Communicator* ranks) {
     const Scores scores = score(*m.model, batch, ranks, split.plan, split.strategy);
-    if (ranks == nullptr || ranks->rank() == 0) write_scores(scores, file.at("ids").shape, hidden, out);
+    if (ranks != nullptr && ranks->rank() > 0) return;
+    try {
+      write_scores(scores, file.at("ids").shape, hidden, out);
+    } catch (const std::exception& exception) {
+      unwritten = as_error(exception);
+    }
   };
   if (launched.size > 1)
     score_on(world_communicator(launched).get());
@@ -110,6 +118,7 @@ int run_logits(const Words& words) {
     run_ranks(split.ranks, [&](Communicator& ranks) { score_on(&ranks); });
   else
     score_on(nullptr);
+  if (unwritten) throw Error(*unwritten);
   if (json && launched.rank == 0) print("{\"weft\":\"logits/1\",\"exit\":0}\n");
   return 0;
 }

@@ -17,15 +17,24 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
-// A report is made again and again while runs go on, but nothing else is written over.
-void refuse_other_file(const std::string& path) {
-  if (!exists(path)) return;
+bool begins_with(const std::string& path, const std::string& start) {
   std::ifstream file(path, std::ios::binary);
-  std::string start(std::string(kReportMark).size(), '\0');
-  file.read(start.data(), static_cast<std::streamsize>(start.size()));
-  if (start != kReportMark)
-    throw Error(Exit::cannot_create, "the file exists already and is not a report", path,
-                "name another one with --out");
+  std::string there(start.size(), '\0');
+  file.read(there.data(), static_cast<std::streamsize>(there.size()));
+  return there == start;
+}
+
+// A report is made again and again while runs go on, but nothing else is written over: a page is known by its
+// mark, tables by their page or, without it, by their first line.
+void refuse_other_files(const Words& paths, const Words& contents) {
+  const bool known = exists(paths[0]) && begins_with(paths[0], kReportMark);
+  for (size_t i = 0; i < paths.size(); ++i) {
+    const bool ours =
+        known || (i > 0 && begins_with(paths[i], contents[i].substr(0, contents[i].find('\n'))));
+    if (exists(paths[i]) && !ours)
+      throw Error(Exit::cannot_create, "the file exists already and is not of a report", paths[i],
+                  "name another one with --out");
+  }
 }
 
 Json described(const Comparison& all) {
@@ -56,9 +65,13 @@ int run_report(const Words& words) {
   std::string out = "report.html", title = "Runs compared";
   bool json = false;
   flags.add("--out", out, "FILE", "the page, by default report.html; the CSV files are written beside it");
-  flags.add("--title", title, "TEXT", "heading of the page");
+  flags.add("--title", title, "TEXT", "heading of the page", {.may_be_empty = true});
   flags.add("--json", json, "one line, report/1");
   if (!flags.parse(words)) return 0;
+  const std::string stem = fs::path(out).replace_extension().string();
+  const Words csv{stem + ".csv", stem + "-runs.csv", stem + "-groups.csv"};
+  if (out == csv[0])
+    refuse_flag("--out", out, "name the page, as report.html: the tables beside it end in .csv");
   std::vector<RunData> runs;
   std::vector<std::string> seen;
   for (const std::string& argument : flags.arguments())
@@ -68,15 +81,13 @@ int run_report(const Words& words) {
       seen.push_back(path);
       runs.push_back(read_run(folder, wall_seconds()));
     }
-  refuse_other_file(out);
   const std::string made = iso_time(wall_seconds()).replace(10, 1, " ").substr(0, 16) + " UTC";
   const Comparison all = compare_runs(std::move(runs));
-  const std::string stem = fs::path(out).replace_extension().string();
-  write_file_atomically(out, report_page(all, title, "made " + made));
-  const Words csv{stem + ".csv", stem + "-runs.csv", stem + "-groups.csv"};
-  write_file_atomically(csv[0], curves_csv(all));
-  write_file_atomically(csv[1], runs_csv(all));
-  write_file_atomically(csv[2], groups_csv(all));
+  const Words contents{report_page(all, title, "made " + made), curves_csv(all), runs_csv(all),
+                       groups_csv(all)};
+  const Words paths{out, csv[0], csv[1], csv[2]};
+  refuse_other_files(paths, contents);
+  for (size_t i = 0; i < paths.size(); ++i) write_file_atomically(paths[i], contents[i]);
   if (json) {
     print_line({{"weft", "report/1"}, {"exit", 0}, {"path", out}, {"csv", csv}, {"runs", described(all)}});
     return 0;

@@ -75,9 +75,6 @@ Request parse(const Words& words) {
   const Words rest = flags.take_overrides(own);
   flags.parse(own);
   const std::string& resume = said.resume;
-  if (resume.empty() &&
-      std::any_of(own.begin(), own.end(), [](const std::string& w) { return w.starts_with("--resume"); }))
-    refuse_flag("--resume", resume, "name the run's folder, or auto");
   std::string recipe = flags.argument(0);
   Request r;
   compute_on(said.device);

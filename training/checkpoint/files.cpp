@@ -18,7 +18,7 @@ namespace weft {
 namespace {
 
 [[noreturn]] void fail(const char* action, const std::string& path, int error = errno) {
-  const char* advice = error == ENOSPC || error == EDQUOT  ? "free space, or lower checkpoint.keep"
+  const char* advice = error == ENOSPC || error == EDQUOT  ? "free space on that disk"
                        : error == EFBIG                    ? "raise the file size limit (ulimit -f)"
                        : error == EACCES || error == EROFS ? "choose a folder that can be written"
                                                            : "";
@@ -42,7 +42,11 @@ std::string parent_of(const std::string& path) {
 File File::open_read(const std::string& path) {
   const int fd = open_retrying(path, O_RDONLY);
   if (fd < 0) throw Error(Exit::data, text("cannot open: ", std::strerror(errno)), path, "");
-  return File(fd, path);
+  File file(fd, path);
+  struct stat info {};
+  if (::fstat(fd, &info) == 0 && S_ISDIR(info.st_mode))
+    throw Error(Exit::data, "cannot open: it is a folder", path, "name a file");
+  return file;
 }
 
 File File::create(const std::string& path) {
@@ -108,6 +112,7 @@ void File::close() {
 namespace {
 
 std::string replaceable(std::string path) {
+  if (path.empty()) throw Error(Exit::cannot_create, "cannot create: the name is empty", "", "name a file");
   std::error_code absent;
   const auto there = std::filesystem::status(path, absent);
   if (std::filesystem::exists(there) && !std::filesystem::is_regular_file(there))

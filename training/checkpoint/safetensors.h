@@ -49,6 +49,8 @@ class SafetensorsFile {
   // Converted: any float or integer type to a float type, integers to i32. Exit::data where the values do not
   // fit in i32, or where the stored type has no conversion (8-bit and smaller floats, complex numbers).
   OwnedArray read(const std::string& name, Dtype to) const;
+  // I32 or I64 as they are. Exit::data: of another type.
+  std::vector<int64_t> integers(const SafetensorsEntry& entry) const;
 
  private:
   std::string path_;

@@ -120,4 +120,16 @@ OwnedArray SafetensorsFile::read(const std::string& name, Dtype to) const {
   return out;
 }
 
+std::vector<int64_t> SafetensorsFile::integers(const SafetensorsEntry& entry) const {
+  const auto stored_as = [&]<class T>(T) {
+    std::vector<T> stored(static_cast<size_t>(entry.count()));
+    if (!stored.empty()) std::memcpy(stored.data(), bytes(entry).data(), stored.size() * sizeof(T));
+    return std::vector<int64_t>(stored.begin(), stored.end());
+  };
+  if (entry.dtype == "I64") return stored_as(int64_t{});
+  if (entry.dtype == "I32") return stored_as(int32_t{});
+  throw Error(Exit::data, entry.name + " holds " + entry.dtype, path_ + ": " + entry.name,
+              "store it as I32 or I64");
+}
+
 }  // namespace weft

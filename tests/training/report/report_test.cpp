@@ -233,5 +233,21 @@ TEST_F(Report, WritesOverReportsOnly) {
   EXPECT_EQ(report({"runs/done", "--out", "no/such/folder/x.html"}).code, 73);
 }
 
+TEST_F(Report, WritesOverItsOwnTablesOnly) {
+  for (const char* table : {"mine.csv", "mine-runs.csv", "mine-groups.csv"}) {
+    folder_.write(table, "name,measured\n");
+    EXPECT_EQ(report({"runs/done", "--out", "mine.html"}).code, 73) << table;
+    EXPECT_EQ(folder_.read(table), "name,measured\n") << table;
+    EXPECT_FALSE(fs::exists(folder_ / "mine.html")) << "nothing beside it";
+    fs::remove(folder_ / table);
+  }
+  EXPECT_EQ(report({"runs/done", "--out", "mine.html"}).code, 0);
+  fs::remove(folder_ / "mine.html");
+  EXPECT_EQ(report({"runs/done", "--out", "mine.html"}).code, 0)
+      << "tables of a report that has lost its page";
+  EXPECT_EQ(report({"runs/done", "--out", "page.csv"}).code, 64) << "a table would take the page's place";
+  EXPECT_FALSE(fs::exists(folder_ / "page.csv"));
+}
+
 }  // namespace
 }  // namespace weft

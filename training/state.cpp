@@ -1,5 +1,6 @@
 #include "training/state.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -76,6 +77,28 @@ ckpt::Peers peers_of(Communicator* world) {
   return {world->rank(), world->size(), [world](bool ok) { return all_ranks(*world, ok); }};
 }
 
+namespace {
+
+// Every rank makes the same updates, so their weights have the same bits; each saves a share of its own. What
+// made them differ would be saved, and with the next checkpoint there would be no good one.
+void require_same_weights(Communicator* world, const std::string& hash, int64_t step) {
+  if (world == nullptr) return;
+  const std::vector<std::string> all = gather_texts(*world, hash);
+  // What most ranks hold is taken to be right; a tie goes to the lower rank.
+  const auto votes = [&](const std::string& h) { return std::count(all.begin(), all.end(), h); };
+  const auto right =
+      std::max_element(all.begin(), all.end(),
+                       [&](const std::string& a, const std::string& b) { return votes(a) < votes(b); });
+  const auto odd = std::find_if(all.begin(), all.end(), [&](const std::string& h) { return h != *right; });
+  if (odd == all.end()) return;
+  throw Error(Exit::internal,
+              text("after step ", step, " rank ", odd - all.begin(), " holds other weights than rank ",
+                   right - all.begin(), ": a bit has flipped or an update was lost"),
+              "ranks", "continue with --resume; if it comes again, look at that rank's machine");
+}
+
+}  // namespace
+
 std::vector<std::string> save_run(Trainer& trainer, const RunState& state, const std::string& run_id) {
   const ckpt::Peers peers = peers_of(trainer.world());
   ckpt::SaveRequest request;
@@ -90,6 +113,7 @@ std::vector<std::string> save_run(Trainer& trainer, const RunState& state, const
   m.tokenizer_hash = trainer.tokenizer().hash();
   m.order_hash = state.order_hash;
   m.weights_hash = weights_hash_of(trainer.store());
+  require_same_weights(trainer.world(), m.weights_hash, state.step);
   m.extra = json{{"tokens", state.tokens},
                  {"skipped_steps", state.skipped_steps},
                  {"updates", trainer.updates()},

@@ -21,7 +21,8 @@ std::string weights_hash_of(const ParameterStore& store);
 
 ckpt::Peers peers_of(Communicator* world);
 
-// All ranks together. Returns warnings. Errors: those of ckpt::save.
+// All ranks together. Returns warnings. Errors: those of ckpt::save; Exit::internal where the ranks' weights
+// are not the same.
 std::vector<std::string> save_run(Trainer& trainer, const RunState& state, const std::string& run_id);
 
 // That the run went back: a file of the run folder, since the next checkpoint, which knows it too, is some

@@ -264,6 +264,22 @@ TEST(Ranks, NanOnOneIsSkippedByAll) {
   EXPECT_NE(tiny.weights_hash_at(4), tiny.weights_hash_at(5));
 }
 
+// A bit that flips behind the sum of the gradients changes one rank's weights alone: the losses hardly tell,
+// and a checkpoint would be made of shares of different models.
+TEST(Ranks, WeightsThatDriftApartAreFound) {
+  const TinyRun tiny;
+  const Words words{"steps=10", "--resume", "auto"};
+  const Ran whole = tiny.launch(3, words + Words{"run=runs/whole"});
+  ASSERT_EQ(whole.code, 0) << whole.err;
+  const Ran ran = tiny.launch(3, words, {.environment = {"WEFT_FAULT=flip@rank=1,step=7,phase=optimizer"}});
+  EXPECT_EQ(ran.code, 70) << ran.err;
+  EXPECT_NE(ran.err.find("rank 1 holds other weights than rank 0"), std::string::npos) << ran.err;
+  EXPECT_EQ(tiny.checkpoints(), Words{"step-5"});
+  const Ran resumed = tiny.launch(3, words);
+  ASSERT_EQ(resumed.code, 0) << resumed.err;
+  EXPECT_EQ(resumed.json()["weights_hash"], whole.json()["weights_hash"]);
+}
+
 TEST(Ranks, ASaveThatFailsOnOneFailsOnAll) {
   const LongRun tiny;
   const Ran ran = tiny.launch(2, {"steps=6", "checkpoint.every=2"},

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <filesystem>
 #include <set>
+#include <sstream>
 #include <thread>
 
 #include "tests/training/tiny_run.h"
@@ -264,4 +265,25 @@ TEST(Run, OneJobAFolder) {
 }
 
 }  // namespace
+// What a closed stream leaves free must not be the number of a file of the run, which would then get what is
+// said.
+TEST(Run, ClosedStreamsAreNoFiles) {
+  const TinyRun tiny;
+  const auto closed = [&](const std::string& run, const std::string& streams) {
+    const std::string line = "cd " + tiny.folder().path() + " && " + WEFT_PROGRAM +
+                             " train tiny.yaml run=runs/" + run + " " + streams;
+    const int status = std::system(("bash -c '" + line + "'").c_str());
+    EXPECT_EQ(WEXITSTATUS(status), 0) << streams;
+    std::istringstream metrics(tiny.folder().read("runs/" + run + "/metrics.jsonl"));
+    for (std::string row; std::getline(metrics, row);)
+      ASSERT_TRUE(nlohmann::json::accept(row)) << streams << ": " << row;
+    EXPECT_EQ(tiny.steps(run).size(), 20u) << streams;
+    EXPECT_EQ(tiny.folder().read("runs/" + run + "/samples.txt").find("=== step 20"), 0u) << streams;
+  };
+  closed("all", "<&- >&- 2>&-");
+  closed("err", "<&- 2>&-");
+  const Ran told = tiny.weft({"train", "tiny.yaml", "run=runs/told"}, {.out = "/dev/null"});
+  EXPECT_EQ(tiny.weights_hash_at(20, "all"), tiny.weights_hash_at(20, "told")) << told.err;
+}
+
 }  // namespace weft

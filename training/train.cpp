@@ -195,7 +195,9 @@ void Run::start_loader() {
 void Run::evaluate() {
   if (!data_->val) return;
   const auto span = timer_->pause();
-  last_evaluation_ = trainer_->evaluate(*data_->val, recipe_.eval.batches * trainer_->samples_per_step());
+  const int64_t all = data_->val->samples(), each = trainer_->samples_per_step();
+  last_evaluation_ =
+      trainer_->evaluate(*data_->val, recipe_.eval.batches > all / each ? all : recipe_.eval.batches * each);
   summary_.val_loss = last_evaluation_->loss;
   summary_.val_bpb = last_evaluation_->bits_per_byte;
   summary_.val_accuracy = last_evaluation_->accuracy;
@@ -204,7 +206,8 @@ void Run::evaluate() {
 
 void Run::sample() {
   const auto span = timer_->pause();
-  if (!first_ || !recipe_.data.task.empty()) return;  // a task's tokens are no text
+  if (!first_ || recipe_.sample.tokens == 0) return;
+  if (!recipe_.data.task.empty()) return;  // whose tokens are no text
   const AveragedWeights averaged(trainer_->store(), trainer_->optimizer());
   std::vector<int32_t> prompt = tokenizer_->encode(recipe_.sample.prompt);
   if (prompt.empty()) prompt = {tokenizer_->eos_id()};

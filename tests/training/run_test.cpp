@@ -216,6 +216,23 @@ TEST(Run, SaysWhatARecipeHardlyMeans) {
   }
 }
 
+TEST(Run, MoreBatchesThanTheHeldOutTextHasAreAllOfIt) {
+  const TinyRun tiny;
+  const Ran all = tiny.train({"run=runs/all", "steps=2", "eval.batches=1000"});
+  const Ran most = tiny.train({"run=runs/most", "steps=2", "eval.batches=9223372036854775807"});
+  EXPECT_GT(all.json()["val_loss"], 1.0) << all.err;
+  EXPECT_EQ(most.json()["val_loss"], all.json()["val_loss"]) << most.err;
+}
+
+TEST(Run, NoTokensAreNoSample) {
+  const TinyRun tiny;
+  const Ran ran = tiny.train({"steps=2", "sample.every=1", "sample.tokens=0"});
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_EQ(tiny.events("sample").size(), 0u);
+  EXPECT_EQ(tiny.folder().read("runs/tiny/samples.txt"), "");
+  EXPECT_EQ(ran.json()["sample"], "");
+}
+
 TEST(Run, OutlivesItsFolder) {
   const TinyRun tiny;
   Ran ran;
@@ -248,23 +265,6 @@ TEST(Run, OutlivesItsReader) {
   EXPECT_NE(piped("out", "2>/dev/null").find("done: 20 of 20 steps"), std::string::npos);
 }
 
-TEST(Run, OneJobAFolder) {
-  const TinyRun tiny;
-  Ran first;
-  std::thread job([&] { first = tiny.train({}, {.environment = {"WEFT_FAULT=slow:150@phase=load"}}); });
-  while (!fs::exists(tiny.run() + "/metrics.jsonl"))
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));
-  const Ran second = tiny.train({"--resume", "auto"});
-  const Ran third = tiny.train();
-  job.join();
-  EXPECT_EQ(first.code, 0) << first.err;
-  EXPECT_EQ(second.code, 73) << second.err;
-  EXPECT_NE(second.err.find("pid"), std::string::npos) << second.err;
-  EXPECT_EQ(third.code, 73);
-  EXPECT_EQ(tiny.steps().size(), 20u) << "undisturbed by the others";
-}
-
-}  // namespace
 // What a closed stream leaves free must not be the number of a file of the run, which would then get what is
 // said.
 TEST(Run, ClosedStreamsAreNoFiles) {
@@ -286,4 +286,21 @@ TEST(Run, ClosedStreamsAreNoFiles) {
   EXPECT_EQ(tiny.weights_hash_at(20, "all"), tiny.weights_hash_at(20, "told")) << told.err;
 }
 
+TEST(Run, OneJobAFolder) {
+  const TinyRun tiny;
+  Ran first;
+  std::thread job([&] { first = tiny.train({}, {.environment = {"WEFT_FAULT=slow:150@phase=load"}}); });
+  while (!fs::exists(tiny.run() + "/metrics.jsonl"))
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  const Ran second = tiny.train({"--resume", "auto"});
+  const Ran third = tiny.train();
+  job.join();
+  EXPECT_EQ(first.code, 0) << first.err;
+  EXPECT_EQ(second.code, 73) << second.err;
+  EXPECT_NE(second.err.find("pid"), std::string::npos) << second.err;
+  EXPECT_EQ(third.code, 73);
+  EXPECT_EQ(tiny.steps().size(), 20u) << "undisturbed by the others";
+}
+
+}  // namespace
 }  // namespace weft

@@ -162,6 +162,7 @@ std::vector<std::string> Run::start_from_other() {
     throw Error(Exit::recipe, "the tokenizer is another than that of " + recipe_.init, "init",
                 "use the tokenizer of that run");
   const std::vector<std::string> absent = start_from(trainer_->store(), loaded.checkpoint);
+  restart_mean(trainer_->store(), trainer_->optimizer());
   if (!absent.empty())
     loaded.warnings.push_back(
         text(recipe_.init, " lacks ", absent.size(), " parameters, such as ", absent[0], ": they start new"));

@@ -1,13 +1,21 @@
 #include "training/recipe/recipe.h"
 
+#include <cstdint>
+
 namespace weft {
+namespace {
+
+constexpr double kMaxSeed = UINT32_MAX;  // Philox takes 32 bits: a larger seed would be another's double
+
+}  // namespace
 
 void Recipe::fields(FieldVisitor& f) {
   f("version", version, "format of this file", {.min = 1, .max = 1});
   f("run", run, "folder the run writes to; empty: runs/ and the name of the recipe");
   f("init", init, "run whose last weights this one starts from; what it lacks starts as always",
     {.fixed = true});
-  f("seed", seed, "starts the weights, the data order and every random draw", {.min = 0, .fixed = true});
+  f("seed", seed, "starts the weights, the data order and every random draw",
+    {.min = 0, .max = kMaxSeed, .fixed = true});
   f("steps", steps, "optimizer steps in the whole run", {.unit = "steps", .min = 0});
   f("batch_tokens", batch_tokens, "tokens in one step, of all ranks together; a multiple of the context",
     {.unit = "tokens", .min = 1, .max = 1e12, .fixed = true});
@@ -101,7 +109,7 @@ void Recipe::Data::fields(FieldVisitor& f) {
     {.fixed = true});
   f("tokenizer", tokenizer, "bytes, or the path of a tokenizer file or folder", {.fixed = true});
   f("shuffle", shuffle, "read sequences in a random order that the seed fixes", {.fixed = true});
-  f("prefetch", prefetch, "batches read ahead", {.unit = "batches", .min = 0, .max = 1024});
+  f("prefetch", prefetch, "batches read ahead", {.unit = "batches", .min = 1, .max = 1024});
   f("skip_bad", skip_bad,
     "leave out, and count, documents with a token outside the vocabulary and lines that are not JSON",
     {.fixed = true});
@@ -136,7 +144,7 @@ void Recipe::Sample::fields(FieldVisitor& f) {
   f("prompt", prompt, "text the sample goes on from");
   f("temperature", temperature, "divides the logits; 0: always the likeliest token", {.min = 0});
   f("top_k", top_k, "draw from the likeliest tokens only; 0: from all", {.unit = "tokens", .min = 0});
-  f("seed", seed, "of the draws", {.min = 0});
+  f("seed", seed, "of the draws", {.min = 0, .max = kMaxSeed});
 }
 
 void Recipe::Numerics::fields(FieldVisitor& f) {

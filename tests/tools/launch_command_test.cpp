@@ -15,7 +15,8 @@ using Words = std::vector<std::string>;
 class Launch : public testing::Test {
  protected:
   // What the script does when it is asked to start ranks.
-  Ran launch(const Words& launched, const std::string& script, const Words& flags = {}) {
+  Ran launch(const Words& launched, const std::string& script, const Words& flags = {},
+             Words environment = {}) {
     folder_.write(
         "bin/mpirun",
         "#!/bin/sh\nif [ \"$1\" = --version ]; then echo 'mpirun (Open MPI) 4.1.4'; exit 0; fi\n" + script);
@@ -24,9 +25,8 @@ class Launch : public testing::Test {
     words.insert(words.end(), flags.begin(), flags.end());
     words.insert(words.end(), launched.begin(), launched.end());
     const char* path = std::getenv("PATH");
-    return run_weft(words,
-                    {.folder = folder_.path(),
-                     .environment = {"PATH=" + (folder_ / "bin") + ":" + (path ? path : "/bin:/usr/bin")}});
+    environment.push_back("PATH=" + (folder_ / "bin") + ":" + (path ? path : "/bin:/usr/bin"));
+    return run_weft(words, {.folder = folder_.path(), .environment = environment});
   }
 
   // A rank of another machine left its code in the run folder only.
@@ -49,6 +49,12 @@ TEST_F(Launch, PassesWordsOn) {
   EXPECT_EQ(Words(words.end() - 8, words.end() - 6), (Words{"--hostfile", "hosts"}));
   EXPECT_EQ(Words(words.end() - 5, words.end()), (Words{"train", "r.yaml", "--resume", "auto", "run=a b"}));
   EXPECT_EQ(ran.err.find("mpirun -n 3") != std::string::npos, true) << ran.err;
+}
+
+TEST_F(Launch, NeedsAFolderForExitCodes) {
+  const Ran ran = launch({"train", "r.yaml"}, "exit 0\n", {}, {"TMPDIR=/nonexistent"});
+  EXPECT_EQ(ran.code, 73) << ran.err;
+  EXPECT_NE(ran.err.find("set TMPDIR to a writable folder"), std::string::npos) << ran.err;
 }
 
 TEST_F(Launch, FindsTheRunFolder) {

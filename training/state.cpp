@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "distributed/agree.h"
 #include "training/checkpoint/files.h"
@@ -11,6 +12,7 @@
 #include "training/data/order.h"
 #include "training/mechanism_settings.h"
 #include "training/recipe/diff.h"
+#include "training/recipe/load.h"
 
 namespace weft {
 namespace {
@@ -114,14 +116,16 @@ std::vector<std::string> save_run(Trainer& trainer, const RunState& state, const
   m.order_hash = state.order_hash;
   m.weights_hash = weights_hash_of(trainer.store());
   require_same_weights(trainer.world(), m.weights_hash, state.step);
-  m.extra = json{{"tokens", state.tokens},
-                 {"skipped_steps", state.skipped_steps},
-                 {"updates", trainer.updates()},
-                 {"data", state.data},
-                 {"seed", trainer.recipe().seed},
-                 {"guard", trainer.guard().state()},
-                 {"mechanisms", mechanism_settings(trainer.recipe())}}
-                .dump();
+  m.extra = json{
+      {"tokens", state.tokens},
+      {"skipped_steps", state.skipped_steps},
+      {"updates", trainer.updates()},
+      {"data", state.data},
+      {"seed", trainer.recipe().seed},
+      {"guard", trainer.guard().state()},
+      {"mechanisms", mechanism_settings(trainer.recipe())},
+      {"recipe",
+       recipe}}.dump();
   // Every rank holds every array: each writes its share of the elements.
   std::vector<Tensor> shares;  // in host memory
   for (const StoredArray& a : arrays_of(trainer)) {
@@ -171,6 +175,26 @@ void require_saved_settings(const ckpt::Checkpoint& checkpoint, const Recipe& re
   }
 }
 
+void require_saved_recipe(const ckpt::Checkpoint& checkpoint, const Recipe& recipe,
+                          const std::string& section) {
+  const json extra = json::parse(checkpoint.manifest().extra, nullptr, false);
+  if (!extra.is_object() || !extra.contains("recipe") || !extra["recipe"].is_string())
+    return;  // saved before
+  Recipe saved;
+  try {
+    saved = parse_recipe(extra["recipe"], checkpoint.folder());
+  } catch (const Error&) {  // of a version with other keys, of which this one cannot tell
+    return;
+  }
+  const std::set<std::string> told_otherwise{"init", "data.train", "data.val", "data.tokenizer",
+                                             "model.mechanisms"};
+  for (const RecipeDifference& d : recipe_diff(saved, recipe))
+    if (d.fixed && d.key.starts_with(section) && !told_otherwise.contains(d.key))
+      throw Error(Exit::recipe, "the checkpoint was saved with another recipe: " + d.line(),
+                  recipe.where(d.key),
+                  "set it back in recipe.yaml of the run, or start a new run from it with init");
+}
+
 RunState restore_run(Trainer& trainer, const ckpt::Checkpoint& checkpoint) {
   const ckpt::Manifest& m = checkpoint.manifest();
   if (m.tokenizer_hash != trainer.tokenizer().hash())
@@ -181,6 +205,7 @@ RunState restore_run(Trainer& trainer, const ckpt::Checkpoint& checkpoint) {
   if (const int64_t seed = trainer.recipe().seed; extra.is_object() && extra.value("seed", seed) != seed)
     throw Error(Exit::data, text("is of a run with seed ", extra["seed"].dump(), ", this one has ", seed),
                 checkpoint.folder(), "remove it: the run then goes on from its own");
+  require_saved_recipe(checkpoint, trainer.recipe(), "");
   require_saved_settings(checkpoint, trainer.recipe());
   for (const StoredArray& a : arrays_of(trainer)) read_into(a.flat, a.shape, checkpoint, a.name);
   trainer.store().refresh_working();

@@ -40,6 +40,11 @@ void forget_rewind(const std::string& run);  // of an earlier run in this folder
 // Error (recipe) where a mechanism was set to something else when this was saved (mechanism_settings.h).
 void require_saved_settings(const ckpt::Checkpoint& checkpoint, const Recipe& recipe);
 
+// Error (recipe) where a key that a run has to keep is not as it was when this was saved, in `section` or
+// ("") anywhere. Not asked of data and mechanisms, which are told by what they hold and do.
+void require_saved_recipe(const ckpt::Checkpoint& checkpoint, const Recipe& recipe,
+                          const std::string& section);
+
 // Into a trainer of the same recipe, past the data of the last rewind. Errors: Exit::no_checkpoint where an
 // array is missing or of another shape, Exit::data for a checkpoint of a run with another seed,
 // Exit::recipe for mechanisms set to something else.

@@ -14,9 +14,7 @@ Ema::Ema(double decay, ParameterStore& store, Ranges owned, std::unique_ptr<Opti
       mean_("ema", store, owned_),
       weight_(zeros({1}, Dtype::f64, store.device())) {
   CHECK(decay > 0 && decay < 1, "ema: decay ", decay);
-  // Before the first update the mean is what there is.
-  for (const StateTensor& t : mean_.tensors())
-    t.values.copy_from(group_of(t.range).master.rows(t.range.begin, t.range.end));
+  restart_mean(store, *this);
 }
 
 std::vector<StateTensor> Ema::state() const {
@@ -35,6 +33,13 @@ void Ema::apply(const Range& range, const StepState& s) {
   inner_->update(range, s);
   const Tensor weights = group_of(range).master.rows(range.begin, range.end);
   ON_DEVICE(store_.device(), ema(mean_.at(range), weights, weight_));
+}
+
+void restart_mean(const ParameterStore& store, const Optimizer& optimizer) {
+  for (const StateTensor& t : optimizer.state())
+    if (t.name == "ema")
+      t.values.copy_from(
+          store.groups()[static_cast<size_t>(t.range.group)].master.rows(t.range.begin, t.range.end));
 }
 
 AveragedWeights::AveragedWeights(ParameterStore& store, const Optimizer& optimizer) : store_(store) {

@@ -22,6 +22,9 @@ class Ema : public Optimizer {
   Tensor weight_;  // (1) f64, of the step
 };
 
+// The mean is the weights as they are, as before the first update: after others were read in their place.
+void restart_mean(const ParameterStore& store, const Optimizer& optimizer);
+
 // While it lives, the mean stands in the place of the weights, for evaluation; then the weights come back, to
 // the bit. Does nothing if the optimizer keeps no mean. Where ranks own ranges, each exchanges its own, and
 // gathers the working copies afterwards, both times.

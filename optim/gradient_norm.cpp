@@ -32,6 +32,16 @@ std::string first_non_finite_gradient(const ParameterStore& store) {
   return {};
 }
 
+std::string first_non_finite_weight(const ParameterStore& store) {
+  for (const ParameterGroup& group : store.groups()) {
+    if (std::isfinite(sum_of_squares(group.master))) continue;
+    for (const auto& entry : store.entries())
+      if (!std::isfinite(sum_of_squares(entry->master.reshape({entry->master.numel()}))))
+        return entry->info.name;
+  }
+  return {};
+}
+
 double sum_of_squares(const Tensor& x) {
   if (x.device() == Device::meta) return 0;
   const Tensor sum = empty({1}, Dtype::f64, x.device());

@@ -17,6 +17,9 @@ GradientNorm gradient_norm(const ParameterStore& store);
 double squared_gradient_norm(const ParameterStore& store, const Ranges& ranges);
 std::string first_non_finite_gradient(const ParameterStore& store);
 
+// The first parameter, as declared, whose master is not finite; else empty.
+std::string first_non_finite_weight(const ParameterStore& store);
+
 // x (n), f32 or f64. 0 on a device without values.
 double sum_of_squares(const Tensor& x);
 

@@ -27,10 +27,14 @@ SpikeGuard::Verdict SpikeGuard::judge(int64_t step, double loss, double gradient
   skips_.push_back(step);
   if (static_cast<int64_t>(skips_.size()) <= config_.max_skips) return {Action::skip, reason};
   reason += text("; ", skips_.size(), " of the last ", config_.window, " steps were not applied");
-  if (rewinds_ >= config_.rewinds) return {Action::stop, reason};
+  return {go_back() ? Action::rewind : Action::stop, reason};
+}
+
+bool SpikeGuard::go_back() {
+  if (rewinds_ >= config_.rewinds) return false;
   ++rewinds_;
   skips_.clear();
-  return {Action::rewind, reason};
+  return true;
 }
 
 std::string SpikeGuard::fault(const char* name, double value, const std::deque<double>& history) const {

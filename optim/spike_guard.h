@@ -33,6 +33,10 @@ class SpikeGuard {
   // of them within the window, a rewind. Statistics are those of applied steps alone.
   Verdict judge(int64_t step, double loss, double gradient_norm);
 
+  // Asks for a rewind whatever the numbers are: the weights themselves are lost. False after the last
+  // permitted one.
+  bool go_back();
+
   // For the checkpoint; the first number is rewinds(). restore() keeps the larger number of rewinds, so that
   // going back does not forget that it did. Exit::data for something that state() did not write.
   std::vector<double> state() const;

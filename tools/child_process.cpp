@@ -105,8 +105,17 @@ ChildEnd run_child(const ChildProcess& child) {
   sigemptyset(&signals);
   for (int s : {SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGCHLD}) sigaddset(&signals, s);
   sigprocmask(SIG_BLOCK, &signals, &before);
-  if (child.cancelled && child.cancelled()) {
+  // Where children are ignored, as by some who start us, nobody is told of their end.
+  struct sigaction heard {
+  }, children{};
+  heard.sa_handler = SIG_DFL;
+  sigaction(SIGCHLD, &heard, &children);
+  const auto put_back = [&] {
+    sigaction(SIGCHLD, &children, nullptr);
     sigprocmask(SIG_SETMASK, &before, nullptr);
+  };
+  if (child.cancelled && child.cancelled()) {
+    put_back();
     return {.stop = true, .started = false};
   }
   std::fflush(nullptr);
@@ -145,7 +154,7 @@ ChildEnd run_child(const ChildProcess& child) {
     }
   }
   if (reader) reader->finish();
-  sigprocmask(SIG_SETMASK, &before, nullptr);
+  put_back();
   return ended;
 }
 

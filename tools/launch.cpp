@@ -49,12 +49,14 @@ std::string output_of(const char* command) {
 class CodesFolder {
  public:
   CodesFolder() {
-    std::error_code failed;
-    std::string name = fs::temp_directory_path(failed) / "weft-launch-XXXXXX";
-    if (!failed && !mkdtemp(name.data())) failed = {errno, std::generic_category()};
-    if (failed)
-      throw Error(Exit::cannot_create, text("cannot create a folder for exit codes: ", failed.message()),
-                  name, "set TMPDIR to a writable folder");
+    std::error_code absent;
+    const fs::path parent = fs::temp_directory_path(absent);
+    std::string name = parent / "weft-launch-XXXXXX";
+    if (absent || !mkdtemp(name.data()))
+      throw Error(
+          Exit::cannot_create,
+          text("cannot create a folder for exit codes: ", absent ? absent.message() : std::strerror(errno)),
+          absent ? "TMPDIR" : name, "set TMPDIR to a writable folder");
     path_ = name;
   }
   ~CodesFolder() {

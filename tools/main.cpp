@@ -1,5 +1,6 @@
 // The weft command: its list of commands.
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -46,9 +47,19 @@ void wait_politely(char** words) {
   execv("/proc/self/exe", words);  // returns only where it cannot
 }
 
+// A stream that the starter closed leaves its number to the next file that is opened, be it metrics.jsonl or
+// a checkpoint, and what is said would be written there. In its place: something that refuses a write, as a
+// closed stream does.
+void fill_closed_streams() {
+  for (const int stream : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
+    if (fcntl(stream, F_GETFD) < 0 && open("/dev/null", O_RDONLY) < 0)
+      return;  // open takes the lowest number
+}
+
 }  // namespace
 
 int main(int count, char** words) {
+  fill_closed_streams();
   wait_politely(words);
   return weft::run_command({words + 1, words + count});
 }

@@ -23,6 +23,7 @@ OpenModel open_model(const std::string& path, std::optional<Dtype> dtype) {
   if (loaded.checkpoint.manifest().tokenizer_hash != m.tokenizer->hash())
     throw Error(Exit::recipe, "the tokenizer is not that of the model", m.recipe.where("data.tokenizer"),
                 "put back the tokenizer it was trained with");
+  require_saved_recipe(loaded.checkpoint, m.recipe, "model.");
   require_saved_settings(loaded.checkpoint, m.recipe);
   restore_weights(*m.store, loaded.checkpoint);
   m.warnings = loaded.warnings;

@@ -1,8 +1,10 @@
 #include "training/state.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "distributed/agree.h"
 #include "training/checkpoint/files.h"
@@ -10,6 +12,7 @@
 #include "training/data/order.h"
 #include "training/mechanism_settings.h"
 #include "training/recipe/diff.h"
+#include "training/recipe/load.h"
 
 namespace weft {
 namespace {
@@ -76,6 +79,28 @@ ckpt::Peers peers_of(Communicator* world) {
   return {world->rank(), world->size(), [world](bool ok) { return all_ranks(*world, ok); }};
 }
 
+namespace {
+
+// Every rank makes the same updates, so their weights have the same bits; each saves a share of its own. What
+// made them differ would be saved, and with the next checkpoint there would be no good one.
+void require_same_weights(Communicator* world, const std::string& hash, int64_t step) {
+  if (world == nullptr) return;
+  const std::vector<std::string> all = gather_texts(*world, hash);
+  // What most ranks hold is taken to be right; a tie goes to the lower rank.
+  const auto votes = [&](const std::string& h) { return std::count(all.begin(), all.end(), h); };
+  const auto right =
+      std::max_element(all.begin(), all.end(),
+                       [&](const std::string& a, const std::string& b) { return votes(a) < votes(b); });
+  const auto odd = std::find_if(all.begin(), all.end(), [&](const std::string& h) { return h != *right; });
+  if (odd == all.end()) return;
+  throw Error(Exit::internal,
+              text("after step ", step, " rank ", odd - all.begin(), " holds other weights than rank ",
+                   right - all.begin(), ": a bit has flipped or an update was lost"),
+              "ranks", "continue with --resume; if it comes again, look at that rank's machine");
+}
+
+}  // namespace
+
 std::vector<std::string> save_run(Trainer& trainer, const RunState& state, const std::string& run_id) {
   const ckpt::Peers peers = peers_of(trainer.world());
   ckpt::SaveRequest request;
@@ -90,14 +115,17 @@ std::vector<std::string> save_run(Trainer& trainer, const RunState& state, const
   m.tokenizer_hash = trainer.tokenizer().hash();
   m.order_hash = state.order_hash;
   m.weights_hash = weights_hash_of(trainer.store());
-  m.extra = json{{"tokens", state.tokens},
-                 {"skipped_steps", state.skipped_steps},
-                 {"updates", trainer.updates()},
-                 {"data", state.data},
-                 {"seed", trainer.recipe().seed},
-                 {"guard", trainer.guard().state()},
-                 {"mechanisms", mechanism_settings(trainer.recipe())}}
-                .dump();
+  require_same_weights(trainer.world(), m.weights_hash, state.step);
+  m.extra = json{
+      {"tokens", state.tokens},
+      {"skipped_steps", state.skipped_steps},
+      {"updates", trainer.updates()},
+      {"data", state.data},
+      {"seed", trainer.recipe().seed},
+      {"guard", trainer.guard().state()},
+      {"mechanisms", mechanism_settings(trainer.recipe())},
+      {"recipe",
+       recipe}}.dump();
   // Every rank holds every array: each writes its share of the elements.
   std::vector<Tensor> shares;  // in host memory
   for (const StoredArray& a : arrays_of(trainer)) {
@@ -147,6 +175,26 @@ void require_saved_settings(const ckpt::Checkpoint& checkpoint, const Recipe& re
   }
 }
 
+void require_saved_recipe(const ckpt::Checkpoint& checkpoint, const Recipe& recipe,
+                          const std::string& section) {
+  const json extra = json::parse(checkpoint.manifest().extra, nullptr, false);
+  if (!extra.is_object() || !extra.contains("recipe") || !extra["recipe"].is_string())
+    return;  // saved before
+  Recipe saved;
+  try {
+    saved = parse_recipe(extra["recipe"], checkpoint.folder());
+  } catch (const Error&) {  // of a version with other keys, of which this one cannot tell
+    return;
+  }
+  const std::set<std::string> told_otherwise{"init", "data.train", "data.val", "data.tokenizer",
+                                             "model.mechanisms"};
+  for (const RecipeDifference& d : recipe_diff(saved, recipe))
+    if (d.fixed && d.key.starts_with(section) && !told_otherwise.contains(d.key))
+      throw Error(Exit::recipe, "the checkpoint was saved with another recipe: " + d.line(),
+                  recipe.where(d.key),
+                  "set it back in recipe.yaml of the run, or start a new run from it with init");
+}
+
 RunState restore_run(Trainer& trainer, const ckpt::Checkpoint& checkpoint) {
   const ckpt::Manifest& m = checkpoint.manifest();
   if (m.tokenizer_hash != trainer.tokenizer().hash())
@@ -157,6 +205,7 @@ RunState restore_run(Trainer& trainer, const ckpt::Checkpoint& checkpoint) {
   if (const int64_t seed = trainer.recipe().seed; extra.is_object() && extra.value("seed", seed) != seed)
     throw Error(Exit::data, text("is of a run with seed ", extra["seed"].dump(), ", this one has ", seed),
                 checkpoint.folder(), "remove it: the run then continues from its own");
+  require_saved_recipe(checkpoint, trainer.recipe(), "");
   require_saved_settings(checkpoint, trainer.recipe());
   for (const StoredArray& a : arrays_of(trainer)) read_into(a.flat, a.shape, checkpoint, a.name);
   trainer.store().refresh_working();

@@ -21,7 +21,8 @@ std::string weights_hash_of(const ParameterStore& store);
 
 ckpt::Peers peers_of(Communicator* world);
 
-// All ranks together. Returns warnings. Errors: those of ckpt::save.
+// All ranks together. Returns warnings. Errors: those of ckpt::save; Exit::internal where the ranks' weights
+// are not the same.
 std::vector<std::string> save_run(Trainer& trainer, const RunState& state, const std::string& run_id);
 
 // Records in the run folder that the run went back. The next checkpoint, which knows it too, may be some
@@ -38,6 +39,11 @@ void forget_rewind(const std::string& run);  // of an earlier run in this folder
 
 // Error (recipe) where a mechanism had other settings when this was saved (mechanism_settings.h).
 void require_saved_settings(const ckpt::Checkpoint& checkpoint, const Recipe& recipe);
+
+// Error (recipe) where a key that a run has to keep is not as it was when this was saved, in `section` or
+// ("") anywhere. Not asked of data and mechanisms, which are told by what they hold and do.
+void require_saved_recipe(const ckpt::Checkpoint& checkpoint, const Recipe& recipe,
+                          const std::string& section);
 
 // Into a trainer of the same recipe, past the data of the last rewind. Errors: Exit::no_checkpoint where an
 // array is missing or of another shape, Exit::data for a checkpoint of a run with another seed,

@@ -13,6 +13,7 @@
 #include "autograd/out_of_memory.h"
 #include "autograd/start_span.h"
 #include "distributed/agree.h"
+#include "optim/gradient_norm.h"
 #include "training/checkpoint/files.h"
 #include "training/checkpoint/folder.h"
 #include "training/checkpoint/hash.h"
@@ -76,6 +77,7 @@ class Run {
   void sample();
   void mend_folder();
   void save();
+  bool weights_are_lost();
   void rewind();
   StopRequest stop_;
 
@@ -100,6 +102,7 @@ class Run {
   std::string run_id_;
   int64_t saved_step_ = -1;
   int failed_saves_ = 0;
+  bool save_is_due_ = false;
   std::optional<Evaluation> last_evaluation_;
   TrainSummary summary_;
 };
@@ -162,6 +165,7 @@ std::vector<std::string> Run::start_from_other() {
     throw Error(Exit::recipe, "the tokenizer is not that of " + recipe_.init, "init",
                 "use the tokenizer of that run");
   const std::vector<std::string> absent = start_from(trainer_->store(), loaded.checkpoint);
+  restart_mean(trainer_->store(), trainer_->optimizer());
   if (!absent.empty())
     loaded.warnings.push_back(text(recipe_.init, " lacks ", absent.size(), " parameters, such as ", absent[0],
                                    ": they are initialised as usual"));
@@ -195,7 +199,9 @@ void Run::start_loader() {
 void Run::evaluate() {
   if (!data_->val) return;
   const auto span = timer_->pause();
-  last_evaluation_ = trainer_->evaluate(*data_->val, recipe_.eval.batches * trainer_->samples_per_step());
+  const int64_t all = data_->val->samples(), each = trainer_->samples_per_step();
+  last_evaluation_ =
+      trainer_->evaluate(*data_->val, recipe_.eval.batches > all / each ? all : recipe_.eval.batches * each);
   summary_.val_loss = last_evaluation_->loss;
   summary_.val_bpb = last_evaluation_->bits_per_byte;
   summary_.val_accuracy = last_evaluation_->accuracy;
@@ -204,7 +210,8 @@ void Run::evaluate() {
 
 void Run::sample() {
   const auto span = timer_->pause();
-  if (!first_ || !recipe_.data.task.empty()) return;  // a task's tokens are no text
+  if (!first_ || recipe_.sample.tokens == 0) return;
+  if (!recipe_.data.task.empty()) return;  // whose tokens are no text
   const AveragedWeights averaged(trainer_->store(), trainer_->optimizer());
   std::vector<int32_t> prompt = tokenizer_->encode(recipe_.sample.prompt);
   if (prompt.empty()) prompt = {tokenizer_->eos_id()};
@@ -241,6 +248,7 @@ void Run::mend_folder() {
 void Run::save() {
   if (saved_step_ == state_.step) return;
   const auto span = timer_->pause();
+  save_is_due_ = false;
   state_.order_hash = order_hash_.hex();
   state_.data = fingerprint_;
   mend_folder();
@@ -257,9 +265,23 @@ void Run::save() {
   }
 }
 
+// A flipped bit can do that behind the guard's back, and a checkpoint of such weights is none to go back to.
+bool Run::weights_are_lost() {
+  const std::string name = first_non_finite_weight(trainer_->store());
+  if (world_ == nullptr ? name.empty() : !any_rank(*world_, !name.empty())) return false;
+  const std::string what = text("the weights after step ", state_.step, " are not finite");
+  if (saved_step_ < 0 || !trainer_->guard().go_back())
+    throw Error(Exit::numerics,
+                what + (saved_step_ < 0 ? ", and no checkpoint to go back to" : ", again after going back"),
+                name, "lower optim.lr, or look at the machine if it comes again");
+  log_->warning(what + (name.empty() ? " on another rank" : " (first " + name + ")"));
+  return true;
+}
+
 // Back to the last good checkpoint, and past the data that led astray.
 void Run::rewind() {
   const int64_t from = state_.step, data = state_.step + state_.skipped_steps;
+  save_is_due_ = false;
   loader_.reset();
   on_first_rank(world_, [&] {
     try {
@@ -370,8 +392,18 @@ bool Run::step() {
     return true;
   }
   if (last || (recipe_.sample.every > 0 && state_.step % recipe_.sample.every == 0)) sample();
-  const bool stop = world_ == nullptr ? stop_.requested() : any_rank(*world_, stop_.requested());
-  if (last || stop || (recipe_.checkpoint.every > 0 && state_.step % recipe_.checkpoint.every == 0)) save();
+  const bool asked = world_ == nullptr ? stop_.requested() : any_rank(*world_, stop_.requested());
+  save_is_due_ |= recipe_.checkpoint.every > 0 && state_.step % recipe_.checkpoint.every == 0;
+  // Behind a refused step nobody knows how good the weights are. Saved, they could be what a rewind goes back
+  // to, and the good checkpoints would give way to them: it waits for a step that is applied, or for the
+  // rewind.
+  const bool stop = asked && result.applied;
+  if (!last && !stop && !(save_is_due_ && result.applied)) return true;
+  if (weights_are_lost()) {
+    rewind();
+    return true;
+  }
+  save();
   return !stop;
 }
 

@@ -2,6 +2,7 @@
 #include "tools/launch.h"
 
 #include <gtest/gtest.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,6 +16,7 @@
 #include "distributed/environment.h"
 #include "distributed/exit_code.h"
 #include "distributed/mpi_comm.h"
+#include "tools/child_process.h"
 #include "tools/launcher_notes.h"
 
 namespace weft {
@@ -244,6 +246,25 @@ TEST(Environment, AloneNeedsNoMpi) {
   if (!built_with_mpi()) {
     EXPECT_EQ(code_of([] { world_communicator({Launched::By::open_mpi, 0, 2, 0, 2, "j"}); }), Exit::usage);
   }
+}
+
+// Of a starter that ignores its children (SIGCHLD) the system keeps no exit status, and tells nobody of their
+// end.
+TEST(ChildProcess, IsWaitedForWhereChildrenAreIgnored) {
+  const pid_t starter = fork();
+  ASSERT_GE(starter, 0);
+  if (starter == 0) {
+    std::signal(SIGCHLD, SIG_IGN);
+    alarm(20);
+    const ChildEnd end = run_child({.words = {"sh", "-c", "exit 7"}});
+    struct sigaction after {};
+    sigaction(SIGCHLD, nullptr, &after);
+    _exit(WIFEXITED(end.wait_status) && after.sa_handler == SIG_IGN ? WEXITSTATUS(end.wait_status) : 1);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(starter, &status, 0), starter);
+  ASSERT_TRUE(WIFEXITED(status)) << "ended by signal " << WTERMSIG(status);
+  EXPECT_EQ(WEXITSTATUS(status), 7);
 }
 
 // --- real jobs

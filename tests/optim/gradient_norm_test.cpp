@@ -46,6 +46,17 @@ TEST(GradientNorm, NamesTheFirstParameterThatIsNotFinite) {
   }
 }
 
+TEST(GradientNorm, NamesTheFirstWeightThatIsNotFinite) {
+  const auto store = example_store(Dtype::bf16);
+  EXPECT_EQ(first_non_finite_weight(*store), "");
+  edit<float>(store->find("last")->master, [&](float* w) { w[41 * 33 - 1] = 3e38F; });
+  EXPECT_EQ(first_non_finite_weight(*store), "");
+  edit<float>(store->find("last")->master, [&](float* w) { w[41 * 33 - 1] = INFINITY; });
+  EXPECT_EQ(first_non_finite_weight(*store), "last");
+  edit<float>(store->find("a.gain")->master, [&](float* w) { w[12] = NAN; });
+  EXPECT_EQ(first_non_finite_weight(*store), "a.gain");
+}
+
 TEST(GradientNorm, DoesNotDependOnThreads) {
   const auto store = example_store(Dtype::f32, true);
   draw_gradients(*store, 1);

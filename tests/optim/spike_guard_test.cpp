@@ -119,6 +119,15 @@ TEST(SpikeGuard, GoingBackDoesNotForgetThatItDid) {
   EXPECT_EQ(guard.judge(5, NAN, 1).action, Action::stop);
 }
 
+TEST(SpikeGuard, GoesBackOnRequestAsOftenAsInAll) {
+  SpikeGuard guard({.max_skips = 0, .rewinds = 2});
+  EXPECT_TRUE(guard.go_back());
+  EXPECT_EQ(guard.rewinds(), 1);
+  EXPECT_EQ(guard.judge(5, NAN, 1).action, Action::rewind);
+  EXPECT_FALSE(guard.go_back());
+  EXPECT_EQ(guard.judge(6, NAN, 1).action, Action::stop);
+}
+
 TEST(SpikeGuard, RestoresIntoASmallerWindow) {
   SpikeGuard wide({.window = 64, .spike_zscore = 6}), narrow({.window = 8, .spike_zscore = 6});
   calm(wide, 0, 64);

@@ -36,6 +36,21 @@ TEST(Init, ThreeQuartersOfTheHeadsLearnToDo) {
   EXPECT_LE(tuned.json()["val_loss"].get<double>(), 1.01 * dense.json()["val_loss"].get<double>());
 }
 
+// Before the first update the mean of the weights is the weights that it starts from, in the checkpoint too.
+TEST(Init, TheMeanStartsThereToo) {
+  const TinyRun tiny;
+  const Ran dense = tiny.train({"run=runs/dense"});
+  ASSERT_EQ(dense.code, 0) << dense.err;
+  const Ran same = tiny.train({"run=runs/same", "steps=0", "optim.ema=0.9", "init=runs/dense"});
+  ASSERT_EQ(same.code, 0) << same.err;
+  EXPECT_EQ(same.json()["weights_hash"], dense.json()["weights_hash"]);
+  EXPECT_EQ(same.json()["val_loss"], dense.json()["val_loss"]);
+  const auto text = [&](const char* run) {
+    return tiny.weft({"generate", run, "--prompt", "Once", "--tokens", "12", "--temperature", "0"}).out;
+  };
+  EXPECT_EQ(text("runs/same"), text("runs/dense"));
+}
+
 TEST(Init, SaysWhatIsMissingAndRefusesWhatDoesNotFit) {
   const TinyRun tiny;
   ASSERT_EQ(tiny.train(kDense).code, 0);

@@ -10,9 +10,11 @@ namespace {
 
 TEST(Numerics, NanGradientsChangeNoWeight) {
   const TinyRun tiny;
-  const Ran ran = tiny.train({"steps=12", "checkpoint.every=1"},
+  // The last step is saved whatever comes of it.
+  const Ran ran = tiny.train({"steps=8", "checkpoint.every=1"},
                              {.environment = {"WEFT_FAULT=nan@step=8,phase=backward"}});
   ASSERT_EQ(ran.code, 0) << ran.err;
+  ASSERT_EQ(tiny.train({"steps=12", "checkpoint.every=1", "--resume", "auto"}).code, 0);
   const auto skips = tiny.events("skip");
   ASSERT_EQ(skips.size(), 1u);
   EXPECT_EQ(skips[0]["step"], 8);
@@ -61,6 +63,34 @@ TEST(Numerics, TooManySkipsGoBackOnceAndThenStop) {
   const Ran resumed = tiny.train({"--resume", "auto"});
   EXPECT_EQ(resumed.code, 0) << resumed.err;
   EXPECT_EQ(tiny.steps().size(), 20u);
+}
+
+// Weights that are lost make every later loss one too. Saved meanwhile, they would be what the run goes back
+// to, and the good checkpoints would give way to them.
+TEST(Numerics, LostWeightsComeBackFromTheCheckpointBefore) {
+  const TinyRun tiny;
+  for (const std::string fault : {"nan@step=7,phase=optimizer", "nan@step=10,phase=optimizer"}) {
+    SCOPED_TRACE(fault);
+    const Words words{"checkpoint.keep=1", "numerics.max_skips=6", "run=runs/" + fault};
+    const Ran ran = tiny.train(words, {.environment = {"WEFT_FAULT=" + fault}});
+    // Going back it meets the same fault again: the second time is the end, as of any trouble.
+    EXPECT_EQ(ran.code, 80) << ran.err;
+    EXPECT_EQ(tiny.events("rewind", fault).at(0)["step"], 5);
+    EXPECT_EQ(tiny.checkpoints(fault), Words{"step-5"});
+    const Ran resumed = tiny.train(Words{"checkpoint.keep=1", "run=runs/" + fault, "--resume", "auto"});
+    EXPECT_EQ(resumed.code, 0) << resumed.err;
+    EXPECT_LT(resumed.json()["val_loss"], 4.0);
+  }
+}
+
+// What a run that was asked to stop saves is good too.
+TEST(Numerics, AStopWaitsForAStepThatWasApplied) {
+  const TinyRun tiny;
+  RunOptions options{.environment = {"WEFT_FAULT=nan@step=6;nan@step=7;slow:400@phase=load,step=6"}};
+  options.stop_at_file = "runs/tiny/latest";  // of step 5
+  const Ran stopped = tiny.train({}, options);
+  EXPECT_EQ(stopped.code, 75) << stopped.err;
+  EXPECT_EQ(tiny.checkpoints(), (Words{"step-5", "step-8"}));
 }
 
 TEST(Numerics, NoCheckpointToGoBackTo) {

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
@@ -203,6 +204,36 @@ TEST(Resume, ARefusedChangeLeavesTheRecipeAlone) {
   const Ran longer = tiny.weft({"train", "--resume", "runs/tiny", "steps=12", "optim.lr=1e-3"});
   EXPECT_EQ(longer.code, 0) << longer.err;
   EXPECT_NE(longer.err.find("changed: optim.lr: 0.003 -> 0.001\n"), std::string::npos) << longer.err;
+}
+
+// A recipe that was edited in the run's folder is compared with that of the checkpoint: there is no other to
+// compare.
+TEST(Resume, AnEditInTheRunFolderIsAChangeToo) {
+  const TinyRun tiny;
+  ASSERT_EQ(tiny.train({"steps=5"}).code, 0);
+  const std::string path = "runs/tiny/recipe.yaml", before = tiny.folder().read(path);
+  const auto edited = [&](const std::string& line, const std::string& other) {
+    std::string text = before;
+    const size_t at = text.find(line);
+    EXPECT_NE(at, std::string::npos) << line;
+    tiny.folder().write(path, text.replace(at, line.size(), other));
+  };
+  for (const auto& [line, other, said] :
+       {std::array{"norm: rms", "norm: srms", "model.norm: rms -> srms"},
+        {"batch_tokens: 256", "batch_tokens: 512", "batch_tokens: 256 -> 512"},
+        {"shuffle: true", "shuffle: false", "data.shuffle: true -> false"}}) {
+    edited(line, other);
+    const Ran resumed = tiny.weft({"train", "--resume", "runs/tiny", "steps=6"});
+    EXPECT_EQ(resumed.code, 78) << resumed.err;
+    EXPECT_NE(resumed.err.find(said), std::string::npos) << resumed.err;
+    const bool model = std::string(said).starts_with("model.");
+    EXPECT_EQ(tiny.weft({"generate", "runs/tiny", "--tokens", "2"}).code, model ? 78 : 0) << said;
+  }
+  // Text that moved is told by what it holds.
+  std::filesystem::rename(tiny.folder() / "stories.txt", tiny.folder() / "moved.txt");
+  edited("stories.txt", "moved.txt");
+  const Ran moved = tiny.weft({"train", "--resume", "runs/tiny", "steps=6"});
+  EXPECT_EQ(moved.code, 0) << moved.err;
 }
 
 TEST(Resume, KeepsItsText) {

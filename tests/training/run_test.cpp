@@ -6,6 +6,7 @@
 #include <chrono>
 #include <filesystem>
 #include <set>
+#include <sstream>
 #include <thread>
 
 #include "tests/training/tiny_run.h"
@@ -215,6 +216,23 @@ TEST(Run, SaysWhatARecipeHardlyMeans) {
   }
 }
 
+TEST(Run, MoreBatchesThanTheHeldOutTextHasAreAllOfIt) {
+  const TinyRun tiny;
+  const Ran all = tiny.train({"run=runs/all", "steps=2", "eval.batches=1000"});
+  const Ran most = tiny.train({"run=runs/most", "steps=2", "eval.batches=9223372036854775807"});
+  EXPECT_GT(all.json()["val_loss"], 1.0) << all.err;
+  EXPECT_EQ(most.json()["val_loss"], all.json()["val_loss"]) << most.err;
+}
+
+TEST(Run, NoTokensAreNoSample) {
+  const TinyRun tiny;
+  const Ran ran = tiny.train({"steps=2", "sample.every=1", "sample.tokens=0"});
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_EQ(tiny.events("sample").size(), 0u);
+  EXPECT_EQ(tiny.folder().read("runs/tiny/samples.txt"), "");
+  EXPECT_EQ(ran.json()["sample"], "");
+}
+
 TEST(Run, OutlivesItsFolder) {
   const TinyRun tiny;
   Ran ran;
@@ -245,6 +263,27 @@ TEST(Run, OutlivesItsReader) {
   EXPECT_NE(piped("all", "2>&1"), "") << "the line that was read";
   EXPECT_NE(piped("err", "2>&1 >/dev/null"), "");
   EXPECT_NE(piped("out", "2>/dev/null").find("done: 20 of 20 steps"), std::string::npos);
+}
+
+// What a closed stream leaves free must not be the number of a file of the run, which would then get what is
+// said.
+TEST(Run, ClosedStreamsAreNoFiles) {
+  const TinyRun tiny;
+  const auto closed = [&](const std::string& run, const std::string& streams) {
+    const std::string line = "cd " + tiny.folder().path() + " && " + WEFT_PROGRAM +
+                             " train tiny.yaml run=runs/" + run + " " + streams;
+    const int status = std::system(("bash -c '" + line + "'").c_str());
+    EXPECT_EQ(WEXITSTATUS(status), 0) << streams;
+    std::istringstream metrics(tiny.folder().read("runs/" + run + "/metrics.jsonl"));
+    for (std::string row; std::getline(metrics, row);)
+      ASSERT_TRUE(nlohmann::json::accept(row)) << streams << ": " << row;
+    EXPECT_EQ(tiny.steps(run).size(), 20u) << streams;
+    EXPECT_EQ(tiny.folder().read("runs/" + run + "/samples.txt").find("=== step 20"), 0u) << streams;
+  };
+  closed("all", "<&- >&- 2>&-");
+  closed("err", "<&- 2>&-");
+  const Ran told = tiny.weft({"train", "tiny.yaml", "run=runs/told"}, {.out = "/dev/null"});
+  EXPECT_EQ(tiny.weights_hash_at(20, "all"), tiny.weights_hash_at(20, "told")) << told.err;
 }
 
 TEST(Run, OneJobAFolder) {

@@ -4,12 +4,14 @@
 #include <sys/file.h>
 #include <unistd.h>
 #include <cerrno>
+#include <chrono>
 #include <csignal>
 #include <cstring>
 #include <ctime>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <thread>
 #include <utility>
 
 #include "autograd/check.h"
@@ -32,17 +34,19 @@ std::string host_name() {
   return name;
 }
 
-// Field 22 of /proc/PID/stat, 0 if there is no such process. The name in field 2 may hold spaces and
+// Field 9 or later of /proc/PID/stat, 0 if there is no such process. The name in field 2 may hold spaces and
 // brackets.
-int64_t process_start(int64_t pid) {
+int64_t process_field(int64_t pid, int number) {
   std::ifstream stat(text("/proc/", pid, "/stat"));
   std::string line;
   if (!std::getline(stat, line)) return 0;
   std::istringstream rest(line.substr(line.rfind(')') + 1));
   std::string field;
-  for (int i = 3; i <= 22; ++i) rest >> field;
+  for (int i = 3; i <= number; ++i) rest >> field;
   return std::atoll(field.c_str());
 }
+
+int64_t process_start(int64_t pid) { return process_field(pid, 22); }
 
 Holder this_process() {
   const std::time_t now = std::time(nullptr);
@@ -73,6 +77,15 @@ bool write_holder(int fd, const Holder& holder) {
   return ::ftruncate(fd, 0) == 0 && ::pwrite(fd, content.data(), content.size(), 0) == std::ssize(content);
 }
 
+// A killed job holds its lock until the kernel has taken its memory back, seconds where that is large; and a
+// file is empty while its holder comes or goes.
+bool is_leaving(const std::optional<Holder>& holder) {
+  if (!holder) return true;
+  constexpr int64_t exiting = 0x4;  // PF_EXITING of the flags, field 9
+  return holder->host == host_name() && (process_start(holder->pid) != holder->process_start ||
+                                         (process_field(holder->pid, 9) & exiting) != 0);
+}
+
 // Where the file system has no flock, the file alone has to tell.
 bool may_be_alive(const Holder& holder) {
   if (holder.host != host_name()) return true;
@@ -91,8 +104,13 @@ RunLock::RunLock(const std::string& run_folder) {
   fd_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
   if (fd_ < 0) throw Error(Exit::cannot_create, text("cannot create: ", std::strerror(errno)), path, "");
   try {
-    int failed = 0;
-    while ((failed = ::flock(fd_, LOCK_EX | LOCK_NB) == 0 ? 0 : errno) == EINTR) continue;
+    const auto try_it = [&] { return ::flock(fd_, LOCK_EX | LOCK_NB) == 0 ? 0 : errno; };
+    int failed = try_it();
+    for (int i = 0; failed == EINTR || (failed == EWOULDBLOCK && i < 200 && is_leaving(read_holder(fd_)));
+         ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      failed = try_it();
+    }
     const std::optional<Holder> before = read_holder(fd_);
     if (failed == EWOULDBLOCK) refuse(path, before, "wait for it, stop it, or choose another run folder");
     if (failed && before && may_be_alive(*before))

@@ -8,7 +8,8 @@ namespace weft::ckpt {
 
 class RunLock {
  public:
-  // Takes the lock of an existing folder. Errors: Exit::cannot_create, naming the job that holds it.
+  // Takes the lock of an existing folder; waits up to ten seconds for one whose holder is dying. Errors:
+  // Exit::cannot_create, naming the job that holds it.
   explicit RunLock(const std::string& run_folder);
   RunLock(RunLock&& other) noexcept;
   RunLock& operator=(RunLock&&) = delete;

@@ -16,6 +16,7 @@ namespace weft {
 namespace {
 
 constexpr int64_t block_bytes = 1 << 18;
+constexpr std::string_view byte_order_mark = "\xef\xbb\xbf";  // of UTF-8: how some editors begin a file
 const char* const damaged = "the compressed data is damaged or cut off; write the file again";
 
 }  // namespace
@@ -157,6 +158,7 @@ bool TextStream::line(std::string& out) {
     if (!fill()) break;
   }
   if (!out.empty() && out.back() == '\r') out.pop_back();
+  if (number_ == 1 && out.starts_with(byte_order_mark)) out.erase(0, byte_order_mark.size());
   return true;
 }
 

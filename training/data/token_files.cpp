@@ -1,11 +1,13 @@
 // Tokens in binary files: llm.c, nanoGPT, Megatron.
 
+#include <algorithm>
 #include <cstring>
 #include <type_traits>
 #include <utility>
 
 #include "autograd/check.h"
 #include "training/data/formats.h"
+#include "training/data/tokenizer.h"
 
 namespace weft {
 
@@ -45,6 +47,23 @@ class FileTokens : public TokenArray {
   int64_t start_, count_;
   Width width_;
 };
+
+// Whoever wrote a larger vocabulary so has cut ids to their low 16 bits, and none of them is out of range.
+void require_room(const std::string& path, const SourceOptions& options) {
+  const int32_t ids = options.tokenizer == nullptr ? 0 : options.tokenizer->vocab_size();
+  if (ids > 1 << 16)
+    throw Error(Exit::data, text("holds 16-bit tokens, too few for the ", ids, " of the tokenizer"), path,
+                "write it with 32 bits a token, as weft tokenize does");
+}
+
+// 32-bit tokens of a file without a header: read as 16-bit ones, every second is 0.
+bool looks_like_u32(const TokenArray& tokens) {
+  std::vector<int64_t> first(static_cast<size_t>(std::min<int64_t>(tokens.size() / 2 * 2, 1 << 14)));
+  tokens.read(0, first);
+  int64_t high = 0, low = 0;
+  for (size_t i = 0; i < first.size(); i += 2) low |= first[i], high |= first[i + 1];
+  return first.size() >= 64 && tokens.size() % 2 == 0 && high == 0 && low != 0;
+}
 
 // The index beside a Megatron .bin: sequences with lengths and byte pointers, and documents as runs of
 // sequences.
@@ -143,6 +162,7 @@ SourcePtr open_llmc(std::unique_ptr<InputFile> file, const SourceOptions& option
                 text("is cut off or too long: its header counts ", count, " tokens, ", expected,
                      " bytes in all, the file has ", file->size()),
                 byte_of(path, 8), "write the file again");
+  if (!wide) require_room(path, options);
   auto array = tokens_in_file(std::move(file), 1024, count, wide ? Width::u32 : Width::u16);
   auto documents = split_at_end_tokens(*array, options.eos);
   return std::make_unique<TokenSource>(path, wide ? "llm.c u32" : "llm.c u16", std::move(array),
@@ -156,6 +176,11 @@ SourcePtr open_nanogpt(std::unique_ptr<InputFile> file, const SourceOptions& opt
     throw Error(Exit::data, text("is cut off: ", size, " bytes is not a whole number of u16 tokens"),
                 byte_of(path, size));
   auto array = tokens_in_file(std::move(file), 0, size / 2, Width::u16);
+  if (looks_like_u32(*array))
+    throw Error(Exit::data, "looks like 32-bit tokens: of 16-bit ones, every second would be 0",
+                byte_of(path, 2),
+                "begin it with the header of llm.c, as weft tokenize does, or write 16 bits");
+  require_room(path, options);
   auto documents = split_at_end_tokens(*array, options.eos);
   return std::make_unique<TokenSource>(path, "nanoGPT u16", std::move(array), std::move(documents), options);
 }
@@ -169,6 +194,7 @@ SourcePtr open_megatron(const std::string& prefix, const SourceOptions& options)
         Exit::data,
         text("is cut off or too long: the index counts ", expected, " bytes, the file has ", file->size()),
         byte_of(file->path(), std::min(expected, file->size())), "write .idx and .bin again");
+  if (index.width == Width::u16) require_room(file->path(), options);
   auto array = tokens_in_file(std::move(file), 0, index.tokens(), index.width);
   return std::make_unique<TokenSource>(prefix + ".bin",
                                        index.width == Width::u16 ? "Megatron u16" : "Megatron i32",

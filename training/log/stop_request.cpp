@@ -29,6 +29,7 @@ static_assert(std::atomic<int>::is_always_lock_free && std::atomic<int64_t>::is_
 
 std::array<struct sigaction, stop_signals.size()> before;
 struct sigaction before_size_limit, before_pipe;
+sigset_t before_mask;
 
 // All that the handler calls (clock_gettime, write, _exit, strlen) is async-signal-safe.
 int64_t nanoseconds() {
@@ -71,6 +72,11 @@ StopRequest::StopRequest(bool announce) : announced_before_(announced.exchange(a
     if (stop_signals[i] == SIGHUP && before[i].sa_handler == SIG_IGN)
       ::sigaction(SIGHUP, &before[i], nullptr);
   }
+  // Whoever starts us with signals blocked has forgotten them; a request would wait for ever.
+  sigset_t heard;
+  sigemptyset(&heard);
+  for (const int signal : stop_signals) sigaddset(&heard, signal);
+  ::pthread_sigmask(SIG_UNBLOCK, &heard, &before_mask);
   struct sigaction ignore {};
   ignore.sa_handler = SIG_IGN;
   ::sigaction(SIGXFSZ, &ignore, &before_size_limit);
@@ -80,6 +86,7 @@ StopRequest::StopRequest(bool announce) : announced_before_(announced.exchange(a
 StopRequest::~StopRequest() {
   announced = announced_before_;
   if (--depth > 0) return;
+  ::pthread_sigmask(SIG_SETMASK, &before_mask, nullptr);
   for (size_t i = 0; i < stop_signals.size(); ++i) ::sigaction(stop_signals[i], &before[i], nullptr);
   ::sigaction(SIGXFSZ, &before_size_limit, nullptr);
   ::sigaction(SIGPIPE, &before_pipe, nullptr);

@@ -1,6 +1,13 @@
 #include "training/recipe/recipe.h"
 
+#include <cstdint>
+
 namespace weft {
+namespace {
+
+constexpr double kMaxSeed = UINT32_MAX;  // Philox takes 32 bits: a larger seed would be another's double
+
+}  // namespace
 
 void Recipe::fields(FieldVisitor& f) {
   f("version", version, "version of the recipe format", {.min = 1, .max = 1});
@@ -9,7 +16,7 @@ void Recipe::fields(FieldVisitor& f) {
     "run whose last weights this one starts from; parameters that it lacks are initialised as usual",
     {.fixed = true});
   f("seed", seed, "seed of the initial weights, the data order and every random draw",
-    {.min = 0, .fixed = true});
+    {.min = 0, .max = kMaxSeed, .fixed = true});
   f("steps", steps, "optimizer steps in the whole run", {.unit = "steps", .min = 0});
   f("batch_tokens", batch_tokens, "tokens in one step, over all ranks together; a multiple of the context",
     {.unit = "tokens", .min = 1, .max = 1e12, .fixed = true});
@@ -105,7 +112,7 @@ void Recipe::Data::fields(FieldVisitor& f) {
   f("tokenizer", tokenizer, "bytes (no tokenizer), or the path of a tokenizer file or folder",
     {.fixed = true});
   f("shuffle", shuffle, "read sequences in a random order, determined by the seed", {.fixed = true});
-  f("prefetch", prefetch, "batches read ahead", {.unit = "batches", .min = 0, .max = 1024});
+  f("prefetch", prefetch, "batches read ahead", {.unit = "batches", .min = 1, .max = 1024});
   f("skip_bad", skip_bad,
     "skip and count documents with a token outside the vocabulary, and lines that are not JSON",
     {.fixed = true});
@@ -140,7 +147,7 @@ void Recipe::Sample::fields(FieldVisitor& f) {
   f("prompt", prompt, "text that the sample continues");
   f("temperature", temperature, "divides the logits; 0: always take the most likely token", {.min = 0});
   f("top_k", top_k, "draw only from this many most likely tokens; 0: from all", {.unit = "tokens", .min = 0});
-  f("seed", seed, "seed of the draws", {.min = 0});
+  f("seed", seed, "seed of the draws", {.min = 0, .max = kMaxSeed});
 }
 
 void Recipe::Numerics::fields(FieldVisitor& f) {

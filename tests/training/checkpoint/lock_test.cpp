@@ -1,5 +1,7 @@
 #include "training/checkpoint/lock.h"
 
+#include <unistd.h>
+
 #include <csignal>
 #include <optional>
 
@@ -24,6 +26,23 @@ TEST(RunLock, TheLockOfADeadJobIsStale) {
   TemporaryFolder run;
   const pid_t job = in_child([&] {
     RunLock lock(run.path());
+    ::kill(::getpid(), SIGKILL);
+  });
+  wait_for(job);
+  const RunLock lock(run.path());
+  EXPECT_NE(lock.note().find(text("pid ", job)), std::string::npos) << lock.note();
+}
+
+// A job that was killed keeps its lock until the kernel has taken its memory back; here a child of it lives
+// on a little.
+TEST(RunLock, ADyingJobIsWaitedFor) {
+  TemporaryFolder run;
+  const pid_t job = in_child([&] {
+    RunLock lock(run.path());
+    if (::fork() == 0) {
+      ::usleep(600'000);
+      ::_exit(0);
+    }
     ::kill(::getpid(), SIGKILL);
   });
   wait_for(job);

@@ -61,6 +61,37 @@ TEST(BrokenFiles, NanoGpt) {
                    "byte 4", "token 99");
 }
 
+// Ids from 65536 on were cut to their low 16 bits by whoever wrote them so: other words, and none is out of
+// range.
+TEST(BrokenFiles, SixteenBitsAreTooFewForALargeVocabulary) {
+  class Large : public ByteTokens {
+    int32_t vocab_size() const override { return 65537; }
+  };
+  TempFolder dir;
+  const Large tokenizer;
+  const SourceOptions options{&tokenizer, 65537, -1, false};
+  const std::string words = bytes_of(std::vector<uint16_t>{1, 2, 3});
+  const std::string what = "16-bit tokens, too few for the 65537 of the tokenizer";
+  expect_complaint(write_file(dir / "a.bin", words), options, "a.bin", what);
+  expect_complaint(write_file(dir / "b.bin", llmc_file({1, 2, 3}, false)), options, "b.bin", what);
+  write_file(dir / "c.bin", words);
+  expect_complaint(write_file(dir / "c.idx", megatron_index({3})), options, "c.bin", what);
+  EXPECT_EQ(documents_of(write_file(dir / "d.bin", llmc_file({1, 65536}, true)), options),
+            (Documents{{1, 65536}}));
+}
+
+// Read as 16 bits every second token is 0, which is easily learned and not what was meant.
+TEST(BrokenFiles, ThirtyTwoBitsWithoutAHeader) {
+  TempFolder dir;
+  std::vector<uint32_t> tokens;
+  for (uint32_t i = 0; i < 1000; ++i) tokens.push_back(i * 7919 % 50257);
+  expect_complaint(write_file(dir / "a.bin", bytes_of(tokens)), token_options(50257), "byte 2", "32-bit");
+  tokens[20] |= 1u << 16;
+  EXPECT_EQ(documents_of(write_file(dir / "b.bin", bytes_of(tokens)), token_options(50257))[0].size(), 2000u);
+  const std::vector<uint16_t> zeros(1000, 0);
+  EXPECT_EQ(documents_of(write_file(dir / "c.bin", bytes_of(zeros)), token_options(50257))[0].size(), 1000u);
+}
+
 TEST(BrokenFiles, Megatron) {
   TempFolder dir;
   const std::string good = megatron_index({3, 2, 4});

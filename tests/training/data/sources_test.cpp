@@ -80,6 +80,11 @@ TEST(Sources, PlainTextDocuments) {
   EXPECT_EQ(texts_of(write_file(dir / "c.txt",
                                 "one\n<|endoftext|>\ntwo\n\n<|endoftext|>\n\nthree <|endoftext|>\n")),
             (Texts{"one", "two", "three <|endoftext|>"}));
+  const std::string mark = "\xef\xbb\xbf";  // as other systems begin a file; anywhere else it is text
+  EXPECT_EQ(texts_of(write_file(dir / "e.txt", mark + "<|endoftext|>\r\none\r\n" + mark + "two\r\n")),
+            (Texts{"one\n" + mark + "two"}));
+  EXPECT_EQ(texts_of(write_file(dir / "e.txt.gz", gzipped(mark + "one"))), (Texts{"one"}));
+  EXPECT_EQ(texts_of(write_file(dir / "e.jsonl", mark + R"({"text": "one"})")), (Texts{"one"}));
   EXPECT_EQ(texts_of(write_file(dir / "d", "no name, no line end")), (Texts{"no name, no line end"}));
 }
 

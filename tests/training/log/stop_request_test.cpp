@@ -109,6 +109,23 @@ TEST(StopRequest, OneInsideAnotherSharesItsFlag) {
   EXPECT_TRUE(next.requested()) << "the next run is not to begin";
 }
 
+// A starter that blocks signals leaves them blocked: whoever asks for an end would be heard after it.
+TEST(StopRequest, IsHeardWhereItsStarterBlocksSignals) {
+  const int status = wait_for(in_child([] {
+    sigset_t all, after;
+    sigfillset(&all);
+    ::pthread_sigmask(SIG_SETMASK, &all, nullptr);
+    {
+      const StopRequest stop(false);
+      ::raise(SIGTERM);
+      if (!stop.requested()) throw Error(Exit::internal, "unheard");
+    }
+    ::pthread_sigmask(SIG_SETMASK, nullptr, &after);
+    if (sigismember(&after, SIGTERM) != 1) throw Error(Exit::internal, "not put back");
+  }));
+  EXPECT_EQ(status, 0);
+}
+
 TEST(StopRequest, NohupStaysNohup) {
   const int status = wait_for(in_child([] {
     std::signal(SIGHUP, SIG_IGN);

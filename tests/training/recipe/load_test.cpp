@@ -105,6 +105,10 @@ TEST(LoadRecipe, RefusesWrongValues) {
   EXPECT_ERROR(parse("optim: {beta2: 1}\n"), recipe, "r.yaml:1:16", "out of range", "0 to 0.999999");
   EXPECT_ERROR(parse("precision: fp16\n"), recipe, "r.yaml:1:12", "not a known choice",
                "one of bf16, f32, f64");
+  EXPECT_ERROR(parse("data: {prefetch: 0}\n"), recipe, "r.yaml:1:18", "data.prefetch is 0, out of range",
+               "1 to");
+  for (const char* seed : {"seed: 4294967296\n", "sample: {seed: 4294967296}\n"})  // draws take 32 bits of it
+    EXPECT_EQ(error_of([&] { parse(seed); }).code, Exit::recipe) << seed;
   EXPECT_ERROR(parse("optim: 3\n"), recipe, "r.yaml:1:8", "optim is 3, not a section", "kind, lr");
   EXPECT_ERROR(parse("- a\n"), recipe, "r.yaml:1:1", "not a section", "");
   EXPECT_ERROR(parse("version: 2\n"), recipe, "r.yaml:1:10", "version is 2, out of range", "1 to 1");

@@ -42,11 +42,14 @@ constexpr int64_t kPackDepth = 256, kPackWidth = 512, kPackSpace = kPackDepth * 
 namespace base {
 template <class T, class A, class B>
 void multiply(Product<T, A, B> product, T* space);
-}
+// to[p * to_row + i] = x(i, p) for x (n, k)
+template <class T, class X>
+void transpose(T* to, int64_t to_row, MatrixView<X> x, int64_t n, int64_t k);
+}  // namespace base
 namespace avx512 {
 template <class T, class A, class B>
 void multiply(Product<T, A, B> product, T* space);
-}
+}  // namespace avx512
 bool has_avx512();
 
 }  // namespace weft::cpu

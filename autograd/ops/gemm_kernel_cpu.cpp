@@ -136,13 +136,14 @@ template <int kVectors, class T>
 void multiply_by_rows(int64_t m, int64_t n, int64_t k, const T* a, const T* b, int64_t b_column, T* c,
                       int64_t pitch, bool add) {
   typedef T Vector __attribute__((vector_size(kBytes)));
-  constexpr int kAtOnce = kBytes == 64 || kVectors == 1 ? 8 : 4;  // with both vectors they fill the registers
+  // Columns at once: with their vectors they fill half of the registers, or all that lets latency be hidden.
+  constexpr int kAtOnce = (kBytes == 64 ? 16 : 8) / kVectors;
   for (int64_t j = 0; j < n; j += kAtOnce) {
     const int64_t columns = least(kAtOnce, n - j);
     const T* from[kAtOnce];  // behind the last, the last again
     for (int i = 0; i < kAtOnce; ++i) from[i] = b + (j + least(i, columns - 1)) * b_column;
     Vector sum[kAtOnce][kVectors];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < kAtOnce; ++i)
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) sum[i][v] = Vector{};
@@ -150,14 +151,18 @@ void multiply_by_rows(int64_t m, int64_t n, int64_t k, const T* a, const T* b, i
     for (int64_t p = 0; p < k; ++p, row += kVectors * kLanes<T>) {
       Vector x[kVectors];
       __builtin_memcpy(x, row, sizeof x);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int i = 0; i < kAtOnce; ++i)
 #pragma GCC unroll 2
         for (int v = 0; v < kVectors; ++v) sum[i][v] += from[i][p] * x[v];
     }
     T turned[kAtOnce][kVectors * kLanes<T>];
     __builtin_memcpy(turned, sum, sizeof turned);
-    for (int64_t i = 0; i < m; ++i) {
+    const int64_t whole = columns == kAtOnce && !add ? m / 4 * 4 : 0;
+    for (int64_t i = 0; i < whole; i += 4)
+      for (int64_t e = 0; e < kAtOnce; e += 4)
+        transpose_square(c + i * pitch + j + e, pitch, &turned[e][i], kVectors * kLanes<T>);
+    for (int64_t i = whole; i < m; ++i) {
       T* to = c + i * pitch + j;
       for (int64_t e = 0; e < columns; ++e) to[e] = add ? turned[e][i] + to[e] : turned[e][i];
     }

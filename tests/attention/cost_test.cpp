@@ -1,6 +1,6 @@
-// What attention and the products of decoding cost by the clock, with bounds that a busy machine keeps.
+// What attention and the products of decoding cost in processor time, with bounds that a busy machine keeps.
 
-#include <chrono>
+#include <ctime>
 
 #include "attention/flash_attention.h"
 #include "attention/sparsek.h"
@@ -11,15 +11,13 @@
 namespace weft {
 namespace {
 
-// The best of at least five, and of so many that others do not disturb all of them.
+// Of processor time, so that neighbours do not count; the best of a few.
 double seconds_of(const std::function<void()>& once) {
-  double best = INFINITY, all = 0;
-  for (int i = 0; i < 5 || all < 0.3; ++i) {
-    const auto start = std::chrono::steady_clock::now();
+  double best = INFINITY;
+  for (int i = 0; i < 5; ++i) {
+    const std::clock_t start = std::clock();
     once();
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    best = std::min(best, seconds);
-    all += seconds;
+    best = std::min(best, static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC);
   }
   return best;
 }

@@ -1,7 +1,8 @@
 #pragma once
 // The product of two matrices on one core (Goto & van de Geijn 2008). A block of b, packed into panels, stays
-// in the second cache, a panel of a in the first, and a tile of sums in registers. gemm_kernel_cpu.cpp is
-// compiled for two instruction sets; the better one that the processor has is taken at run time.
+// in the second cache, a panel of a in the first, and a tile of sums in registers; small operands stay where
+// they are. gemm_kernel_cpu.cpp is compiled for two instruction sets; the better one that the processor has
+// is taken at run time.
 //
 // Every element is the same chain of fused multiply-adds wherever it lies in c: a product made in pieces has
 // the bits of the whole, and so does the other instruction set.

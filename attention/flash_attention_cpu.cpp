@@ -49,10 +49,18 @@ Sight sight_of(const Span& q, const Span& k, const AttentionOptions& o) {
   return all ? Sight::all : Sight::some;
 }
 
-// Row i of head h of x (N, H, D).
+// The rows of head h of x (N, H, D).
 template <class T>
-T* row_of(const Tensor& x, int64_t i, int64_t h) {
-  return x.data<T>() + i * x.pitch() + h * x.dim(2);
+MatrixView<T> head_of(const Tensor& x, int64_t h) {
+  return {x.data<T>() + h * x.dim(2), x.pitch(), 1};
+}
+// Rows of n numbers in the accumulator's type into head h of x, at tokens where(0), where(1), ...
+template <class T, class W, class Where>
+void put_rows(const Tensor& x, int64_t h, const W* from, int64_t n, const Where& where) {
+  const int64_t d = x.dim(2), pitch = x.pitch();
+  T* const to = x.data<T>() + h * d;
+  for (int64_t i = 0; i < n; ++i, from += d)
+    for (int64_t j = 0; j < d; ++j) to[where(i) * pitch + j] = static_cast<T>(from[j]);
 }
 
 // The tokens of which a head is on, in order, and what those of each tile have in common.
@@ -102,19 +110,21 @@ template <class T, class W>
 void take_rows(Scratch<W>& to, const Tensor& x, const int32_t* token, int64_t n, int64_t rows, int64_t h) {
   const int64_t d = x.dim(2);
   to.assign(static_cast<size_t>(rows * d), W(0));
-  for (int64_t i = 0; i < n; ++i) std::copy_n(row_of<T>(x, token[i], h), d, to.data() + i * d);
+  const MatrixView<T> there = head_of<T>(x, h);
+  for (int64_t i = 0; i < n; ++i) std::copy_n(there.data + token[i] * there.row, d, to.data() + i * d);
 }
 
 // The same for n tokens one behind another from `begin` on, of x or turned: (d, n).
 template <class T, class W>
 MatrixView<W> take_tile(Scratch<W>& to, const Tensor& x, int64_t begin, int64_t n, int64_t h) {
   const int64_t d = x.dim(2);
-  for (int64_t i = 0; i < n; ++i) std::copy_n(row_of<T>(x, begin + i, h), d, to.data() + i * d);
+  const MatrixView<T> there = head_of<T>(x, h).from(begin, 0);
+  for (int64_t i = 0; i < n; ++i) std::copy_n(there.data + i * there.row, d, to.data() + i * d);
   return {to.data(), d, 1};
 }
 template <class T, class W>
 MatrixView<W> turn_tile(Scratch<W>& to, const Tensor& x, int64_t begin, int64_t n, int64_t h) {
-  base::transpose(to.data(), n, MatrixView<T>{row_of<T>(x, begin, h), x.pitch(), 1}, n, x.dim(2));
+  base::transpose(to.data(), n, head_of<T>(x, h).from(begin, 0), n, x.dim(2));
   return {to.data(), n, 1};
 }
 
@@ -225,9 +235,11 @@ void forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& 
   const std::vector<Span> k_spans = spans_of(tokens.k_document, tokens.k_position);
   const std::vector<double> slopes = options.alibi ? alibi_slopes(heads) : std::vector<double>(heads, 0.0);
   const W scale = static_cast<W>(options.scale), never = -std::numeric_limits<W>::infinity();
+  T* const outputs = o.data<T>();
+  W* const lses = lse.data<W>();
   if (tokens.active.defined()) {
     o.zero();
-    std::fill_n(lse.data<W>(), lse.numel(), never);
+    std::fill_n(lses, lse.numel(), never);
   }
   // A task is a few tiles of queries of a head, so that a tile of keys is turned once for all of them. Late
   // tiles see more keys: each task is followed by the one as far from the end as it is from the beginning.
@@ -284,9 +296,9 @@ void forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& 
       for (int64_t i = 0; i < count; ++i) {
         const int64_t row = mine.token[start + i] * heads + h;
         const W inverse = sum[i] > 0 ? W(1) / sum[i] : W(0);
-        T* out = o.data<T>() + row * dv;
+        T* out = outputs + row * dv;
         for (int64_t j = 0; j < dv; ++j) out[j] = static_cast<T>(acc[i * dv + j] * inverse);
-        lse.data<W>()[row] = sum[i] > 0 ? peak[i] + std::log(sum[i]) : never;
+        lses[row] = sum[i] > 0 ? peak[i] + std::log(sum[i]) : never;
       }
     }
   });
@@ -319,6 +331,8 @@ void backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor
   const std::vector<Span> k_spans = spans_of(tokens.k_document, tokens.k_position);
   const std::vector<double> slopes = options.alibi ? alibi_slopes(heads) : std::vector<double>(heads, 0.0);
   const W scale = static_cast<W>(options.scale);
+  const T* const outputs = o.data<T>();
+  const W *const lses = lse.data<W>(), *const d_lses = d_lse.data<W>();
   if (tokens.active.defined()) dq.zero();
   const int64_t tile = std::min(kTile, n) * std::min(kTile, m), work = group * n * m * (d + e);
   parallel_for(kv_heads, 1 + kSmall / (work + 1), [&](int64_t begin, int64_t end) {
@@ -340,15 +354,15 @@ void backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor
         scores.slope = static_cast<W>(slopes[h]);
         for (int64_t i = 0; i < count; ++i) {
           const int64_t row = mine.token[i] * heads + h;
-          const W l = lse.data<W>()[row];
+          const W l = lses[row];
           // A query that saw nothing: exp(score - infinity) = 0.
           shift[i] = l == -std::numeric_limits<W>::infinity() ? std::numeric_limits<W>::infinity() : l;
-          const T* O = o.data<T>() + row * e;
+          const T* O = outputs + row * e;
           const W* G = g_rows.data() + i * e;
           W dot = 0;
 #pragma omp simd reduction(+ : dot)
           for (int64_t j = 0; j < e; ++j) dot += static_cast<W>(O[j]) * G[j];
-          delta[i] = dot - d_lse.data<W>()[row];
+          delta[i] = dot - d_lses[row];
         }
         for (int64_t k0 = 0; k0 < m; k0 += kTile) {
           const int64_t nk = std::min(kTile, m - k0);
@@ -375,16 +389,11 @@ void backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor
             multiply(Product<W, W, W>{dq_all.data() + q0 * d, d, dS, K, nq, d, nk, 1, 1});
           }
         }
-        for (int64_t i = 0; i < count; ++i) {
-          T* out = row_of<T>(dq, mine.token[i], h);
-          for (int64_t j = 0; j < d; ++j) out[j] = static_cast<T>(dq_all[i * d + j]);
-        }
+        put_rows<T>(dq, h, dq_all.data(), count, [&](int64_t i) { return mine.token[i]; });
       }
-      for (int64_t i = 0; i < m; ++i) {
-        T *out_k = row_of<T>(dk, i, hk), *out_v = row_of<T>(dv, i, hk);
-        for (int64_t j = 0; j < d; ++j) out_k[j] = static_cast<T>(dk_all[i * d + j]);
-        for (int64_t j = 0; j < e; ++j) out_v[j] = static_cast<T>(dv_all[i * e + j]);
-      }
+      const auto in_order = [](int64_t i) { return i; };
+      put_rows<T>(dk, hk, dk_all.data(), m, in_order);
+      put_rows<T>(dv, hk, dv_all.data(), m, in_order);
     }
   });
 }

@@ -3,6 +3,7 @@
 #include <numbers>
 
 #include "attention/flash_attention.h"
+#include "attention/softmax_tile.h"
 #include "autograd/ops/gemm_kernel.h"
 #include "autograd/ops/vector_math.h"
 #include "autograd/parallel.h"
@@ -11,7 +12,7 @@
 namespace weft::cpu {
 namespace {
 
-constexpr int64_t kTile = 64;
+constexpr int64_t kTile = 64, kTogether = 4;
 constexpr int64_t kSmall = kWorthACore / 4;  // with exponentials and masks a multiplication takes longer
 
 // Of the laplace weights: the mean, and 1 / (sigma sqrt 2).
@@ -48,14 +49,18 @@ Sight sight_of(const Span& q, const Span& k, const AttentionOptions& o) {
   return all ? Sight::all : Sight::some;
 }
 
-// Row i of head h of x (N, H, D); all rows of it from `begin` on.
+// The rows of head h of x (N, H, D).
 template <class T>
-T* row_of(const Tensor& x, int64_t i, int64_t h) {
-  return x.data<T>() + i * x.pitch() + h * x.dim(2);
+MatrixView<T> head_of(const Tensor& x, int64_t h) {
+  return {x.data<T>() + h * x.dim(2), x.pitch(), 1};
 }
-template <class T>
-MatrixView<T> rows_of(const Tensor& x, int64_t begin, int64_t h) {
-  return {row_of<T>(x, begin, h), x.pitch(), 1};
+// Rows of n numbers in the accumulator's type into head h of x, at tokens where(0), where(1), ...
+template <class T, class W, class Where>
+void put_rows(const Tensor& x, int64_t h, const W* from, int64_t n, const Where& where) {
+  const int64_t d = x.dim(2), pitch = x.pitch();
+  T* const to = x.data<T>() + h * d;
+  for (int64_t i = 0; i < n; ++i, from += d)
+    for (int64_t j = 0; j < d; ++j) to[where(i) * pitch + j] = static_cast<T>(from[j]);
 }
 
 // The tokens of which a head is on, in order, and what those of each tile have in common.
@@ -99,14 +104,28 @@ int64_t padded(int64_t n, const AttentionTokens& t) {
   return t.active.defined() && t.q_position.dim(0) >= kBlock ? (n + kBlock - 1) / kBlock * kBlock : n;
 }
 
-// Head h of these n tokens of x (N, H, D), one row after another, up to `rows` of them.
-template <class T>
-MatrixView<T> take_rows(Scratch<T>& to, const Tensor& x, const int32_t* token, int64_t n, int64_t rows,
-                        int64_t h) {
+// Head h of these n tokens of x (N, H, D) in the accumulator's type, one row after another, up to `rows` of
+// them. Products of small matrices that lie close together need no packing.
+template <class T, class W>
+void take_rows(Scratch<W>& to, const Tensor& x, const int32_t* token, int64_t n, int64_t rows, int64_t h) {
   const int64_t d = x.dim(2);
-  to.assign(static_cast<size_t>(rows * d), T(0));
-  for (int64_t i = 0; i < n; ++i) std::copy_n(row_of<T>(x, token[i], h), d, to.data() + i * d);
+  to.assign(static_cast<size_t>(rows * d), W(0));
+  const MatrixView<T> there = head_of<T>(x, h);
+  for (int64_t i = 0; i < n; ++i) std::copy_n(there.data + token[i] * there.row, d, to.data() + i * d);
+}
+
+// The same for n tokens one behind another from `begin` on, of x or turned: (d, n).
+template <class T, class W>
+MatrixView<W> take_tile(Scratch<W>& to, const Tensor& x, int64_t begin, int64_t n, int64_t h) {
+  const int64_t d = x.dim(2);
+  const MatrixView<T> there = head_of<T>(x, h).from(begin, 0);
+  for (int64_t i = 0; i < n; ++i) std::copy_n(there.data + i * there.row, d, to.data() + i * d);
   return {to.data(), d, 1};
+}
+template <class T, class W>
+MatrixView<W> turn_tile(Scratch<W>& to, const Tensor& x, int64_t begin, int64_t n, int64_t h) {
+  base::transpose(to.data(), n, head_of<T>(x, h).from(begin, 0), n, x.dim(2));
+  return {to.data(), n, 1};
 }
 
 template <class W>
@@ -196,6 +215,17 @@ W weight_slope(Weighting f, W s) {
   return W(std::numbers::sqrt2) * vector_math::exp(-u * u);
 }
 
+// Turns a tile of scores into weights, and counts the keys that each row saw.
+template <class W>
+void weigh(Weighting f, W* s, W* peak, W* sum, int64_t rows, int64_t columns) {
+  constexpr W never = -std::numeric_limits<W>::infinity();
+  for (int64_t i = 0; i < rows; ++i, s += columns) {
+    sum[i] += static_cast<W>(columns - std::count(s, s + columns, never));
+    peak[i] = 0;
+    for (int64_t j = 0; j < columns; ++j) s[j] = weight_of(f, s[j]);
+  }
+}
+
 template <class T, class W>
 void forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
              const AttentionTokens& tokens, const Tensor& bias, const AttentionOptions& options) {
@@ -205,85 +235,86 @@ void forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& 
   const std::vector<Span> k_spans = spans_of(tokens.k_document, tokens.k_position);
   const std::vector<double> slopes = options.alibi ? alibi_slopes(heads) : std::vector<double>(heads, 0.0);
   const W scale = static_cast<W>(options.scale), never = -std::numeric_limits<W>::infinity();
+  T* const outputs = o.data<T>();
+  W* const lses = lse.data<W>();
   if (tokens.active.defined()) {
     o.zero();
-    std::fill_n(lse.data<W>(), lse.numel(), never);
+    std::fill_n(lses, lse.numel(), never);
   }
-  // Late tiles see more keys: the first and the last by turns, so that a run of tasks is as long as another.
-  std::vector<std::pair<int64_t, int64_t>> tasks;  // tile, head
+  // A task is a few tiles of queries of a head, so that a tile of keys is turned once for all of them. Late
+  // tiles see more keys: each task is followed by the one as far from the end as it is from the beginning.
   const int64_t tiles = (n + kTile - 1) / kTile;
-  for (int64_t turn = 0; turn < tiles; ++turn)
+  const int64_t together = std::clamp<int64_t>(tiles * heads / (8 * omp_get_max_threads()), 1, kTogether);
+  std::vector<std::pair<int64_t, int64_t>> tasks;  // first tile, head
+  for (int64_t turn = 0; turn < tiles; turn += together)
     for (int64_t h = 0; h < heads; ++h) {
-      const int64_t own = std::ssize(of_head(queries, h).spans);
-      if (turn < own) tasks.emplace_back(turn % 2 ? own - 1 - turn / 2 : turn / 2, h);
+      const int64_t own = std::ssize(of_head(queries, h).spans),
+                    last = (own - 1) / together * together - turn;
+      if (turn > last) continue;
+      tasks.emplace_back(turn, h);
+      if (turn < last) tasks.emplace_back(last, h);
     }
-  const int64_t tile_rows = std::min(kTile, padded(n, tokens)), tile_columns = std::min(kTile, m);
-  const int64_t work = tile_rows * m * (d + dv) / 2;
+  const int64_t most = std::min(kTile, padded(n, tokens)), columns = std::min(kTile, m);
+  const int64_t work = together * most * m * (d + dv) / 2;
   parallel_for(std::ssize(tasks), 1 + kSmall / (work + 1), [&](int64_t begin, int64_t end) {
-    Scratch<T> q_rows;
-    Scratch<W> s(tile_rows * tile_columns), acc(tile_rows * dv), peak(kTile), sum(kTile), shift(kTile),
-        shrink(kTile);
+    const int64_t total = std::min(together * kTile, most * tiles);
+    Scratch<W> q_rows, k_turned(columns * d), v_rows(columns * dv), s(most * columns), acc(total * dv),
+        peak(total), sum(total);
     for (int64_t task = begin; task < end; ++task) {
-      const auto [tile, h] = tasks[static_cast<size_t>(task)];
+      const auto [first, h] = tasks[static_cast<size_t>(task)];
       const Queries& mine = of_head(queries, h);
-      const int64_t q0 = tile * kTile, nq = std::min(kTile, mine.size() - q0), rows = padded(nq, tokens);
+      const int64_t start = first * kTile, count = std::min(together * kTile, mine.size() - start);
       Scores<W> scores = scores_of<W>(mine, tokens, options, bias, h);
       scores.slope = static_cast<W>(slopes[h]);
-      const MatrixView<T> Q = take_rows(q_rows, q, mine.token.data() + q0, nq, rows, h);
+      take_rows<T>(q_rows, q, mine.token.data() + start, count, padded(count, tokens), h);
       std::fill(acc.begin(), acc.end(), W(0));
       std::fill(peak.begin(), peak.end(), never);
       std::fill(sum.begin(), sum.end(), W(0));
       for (int64_t k0 = 0; k0 < m; k0 += kTile) {
-        const Sight sight = sight_of(mine.spans[tile], k_spans[k0 / kTile], options);
-        if (sight == Sight::none) continue;
         const int64_t nk = std::min(kTile, m - k0);
-        const MatrixView<T> K = rows_of<T>(k, k0, h / group), V = rows_of<T>(v, k0, h / group);
-        multiply(Product<W, T, T>{s.data(), nk, Q, K.transposed(), rows, nk, d, scale, 0});
-        scores.mask(s.data(), q0, k0, nq, nk, sight);
-        if (options.weighting != Weighting::softmax) {
-          for (int64_t i = 0; i < nq; ++i) {
-            W* row = s.data() + i * nk;
-            sum[i] += static_cast<W>(nk - std::count(row, row + nk, never));  // keys seen
-            peak[i] = 0;
-            for (int64_t j = 0; j < nk; ++j) row[j] = weight_of(options.weighting, row[j]);
+        MatrixView<W> K{}, V{};
+        for (int64_t i0 = 0; i0 < count; i0 += kTile) {
+          const int64_t q0 = start + i0;
+          const Sight sight = sight_of(mine.spans[q0 / kTile], k_spans[k0 / kTile], options);
+          if (sight == Sight::none) continue;
+          if (K.data == nullptr) {
+            K = turn_tile<T>(k_turned, k, k0, nk, h / group);
+            V = take_tile<T>(v_rows, v, k0, nk, h / group);
           }
-          multiply(Product<W, W, T>{acc.data(), dv, {s.data(), nk, 1}, V, rows, dv, nk, 1, 1});
-          continue;
+          const int64_t nq = std::min(kTile, count - i0), rows = padded(nq, tokens);
+          const MatrixView<W> Q{q_rows.data() + i0 * d, d, 1}, P{s.data(), nk, 1};
+          W* const of_tile = acc.data() + i0 * dv;
+          multiply(Product<W, W, W>{s.data(), nk, Q, K, rows, nk, d, scale, 0});
+          scores.mask(s.data(), q0, k0, nq, nk, sight);
+          if (options.weighting == Weighting::softmax)
+            softmax_tile<W>({s.data(), of_tile, &peak[i0], &sum[i0], nq, nk, dv});
+          else
+            weigh(options.weighting, s.data(), &peak[i0], &sum[i0], nq, nk);
+          multiply(Product<W, W, W>{of_tile, dv, P, V, rows, dv, nk, 1, 1});
         }
-        for (int64_t i = 0; i < nq; ++i) {
-          const W* row = s.data() + i * nk;
-          W top = peak[i];
-#pragma omp simd reduction(max : top)
-          for (int64_t j = 0; j < nk; ++j) top = row[j] > top ? row[j] : top;
-          shift[i] = top == never ? W(0) : top;  // never: nothing seen so far
-          shrink[i] = peak[i];
-          peak[i] = top;
-        }
-#pragma omp simd
-        for (int64_t i = 0; i < nq; ++i) shrink[i] = vector_math::exp(shrink[i] - shift[i]);
-        for (int64_t i = 0; i < nq; ++i) {
-          W* row = s.data() + i * nk;
-          const W by = shift[i];
-          W total = 0;
-#pragma omp simd reduction(+ : total)
-          for (int64_t j = 0; j < nk; ++j) {
-            row[j] = vector_math::exp(row[j] - by);
-            total += row[j];
-          }
-          sum[i] = sum[i] * shrink[i] + total;
-          for (int64_t j = 0; j < dv; ++j) acc[i * dv + j] *= shrink[i];
-        }
-        multiply(Product<W, W, T>{acc.data(), dv, {s.data(), nk, 1}, V, rows, dv, nk, 1, 1});
       }
-      for (int64_t i = 0; i < nq; ++i) {
-        const int64_t row = mine.token[q0 + i] * heads + h;
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t row = mine.token[start + i] * heads + h;
         const W inverse = sum[i] > 0 ? W(1) / sum[i] : W(0);
-        T* out = o.data<T>() + row * dv;
+        T* out = outputs + row * dv;
         for (int64_t j = 0; j < dv; ++j) out[j] = static_cast<T>(acc[i * dv + j] * inverse);
-        lse.data<W>()[row] = sum[i] > 0 ? peak[i] + std::log(sum[i]) : never;
+        lses[row] = sum[i] > 0 ? peak[i] + std::log(sum[i]) : never;
       }
     }
   });
+}
+
+// Scores to weights and the gradients of weights to those of scores, each divided by the number of keys seen,
+// e^count.
+template <class W>
+void weigh_back(Weighting f, W* p, W* ds, const W* count, int64_t rows, int64_t columns, W scale) {
+  for (int64_t i = 0; i < rows; ++i, p += columns, ds += columns) {
+    const W share = std::exp(-count[i]);
+    for (int64_t j = 0; j < columns; ++j) {
+      ds[j] *= scale * share * weight_slope(f, p[j]);
+      p[j] = share * weight_of(f, p[j]);
+    }
+  }
 }
 
 // With P = exp(S - lse):  dV = P^T dO,  dP = dO V^T,  dS = P (dP - (dO . o - dlse)),  dQ = scale dS K,  dK =
@@ -300,13 +331,16 @@ void backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor
   const std::vector<Span> k_spans = spans_of(tokens.k_document, tokens.k_position);
   const std::vector<double> slopes = options.alibi ? alibi_slopes(heads) : std::vector<double>(heads, 0.0);
   const W scale = static_cast<W>(options.scale);
+  const T* const outputs = o.data<T>();
+  const W *const lses = lse.data<W>(), *const d_lses = d_lse.data<W>();
   if (tokens.active.defined()) dq.zero();
   const int64_t tile = std::min(kTile, n) * std::min(kTile, m), work = group * n * m * (d + e);
   parallel_for(kv_heads, 1 + kSmall / (work + 1), [&](int64_t begin, int64_t end) {
     Scratch<W> p(tile), ds(tile), dq_all(static_cast<size_t>(n * d)), dk_all(static_cast<size_t>(m * d)),
         dv_all(static_cast<size_t>(m * e));
-    Scratch<W> delta(static_cast<size_t>(n)), shift(static_cast<size_t>(n));
-    Scratch<T> q_rows, g_rows;
+    Scratch<W> delta(static_cast<size_t>(n)), shift(static_cast<size_t>(n)), q_rows, g_rows;
+    const int64_t columns = std::min(kTile, m);
+    Scratch<W> k_turned(columns * d), k_rows(columns * d), v_turned(columns * e);
     for (int64_t hk = begin; hk < end; ++hk) {
       std::fill(dk_all.begin(), dk_all.end(), W(0));
       std::fill(dv_all.begin(), dv_all.end(), W(0));
@@ -314,67 +348,52 @@ void backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor
         std::fill(dq_all.begin(), dq_all.end(), W(0));
         const Queries& mine = of_head(queries, h);
         const int64_t count = mine.size();
-        take_rows(q_rows, q, mine.token.data(), count, count, h);
-        take_rows(g_rows, d_o, mine.token.data(), count, count, h);
+        take_rows<T>(q_rows, q, mine.token.data(), count, count, h);
+        take_rows<T>(g_rows, d_o, mine.token.data(), count, count, h);
         Scores<W> scores = scores_of<W>(mine, tokens, options, bias, h);
         scores.slope = static_cast<W>(slopes[h]);
         for (int64_t i = 0; i < count; ++i) {
           const int64_t row = mine.token[i] * heads + h;
-          const W l = lse.data<W>()[row];
+          const W l = lses[row];
           // A query that saw nothing: exp(score - infinity) = 0.
           shift[i] = l == -std::numeric_limits<W>::infinity() ? std::numeric_limits<W>::infinity() : l;
-          const T *O = o.data<T>() + row * e, *G = g_rows.data() + i * e;
+          const T* O = outputs + row * e;
+          const W* G = g_rows.data() + i * e;
           W dot = 0;
 #pragma omp simd reduction(+ : dot)
-          for (int64_t j = 0; j < e; ++j) dot += static_cast<W>(O[j]) * static_cast<W>(G[j]);
-          delta[i] = dot - d_lse.data<W>()[row];
+          for (int64_t j = 0; j < e; ++j) dot += static_cast<W>(O[j]) * G[j];
+          delta[i] = dot - d_lses[row];
         }
         for (int64_t k0 = 0; k0 < m; k0 += kTile) {
           const int64_t nk = std::min(kTile, m - k0);
-          const MatrixView<T> K = rows_of<T>(k, k0, hk), V = rows_of<T>(v, k0, hk);
+          const MatrixView<W> K = take_tile<T>(k_rows, k, k0, nk, hk),
+                              KT = turn_tile<T>(k_turned, k, k0, nk, hk),
+                              VT = turn_tile<T>(v_turned, v, k0, nk, hk);
           for (int64_t q0 = 0; q0 < count; q0 += kTile) {
             const Sight sight = sight_of(mine.spans[q0 / kTile], k_spans[k0 / kTile], options);
             if (sight == Sight::none) continue;
             const int64_t nq = std::min(kTile, count - q0);
-            const MatrixView<T> Q{q_rows.data() + q0 * d, d, 1}, G{g_rows.data() + q0 * e, e, 1};
+            const MatrixView<W> Q{q_rows.data() + q0 * d, d, 1}, G{g_rows.data() + q0 * e, e, 1};
             const MatrixView<W> P{p.data(), nk, 1}, dS{ds.data(), nk, 1};
-            multiply(Product<W, T, T>{p.data(), nk, Q, K.transposed(), nq, nk, d, scale, 0});
+            multiply(Product<W, W, W>{p.data(), nk, Q, KT, nq, nk, d, scale, 0});
             scores.mask(p.data(), q0, k0, nq, nk, sight);
-            multiply(Product<W, T, T>{ds.data(), nk, G, V.transposed(), nq, nk, e, 1, 0});
-            for (int64_t i = 0; i < nq; ++i) {
-              W *prow = p.data() + i * nk, *srow = ds.data() + i * nk;
-              const W s = shift[q0 + i], t = delta[q0 + i];
-              if (options.weighting != Weighting::softmax) {
-                const W share = std::exp(-s);  // one over the number of keys seen
-                for (int64_t j = 0; j < nk; ++j) {
-                  srow[j] *= scale * share * weight_slope(options.weighting, prow[j]);
-                  prow[j] = share * weight_of(options.weighting, prow[j]);
-                }
-                continue;
-              }
-#pragma omp simd
-              for (int64_t j = 0; j < nk; ++j) {
-                prow[j] = vector_math::exp(prow[j] - s);
-                srow[j] = scale * prow[j] * (srow[j] - t);
-              }
-            }
+            multiply(Product<W, W, W>{ds.data(), nk, G, VT, nq, nk, e, 1, 0});
+            if (options.weighting == Weighting::softmax)
+              softmax_gradient_tile<W>({p.data(), ds.data(), &shift[q0], &delta[q0], nq, nk, scale});
+            else
+              weigh_back(options.weighting, p.data(), ds.data(), &shift[q0], nq, nk, scale);
             if (bias.defined())
               scores.add_bias_gradient(dbias.data<W>() + h * bias.dim(1), ds.data(), q0, k0, nq, nk);
-            multiply(Product<W, W, T>{dv_all.data() + k0 * e, e, P.transposed(), G, nk, e, nq, 1, 1});
-            multiply(Product<W, W, T>{dk_all.data() + k0 * d, d, dS.transposed(), Q, nk, d, nq, 1, 1});
-            multiply(Product<W, W, T>{dq_all.data() + q0 * d, d, dS, K, nq, d, nk, 1, 1});
+            multiply(Product<W, W, W>{dv_all.data() + k0 * e, e, P.transposed(), G, nk, e, nq, 1, 1});
+            multiply(Product<W, W, W>{dk_all.data() + k0 * d, d, dS.transposed(), Q, nk, d, nq, 1, 1});
+            multiply(Product<W, W, W>{dq_all.data() + q0 * d, d, dS, K, nq, d, nk, 1, 1});
           }
         }
-        for (int64_t i = 0; i < count; ++i) {
-          T* out = row_of<T>(dq, mine.token[i], h);
-          for (int64_t j = 0; j < d; ++j) out[j] = static_cast<T>(dq_all[i * d + j]);
-        }
+        put_rows<T>(dq, h, dq_all.data(), count, [&](int64_t i) { return mine.token[i]; });
       }
-      for (int64_t i = 0; i < m; ++i) {
-        T *out_k = row_of<T>(dk, i, hk), *out_v = row_of<T>(dv, i, hk);
-        for (int64_t j = 0; j < d; ++j) out_k[j] = static_cast<T>(dk_all[i * d + j]);
-        for (int64_t j = 0; j < e; ++j) out_v[j] = static_cast<T>(dv_all[i * e + j]);
-      }
+      const auto in_order = [](int64_t i) { return i; };
+      put_rows<T>(dk, hk, dk_all.data(), m, in_order);
+      put_rows<T>(dv, hk, dv_all.data(), m, in_order);
     }
   });
 }

@@ -1,6 +1,7 @@
 #include "attention/memory_ops.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "attention/row_math.h"
@@ -332,6 +333,14 @@ void for_each_head(const Tensor& logits, const MemoryTokenSizes& s, F f) {
   });
 }
 
+// Where the numbers of each of the six outputs, or of their gradients, begin.
+template <class A>
+std::array<A*, 6> beginnings(const std::vector<Tensor>& x) {
+  std::array<A*, 6> all;
+  for (size_t i = 0; i < all.size(); ++i) all[i] = x[i].data<A>();
+  return all;
+}
+
 // By themselves, so that the loop is vectors.
 template <class T>
 void sigmoids(Acc<T>* to, const T* x, int64_t n) {
@@ -345,13 +354,15 @@ void memory_tokens(const std::vector<Tensor>& to, const Tensor& rows, const Tens
                    const MemoryTokenSizes& s) {
   with_float(rows.dtype(), [&]<class T>() {
     using A = Acc<T>;
-    const T* gates = logits.data<T>();
+    const T *gates = logits.data<T>(), *all = rows.data<T>();
+    const int64_t width = rows.dim(1);
+    const std::array<A*, 6> out = beginnings<A>(to);
     for_each_head<A>(logits, s, [&](int64_t h, const Places& p, A* share) {
       int64_t column = 0;
       for (int part = 0; part < 3; ++part) {
         const int64_t size = part < 2 ? s.key : s.value;
-        const T* x = rows.data<T>() + p.from * rows.dim(1) + column + h * size;
-        A* y = to[part].data<A>() + p.to * size;
+        const T* x = all + p.from * width + column + h * size;
+        A* y = out[part] + p.to * size;
         sigmoids(share, x, size);
         for (int64_t c = 0; c < size; ++c) y[c] = A(x[c]) * share[c];
         if (part < 2) {
@@ -360,7 +371,7 @@ void memory_tokens(const std::vector<Tensor>& to, const Tensor& rows, const Tens
         }
         column += s.heads * size;
         const A gate = vector_math::sigmoid(A(gates[p.gate * 3 * s.heads + part * s.heads + h]));
-        to[3 + part].data<A>()[p.to] = part < 2 ? gate : A(1) - gate;
+        out[3 + part][p.to] = part < 2 ? gate : A(1) - gate;
       }
     });
   });
@@ -371,15 +382,17 @@ void memory_tokens_backward(const Tensor& drows, const Tensor& dlogits, const st
   drows.zero();
   with_float(rows.dtype(), [&]<class T>() {
     using A = Acc<T>;
-    const T* gates = logits.data<T>();
-    T* dgates = dlogits.data<T>();
+    const T *gates = logits.data<T>(), *all = rows.data<T>();
+    T *dgates = dlogits.data<T>(), *dall = drows.data<T>();
+    const int64_t width = rows.dim(1);
+    const std::array<A*, 6> dout = beginnings<A>(d);
     for_each_head<A>(logits, s, [&](int64_t h, const Places& p, A* share) {
       int64_t column = 0;
       for (int part = 0; part < 3; ++part) {
-        const int64_t size = part < 2 ? s.key : s.value, at = p.from * rows.dim(1) + column + h * size;
-        const T* x = rows.data<T>() + at;
-        T* dx = drows.data<T>() + at;
-        const A* g = d[part].data<A>() + p.to * size;
+        const int64_t size = part < 2 ? s.key : s.value, at = p.from * width + column + h * size;
+        const T* x = all + at;
+        T* dx = dall + at;
+        const A* g = dout[part] + p.to * size;
         sigmoids(share, x, size);
         A squares = 0, along = 0;
 #pragma omp simd reduction(+ : squares, along)
@@ -398,7 +411,7 @@ void memory_tokens_backward(const Tensor& drows, const Tensor& dlogits, const st
         column += s.heads * size;
         const int64_t gate_at = p.gate * 3 * s.heads + part * s.heads + h;
         const A gate = vector_math::sigmoid(A(gates[gate_at])), slope = gate * (A(1) - gate);
-        store(dgates[gate_at], d[3 + part].data<A>()[p.to] * (part < 2 ? slope : -slope));
+        store(dgates[gate_at], dout[3 + part][p.to] * (part < 2 ? slope : -slope));
       }
     });
   });

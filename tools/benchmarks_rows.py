@@ -38,7 +38,8 @@ STANDS_ON = [
 ]
 ON_CPU = [
     (r"^gemm", ["autograd/ops/gemm_kernel*"]),
-    (r"^attention|^moh", ["attention/flash_attention_cpu.cpp", "attention/moh.cpp", "autograd/ops/gemm_kernel*"]),
+    (r"^attention|^moh", ["attention/flash_attention_cpu.cpp", "attention/softmax_tile*", "attention/moh.cpp",
+                          "autograd/ops/gemm_kernel*"]),
     (r"^step", ["autograd/ops/*_cpu.cpp", "attention/*_cpu.cpp", "layers", "optim/*.cpp"]),
     (r"", ["attention/*.cpp", "autograd/ops/*_cpu.cpp"]),
 ]

@@ -1,7 +1,8 @@
 #pragma once
 // The product of two matrices on one core (Goto & van de Geijn 2008). A block of b, packed into panels, stays
-// in the L2 cache, a panel of a in the L1 cache, and a tile of sums in registers. gemm_kernel_cpu.cpp is
-// compiled for two instruction sets; the better one that the processor has is chosen at run time.
+// in the L2 cache, a panel of a in the L1 cache, and a tile of sums in registers; small operands are read in
+// place. gemm_kernel_cpu.cpp is compiled for two instruction sets; the better one that the processor has is
+// chosen at run time.
 //
 // Every element is the same chain of fused multiply-adds wherever it lies in c: a product computed in pieces
 // has the bits of the whole product, and so has the other instruction set.
@@ -42,11 +43,14 @@ constexpr int64_t kPackDepth = 256, kPackWidth = 512, kPackSpace = kPackDepth * 
 namespace base {
 template <class T, class A, class B>
 void multiply(Product<T, A, B> product, T* space);
-}
+// to[p * to_row + i] = x(i, p) for x (n, k)
+template <class T, class X>
+void transpose(T* to, int64_t to_row, MatrixView<X> x, int64_t n, int64_t k);
+}  // namespace base
 namespace avx512 {
 template <class T, class A, class B>
 void multiply(Product<T, A, B> product, T* space);
-}
+}  // namespace avx512
 bool has_avx512();
 
 }  // namespace weft::cpu

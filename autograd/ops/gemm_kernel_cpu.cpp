@@ -29,21 +29,30 @@ double widen(double x) { return x; }
 float widen(float x) { return x; }
 float widen(bf16 x) { return __builtin_bit_cast(float, static_cast<uint32_t>(x.bits) << 16); }
 
-// c (kRows, kColumns) = alpha times the product of two panels + beta c; rows of b's are b_row apart
+// What a tile of c is the product of, a panel of a (kRows, k) and one of b (k, kColumns), packed or where
+// they lie: a(i, p) = a[i * a_row + p * a_column], b(p, j) = b[p * b_row + j].
 template <class T>
-void multiply_panels(int64_t k, const T* a, const T* b, int64_t b_row, T* c, int64_t pitch, T alpha, T beta) {
+struct Panels {
+  const T *a, *b;
+  int64_t a_row, a_column, b_row;
+};
+
+// c (kRows, kColumns) = alpha times the product of two panels + beta c
+template <class T>
+void multiply_panels(int64_t k, const Panels<T>& x, T* c, int64_t pitch, T alpha, T beta) {
   typedef T Vector __attribute__((vector_size(kBytes)));
   Vector sum[kRows][2];
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i) sum[i][0] = sum[i][1] = Vector{};
-  for (int64_t p = 0; p < k; ++p, a += kRows, b += b_row) {
+  const T *a = x.a, *b = x.b;
+  for (int64_t p = 0; p < k; ++p, a += x.a_column, b += x.b_row) {
     Vector b0, b1;
     __builtin_memcpy(&b0, b, kBytes);
     __builtin_memcpy(&b1, b + kLanes<T>, kBytes);
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
-      sum[i][0] += a[i] * b0;
-      sum[i][1] += a[i] * b1;
+      sum[i][0] += a[i * x.a_row] * b0;
+      sum[i][1] += a[i * x.a_row] * b1;
     }
   }
 #pragma GCC unroll 8
@@ -63,13 +72,13 @@ void multiply_panels(int64_t k, const T* a, const T* b, int64_t b_row, T* c, int
 
 // The same for a tile that sticks out of c: only `rows` and `columns` of it are there.
 template <class T>
-void multiply_edge(int64_t k, const T* a, const T* b, int64_t b_row, T* c, int64_t pitch, int64_t rows,
-                   int64_t columns, T alpha, T beta) {
+void multiply_edge(int64_t k, const Panels<T>& x, T* c, int64_t pitch, int64_t rows, int64_t columns, T alpha,
+                   T beta) {
   T whole[kRows * kColumns<T>] = {};
   if (beta != 0)
     for (int64_t i = 0; i < rows; ++i)
       for (int64_t j = 0; j < columns; ++j) whole[i * kColumns<T> + j] = c[i * pitch + j];
-  multiply_panels(k, a, b, b_row, whole, kColumns<T>, alpha, beta);
+  multiply_panels(k, x, whole, kColumns<T>, alpha, beta);
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < columns; ++j) c[i * pitch + j] = whole[i * kColumns<T> + j];
 }
@@ -127,13 +136,14 @@ template <int kVectors, class T>
 void multiply_by_rows(int64_t m, int64_t n, int64_t k, const T* a, const T* b, int64_t b_column, T* c,
                       int64_t pitch, bool add) {
   typedef T Vector __attribute__((vector_size(kBytes)));
-  constexpr int kAtOnce = kBytes == 64 || kVectors == 1 ? 8 : 4;  // with both vectors they fill the registers
+  // Columns at once: with their vectors they fill half of the registers, or all that lets latency be hidden.
+  constexpr int kAtOnce = (kBytes == 64 ? 16 : 8) / kVectors;
   for (int64_t j = 0; j < n; j += kAtOnce) {
     const int64_t columns = least(kAtOnce, n - j);
     const T* from[kAtOnce];  // behind the last, the last again
     for (int i = 0; i < kAtOnce; ++i) from[i] = b + (j + least(i, columns - 1)) * b_column;
     Vector sum[kAtOnce][kVectors];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < kAtOnce; ++i)
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) sum[i][v] = Vector{};
@@ -141,18 +151,29 @@ void multiply_by_rows(int64_t m, int64_t n, int64_t k, const T* a, const T* b, i
     for (int64_t p = 0; p < k; ++p, row += kVectors * kLanes<T>) {
       Vector x[kVectors];
       __builtin_memcpy(x, row, sizeof x);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int i = 0; i < kAtOnce; ++i)
 #pragma GCC unroll 2
         for (int v = 0; v < kVectors; ++v) sum[i][v] += from[i][p] * x[v];
     }
     T turned[kAtOnce][kVectors * kLanes<T>];
     __builtin_memcpy(turned, sum, sizeof turned);
-    for (int64_t i = 0; i < m; ++i) {
+    const int64_t whole = columns == kAtOnce && !add ? m / 4 * 4 : 0;
+    for (int64_t i = 0; i < whole; i += 4)
+      for (int64_t e = 0; e < kAtOnce; e += 4)
+        transpose_square(c + i * pitch + j + e, pitch, &turned[e][i], kVectors * kLanes<T>);
+    for (int64_t i = whole; i < m; ++i) {
       T* to = c + i * pitch + j;
       for (int64_t e = 0; e < columns; ++e) to[e] = add ? turned[e][i] + to[e] : turned[e][i];
     }
   }
+}
+
+// Whether x lies within 32 KiB from end to end, so that nothing of it is pushed out of the first cache by
+// more of it before it is read again.
+template <class X>
+bool is_small(MatrixView<X> x, int64_t rows, int64_t columns) {
+  return rows * x.row + columns * x.column <= 32768 / static_cast<int64_t>(sizeof(X));
 }
 
 }  // namespace
@@ -178,9 +199,11 @@ void multiply(Product<T, A, B> x, T* space) {
       }
       return;
     }
-  // For a few rows of c packing takes longer than it saves: whole panels of b are read where they lie.
-  constexpr bool same = sizeof(T) == sizeof(B);
-  const bool direct = same && x.b.column == 1 && x.m <= 4 * kRows;
+  // Whole panels of a that lie close together are read where they lie, and so are those of a small b, or of
+  // any b for a few rows of c: packing would take longer than it saves.
+  constexpr bool same_a = sizeof(T) == sizeof(A), same_b = sizeof(T) == sizeof(B);
+  const bool direct_a = same_a && is_small(x.a, kRows, x.k);
+  const bool direct_b = same_b && x.b.column == 1 && (x.m <= 4 * kRows || is_small(x.b, x.k, x.n));
   T* const panel = space + (-reinterpret_cast<uintptr_t>(space) % 64) / sizeof(T);
   T* const block = panel + 16 * kPackDepth;  // both begin at a cache line
   for (int64_t p = 0; p < x.k || p == 0; p += kPackDepth, x.beta = 1) {
@@ -188,31 +211,47 @@ void multiply(Product<T, A, B> x, T* space) {
     for (int64_t across = 0; across < x.n; across += kPackWidth) {
       const int64_t width = least(kPackWidth, x.n - across);
       const B* const corner = x.b.data + p * x.b.row + across * x.b.column;
-      const int64_t whole = direct ? width / kColumns<T> * kColumns<T> : 0;
+      const int64_t whole = direct_b ? width / kColumns<T> * kColumns<T> : 0;
       pack<kColumns<T>>(block + whole * depth,
                         MatrixView<B>{corner + whole * x.b.column, x.b.column, x.b.row}, width - whole,
                         depth);
       for (int64_t i = 0; i < x.m; i += kRows) {
         const int64_t rows = least(kRows, x.m - i);
-        pack<kRows>(panel, MatrixView<A>{x.a.data + i * x.a.row + p * x.a.column, x.a.row, x.a.column}, rows,
-                    depth);
+        const MatrixView<A> strip{x.a.data + i * x.a.row + p * x.a.column, x.a.row, x.a.column};
+        Panels<T> panels{panel, block, 1, kRows, kColumns<T>};
+        if constexpr (same_a)
+          if (direct_a && rows == kRows) panels = {strip.data, block, strip.row, strip.column, kColumns<T>};
+        if (panels.a == panel) pack<kRows>(panel, strip, rows, depth);
         for (int64_t j = 0; j < width; j += kColumns<T>) {
           const int64_t columns = least(kColumns<T>, width - j);
           T* to = x.c + i * x.pitch + across + j;
-          const T* b = block + j * depth;
-          int64_t b_row = kColumns<T>;
-          if constexpr (same)
-            if (j < whole) b = corner + j, b_row = x.b.row;
+          panels.b = block + j * depth, panels.b_row = kColumns<T>;
+          if constexpr (same_b)
+            if (j < whole) panels.b = corner + j, panels.b_row = x.b.row;
           if (rows == kRows && columns == kColumns<T>)
-            multiply_panels(depth, panel, b, b_row, to, x.pitch, x.alpha, x.beta);
+            multiply_panels(depth, panels, to, x.pitch, x.alpha, x.beta);
           else
-            multiply_edge(depth, panel, b, b_row, to, x.pitch, rows, columns, x.alpha, x.beta);
+            multiply_edge(depth, panels, to, x.pitch, rows, columns, x.alpha, x.beta);
         }
       }
     }
   }
 }
 
+template <class T, class X>
+void transpose(T* to, int64_t to_row, MatrixView<X> x, int64_t n, int64_t k) {
+  const int64_t rows = x.column == 1 ? n / 4 * 4 : 0, columns = k / 4 * 4;
+  for (int64_t i = 0; i < rows; i += 4)
+    for (int64_t p = 0; p < columns; p += 4)
+      transpose_square(to + p * to_row + i, to_row, x.data + i * x.row + p, x.row);
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t p = i < rows ? columns : 0; p < k; ++p)
+      to[p * to_row + i] = widen(x.data[i * x.row + p * x.column]);
+}
+
+template void transpose(double*, int64_t, MatrixView<double>, int64_t, int64_t);
+template void transpose(float*, int64_t, MatrixView<float>, int64_t, int64_t);
+template void transpose(float*, int64_t, MatrixView<bf16>, int64_t, int64_t);
 template void multiply(Product<double, double, double>, double*);
 template void multiply(Product<float, float, float>, float*);
 template void multiply(Product<float, float, bf16>, float*);

@@ -29,11 +29,13 @@ MatrixView<T> view_of(const Tensor& x, const Extent& e, int64_t i, bool transpos
 // product.
 template <class T, class A, class B>
 void dot_products(const Product<T, A, B>& x) {
+  const A* const row = x.a.data;
+  const int64_t k = x.k;
   for (int64_t j = 0; j < x.n; ++j) {
     const B* column = x.b.data + j * x.b.column;
     T sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t p = 0; p < x.k; ++p) sum += static_cast<T>(x.a.data[p]) * static_cast<T>(column[p]);
+    for (int64_t p = 0; p < k; ++p) sum += static_cast<T>(row[p]) * static_cast<T>(column[p]);
     x.c[j] = x.alpha * sum + (x.beta == 0 ? T(0) : x.beta * x.c[j]);
   }
 }

@@ -1,22 +1,23 @@
-// What attention costs by the clock, with bounds that a busy machine keeps.
+// What attention and the products of decoding cost in processor time, with bounds that a busy machine keeps.
 
-#include <chrono>
+#include <ctime>
 
 #include "attention/flash_attention.h"
 #include "attention/sparsek.h"
+#include "autograd/ops/matmul.h"
 #include "autograd/ops/top_k.h"
 #include "tests/attention/conformance.h"
 
 namespace weft {
 namespace {
 
-// The best of a few.
+// Of processor time, so that neighbours do not count; the best of a few.
 double seconds_of(const std::function<void()>& once) {
   double best = INFINITY;
   for (int i = 0; i < 5; ++i) {
-    const auto start = std::chrono::steady_clock::now();
+    const std::clock_t start = std::clock();
     once();
-    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    best = std::min(best, static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC);
   }
   return best;
 }
@@ -38,6 +39,21 @@ TEST(Cost, FallsWithTheHeadsThatAreOn) {
   };
   const double quarter = seconds(2), whole = seconds(8);
   EXPECT_LT(quarter, 0.5 * whole) << 1e3 * quarter << " ms of " << 1e3 * whole;
+}
+
+// Decoding multiplies one row by a weight: by vectors that takes a third of what four rows take, number by
+// number it took three times as long.
+TEST(Cost, OfOneRowIsLessThanOfFour) {
+  const int64_t n = 2304, k = 768;
+  const Tensor weight = random_tensor({n, k}, 1, Dtype::f32);
+  const auto seconds = [&](int64_t rows) {
+    const Tensor x = random_tensor({rows, k}, 2, Dtype::f32), y = empty({rows, n}, Dtype::f32);
+    return seconds_of([&] {
+      for (int i = 0; i < 10; ++i) gemm(y, x, weight, {false, true}, 1, 0);
+    });
+  };
+  const double one = seconds(1), four = seconds(4);
+  EXPECT_LT(one, four) << 1e3 * one << " ms beside " << 1e3 * four;
 }
 
 double sparsek_seconds_a_token(int64_t n) {

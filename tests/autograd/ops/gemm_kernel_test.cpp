@@ -98,6 +98,8 @@ TEST(GemmKernel, IsTheProductAtEverySizeInEqualBits) {
             compare<float, float, float>(m, n, k, ta, tb, 0);
             compare<float, float, float>(m, n, k, ta, tb, -2);
           }
+  compare<float, float, float>(64, 2048, 64, false, false, 0);  // too wide to be read where it lies
+  compare<float, float, float>(64, 64, 1100, false, false, 1);
 }
 
 TEST(GemmKernel, OtherTypes) {
@@ -109,6 +111,28 @@ TEST(GemmKernel, OtherTypes) {
         compare<float, bf16, bf16>(13, 41, k, ta, tb, 0);
         compare<float, bf16, float>(24, 64, k, ta, tb, 1);
         compare<float, float, bf16>(24, 64, k, ta, tb, 0);
+      }
+}
+
+template <class T, class X>
+void compare_transposed(int64_t n, int64_t k, bool turned) {
+  const std::vector<X> x = noise<X>(n * k, 1);
+  const MatrixView<X> view = matrix(x, n, k, turned);
+  const int64_t row = n + 2;
+  std::vector<T> to(k * row, T(7));
+  base::transpose(to.data(), row, view, n, k);
+  for (int64_t p = 0; p < k; ++p)
+    for (int64_t i = 0; i < row; ++i)
+      ASSERT_EQ(to[p * row + i], i < n ? static_cast<T>(view.data[i * view.row + p * view.column]) : T(7));
+}
+
+TEST(GemmKernel, Transposes) {
+  for (const bool turned : {false, true})
+    for (const int64_t n : {1, 4, 64, 67})
+      for (const int64_t k : {3, 64}) {
+        compare_transposed<float, float>(n, k, turned);
+        compare_transposed<float, bf16>(n, k, turned);
+        compare_transposed<double, double>(n, k, turned);
       }
 }
 

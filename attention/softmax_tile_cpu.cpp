@@ -1,0 +1,135 @@
+// Compiled once for each instruction set, into a namespace of its own. Nothing here may call templates or
+// inline functions of other headers that are not always inlined: the linker keeps one copy of each, and it
+// might be the one that this processor cannot run.
+
+#include "attention/softmax_tile.h"
+
+#include "autograd/ops/vector_math.h"
+
+#ifndef WEFT_INSTRUCTIONS
+#define WEFT_INSTRUCTIONS base
+#endif
+
+namespace weft::cpu::WEFT_INSTRUCTIONS {
+namespace {
+
+// A vector of this instruction set, and how many of them make up 64 bytes.
+#ifdef __AVX512F__
+constexpr int kBytes = 64;
+#else
+constexpr int kBytes = 32;
+#endif
+constexpr int kParts = 64 / kBytes;
+
+template <class W>
+struct Vector;
+template <>
+struct Vector<float> {
+  typedef float Lanes __attribute__((vector_size(kBytes)));
+  typedef int32_t Index __attribute__((vector_size(kBytes)));
+};
+template <>
+struct Vector<double> {
+  typedef double Lanes __attribute__((vector_size(kBytes)));
+  typedef int64_t Index __attribute__((vector_size(kBytes)));
+};
+
+struct Largest {
+  template <class X>
+  static void join(X& a, const X& b) {
+    a = b > a ? b : a;
+  }
+};
+struct Sum {
+  template <class X>
+  static void join(X& a, const X& b) {
+    a += b;
+  }
+};
+
+// `start` joined with all of row[0, n). What is joined with what is the same for all instruction sets:
+// numbers 64 bytes apart first, then the halves of what that leaves, and so on.
+template <class Join, class W>
+W reduce(const W* row, int64_t n, W start) {
+  using Lanes = typename Vector<W>::Lanes;
+  using Index = typename Vector<W>::Index;
+  constexpr int kLanes = kBytes / static_cast<int>(sizeof(W));
+  Lanes all[kParts];
+#pragma GCC unroll 2
+  for (int part = 0; part < kParts; ++part) all[part] = start - Lanes{};
+  int64_t j = 0;
+  for (; j + kParts * kLanes <= n; j += kParts * kLanes)
+#pragma GCC unroll 2
+    for (int part = 0; part < kParts; ++part) {
+      Lanes next;
+      __builtin_memcpy(&next, row + j + part * kLanes, kBytes);
+      Join::join(all[part], next);
+    }
+  if constexpr (kParts == 2) Join::join(all[0], all[1]);
+  Index lane;
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) lane[i] = i;
+#pragma GCC unroll 4
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    const Lanes other = __builtin_shuffle(all[0], lane ^ half);
+    Join::join(all[0], other);
+  }
+  W one = all[0][0];
+  for (; j < n; ++j) Join::join(one, row[j]);
+  return one;
+}
+
+}  // namespace
+
+// In three loops, each of which has many rows under way: one row after another would wait for its own largest
+// score and its own exponentials.
+template <class W>
+void softmax_tile(const SoftmaxTile<W>& x) {
+  constexpr int64_t kRows = 64;
+  constexpr W never = -static_cast<W>(__builtin_inf());
+  for (int64_t first = 0; first < x.rows; first += kRows) {
+    const int64_t rows = x.rows - first < kRows ? x.rows - first : kRows;
+    W *s = x.s + first * x.columns, *peaks = x.peak + first, *sums = x.sum + first;
+    W shift[kRows], shrink[kRows];
+    for (int64_t i = 0; i < rows; ++i) {
+      const W peak = reduce<Largest>(s + i * x.columns, x.columns, peaks[i]);
+      shift[i] = peak == never ? W(0) : peak;  // never: nothing seen so far
+      shrink[i] = peaks[i];
+      peaks[i] = peak;
+    }
+#pragma omp simd
+    for (int64_t i = 0; i < rows; ++i) shrink[i] = vector_math::exp(shrink[i] - shift[i]);
+    for (int64_t i = 0; i < rows; ++i) {
+      W *row = s + i * x.columns, by = shift[i];
+#pragma omp simd
+      for (int64_t j = 0; j < x.columns; ++j) row[j] = vector_math::exp(row[j] - by);
+    }
+    for (int64_t i = 0; i < rows; ++i) {
+      sums[i] = sums[i] * shrink[i] + reduce<Sum>(s + i * x.columns, x.columns, W(0));
+      if (shrink[i] == 1) continue;
+      W *acc = x.acc + (first + i) * x.width, by = shrink[i];
+#pragma omp simd
+      for (int64_t j = 0; j < x.width; ++j) acc[j] *= by;
+    }
+  }
+}
+
+template <class W>
+void softmax_gradient_tile(const SoftmaxGradientTile<W>& x) {
+  for (int64_t i = 0; i < x.rows; ++i) {
+    W *p = x.p + i * x.columns, *ds = x.ds + i * x.columns;
+    const W lse = x.lse[i], delta = x.delta[i], scale = x.scale;
+#pragma omp simd
+    for (int64_t j = 0; j < x.columns; ++j) {
+      p[j] = vector_math::exp(p[j] - lse);
+      ds[j] = scale * p[j] * (ds[j] - delta);
+    }
+  }
+}
+
+template void softmax_tile(const SoftmaxTile<float>&);
+template void softmax_tile(const SoftmaxTile<double>&);
+template void softmax_gradient_tile(const SoftmaxGradientTile<float>&);
+template void softmax_gradient_tile(const SoftmaxGradientTile<double>&);
+
+}  // namespace weft::cpu::WEFT_INSTRUCTIONS

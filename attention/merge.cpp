@@ -16,10 +16,7 @@ namespace {
 // Rows that every kernel reads and writes where they are: at multiples of 16 bytes. Those of a projection
 // are.
 bool in_place(const Tensor& x) {
-  constexpr int64_t kBytes = 16;
-  const bool apart = x.dim(0) > 1 ? x.pitch() >= x.row_size() : true;
-  return apart && x.pitch() * size_of(x.dtype()) % kBytes == 0 &&
-         reinterpret_cast<uintptr_t>(x.raw()) % kBytes == 0;
+  return (x.dim(0) <= 1 || x.pitch() >= x.row_size()) && x.rows_at_multiples_of(16);
 }
 Tensor readable(const Merge& part, const Tensor& x) {
   return part.forward == flash_attention_forward && in_place(x) ? x : x.contiguous();

@@ -31,6 +31,11 @@ class Tensor {
   int64_t pitch() const { return pitch_; }
   int64_t row_size() const { return shape_.product(1, rank()); }
   bool dense() const { return pitch_ == row_size() || dim(0) <= 1; }
+  // Whether leading rows begin at multiples of `bytes`, up to the 64 at which buffers do. Meta tensors answer
+  // as those with memory would.
+  bool rows_at_multiples_of(int64_t bytes) const {
+    return offset_ * size_of(dtype_) % bytes == 0 && pitch_ * size_of(dtype_) % bytes == 0;
+  }
 
   // Elements for the host to read or write.
   template <class T>

@@ -22,6 +22,11 @@ inline constexpr double kChannelSums = 2e-3;        // and outside
 inline constexpr double kChannelGate = 6e-4;
 inline constexpr double kDeltaRule = 5e-3;
 
+// Attention of bf16 by cuDNN against f64, norms: lse stays in f32; on the way back weights and their
+// gradients are rounded to bf16, as ours are.
+inline constexpr double kCudnnAttention = 8e-3;
+inline constexpr double kCudnnLogSum = 1e-5;
+
 // Two computations that keep 16 bits or more on the way and then round to bf16: few elements go another way.
 inline constexpr double kRoundedOnce = 1e-3;
 

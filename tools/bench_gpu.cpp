@@ -14,8 +14,8 @@
 namespace weft {
 namespace {
 
-constexpr int64_t kRepeats = 50, kFewest = 10;
-constexpr double kPatience = 2000;  // ms a row
+constexpr int64_t kRepeats = 50, kFewest = 10, kOfLong = 3;
+constexpr double kPatience = 2000, kLong = 100;  // ms of a row, of a call
 // Behind a product that takes all the power there is the card's clocks stay lower for some tenths of a
 // second, and what memory decides is slower with them, the first row behind the product by 10 %.
 constexpr std::chrono::milliseconds kRest{300};
@@ -58,12 +58,18 @@ double GpuRun::device(BenchRow row, const std::vector<Tensor>& outputs,
   poison(outputs);
   int64_t repeats = 1;
   if (!small()) {
-    for (int64_t i = 0; i < 3; ++i) once(i);
-    wait_for(default_device());
-    const auto start = BenchClock::now();
     once(0);
     wait_for(default_device());
-    repeats = std::clamp(static_cast<int64_t>(kPatience / ms_since(start)), kFewest, kRepeats);
+    const auto start = BenchClock::now();
+    once(1);
+    wait_for(default_device());
+    const double ms = ms_since(start);
+    if (ms > kLong) {
+      repeats = kOfLong;
+    } else {
+      repeats = std::clamp(static_cast<int64_t>(kPatience / ms), kFewest, kRepeats);
+      for (int64_t i = 2; i < 4; ++i) once(i);
+    }
     poison(outputs);
   }
   row.take(device_times(default_device(), repeats, once));

@@ -20,9 +20,9 @@ struct GpuBench {
 };
 
 // On the default device, in bf16, every row handed to `done` once measured: warmed up, then the median of 50
-// repetitions, fewer (10 at least) where 50 take longer than two seconds. Inputs are random and larger than a
-// second cache, or several take turns; outputs of memory, products and loss (but adamw) are NaN before, and
-// an Error (internal) if they are after.
+// repetitions, fewer (10 at least) where 50 take longer than two seconds, 3 of calls above 100 ms. Inputs are
+// random and larger than a second cache, or several take turns; outputs of memory, products and loss (but
+// adamw) are NaN before, and an Error (internal) if they are after.
 void bench_gpu(const GpuBench& bench, const BenchDone& done);
 
 }  // namespace weft

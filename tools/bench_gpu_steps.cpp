@@ -269,10 +269,14 @@ void bench_gpu_attention(GpuRun& run) {
   const bool before = deterministic();
   for (const bool equal_bits : {false, true}) {
     set_deterministic(equal_bits);
+    const std::string name = equal_bits ? "attention, equal bits" : "attention";
     for (const int64_t size : {64, 128})
       for (int64_t length = run.small() ? tokens : 1024; length <= longest; length *= 2)
-        bench_gpu_attention(run, equal_bits ? "attention, equal bits" : "attention",
-                            std::max<int64_t>(1, tokens / length), length, run.sized(2048 / size, 1), size);
+        bench_gpu_attention(run, name, std::max<int64_t>(1, tokens / length), length,
+                            run.sized(2048 / size, 1), size);
+    if (run.small()) continue;
+    bench_gpu_attention(run, name, 16, 1024, 32, 128);  // of width 4096
+    bench_gpu_attention(run, name, 2, 8192, 32, 128);
   }
   set_deterministic(before);
 }

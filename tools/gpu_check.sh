@@ -234,7 +234,7 @@ if wants decode; then
   fi
 fi
 if wants attention; then
-  gpu attention 40 attention
+  gpu attention 60 attention
   torch attention-torch 40 attention
 fi
 if wants lab; then

@@ -6,6 +6,7 @@
 
 #include "attention/crossing.h"
 #include "attention/flash_attention.h"
+#include "autograd/ops/arrange.h"
 #include "tests/autograd/test_tensors.h"
 
 namespace weft {
@@ -116,6 +117,25 @@ TEST(MergeOptions, Gradients) {
           return merge(part_of(s, s.bias ? x[3] : Variable()), block, block, 0);
         },
         inputs);
+  }
+}
+
+// A plan keeps what a step does: columns of a projection, or their copies where rows are not at multiples of
+// 16 bytes.
+TEST(MergeOptions, OnMetaTheSameIsKept) {
+  constexpr int64_t kTokens = 40;
+  for (const int64_t size :
+       {5, 6, 8}) {  // of 4 heads the rows end anywhere, columns begin anywhere, all fits
+    const auto saved = [&](Device device) {
+      const Layout layout = whole_documents({kTokens}, device);
+      Tape tape;
+      const Variable packed = tape.input(zeros({kTokens, 4 * size}, Dtype::bf16, device));
+      const Block block{split_columns(packed, {{kTokens, 2, size}, {kTokens, 1, size}, {kTokens, 1, size}}),
+                        layout.position, layout.document};
+      merge({{}, flash_attention_forward, flash_attention_backward}, block, block, 0);
+      return tape.saved_bytes();
+    };
+    EXPECT_EQ(saved(Device::meta), saved(default_device())) << size;
   }
 }
 

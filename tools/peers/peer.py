@@ -8,6 +8,7 @@ import torch
 
 BF16 = torch.bfloat16
 REPEATS, FEWEST, PATIENCE = 50, 10, 2.0
+LONG, OF_LONG = 0.1, 3
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = "--small" in sys.argv
 VERSION = "torch " + torch.__version__.split("+")[0]
@@ -50,8 +51,8 @@ def row(name, shape, ms, peer=VERSION, **more):
 
 
 def median_ms(once):
-    """Of repetitions on the device's own clock, the host some calls ahead."""
-    for _ in range(0 if SMALL else 3):
+    """Of repetitions on the device's own clock, the host some calls ahead; of few where a call takes long."""
+    if not SMALL:
         once()
     wait()
     start = time.perf_counter()
@@ -60,7 +61,12 @@ def median_ms(once):
     seconds = time.perf_counter() - start
     if SMALL:
         return 1e3 * seconds
-    repeats = max(FEWEST, min(REPEATS, int(PATIENCE / seconds)))
+    if seconds > LONG:
+        repeats = OF_LONG
+    else:
+        repeats = max(FEWEST, min(REPEATS, int(PATIENCE / seconds)))
+        for _ in range(2):
+            once()
     events = [(torch.cuda.Event(True), torch.cuda.Event(True)) for _ in range(repeats)]
     torch.cuda._sleep(8_000_000)
     for begin, end in events:

@@ -110,26 +110,27 @@ def loss():
 
 def attention():
     peer = f"cuDNN {torch.backends.cudnn.version()} through {VERSION}" if DEVICE == "cuda" else VERSION
-    tokens = sized(16384)
+    tokens, shapes = sized(16384), []
     for size in (64, 128):
-        length = tokens if SMALL else 1024
-        while length <= (tokens if SMALL else 131072):
-            batch, heads = max(1, tokens // length), sized(2048 // size, 1)
-            q, k, v = (noise(batch, length, heads, size).transpose(1, 2).requires_grad_() for _ in range(3))
-            d_o = noise(batch, length, heads, size).transpose(1, 2)
-            shape = f"B{batch} T{length} H{heads} D{size}"
-            with sdpa_kernel(SDPBackend.CUDNN_ATTENTION) if DEVICE == "cuda" else nullcontext():
-                def forward():
-                    with torch.no_grad():
-                        F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        for length in [tokens] if SMALL else [1024 << i for i in range(8)]:
+            shapes.append((max(1, tokens // length), length, sized(2048 // size, 1), size))
+    if not SMALL:
+        shapes += [(16, 1024, 32, 128), (2, 8192, 32, 128)]
+    for batch, length, heads, size in shapes:
+        q, k, v = (noise(batch, length, heads, size).transpose(1, 2).requires_grad_() for _ in range(3))
+        d_o = noise(batch, length, heads, size).transpose(1, 2)
+        shape = f"B{batch} T{length} H{heads} D{size}"
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION) if DEVICE == "cuda" else nullcontext():
+            def forward():
+                with torch.no_grad():
+                    F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
-                def both():
-                    o = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-                    torch.autograd.grad(o, [q, k, v], d_o)
+            def both():
+                o = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+                torch.autograd.grad(o, [q, k, v], d_o)
 
-                measure("attention forward", shape, forward, peer=peer)
-                measure("attention forward+backward", shape, both, peer=peer)
-            length *= 2
+            measure("attention forward", shape, forward, peer=peer)
+            measure("attention forward+backward", shape, both, peer=peer)
 
 
 def step():

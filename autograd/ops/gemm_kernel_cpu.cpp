@@ -131,13 +131,11 @@ void pack(T* to, MatrixView<X> x, int64_t n, int64_t k) {
 
 // c (m, n) += or = the product of a (m, k) by b (k, n) whose columns lie in one piece, as the rows of a
 // weight do. Rows of c are the lanes of vectors: a few fill them, and b, which is read once, is read where it
-// lies.
-template <int kVectors, class T>
+// lies, so many columns at once: their sums fill half of the registers, or all.
+template <int kVectors, int kAtOnce, class T>
 void multiply_by_rows(int64_t m, int64_t n, int64_t k, const T* a, const T* b, int64_t b_column, T* c,
                       int64_t pitch, bool add) {
   typedef T Vector __attribute__((vector_size(kBytes)));
-  // Columns at once: with their vectors they fill half of the registers, or all that lets latency be hidden.
-  constexpr int kAtOnce = (kBytes == 64 ? 16 : 8) / kVectors;
   for (int64_t j = 0; j < n; j += kAtOnce) {
     const int64_t columns = least(kAtOnce, n - j);
     const T* from[kAtOnce];  // behind the last, the last again
@@ -191,10 +189,13 @@ void multiply(Product<T, A, B> x, T* space) {
         const B* const b = x.b.data + p;
         if (x.m <= kLanes<T>) {
           pack<kLanes<T>>(panel, rows, x.m, depth);
-          multiply_by_rows<1>(x.m, x.n, depth, panel, b, x.b.column, x.c, x.pitch, x.beta == 1);
+          if (kBytes == 64 && x.n % 16 == 0)
+            multiply_by_rows<1, 16>(x.m, x.n, depth, panel, b, x.b.column, x.c, x.pitch, x.beta == 1);
+          else
+            multiply_by_rows<1, 8>(x.m, x.n, depth, panel, b, x.b.column, x.c, x.pitch, x.beta == 1);
         } else {
           pack<kColumns<T>>(panel, rows, x.m, depth);
-          multiply_by_rows<2>(x.m, x.n, depth, panel, b, x.b.column, x.c, x.pitch, x.beta == 1);
+          multiply_by_rows<2, kBytes / 8>(x.m, x.n, depth, panel, b, x.b.column, x.c, x.pitch, x.beta == 1);
         }
       }
       return;

@@ -27,24 +27,27 @@ struct WideShape {
   static constexpr int ab_bytes = chunk * D_a * 2, c_bytes = chunk * D_c * 2, p_bytes = chunk * chunk * 2;
 };
 
-// As long as they do not come to this (log2), the state is not multiplied by decays: what it counts for is,
-// and what is added is divided by them. That saves most chunks the pass over the state. `total` is then 1.
+// Unless Exact: as long as they have not come to this (log2), the state is not multiplied by decays. What it
+// counts for is, and what is added is divided by them, so that `total` is 1 and most chunks are spared a pass
+// over the state.
 constexpr float least_passed = -20;
 
 struct WideDecays : Decays {
   float rise[chunk];  // what the state counts for at token i, times the scale
 
-  // By a warp, behind Decays' own; `passed` has the decays that the state has yet to be multiplied by.
+  // By a warp, behind Decays' own.
+  __device__ void set_rise(float log2_more) {
+    __syncwarp();
+    for (int i = threadIdx.x % 32; i < chunk; i += 32) rise[i] = exp2_fast(level[i] + shift + log2_more);
+  }
+  // The same; `passed` has the decays that the state has yet to be multiplied by.
   __device__ void pass(float& passed, float over_chunk, float log2_scale, bool last) {
     const float before = passed;
     passed += over_chunk;
     const bool now = last || passed < least_passed;
     const float later = now ? 1 : exp2_fast(-passed);
-    __syncwarp();
-    for (int i = threadIdx.x % 32; i < chunk; i += 32) {
-      rise[i] = exp2_fast(level[i] + shift + log2_scale + before);
-      weight[i] *= later;
-    }
+    set_rise(log2_scale + before);
+    for (int i = threadIdx.x % 32; i < chunk; i += 32) weight[i] *= later;
     if (threadIdx.x % 32 == 0) total = now ? exp2_fast(passed) : 1;
     if (now) passed = 0;
   }
@@ -262,7 +265,10 @@ __global__ void __launch_bounds__(H::threads, 1)
         decays.wait_room(n);
         WideDecays& to = decays_of(n);
         mine.write(to, at.sweep.reverse, valid_tokens(n));
-        to.pass(passed, mine.levels().total, s.log2_scale, n + 1 == chunks);
+        if constexpr (H::Exact)
+          to.set_rise(s.log2_scale);
+        else
+          to.pass(passed, mine.levels().total, s.log2_scale, n + 1 == chunks);
         decays.written(n);
         if (has_dot && lane == 0) load(dot, map.dot, at.column0, H::D_c, n);
       }
@@ -325,30 +331,40 @@ __global__ void __launch_bounds__(H::threads, 1)
         return load_transposed<H::Exact>(Tile<chunk / 2, 64>{mine.address + half * (chunk / 2) * 128},
                                          d.weight + half * (chunk / 2));
       };
+      const auto scale_state = [&] {
+        for (auto& columns : state.state[0]) columns.scale(d.total, d.total);
+      };
       a.wait(n);
       start_apply(output, state, a.tile(n));
-      decays.wait(n);
-      c.wait(n);
-      b.wait(n);
-      // Rows are weighted beside products, unless pairs of bf16 leave no registers.
+      // Rows are weighted and barriers asked beside products, unless pairs of bf16 leave no registers.
       Weighted<chunk / 2> half;
-      if constexpr (!H::Exact) half = weighted(0);
+      if constexpr (!H::Exact) {
+        decays.wait(n);
+        c.wait(n);
+        b.wait(n);
+        half = weighted(0);
+      }
       Products::wait<0>();
       Products::settle(output);
       a.read(n);
-      if (d.total != 1)
-        for (auto& columns : state.state[0]) columns.scale(d.total, d.total);
+      if constexpr (H::Exact) decays.wait(n);
+      if (!H::Exact && d.total != 1) scale_state();
 #pragma unroll
       for (int i = 0; i < chunk / 8; ++i) {
         const float2 rise = *reinterpret_cast<const float2*>(d.rise + 8 * i + 2 * (lane % 4));
         float(&x)[4] = output.x[i];
         x[0] *= rise.x, x[1] *= rise.y, x[2] *= rise.x, x[3] *= rise.y;
       }
+      if constexpr (H::Exact) c.wait(n);
       p.wait(n);
       Products::start(output);
       Products::add_at_bt(output, mine, p.tile(n));
       Products::commit();
-      if constexpr (H::Exact) half = weighted(0);
+      if constexpr (H::Exact) {
+        scale_state();
+        b.wait(n);
+        half = weighted(0);
+      }
       start_update<0>(state, half, b.tile(n));
       if constexpr (!H::Exact) half = weighted(1);
       Products::wait<1>();

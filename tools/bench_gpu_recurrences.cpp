@@ -104,6 +104,7 @@ void bench_gpu_recurrences(GpuRun& run) {
       recurrence(run, id, s);
   for (const Sizes& s : {Sizes{8, 8192, 16, 64}, {8, 8192, 32, 64}, {8, 2048, 32, 256}})
     recurrence(run, "lightning", s);
+  recurrence(run, "simple_gla", {8, 2048, 32, 256});
   for (const Sizes& s : {Sizes{4, 4096, 64, 128}, {2, 16384, 16, 128}})
     recurrence(run, "gated_delta_rule", s);
   average(run, 8, 8192, 2048, 16);

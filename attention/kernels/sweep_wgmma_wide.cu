@@ -23,23 +23,45 @@ template <bool Exact_>
 struct WideShape {
   static constexpr bool Exact = Exact_;
   static constexpr int D_a = 256, D_c = 128, groups = 2, threads = (groups + 2) * 128;  // scores, movers
-  static constexpr int ab_places = 2, c_places = Exact ? 2 : 3, p_places = 2;
+  static constexpr int a_places = 2, b_places = Exact ? 2 : 3, c_places = 2, p_places = 2;
   static constexpr int ab_bytes = chunk * D_a * 2, c_bytes = chunk * D_c * 2, p_bytes = chunk * chunk * 2;
 };
 
+// Unless Exact: as long as they have not come to this (log2), the state is not multiplied by decays. What it
+// counts for is, and what is added is divided by them, so that `total` is 1 and most chunks are spared a pass
+// over the state.
+constexpr float least_passed = -20;
+
 struct WideDecays : Decays {
   float rise[chunk];  // what the state counts for at token i, times the scale
+
+  // By a warp, behind Decays' own.
+  __device__ void set_rise(float log2_more) {
+    __syncwarp();
+    for (int i = threadIdx.x % 32; i < chunk; i += 32) rise[i] = exp2_fast(level[i] + shift + log2_more);
+  }
+  // The same; `passed` has the decays that the state has yet to be multiplied by.
+  __device__ void pass(float& passed, float over_chunk, float log2_scale, bool last) {
+    const float before = passed;
+    passed += over_chunk;
+    const bool now = last || passed < least_passed;
+    const float later = now ? 1 : exp2_fast(-passed);
+    set_rise(log2_scale + before);
+    for (int i = threadIdx.x % 32; i < chunk; i += 32) weight[i] *= later;
+    if (threadIdx.x % 32 == 0) total = now ? exp2_fast(passed) : 1;
+    if (now) passed = 0;
+  }
 };
 
 // A block's shared memory. Tiles begin at multiples of 1024 bytes.
 template <class H>
 struct WideShared {
-  char a[H::ab_places][H::ab_bytes], b[H::ab_places][H::ab_bytes], c[H::c_places][H::c_bytes];
-  char p[H::p_places][H::p_bytes], out[H::groups][1][H::p_bytes], dot[1][H::Exact ? H::c_bytes : 1024];
+  char a[H::a_places][H::ab_bytes], b[H::b_places][H::ab_bytes], c[H::c_places][H::c_bytes];
+  char p[H::p_places][H::p_bytes], out[H::groups][1][H::p_bytes], dot[1][H::Exact ? H::c_bytes : 16];
   float dots[2][H::groups][4][H::Exact ? chunk : 1];  // of two chunks, the sums over a warp's rows
   WideDecays decays[H::c_places];
   struct {
-    uint64_t a[H::ab_places], b[H::ab_places], c[H::c_places], p[H::p_places];
+    uint64_t a[H::a_places], b[H::b_places], c[H::c_places], p[H::p_places];
     uint64_t out[H::groups][1], dot[1], decays[H::c_places];
   } full, empty;
 };
@@ -126,10 +148,10 @@ __device__ inline float2 column_dots(Tile<chunk, 64> tile, const Accumulator<chu
 template <bool Exact>
 using WideState = StatePart<WarpgroupProducts, 256, 1, Exact>;
 
-// out = state a^T, sixteen columns of the state after the other: one is rounded while the product of the one
-// before runs. There are no registers for more.
+// Begins out = state a^T, sixteen columns of the state after the other: they are rounded while the products
+// of the two before run, of pairs of bf16 while that of the one before does. There are no registers for more.
 template <bool Exact>
-__device__ inline void apply_state(Accumulator<chunk>& out, const WideState<Exact>& state,
+__device__ inline void start_apply(Accumulator<chunk>& out, const WideState<Exact>& state,
                                    Tile<chunk, 256> a) {
   using Products = WarpgroupProducts;
   Products::settle(out);
@@ -151,20 +173,16 @@ __device__ inline void apply_state(Accumulator<chunk>& out, const WideState<Exac
     Products::a_bt(out, high, a, k, k > 0);
     if constexpr (Exact) Products::a_bt(out, rest, a, k, true);
     Products::commit();
-    Products::wait<1>();
+    Products::wait<Exact ? 1 : 2>();
   }
-  Products::wait<0>();
-  Products::settle(out);
 }
 
-// state += (weight_j C)^T B, of one half of the chunk's tokens.
+// Begins state += (weight_j C)^T B, of one half of the chunk's tokens.
 template <int half, bool Exact>
-__device__ inline void start_update(WideState<Exact>& state, Tile<chunk, 64> c, const float* weight,
+__device__ inline void start_update(WideState<Exact>& state, const Weighted<chunk / 2>& weighted,
                                     Tile<chunk, 256> b) {
   using Products = WarpgroupProducts;
-  constexpr int tokens = chunk / 2;
-  const Weighted<tokens> weighted =
-      load_transposed<Exact>(Tile<tokens, 64>{c.address + half * tokens * 128}, weight + half * tokens);
+  constexpr int steps = chunk / 2 / 16;
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
     auto& columns = state.state[0][n];
@@ -172,9 +190,9 @@ __device__ inline void start_update(WideState<Exact>& state, Tile<chunk, 64> c, 
     if constexpr (half == 0) Products::settle(columns);
     Products::fence();
 #pragma unroll
-    for (int k = 0; k < tokens / 16; ++k) {
-      Products::add_a_b(columns, weighted.high.x[k], right, half * tokens / 16 + k);
-      if constexpr (Exact) Products::add_a_b(columns, weighted.rest.x[k], right, half * tokens / 16 + k);
+    for (int k = 0; k < steps; ++k) {
+      Products::add_a_b(columns, weighted.high.x[k], right, half * steps + k);
+      if constexpr (Exact) Products::add_a_b(columns, weighted.rest.x[k], right, half * steps + k);
     }
   }
   Products::commit();
@@ -199,13 +217,16 @@ __global__ void __launch_bounds__(H::threads, 1)
   auto first_token = [&](int n) { return range.x + (at.sweep.reverse ? chunks - 1 - n : n) * chunk; };
   auto valid_tokens = [&](int n) { return min(chunk, range.x + range.y - first_token(n)); };
   const bool has_dot = H::Exact && at.sweep.dot_sums;
-  const int group = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+  // Known to be the same for all of a warp, so that what depends on it takes no registers of threads.
+  const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
+  const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
 
   extern __shared__ __align__(1024) char raw[];
   auto& shared = *reinterpret_cast<WideShared<H>*>(raw);
   auto& full = shared.full;
   auto& empty = shared.empty;
-  const Ring<Tile<chunk, H::D_a>, H::ab_places> a(shared.a, full.a, empty.a), b(shared.b, full.b, empty.b);
+  const Ring<Tile<chunk, H::D_a>, H::a_places> a(shared.a, full.a, empty.a);
+  const Ring<Tile<chunk, H::D_a>, H::b_places> b(shared.b, full.b, empty.b);
   const Ring<Tile<chunk, H::D_c>, H::c_places> c(shared.c, full.c, empty.c);
   const Ring<Tile<chunk, chunk>, H::p_places> p(shared.p, full.p, empty.p);
   const Ring<Tile<chunk, H::D_c>, 1> dot(shared.dot, full.dot, empty.dot);
@@ -237,14 +258,17 @@ __global__ void __launch_bounds__(H::threads, 1)
         load(c, map.c, at.column0, H::D_c, n);
       }
     } else if (warp == 1) {  // decays
+      float passed = 0;
       for (int n = 0; n < chunks; ++n) {
         DecayLane mine;
         mine.fetch(s, first_token(n), valid_tokens(n), at.head);
         decays.wait_room(n);
         WideDecays& to = decays_of(n);
         mine.write(to, at.sweep.reverse, valid_tokens(n));
-        __syncwarp();
-        for (int i = lane; i < chunk; i += 32) to.rise[i] = exp2_fast(to.level[i] + to.shift + s.log2_scale);
+        if constexpr (H::Exact)
+          to.set_rise(s.log2_scale);
+        else
+          to.pass(passed, mine.levels().total, s.log2_scale, n + 1 == chunks);
         decays.written(n);
         if (has_dot && lane == 0) load(dot, map.dot, at.column0, H::D_c, n);
       }
@@ -301,30 +325,53 @@ __global__ void __launch_bounds__(H::threads, 1)
     Accumulator<chunk> output;
     state.load(own);
     for (int n = 0; n < chunks; ++n) {
-      a.wait(n);
-      apply_state(output, state, a.tile(n));
-      a.read(n);
-      decays.wait(n);
+      const Tile<chunk, 64> mine = c.tile(n).template part<64>(group);
       const WideDecays& d = decays_of(n);
+      const auto weighted = [&](int half) {
+        return load_transposed<H::Exact>(Tile<chunk / 2, 64>{mine.address + half * (chunk / 2) * 128},
+                                         d.weight + half * (chunk / 2));
+      };
+      const auto scale_state = [&] {
+        for (auto& columns : state.state[0]) columns.scale(d.total, d.total);
+      };
+      a.wait(n);
+      start_apply(output, state, a.tile(n));
+      // Rows are weighted and barriers asked beside products, unless pairs of bf16 leave no registers.
+      Weighted<chunk / 2> half;
+      if constexpr (!H::Exact) {
+        decays.wait(n);
+        c.wait(n);
+        b.wait(n);
+        half = weighted(0);
+      }
+      Products::wait<0>();
+      Products::settle(output);
+      a.read(n);
+      if constexpr (H::Exact) decays.wait(n);
+      if (!H::Exact && d.total != 1) scale_state();
 #pragma unroll
       for (int i = 0; i < chunk / 8; ++i) {
         const float2 rise = *reinterpret_cast<const float2*>(d.rise + 8 * i + 2 * (lane % 4));
         float(&x)[4] = output.x[i];
         x[0] *= rise.x, x[1] *= rise.y, x[2] *= rise.x, x[3] *= rise.y;
       }
-      c.wait(n);
+      if constexpr (H::Exact) c.wait(n);
       p.wait(n);
-      const Tile<chunk, 64> mine = c.tile(n).template part<64>(group);
       Products::start(output);
       Products::add_at_bt(output, mine, p.tile(n));
       Products::commit();
-      for (auto& columns : state.state[0]) columns.scale(d.total, d.total);
-      b.wait(n);
-      start_update<0>(state, mine, d.weight, b.tile(n));
-      // The output leaves beside the first half of the update.
+      if constexpr (H::Exact) {
+        scale_state();
+        b.wait(n);
+        half = weighted(0);
+      }
+      start_update<0>(state, half, b.tile(n));
+      if constexpr (!H::Exact) half = weighted(1);
       Products::wait<1>();
       Products::settle(output);
       p.read(n);
+      // The output leaves beside the update.
+      if constexpr (!H::Exact) start_update<1>(state, half, b.tile(n));
       if (has_dot) {
         dot.wait(n);
         const float2 sums = column_dots(dot.tile(n).template part<64>(group), output);
@@ -341,7 +388,7 @@ __global__ void __launch_bounds__(H::threads, 1)
       store_transposed(to.tile(n), output);
       publish_shared();
       to.written(n);
-      start_update<1>(state, mine, d.weight, b.tile(n));
+      if constexpr (H::Exact) start_update<1>(state, weighted(1), b.tile(n));
       decays.read(n);
       state.wait();
       b.read(n);

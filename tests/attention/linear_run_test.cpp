@@ -63,6 +63,36 @@ TEST_P(LinearRunHeads, LongDocumentsEqualTheDefinition) {
   expect_definition(make(), 128, 128, {5000, 70});
 }
 
+#ifdef WEFT_CUDA
+// The same of widths that differ, and of heads of 256: of two heads and one long document all are cut.
+class LinearRunSegments : public LinearRunHeads {};
+INSTANTIATE_TEST_SUITE_P(Registry, LinearRunSegments, testing::Values("lightning", "simple_gla", "gla"));
+
+TEST_P(LinearRunSegments, OfAllWidthsEqualTheDefinition) {
+  if (default_device() != Device::cuda) GTEST_SKIP() << "kernels need a GPU";
+  const std::string name = GetParam();
+  const cuda::Gate gate = name == "gla"          ? cuda::Gate::channel
+                          : name == "simple_gla" ? cuda::Gate::head
+                                                 : cuda::Gate::fixed;
+  std::vector<std::pair<int64_t, int64_t>> widths{{64, 128}, {128, 64}};
+  if (gate != cuda::Gate::channel)  // which has no tiles of 256
+    for (const auto& wide : {std::pair{256, 256}, {256, 128}, {128, 256}, {256, 64}, {64, 256}})
+      widths.emplace_back(wide);
+  for (const auto& [key, value] : widths) {
+    SCOPED_TRACE(text(key, " by ", value));
+    const cuda::LinearAttention p{.tokens = 5070,
+                                  .documents = 2,
+                                  .longest = 5000,
+                                  .heads = 2,
+                                  .d_k = static_cast<int>(key),
+                                  .d_v = static_cast<int>(value),
+                                  .gate = gate};
+    EXPECT_GT(cuda::linear_attention_kept(p), 0) << "not cut";
+    expect_definition(make(), key, value, {5000, 70});
+  }
+}
+#endif
+
 // A fixed decay goes to other kernels than the same numbers for each token do: once they are a row, once they
 // are told to be learned. Either gives the same bits when it runs again.
 TEST(LinearRun, ARowOfDecaysEqualsItsCopies) {

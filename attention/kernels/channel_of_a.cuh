@@ -135,7 +135,7 @@ __device__ void step_a(WarpState<D_a>& state, const Place& at, const M& memory, 
   const int l = threadIdx.x % 32, a0 = share * (D_a / 2);
   const uint32_t of_a = g.a.at(l % 16, a0 / 8 + l / 16) + n * block_bytes;
   uint32_t c[4];
-  load_columns(c, g.c, n * block_bytes, pair);
+  load_columns(c, g.c, n * block_bytes, pair, share);
   Scores past;
   past.clear();
 #pragma unroll
@@ -149,11 +149,8 @@ __device__ void step_a(WarpState<D_a>& state, const Place& at, const M& memory, 
   }
   // Each warp finishes one half of the columns.
   const Exchange exchange = memory.exchange(pair, 0);
-  float out[4], give[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-    out[i] = share ? past.x[1][i] : past.x[0][i], give[i] = share ? past.x[0][i] : past.x[1][i];
-  store_shared_floats(exchange.at(n, share), give);
+  auto& out = past.x[0];
+  store_shared_floats(exchange.at(n, share), past.x[1]);
 #pragma unroll
   for (int k = 0; k < D_a / 32; ++k) {
     uint32_t b[4];
@@ -169,7 +166,7 @@ __device__ void step_a(WarpState<D_a>& state, const Place& at, const M& memory, 
 #pragma unroll
   for (int rest = 0; rest < 2; ++rest) {
     const uint4 p = load_shared(memory.scores().at(n, rest));
-    WarpProducts::mma(out, {p.x, p.y, p.z, p.w}, share ? c[1] : c[0], share ? c[3] : c[2]);
+    WarpProducts::mma(out, {p.x, p.y, p.z, p.w}, c[0], c[2]);
   }
   sync_pair(pair);
   const float4 other = load_shared_floats(exchange.at(n, 1 - share));

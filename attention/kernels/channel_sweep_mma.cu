@@ -1,6 +1,7 @@
 // Sweeps with a gate for each channel (channel_sweep.h) on mma.sync. A block of threads has 16 columns of c
 // to a pair of warps, and chunks of 64 tokens in two stages.
 
+#include "attention/kernels/channel_anchored.cuh"
 #include "attention/kernels/channel_of_a.cuh"
 #include "attention/kernels/channel_of_c.cuh"
 
@@ -54,22 +55,49 @@ __global__ void __launch_bounds__(4 * D_c) channel_sweep_mma_kernel(const __grid
     const int valid = valid_tokens(n);
     wait_copies<1>();
     __syncthreads();
+    bool far;  // for one anchor
+    AnchoredRows<Reverse, threads, M::D_gate> rows;
+    AnchoredColumns<Reverse> columns;
     if constexpr (gate == GateOf::a) {
-      for (int task = warp; task < blocks * M::parts; task += warps)
-        prepare_a<Reverse>(memory, g, task / M::parts, task % M::parts);
+      rows.start(g, memory.scores().address);
+      diagonal_part<warps, D_a>(memory, g, warp);
       __syncthreads();
-      if (warp < blocks) sum_scores(memory, warp);
+      far = rows.meet(memory.scores().address, memory.total(0, 0));
     } else {
       if (at.sweep.gate_gradient) gradient.start_chunk(at, share, token0);
-      if (warp < blocks) prepare_c<Reverse, D_a>(memory, g, warp);
+      far = columns.start(g, pair, share);
     }
-    __syncthreads();
-    for (int i = 0; i < blocks; ++i) {
-      const int of = Reverse ? blocks - 1 - i : i;
+    if (__syncthreads_or(far)) {
+      if constexpr (gate == GateOf::a) {
+        for (int task = warp; task < blocks * M::parts; task += warps)
+          prepare_a<Reverse>(memory, g, task / M::parts, task % M::parts);
+        __syncthreads();
+        if (warp < blocks) sum_scores(memory, warp);
+      } else {
+        if (warp < blocks) prepare_c<Reverse, D_a>(memory, g, warp);
+      }
+      __syncthreads();
+      for (int i = 0; i < blocks; ++i) {
+        const int of = Reverse ? blocks - 1 - i : i;
+        if constexpr (gate == GateOf::a)
+          step_a<Reverse>(state, at, memory, g, of, pair, share);
+        else
+          step_c<Reverse>(state, gradient, at, memory, g, valid, of, pair, share);
+      }
+    } else {
+      if constexpr (gate == GateOf::a) {
+        rows.carry(g);
+        __syncthreads();
+      } else {
+        columns.carry(memory, g, pair, share);
+      }
+      for (int task = warp; task < score_blocks; task += warps)
+        anchored_scores<Reverse, D_a, gate == GateOf::a ? warps / blocks : 0>(memory, g, task);
+      __syncthreads();
       if constexpr (gate == GateOf::a)
-        step_a<Reverse>(state, at, memory, g, of, pair, share);
+        step_anchored_a<Reverse>(state, at, memory, g, pair, share);
       else
-        step_c<Reverse>(state, gradient, at, memory, g, valid, of, pair, share);
+        step_anchored_c<Reverse>(state, gradient, at, memory, g, valid, pair, share);
     }
     sync_pair(pair);
     auto* out = static_cast<__nv_bfloat16*>(at.sweep.out.data) + token0 * at.sweep.out.pitch +

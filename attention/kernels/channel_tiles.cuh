@@ -7,12 +7,15 @@
 // 2h tokens, and decay from one to the other passes the border between these halves. Both ways to the border
 // are products of decays, <= 1, so nothing overflows, and a gate of -inf is a reset.
 
+#include <algorithm>
+
 #include "attention/kernels/channel_sweep.h"
 #include "attention/kernels/chunk.cuh"
 
 namespace weft::cuda {
 
 constexpr int block = 16, blocks = chunk / block;
+constexpr int score_blocks = blocks * (blocks + 1) / 2;  // of 16 x 16, on and on one side of the diagonal
 constexpr int part_columns = 32;  // of a and b, whose decayed products one warp computes
 // From a block to the next in a Tile and in Gates, whose permutations repeat every eight rows: places of the
 // first block are computed once.
@@ -124,6 +127,13 @@ struct Scores {
            (Reverse ? column(i) > row() : row() > column(i));
   }
 
+  // Whether that of the row sees that of the column, or they are one.
+  template <bool Reverse>
+  __device__ static bool sees(int n, int i) {
+    const int from = row() + i / 2 * 8, to = column(i) + n * 8;
+    return Reverse ? to >= from : from >= to;
+  }
+
   __device__ void clear() {
     for (auto& half : x)
       for (float& v : half) v = 0;
@@ -175,7 +185,8 @@ struct Exchange {
   }
 };
 
-// Of S^T, one warp's 16 columns of c from at.column0 on and D_a / 2 channels of a from share * D_a / 2 on.
+// Of S^T, one warp's 16 columns of c from at.column0 on, its own eight first, and D_a / 2 channels of a from
+// share * D_a / 2 on.
 template <int D_a>
 struct WarpState {
   static constexpr int tiles = D_a / 16;
@@ -191,7 +202,7 @@ struct WarpState {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int of_a = share * (D_a / 2) + 8 * n + 2 * lane.t + i % 2;
-        f(x[n][i], i / 2, base + of_a * a_step + (at.column0 + lane.g + i / 2 * 8) * c_step);
+        f(x[n][i], i / 2, base + of_a * a_step + (at.column0 + lane.g + (i / 2 ^ share) * 8) * c_step);
       }
   }
   __device__ void load(const Place& at, int share) {
@@ -217,19 +228,19 @@ struct WarpState {
     const Lane lane;
     float* to =
         at.sweep.end_sums + (int64_t(at.document) * at.s.heads + at.head) * at.s.d_c + at.column0 + lane.g;
-    if (lane.t == 0 && share == 0) to[0] = one.x + two.x, to[8] = one.y + two.y;
+    if (lane.t == 0 && share == 0) to[0] = one.x + two.y, to[8] = one.y + two.x;
   }
 };
 
 // The 16 columns of c from 16 pair on, of the tokens of a block, `to_block` bytes behind the first: c^T as a
-// left operand. {x[0], x[2]} and {x[1], x[3]} are the right operands of its two halves of columns.
+// left operand, the share's own eight columns first. {x[0], x[2]} are those as a right operand.
 template <int D_c>
-__device__ void load_columns(uint32_t (&x)[4], Tile<chunk, D_c> c, int to_block, int pair) {
+__device__ void load_columns(uint32_t (&x)[4], Tile<chunk, D_c> c, int to_block, int pair, int share) {
   const int l = threadIdx.x % 32;
-  load_matrices_transposed(x, c.at(l / 16 * 8 + l % 8, 2 * pair + l / 8 % 2) + to_block);
+  load_matrices_transposed(x, c.at(l / 16 * 8 + l % 8, 2 * pair + (l / 8 % 2 ^ share)) + to_block);
 }
 
-// The same for 8 columns.
+// 8 columns.
 template <int D_c>
 __device__ void load_half(uint32_t (&x)[2], Tile<chunk, D_c> c, int to_block, int column0) {
   load_matrices_transposed(x, c.at(threadIdx.x % 16, column0 / 8) + to_block);
@@ -254,7 +265,7 @@ __device__ inline float decay_of(float gate) { return exp2_fast(1.44269504f * ga
 __device__ inline float2 decay_of(float2 gate) { return {decay_of(gate.x), decay_of(gate.y)}; }
 
 // Shared memory of a block of threads: two stages of a chunk's rows, the blocks' scores, what pairs exchange,
-// and, if the gate is of a's channels, the decay over each block of tokens.
+// and decays: if the gate is of a's channels over each block of tokens, and over half a chunk.
 template <GateOf gate, int D_a, int D_c>
 struct ChannelMemory {
   static constexpr int D_gate = gate == GateOf::a ? D_a : D_c, parts = D_a / part_columns, pairs = D_c / 16;
@@ -266,10 +277,12 @@ struct ChannelMemory {
   };
   static constexpr int stage_bytes =
       2 * Tile<chunk, D_a>::bytes + Tile<chunk, D_c>::bytes + Gates<D_gate>::bytes;
-  static constexpr int exchanges = gate == GateOf::a ? 1 : 3;  // to a pair
-  static constexpr int totals_bytes = gate == GateOf::a ? blocks * D_a * 4 : 0;
+  static constexpr int scores_bytes = std::max(Scores::bytes, 2 * score_blocks * Exchange::slot_bytes);
+  static constexpr int exchanges = gate == GateOf::a ? 2 : 3;  // to a pair
+  static constexpr int diagonal_parts = gate == GateOf::a ? 4 : 0;
+  static constexpr int totals_bytes = (gate == GateOf::a ? blocks * D_a + diagonal_parts * chunk : D_c) * 4;
   static constexpr int bytes =
-      2 * stage_bytes + Scores::bytes + pairs * exchanges * Exchange::bytes + totals_bytes;
+      2 * stage_bytes + scores_bytes + pairs * exchanges * Exchange::bytes + totals_bytes;
 
   uint32_t address;
   __device__ Stage stage(int n) const {
@@ -279,11 +292,27 @@ struct ChannelMemory {
   }
   __device__ Scores scores() const { return {address + 2 * stage_bytes}; }
   __device__ Exchange exchange(int pair, int which) const {
-    return {scores().address + Scores::bytes + (pair * exchanges + which) * Exchange::bytes};
+    return {scores().address + scores_bytes + (pair * exchanges + which) * Exchange::bytes};
   }
-  // of_a: f32 (blocks, D_a)
+  // With one anchor for the chunk, in the same places: 16 bytes a lane of a block of P, or of its rest, and of
+  // what a pair's warps hand each other.
+  __device__ uint32_t score_block(int n, int rest) const {
+    return scores().address + (2 * n + rest) * Exchange::slot_bytes + threadIdx.x % 32 * 16;
+  }
+  __device__ uint32_t handed(int pair, int slot) const {
+    return exchange(pair, 0).address + slot * Exchange::slot_bytes + threadIdx.x % 32 * 16;
+  }
+  // of_c: a token's row of what was cut off a share's columns of c
+  __device__ uint32_t rest(int pair, int share, int token) const {
+    return exchange(pair, 2).address + (share * chunk + token) * 16;
+  }
+  // f32 (blocks, D_a), of_c (D_c)
   __device__ uint32_t total(int n, int channel) const {
     return exchange(pairs, 0).address + (n * D_a + channel) * 4;
+  }
+  // of_a, with one anchor: f32 (diagonal_parts, chunk)
+  __device__ uint32_t diagonal(int part, int token) const {
+    return total(blocks, 0) + (part * chunk + token) * 4;
   }
 };
 

@@ -1,7 +1,9 @@
 // The two stages of the chunked delta rule that go chunk by chunk (README, "The delta rule"). A block has one
 // document, one head and 64 W columns of v; each of its W warpgroups holds the state of 64 of them transposed
 // in registers, in f32, and products read a bf16 shadow of it in shared memory. Tiles of the next chunk are
-// fetched as soon as this chunk is done with their place; two blocks of an SM overlap each other.
+// fetched as soon as this chunk is done with their place; two blocks of an SM overlap each other. Where there
+// are so few blocks that each has an SM for itself, tiles have two places (Ahead), and all of the next chunk's
+// are fetched before this one begins.
 
 #include <utility>
 
@@ -38,24 +40,30 @@ struct Part {
   __device__ Crew crew() const { return {int(threadIdx.x % 128), 128}; }  // the warpgroup
 };
 
-template <int D_k, int W>
+template <int D_k, int W, bool Ahead>
 struct Memory {
   Tile<64, D_k> q, k, shadow;                    // the shadow, v and between are the warpgroup's own
   SquareTile v, between, inverse, scores;        // v or do; what lies between two products
   float *level, *beta, *weight, *second_weight;  // forward, weights of both warpgroups
 
-  static constexpr int bytes = (2 + W) * Tile<64, D_k>::bytes + (2 + 2 * W) * SquareTile::bytes + 4 * 64 * 4;
+  static constexpr int places = Ahead ? 2 : 1;  // of what is fetched
+  static constexpr int fetched_bytes = 2 * Tile<64, D_k>::bytes + (2 + W) * SquareTile::bytes;
+  static constexpr int bytes = places * (fetched_bytes + 2 * 64 * 4) +
+                               W * (Tile<64, D_k>::bytes + SquareTile::bytes) + 2 * 64 * 4;
 
-  __device__ explicit Memory(char* raw) {
-    uint32_t next = shared_address(raw);
+  __device__ Memory(char* raw, int turn) {
+    const int place = Ahead ? turn % 2 : 0, own = threadIdx.x / 128;
+    uint32_t next = shared_address(raw) + place * fetched_bytes;
     auto take = [&](int size) { return std::exchange(next, next + size); };
-    const int own = threadIdx.x / 128;
     q.address = take(q.bytes), k.address = take(k.bytes);
-    shadow.address = take(W * k.bytes) + own * k.bytes;
-    v.address = take(W * v.bytes) + own * v.bytes, between.address = take(W * v.bytes) + own * v.bytes;
+    v.address = take(W * v.bytes) + own * v.bytes;
     inverse.address = take(v.bytes), scores.address = take(v.bytes);
-    level = reinterpret_cast<float*>(raw + (next - shared_address(raw)));
-    beta = level + 64, weight = level + 128, second_weight = level + 192;
+    next = shared_address(raw) + places * fetched_bytes;
+    shadow.address = take(W * k.bytes) + own * k.bytes;
+    between.address = take(W * v.bytes) + own * v.bytes;
+    weight = reinterpret_cast<float*>(raw + (next - shared_address(raw)));
+    second_weight = weight + 64;
+    level = weight + 128 + place * 128, beta = level + 64;
   }
   __device__ float total() const { return level[63]; }
 };
@@ -89,33 +97,37 @@ __device__ inline void correct(Accumulator<64>& answer, SquareTile v, const floa
     }
 }
 
-template <class Products, int D_k, int W>
+template <class Products, int D_k, int W, bool Ahead>
 __device__ void forward(const DeltaStages& s, const Rows& q, const Rows& k, const Rows& v,
                         const float* state_in, const MutableRows& o, float* state_out) {
   extern __shared__ __align__(1024) char raw[];
-  const Memory<D_k, W> m(raw);
   const Part at(s, W);
   const int row = Lane().row();
   const int64_t column_k = int64_t(at.head) * D_k;
+  auto memory = [&](int n) { return Memory<D_k, W, Ahead>(raw, n); };
   auto fetch_first = [&](int n) {
+    const auto m = memory(n);
     fetch_rows(m.k, k, at.token0(n), at.valid(n), column_k);
     fetch_rows(m.q, q, at.token0(n), at.valid(n), column_k);
     fetch_tile(m.inverse, s.inverse, at.unit(s, n));
     fetch_gates(s, m.level, at.unit(s, n));
   };
   auto fetch_last = [&](int n) {
+    const auto m = memory(n);
     fetch_rows(m.v, v, at.token0(n), at.valid(n), at.column, at.crew());
     fetch_tile(m.scores, s.scores, at.unit(s, n));
   };
-  float* weight = m.weight + threadIdx.x / 128 * 64;  // the warpgroup's own
+  float* weight = memory(0).weight + threadIdx.x / 128 * 64;  // the warpgroup's own
   Accumulator<D_k> state;
   state.fill(0);
   if (state_in) each(state, s, at, [&](float& x, int64_t i) { x = state_in[i]; });
   if (at.chunks > 0) fetch_first(0), fetch_last(0);
-  store(m.shadow, 0, state);
+  store(memory(0).shadow, 0, state);
   for (int n = 0; n < at.chunks; ++n) {
+    const auto m = memory(n);
     wait_fetched();
     publish_tiles<Products>();
+    if (Ahead && n + 1 < at.chunks) fetch_first(n + 1), fetch_last(n + 1);
     if (threadIdx.x % 128 < 64) weight[threadIdx.x % 64] = exp2_fast(m.total() - m.level[threadIdx.x % 64]);
 
     Accumulator<64> x;
@@ -145,7 +157,7 @@ __device__ void forward(const DeltaStages& s, const Rows& q, const Rows& k, cons
     finish<Products>(x, state);
     x.scale(s.scale * exp2_fast(m.level[row]), s.scale * exp2_fast(m.level[row + 8]));
     __syncthreads();
-    if (n + 1 < at.chunks) fetch_first(n + 1);
+    if (!Ahead && n + 1 < at.chunks) fetch_first(n + 1);
 
     Products::start(x);
     Products::add_a_b(x, load(m.scores), m.v);
@@ -155,28 +167,30 @@ __device__ void forward(const DeltaStages& s, const Rows& q, const Rows& k, cons
     finish<Products>(x);
     store(m.between, 0, x);
     __syncthreads();
-    if (n + 1 < at.chunks) fetch_last(n + 1);
+    if (!Ahead && n + 1 < at.chunks) fetch_last(n + 1);
     store_rows(o, at.token0(n), at.valid(n), at.column, m.between, at.crew());
   }
   if (state_out) each(state, s, at, [&](float& x, int64_t i) { state_out[i] = x; });
 }
 
 // The state is dS^T / scale.
-template <class Products, int D_k, int W>
+template <class Products, int D_k, int W, bool Ahead>
 __device__ void reverse(const DeltaStages& s, const Rows& q, const Rows& k, const Rows& d_o,
                         const float* state_in, float* state_out) {
   extern __shared__ __align__(1024) char raw[];
-  const Memory<D_k, W> m(raw);
   const Part at(s, W);
   const int row = Lane().row();
   const int64_t column_k = int64_t(at.head) * D_k;
   const float inverse_scale = 1 / s.scale;
+  auto memory = [&](int n) { return Memory<D_k, W, Ahead>(raw, n); };
   auto fetch_first = [&](int n) {
+    const auto m = memory(n);
     fetch_rows(m.q, q, at.token0(n), at.valid(n), column_k);
     fetch_rows(m.v, d_o, at.token0(n), at.valid(n), at.column, at.crew());
     fetch_tile(m.scores, s.scores, at.unit(s, n));
   };
   auto fetch_last = [&](int n) {
+    const auto m = memory(n);
     fetch_rows(m.k, k, at.token0(n), at.valid(n), column_k);
     fetch_tile(m.inverse, s.inverse, at.unit(s, n));
     fetch_gates(s, m.level, at.unit(s, n));
@@ -186,9 +200,11 @@ __device__ void reverse(const DeltaStages& s, const Rows& q, const Rows& k, cons
   if (state_in) each(state, s, at, [&](float& x, int64_t i) { x = inverse_scale * state_in[i]; });
   if (at.chunks > 0) fetch_first(at.chunks - 1), fetch_last(at.chunks - 1);
   for (int n = at.chunks - 1; n >= 0; --n) {
+    const auto m = memory(n);
     store(m.shadow, 0, state);
     wait_fetched();
     publish_tiles<Products>();
+    if (Ahead && n > 0) fetch_first(n - 1), fetch_last(n - 1);
     if (threadIdx.x < 64) {
       const float decay = exp2_fast(m.level[threadIdx.x]);
       m.weight[threadIdx.x] = decay;
@@ -216,7 +232,7 @@ __device__ void reverse(const DeltaStages& s, const Rows& q, const Rows& k, cons
     Products::add_a_b(state, weighted, m.q);
     finish<Products>(state, x);
     __syncthreads();
-    if (n > 0) fetch_first(n - 1);
+    if (!Ahead && n > 0) fetch_first(n - 1);
     store(m.between, 0, x);
     publish_tiles<Products>(false);
 
@@ -227,13 +243,13 @@ __device__ void reverse(const DeltaStages& s, const Rows& q, const Rows& k, cons
     store_tile(s.d_rhs, at.split_unit(s, n), m.between, at.crew());
     finish<Products>(state);
     __syncthreads();
-    if (n > 0) fetch_last(n - 1);
+    if (!Ahead && n > 0) fetch_last(n - 1);
   }
   if (state_out) each(state, s, at, [&](float& x, int64_t i) { state_out[i] = s.scale * x; });
 }
 
-template <bool Wgmma, int D_k, int W>
-__global__ void __launch_bounds__(128 * W, 2)
+template <bool Wgmma, int D_k, int W, bool Ahead>
+__global__ void __launch_bounds__(128 * W, Ahead ? 1 : 2)
     delta_forward_kernel(const __grid_constant__ DeltaStages s, Rows q, Rows k, Rows v, const float* state_in,
                          MutableRows o, float* state_out) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -241,10 +257,10 @@ __global__ void __launch_bounds__(128 * W, 2)
 #else
   using Products = WarpProducts;
 #endif
-  forward<Products, D_k, W>(s, q, k, v, state_in, o, state_out);
+  forward<Products, D_k, W, Ahead>(s, q, k, v, state_in, o, state_out);
 }
-template <bool Wgmma, int D_k, int W>
-__global__ void __launch_bounds__(128 * W, 2)
+template <bool Wgmma, int D_k, int W, bool Ahead>
+__global__ void __launch_bounds__(128 * W, Ahead ? 1 : 2)
     delta_reverse_kernel(const __grid_constant__ DeltaStages s, Rows q, Rows k, Rows d_o,
                          const float* state_in, float* state_out) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -252,27 +268,32 @@ __global__ void __launch_bounds__(128 * W, 2)
 #else
   using Products = WarpProducts;
 #endif
-  reverse<Products, D_k, W>(s, q, k, d_o, state_in, state_out);
+  reverse<Products, D_k, W, Ahead>(s, q, k, d_o, state_in, state_out);
 }
 
 // launchers
 
-template <int D_k, int W, class Kernel, class... Arguments>
+template <int D_k, int W, bool Ahead, class Kernel, class... Arguments>
 void launch(Kernel kernel, const DeltaStages& s, cudaStream_t stream, Arguments... arguments) {
-  constexpr int bytes = Memory<D_k, W>::bytes;
+  constexpr int bytes = Memory<D_k, W, Ahead>::bytes;
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
              "delta rule (sweep)");
   kernel<<<s.documents * s.heads*(s.d_v / (64 * W)), 128 * W, bytes, stream>>>(s, arguments...);
   check_cuda(cudaGetLastError(), "delta rule (sweep)");
 }
 
-// f<wgmma, d_k, W>(): with few heads, blocks are narrow, so that there are enough of them.
+// f<wgmma, d_k, W, ahead>(): with few heads, blocks are narrow, so that there are enough of them.
 template <class F>
 void with_shape(const DeltaStages& s, bool wgmma, F f) {
   constexpr int few = 100;  // blocks
-  const bool wide = s.d_v == 128 && s.documents * s.heads > few;
+  const int units = s.documents * s.heads;
+  const bool wide = s.d_v == 128 && units > few,
+             alone = units * (s.d_v / 64) <= device_attribute(cudaDevAttrMultiProcessorCount);
   auto with_w = [&]<bool Wgmma, int D_k>() {
-    wide ? f.template operator()<Wgmma, D_k, 2>() : f.template operator()<Wgmma, D_k, 1>();
+    if (wide)
+      f.template operator()<Wgmma, D_k, 2, false>();
+    else
+      alone ? f.template operator()<Wgmma, D_k, 1, true>() : f.template operator()<Wgmma, D_k, 1, false>();
   };
   auto with_d_k = [&]<bool Wgmma>() {
     s.d_k == 64 ? with_w.template operator()<Wgmma, 64>() : with_w.template operator()<Wgmma, 128>();
@@ -284,15 +305,15 @@ void with_shape(const DeltaStages& s, bool wgmma, F f) {
 
 void delta_forward(const DeltaStages& s, bool wgmma, Rows q, Rows k, Rows v, const float* state_in,
                    MutableRows o, float* state_out, cudaStream_t stream) {
-  with_shape(s, wgmma, [&]<bool Wgmma, int D_k, int W>() {
-    launch<D_k, W>(delta_forward_kernel<Wgmma, D_k, W>, s, stream, q, k, v, state_in, o, state_out);
+  with_shape(s, wgmma, [&]<bool Wgmma, int D_k, int W, bool Ahead>() {
+    launch<D_k, W, Ahead>(delta_forward_kernel<Wgmma, D_k, W, Ahead>, s, stream, q, k, v, state_in, o, state_out);
   });
 }
 
 void delta_reverse(const DeltaStages& s, bool wgmma, Rows q, Rows k, Rows d_o, const float* d_state_in,
                    float* d_state_out, cudaStream_t stream) {
-  with_shape(s, wgmma, [&]<bool Wgmma, int D_k, int W>() {
-    launch<D_k, W>(delta_reverse_kernel<Wgmma, D_k, W>, s, stream, q, k, d_o, d_state_in, d_state_out);
+  with_shape(s, wgmma, [&]<bool Wgmma, int D_k, int W, bool Ahead>() {
+    launch<D_k, W, Ahead>(delta_reverse_kernel<Wgmma, D_k, W, Ahead>, s, stream, q, k, d_o, d_state_in, d_state_out);
   });
 }
 

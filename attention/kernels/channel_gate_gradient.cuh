@@ -5,77 +5,70 @@
 
 namespace weft::cuda {
 
-// What a block's output means for the gate, in a lane's two channels: the products dot * out; in reverse,
-// their differences from those that dq left, summed over later tokens.
+// What a chunk's output means for the gate, of one warp's 16 columns from `column0` of the head's on: the
+// products dot * out; in reverse, their differences from those that dq left, summed over later tokens. In the
+// layout of rows of an accumulator: columns g and g + 8, tokens 8 n + 2 t and the next.
 template <bool Reverse>
 struct GateGradientLane {
   double later[2] = {};
-  const __nv_bfloat16* rows;     // of dot, token g of the chunk's first block taken
-  float* sums;                   // the same of the gradient
-  int64_t rows_step, sums_step;  // eight tokens
+  float before[2][chunk / 8][2];
+  float* first;   // column g's of token 2 t
+  int64_t pitch;  // a token
 
-  struct Rows {
-    uint32_t dot[2];
-    float2 before[2];
-  };
-
-  __device__ void start(const Place& at, int share) {
+  __device__ void start(const Place& at, int column0) {
     const float* ends = at.sweep.end_sums + (int64_t(at.document) * at.s.heads + at.head) * at.s.d_c +
-                        at.column0 + 8 * share + 2 * Lane().t;
-    later[0] = ends[0], later[1] = ends[1];
+                        at.column0 + column0 + Lane().g;
+    later[0] = ends[0], later[1] = ends[8];
   }
-  __device__ void start_chunk(const Place& at, int share, int64_t token0) {
+  // Of a chunk with `valid` tokens: what dq left of it.
+  __device__ void fetch(const Place& at, int column0, int64_t token0, int valid) {
     const Lane lane;
-    const int64_t column = int64_t(at.head) * at.s.d_c + at.column0 + 8 * share + 2 * lane.t;
-    const int64_t pitch = int64_t(at.s.heads) * at.s.d_c;
-    if (Reverse) token0 += chunk - block;
-    rows = static_cast<const __nv_bfloat16*>(at.sweep.dot.data) + (token0 + lane.g) * at.sweep.dot.pitch +
-           column;
-    sums = at.sweep.gate_gradient + (token0 + lane.g) * pitch + column;
-    rows_step = 8 * at.sweep.dot.pitch, sums_step = 8 * pitch;
-  }
-  // Of the block taken at this turn, with `valid` tokens.
-  __device__ Rows fetch(int turn, int valid) const {
-    const int to_block = (Reverse ? -2 : 2) * turn;
-    Rows of;
+    pitch = int64_t(at.s.heads) * at.s.d_c;
+    first = at.sweep.gate_gradient + (token0 + 2 * lane.t) * pitch + int64_t(at.head) * at.s.d_c + at.column0 +
+            column0 + lane.g;
+    if constexpr (Reverse) {
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      of.dot[r] = 0, of.before[r] = {0, 0};
-      if (Lane().g + 8 * r >= valid) continue;
-      of.dot[r] = *reinterpret_cast<const uint32_t*>(rows + (to_block + r) * rows_step);
-      if (Reverse) of.before[r] = *reinterpret_cast<const float2*>(sums + (to_block + r) * sums_step);
-    }
-    return of;
-  }
-  __device__ void store(int turn, int valid, const Rows& of, const float (&out)[4]) {
-    const int l = threadIdx.x % 32, to_block = (Reverse ? -2 : 2) * turn;
-    float x[4];
+      for (int n = 0; n < chunk / 8; ++n)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float2 dot = unpack(of.dot[i / 2]), before = of.before[i / 2];
-      const float product = out[i] * (i % 2 ? dot.y : dot.x);
-      x[i] = Reverse ? (i % 2 ? before.y : before.x) - product : product;
-    }
-    if (Reverse) {
+        for (int j = 0; j < 2; ++j) {
+          const int token = 8 * n + 2 * lane.t + j;  // loads without branches, beside products that run
+          const float* const from = first + int64_t(min(token, valid - 1) - 2 * lane.t) * pitch;
 #pragma unroll
-      for (int step = 4; step < 32; step *= 2)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float other = __shfl_down_sync(~0u, x[i], step);
-          if (l + step < 32) x[i] += other;
+          for (int half = 0; half < 2; ++half) before[half][n][j] = token < valid ? from[8 * half] : 0;
         }
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const float first = __shfl_sync(~0u, x[j], l % 4), second = __shfl_sync(~0u, x[j + 2], l % 4);
-        const auto behind = static_cast<float>(later[j]);
-        x[j] = behind + (second + x[j]), x[j + 2] += behind;
-        later[j] += first + second;
-      }
     }
+  }
+  __device__ void store(const Accumulator<chunk>& out, const Operand<chunk>& dot, int valid) {
+    const Lane lane;
+    const int l = threadIdx.x % 32;
 #pragma unroll
-    for (int r = 0; r < 2; ++r)
-      if (Lane().g + 8 * r < valid)
-        *reinterpret_cast<float2*>(sums + (to_block + r) * sums_step) = {x[2 * r], x[2 * r + 1]};
+    for (int half = 0; half < 2; ++half) {
+      const auto behind = static_cast<float>(later[half]);
+      float sum = 0;  // of the tokens behind, in this chunk
+#pragma unroll
+      for (int m = 0; m < chunk / 8; ++m) {
+        const int n = Reverse ? chunk / 8 - 1 - m : m;
+        const float2 of = unpack(dot.x[n / 2][n % 2 * 2 + half]);
+        float x = out.x[n][2 * half] * of.x, y = out.x[n][2 * half + 1] * of.y;
+        if (Reverse) {
+          x = before[half][n][0] - x, y = before[half][n][1] - y;
+          float tail = x + y;
+#pragma unroll
+          for (int step = 1; step < 4; step *= 2) {
+            const float other = __shfl_down_sync(~0u, tail, step, 4);
+            if (lane.t + step < 4) tail += other;
+          }
+          const float next = __shfl_down_sync(~0u, tail, 1, 4);
+          x = behind + (sum + tail);
+          y = behind + (sum + (lane.t < 3 ? next + y : y));
+          sum += __shfl_sync(~0u, tail, l & ~3);
+        }
+        const int token = 8 * n + 2 * lane.t;
+        if (token < valid) first[(8 * n) * pitch + 8 * half] = x;
+        if (token + 1 < valid) first[(8 * n + 1) * pitch + 8 * half] = y;
+      }
+      if (Reverse) later[half] += sum;
+    }
   }
 };
 

@@ -2,7 +2,7 @@
 // A chunk of a sweep whose gate is of the channels of c and the output: dq and dk, and with them dg. Every
 // warp decays its own half of a pair's columns.
 
-#include "attention/kernels/channel_gate_gradient.cuh"
+#include "attention/kernels/channel_tiles.cuh"
 
 namespace weft::cuda {
 
@@ -119,7 +119,7 @@ struct Pair {
   }
 };
 
-// One half of a pair's columns of c in block n: rows as TokenWays has them, and all ways.
+// 8 columns of c in block n: rows as TokenWays has them, and all ways.
 template <bool Reverse>
 struct Columns {
   uint32_t c[2];
@@ -127,9 +127,8 @@ struct Columns {
   TokenWays<Reverse> of_c;
 
   template <class G>
-  __device__ Columns(const G& g, int n, int pair, int share) {
+  __device__ Columns(const G& g, int n, int channel0) {
     const Lane lane;
-    const int channel0 = 16 * pair + 8 * share;
     load_half(c, g.c, n * block_bytes, channel0);
     const uint32_t of_rows = g.gates.at(lane.g, channel0 + 2 * lane.t) + n * block_bytes;
     float2 rows[2];
@@ -186,23 +185,22 @@ struct Columns {
   }
 };
 
-// One of a pair of warps: block n of its columns, of a chunk that has `valid` tokens. State, and the rows of
-// c that meet a's, are read as pairs of bf16.
+// One warp: block n of its 16 columns of c, from column0 on. State, and the rows of c that meet a's, are read
+// as pairs of bf16. The output takes the gates' place.
 template <bool Reverse, int D_a, class M>
-__device__ void step_c(WarpState<D_a>& state, GateGradientLane<Reverse>& gradient, const Place& at,
-                       const M& memory, const typename M::Stage& g, int valid, int n, int pair, int share) {
+__device__ void step_c(Accumulator<D_a>& state, const Place& at, const M& memory, const typename M::Stage& g,
+                       int n, int column0) {
+  const Lane lane;
   const int l = threadIdx.x % 32;
-  const uint32_t of_a = g.a.at(l % 16, share * (D_a / 16) + l / 16) + n * block_bytes;
-  const int turn = Reverse ? blocks - 1 - n : n;
-  const auto before = gradient.fetch(turn, at.sweep.gate_gradient ? valid - n * block : 0);
-  Columns<Reverse> columns(g, n, pair, share);
+  Columns<Reverse> columns[2] = {{g, n, column0}, {g, n, column0 + 8}};
+  __syncwarp();
 
   Scores past, rest;
   past.clear(), rest.clear();
 #pragma unroll
-  for (int k = 0; k < D_a / 32; ++k) {
+  for (int k = 0; k < D_a / 16; ++k) {
     uint32_t a[4];
-    load_matrices(a, of_a ^ (k << 5));
+    load_matrices(a, g.a.at(l % 16, 2 * k + l / 16) + n * block_bytes);
     const auto &s0 = state.x[2 * k], &s1 = state.x[2 * k + 1];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -211,28 +209,28 @@ __device__ void step_c(WarpState<D_a>& state, GateGradientLane<Reverse>& gradien
       WarpProducts::mma(rest.x[i], a, low.rest, high.rest);
     }
   }
-  float out[4];
-  columns.own(out, memory.scores(), n);
   past.add(rest);
-
-  // Each warp carries its own columns of c to the block's far border, and finishes its own of the output.
-  const Exchange pasts = memory.exchange(pair, 0), carries = memory.exchange(pair, 1),
-                 totals = memory.exchange(pair, 2);
-  const Pair mine(columns.c, columns.of_c);
-  store_shared_floats(pasts.at(n, share), past.x[1]);
-  store_shared_words(carries.at(n, share), {mine.high[0], mine.high[1], mine.rest[0], mine.rest[1]});
-  const float my_total = columns.of_c.total();
-  store_shared(totals.at(n, share), __float_as_uint(my_total));
-  sync_pair(pair);
-  const float4 other = load_shared_floats(pasts.at(n, 1 - share));
-  const uint4 theirs = load_shared(carries.at(n, 1 - share));
-  const float total[2] = {my_total, load_shared_float(totals.at(n, 1 - share))};
-  const uint32_t high[4] = {mine.high[0], theirs.x, mine.high[1], theirs.y},
-                 low[4] = {mine.rest[0], theirs.z, mine.rest[1], theirs.w};
 #pragma unroll
-  for (int k = 0; k < D_a / 32; ++k) {
+  for (int i = 0; i < 2; ++i) {
+    float out[4];
+    columns[i].own(out, memory.scores(), n);
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      out[j] = at.s.scale * (out[j] + columns[i].of_out.way[j / 2][j % 2] * past.x[i][j]);
+    const uint32_t to = g.gates.at(lane.g, column0 + 8 * i + 2 * lane.t) + n * block_bytes;
+    store_shared_pair(to, {out[0], out[1]});
+    store_shared_pair(to + 1024, {out[2], out[3]});
+  }
+
+  // Carried to the block's far border.
+  const Pair one(columns[0].c, columns[0].of_c), two(columns[1].c, columns[1].of_c);
+  const uint32_t high[4] = {one.high[0], two.high[0], one.high[1], two.high[1]},
+                 low[4] = {one.rest[0], two.rest[0], one.rest[1], two.rest[1]};
+  const float total[2] = {columns[0].of_c.total(), columns[1].of_c.total()};
+#pragma unroll
+  for (int k = 0; k < D_a / 16; ++k) {
     uint32_t b[4];
-    load_matrices_transposed(b, (of_a ^ (k << 5)) + (g.b.address - g.a.address));
+    load_matrices_transposed(b, g.b.at(l % 16, 2 * k + l / 16) + n * block_bytes);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       auto& s = state.x[2 * k + half];
@@ -243,14 +241,6 @@ __device__ void step_c(WarpState<D_a>& state, GateGradientLane<Reverse>& gradien
     for (int half = 0; half < 2; ++half)
       WarpProducts::mma(state.x[2 * k + half], low, b[2 * half], b[2 * half + 1]);
   }
-
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float from_other = i == 0 ? other.x : i == 1 ? other.y : i == 2 ? other.z : other.w;
-    out[i] = at.s.scale * (out[i] + columns.of_out.way[i / 2][i % 2] * (past.x[0][i] + from_other));
-  }
-  store_half(g.c, out, n * block_bytes, pair, share);
-  if (at.sweep.gate_gradient) gradient.store(turn, valid - n * block, before, out);
 }
 
 }  // namespace weft::cuda

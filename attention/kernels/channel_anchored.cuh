@@ -17,8 +17,8 @@ __device__ inline bool too_far(float longest, float total) {
   return !(fabsf(total) <= 2 * anchored_log2 && longest <= anchored_log2);
 }
 
-// Of P's diagonal, which no decay is in, one warp's share of the channels: from rows that were not rounded once
-// more on their way to the anchor.
+// Of P's diagonal, which no decay is in, one warp's share of the channels: from rows that were not rounded
+// once more on their way to the anchor.
 template <int warps, int D_a, class M>
 __device__ void diagonal_part(const M& memory, const typename M::Stage& g, int warp) {
   constexpr int parts = warps / blocks, steps = D_a / 16 / parts;
@@ -31,7 +31,8 @@ __device__ void diagonal_part(const M& memory, const typename M::Stage& g, int w
 #pragma unroll
   for (int i = 0; i < 4; ++i)
     if (Scores::same(i / 2, i))
-      store_shared(memory.diagonal(part, n * block + lane.g + i / 2 * 8), __float_as_uint(scores.x[i / 2][i]));
+      store_shared(memory.diagonal(part, n * block + lane.g + i / 2 * 8),
+                   __float_as_uint(scores.x[i / 2][i]));
 }
 
 // Of a's gate: two channels of a run of tokens, one thread's.
@@ -76,19 +77,28 @@ struct AnchoredRows {
       longest = fmaxf(longest, fmaxf(fabsf(way[i].x), fabsf(way[i].y)));
       if (Reverse) way[i] = {-way[i].x, -way[i].y};
     }
-    if (run() == 0) store_shared_pair(middles + channel() * 4, {exp2_fast(total.x / 2), exp2_fast(total.y / 2)});
+    if (run() == 0)
+      store_shared_pair(middles + channel() * 4, {exp2_fast(total.x / 2), exp2_fast(total.y / 2)});
     return too_far(longest, total.x) || too_far(longest, total.y);
   }
   // a and b carried to the anchor, in place.
   template <class G>
   __device__ void carry(const G& g) const {
     const uint32_t first = g.a.at(run() * tokens, channel() / 8) + channel() % 8 * 2;
+    auto place = [&](int i) { return (first ^ ((i & 7) << 4)) + i * 128; };
+    const uint32_t to_b = g.b.address - g.a.address;
 #pragma unroll
-    for (int i = 0; i < tokens; ++i) {
-      const uint32_t a = (first ^ ((i & 7) << 4)) + i * 128, b = a + (g.b.address - g.a.address);
-      const float2 w = way[i];
-      store_shared(a, weighted(load_shared_word(a), {exp2_fast(w.x), exp2_fast(w.y)}));
-      store_shared(b, weighted(load_shared_word(b), {exp2_fast(-w.x), exp2_fast(-w.y)}));
+    for (int i0 = 0; i0 < tokens; i0 += 8) {
+      uint32_t a[8], b[8];  // all loads first: none waits behind a store
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+        a[i] = load_shared_word(place(i0 + i)), b[i] = load_shared_word(place(i0 + i) + to_b);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const float2 w = way[i0 + i];
+        store_shared(place(i0 + i), weighted(a[i], {exp2_fast(w.x), exp2_fast(w.y)}));
+        store_shared(place(i0 + i) + to_b, weighted(b[i], {exp2_fast(-w.x), exp2_fast(-w.y)}));
+      }
     }
   }
 };
@@ -109,19 +119,31 @@ struct AnchoredColumns {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const uint32_t from[2] = {place(g, column0, half, 0), place(g, column0, half, 1)};
+      auto& w = way[half];
+      // Eight sums abreast: a shuffle waits for the one before it otherwise.
+      float sum[chunk / 8], other[chunk / 8];
 #pragma unroll
       for (int n = 0; n < chunk / 8; ++n) {
-        const float first = log2_of(load_shared_float(from[0] + n * 1024)),
-                    second = log2_of(load_shared_float(from[1] + n * 1024));
-        float sum = first + second;
+        w[n][0] = log2_of(load_shared_float(from[0] + n * 1024));
+        sum[n] = w[n][0] + log2_of(load_shared_float(from[1] + n * 1024));
+      }
 #pragma unroll
-        for (int step = 1; step < 4; step *= 2) {
-          const float other = __shfl_up_sync(~0u, sum, step, 4);
-          if (lane.t >= step) sum += other;
-        }
-        const float up = __shfl_up_sync(~0u, sum, 1, 4);
-        way[half][n][0] = total[half] + (lane.t ? up + first : first), way[half][n][1] = total[half] + sum;
-        total[half] += __shfl_sync(~0u, sum, l | 3);
+      for (int step = 1; step < 4; step *= 2) {
+#pragma unroll
+        for (int n = 0; n < chunk / 8; ++n) other[n] = __shfl_up_sync(~0u, sum[n], step, 4);
+#pragma unroll
+        for (int n = 0; n < chunk / 8; ++n) sum[n] += lane.t >= step ? other[n] : 0;
+      }
+#pragma unroll
+      for (int n = 0; n < chunk / 8; ++n) other[n] = __shfl_up_sync(~0u, sum[n], 1, 4);
+#pragma unroll
+      for (int n = 0; n < chunk / 8; ++n) w[n][0] += lane.t ? other[n] : 0, w[n][1] = sum[n];
+#pragma unroll
+      for (int n = 0; n < chunk / 8; ++n) other[n] = __shfl_sync(~0u, sum[n], l | 3);
+#pragma unroll
+      for (int n = 0; n < chunk / 8; ++n) {
+        w[n][0] += total[half], w[n][1] += total[half];
+        total[half] += other[n];
       }
       float longest = 0;
 #pragma unroll
@@ -153,7 +175,8 @@ struct AnchoredColumns {
           store_shared(place(g, column0, half, j) + n * 1024, __float_as_uint(w[j]));
       }
   }
-  // Where a lane has something of the columns g + 8 half for the tokens 2t + j and, 1024 bytes apart, 8 behind.
+  // Where a lane has something of the columns g + 8 half for the tokens 2t + j and, 1024 bytes apart, 8
+  // behind.
   template <class G>
   __device__ static uint32_t place(const G& g, int column0, int half, int j) {
     const Lane lane;

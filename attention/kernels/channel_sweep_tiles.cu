@@ -29,6 +29,13 @@ template <bool Reverse, int W, class M>
 __device__ void keep_scores(const Accumulator<chunk>& x, const M& memory) {
   const Lane lane;
   const int group = threadIdx.x / 128;
+  float diagonal[2] = {};
+  if constexpr (M::diagonal_parts > 0)
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int i = 0; i < W; ++i)
+        diagonal[half] += load_shared_float(memory.diagonal(i, lane.row() + 8 * half));
 #pragma unroll
   for (int n = 0; n < chunk / 8; ++n) {
     if (n * W / 8 != group) continue;
@@ -40,11 +47,7 @@ __device__ void keep_scores(const Accumulator<chunk>& x, const M& memory) {
       for (int j = 0; j < 2; ++j) {
         const int column = 8 * n + 2 * lane.t + j;
         p[j] = (Reverse ? column >= row : row >= column) ? x.x[n][2 * half + j] : 0;
-        if (M::diagonal_parts > 0 && row == column) {
-          p[j] = 0;
-#pragma unroll
-          for (int part = 0; part < W; ++part) p[j] += load_shared_float(memory.diagonal(part, row));
-        }
+        if (M::diagonal_parts > 0 && row == column) p[j] = diagonal[half];
       }
       const Split split(p[0], p[1]);
       const uint32_t to = memory.p(0).at(row, n) + 4 * lane.t;
@@ -127,8 +130,8 @@ __device__ void take_a(Accumulator<D_a>& state, const Place& at, const M& memory
   store_turned(g.c, x, 16 * warp);
 }
 
-// A chunk of a sweep of_c, with `valid` tokens from token0 on. Its output takes c's place. State and rows of c
-// are read as pairs of bf16.
+// A chunk of a sweep of_c, with `valid` tokens from token0 on. Its output takes c's place. State and rows of
+// c are read as pairs of bf16.
 template <class Products, bool Reverse, int W, int D_a, class M>
 __device__ void take_c(Accumulator<D_a>& state, GateGradientLane<Reverse>& gradient, const Place& at,
                        const M& memory, const typename M::Stage& g, int64_t token0, int valid) {
@@ -194,8 +197,7 @@ __device__ void take_c(Accumulator<D_a>& state, GateGradientLane<Reverse>& gradi
     state.scale(middle[0], middle[1]);
   }
   store_turned(g.c, x, column0);
-  if (at.sweep.gate_gradient)
-    gradient.store(x, load_turned(g.dot.template part<64>(group)), valid);
+  if (at.sweep.gate_gradient) gradient.store(x, load_turned(g.dot.template part<64>(group)), valid);
 }
 
 template <bool Wgmma, GateOf gate, bool Reverse, int D_a, int W>
@@ -236,6 +238,14 @@ __global__ void __launch_bounds__(128 * W, 1) channel_sweep_kernel(const __grid_
     commit_copies();
   };
 
+  // What dq left of the gate's gradient, on its way to this chunk's end.
+  auto ask_for_gradient = [&](int64_t token0, int valid) {
+    const int token = threadIdx.x / (2 * W), line = threadIdx.x % (2 * W);
+    const float* const from = at.sweep.gate_gradient + (token0 + token) * s.heads * s.d_c +
+                              int64_t(at.head) * s.d_c + column0 + line * 32;
+    if (token < valid) asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+  };
+
   StatePart<Products, D_a, 1, false> part;
   part.load(at);
   GateGradientLane<Reverse> gradient;
@@ -246,6 +256,7 @@ __global__ void __launch_bounds__(128 * W, 1) channel_sweep_kernel(const __grid_
     const typename M::Stage g = memory.stage(n);
     const int64_t token0 = first_token(n);
     const int valid = valid_tokens(n);
+    if (gate == GateOf::c && Reverse && at.sweep.gate_gradient) ask_for_gradient(token0, valid);
     wait_copies<1>();
     publish_to<Products>();
     __syncthreads();

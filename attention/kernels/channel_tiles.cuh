@@ -206,8 +206,8 @@ __device__ inline float2 multiply(float2 x, float2 y) { return {x.x * y.x, x.y *
 __device__ inline float decay_of(float gate) { return exp2_fast(1.44269504f * gate); }
 __device__ inline float2 decay_of(float2 gate) { return {decay_of(gate.x), decay_of(gate.y)}; }
 
-// Shared memory of a block of threads: two stages of a chunk's rows, P of a chunk or the scores of its blocks,
-// and decays.
+// Shared memory of a block of threads: two stages of a chunk's rows, P of a chunk or the scores of its
+// blocks, and decays.
 template <GateOf gate, int D_a, int D_c>
 struct ChannelMemory {
   static constexpr int D_gate = gate == GateOf::a ? D_a : D_c, parts = D_a / part_columns;

@@ -234,9 +234,9 @@ __device__ void reverse(const DeltaStages& s, const Rows& q, const Rows& k, cons
   if (state_out) each(state, s, at, [&](float& x, int64_t i) { state_out[i] = s.scale * x; });
 }
 
-// Of 64 columns of v by two warpgroups. One carries the state. The other fetches all of the next chunk's tiles,
-// writes what the backward pass wants, and forward makes the output, from the state's shadow of the chunk
-// before and from U as soon as it is there.
+// Of 64 columns of v by two warpgroups. One carries the state. The other fetches all of the next chunk's
+// tiles, writes what the backward pass wants, and forward makes the output, from the state's shadow of the
+// chunk before and from U as soon as it is there.
 template <int D_k>
 struct ApartMemory {
   Tile<64, D_k> q, k;

@@ -97,8 +97,8 @@ TEST(LinearRun, ARowOfDecaysEqualsItsCopies) {
   }
 }
 
-// Gates of channels that within one chunk forget little, all, and by far more than f32 holds: the kernels take
-// the first kind of chunk otherwise than the rest (attention/kernels/README.md).
+// Gates of channels that within one chunk forget little, all, and by far more than f32 holds: the kernels
+// take the first kind of chunk otherwise than the rest (attention/kernels/README.md).
 TEST(LinearRun, GatesOfAnyReachEqualTheirRecurrence) {
   if (default_device() != Device::cuda) GTEST_SKIP() << "kernels need a GPU";
   for (const auto& [key, value] : {std::pair{64, 64}, {64, 128}, {128, 64}, {128, 128}}) {
@@ -196,6 +196,16 @@ TEST(ChooseCut, AsMeasured) {
     EXPECT_EQ(length(8, 8192, 16, 64, gate), 0);
     EXPECT_EQ(length(8, 2048, 32, 256, gate), 0);
   }
+  const auto of_channels = [&](int64_t documents, int64_t tokens, int heads, int d) {
+    return length(documents, tokens, heads, d, cuda::Gate::channel);
+  };
+  EXPECT_EQ(of_channels(1, 131072, 8, 128), 8192);
+  EXPECT_EQ(of_channels(2, 8192, 32, 128), 4096);
+  EXPECT_EQ(of_channels(2, 16384, 16, 128), 4096);
+  EXPECT_LT(of_channels(1, 32768, 12, 64), 3000);
+  EXPECT_EQ(of_channels(8, 8192, 16, 128), 0);
+  EXPECT_EQ(of_channels(8, 8192, 16, 64), 0);
+  EXPECT_EQ(of_channels(16, 1024, 32, 128), 0);
 }
 #endif
 

@@ -159,7 +159,7 @@ class OtherKernels : public LinearRunHeads {
   void SetUp() override { setenv("WEFT_KERNELS", "mma", 1); }
   void TearDown() override { unsetenv("WEFT_KERNELS"); }
 };
-INSTANTIATE_TEST_SUITE_P(Registry, OtherKernels, testing::Values("lightning", "simple_gla"));
+INSTANTIATE_TEST_SUITE_P(Registry, OtherKernels, testing::Values("lightning", "simple_gla", "gla"));
 
 TEST_P(OtherKernels, EqualTheDefinition) {
   if (default_device() != Device::cuda) GTEST_SKIP() << "kernels need a GPU";

@@ -107,6 +107,9 @@ void bench_gpu_recurrences(GpuRun& run) {
   recurrence(run, "simple_gla", {8, 2048, 32, 256});
   for (const Sizes& s : {Sizes{4, 4096, 64, 128}, {2, 16384, 16, 128}})
     recurrence(run, "gated_delta_rule", s);
+  // As wide as a model of 4096, beside softmax attention of the same shape (bench_gpu_kernels.cpp).
+  for (const char* id : {"lightning", "gla", "gated_delta_rule"})
+    for (const Sizes& s : {Sizes{2, 8192, 32, 128}, {16, 1024, 32, 128}}) recurrence(run, id, s);
   average(run, 8, 8192, 2048, 16);
 }
 

@@ -127,41 +127,29 @@ __device__ void sum_scores(const M& memory, int n) {
   store_shared_words(memory.scores().at(n, 1), rest);
 }
 
-// One of a pair of warps: block n of its columns.
+// One warp: block n of its 16 columns of c, from column0 on.
 template <bool Reverse, int D_a, class M>
-__device__ void step_a(WarpState<D_a>& state, const Place& at, const M& memory, const typename M::Stage& g,
-                       int n, int pair, int share) {
+__device__ void step_a(Accumulator<D_a>& state, const Place& at, const M& memory, const typename M::Stage& g,
+                       int n, int column0) {
   const Lane lane;
-  const int l = threadIdx.x % 32, a0 = share * (D_a / 2);
-  const uint32_t of_a = g.a.at(l % 16, a0 / 8 + l / 16) + n * block_bytes;
+  const int l = threadIdx.x % 32;
   uint32_t c[4];
-  load_columns(c, g.c, n * block_bytes, pair);
-  Scores past;
-  past.clear();
+  load_columns(c, g.c, n * block_bytes, column0);
+  Scores out;
+  out.clear();
 #pragma unroll
-  for (int k = 0; k < D_a / 32; ++k) {
-    uint32_t a[4];
-    load_matrices(a, of_a ^ (k << 5));
+  for (int k = 0; k < D_a / 16; ++k) {
+    uint32_t a[4], b[4];
+    load_matrices(a, g.a.at(l % 16, 2 * k + l / 16) + n * block_bytes);
+    load_matrices_transposed(b, g.b.at(l % 16, 2 * k + l / 16) + n * block_bytes);
     const auto &s0 = state.x[2 * k], &s1 = state.x[2 * k + 1];
 #pragma unroll
     for (int i = 0; i < 2; ++i)
-      WarpProducts::mma(past.x[i], a, pack(s0[2 * i], s0[2 * i + 1]), pack(s1[2 * i], s1[2 * i + 1]));
-  }
-  // Each warp finishes one half of the columns.
-  const Exchange exchange = memory.exchange(pair, 0);
-  float out[4], give[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-    out[i] = share ? past.x[1][i] : past.x[0][i], give[i] = share ? past.x[0][i] : past.x[1][i];
-  store_shared_floats(exchange.at(n, share), give);
-#pragma unroll
-  for (int k = 0; k < D_a / 32; ++k) {
-    uint32_t b[4];
-    load_matrices_transposed(b, (of_a ^ (k << 5)) + (g.b.address - g.a.address));
+      WarpProducts::mma(out.x[i], a, pack(s0[2 * i], s0[2 * i + 1]), pack(s1[2 * i], s1[2 * i + 1]));
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       auto& s = state.x[2 * k + half];
-      const float2 total = load_shared_pair(memory.total(n, a0 + 16 * k + 8 * half + 2 * lane.t));
+      const float2 total = load_shared_pair(memory.total(n, 16 * k + 8 * half + 2 * lane.t));
       s[0] *= total.x, s[1] *= total.y, s[2] *= total.x, s[3] *= total.y;
       WarpProducts::mma(s, c, b[2 * half], b[2 * half + 1]);
     }
@@ -169,13 +157,14 @@ __device__ void step_a(WarpState<D_a>& state, const Place& at, const M& memory, 
 #pragma unroll
   for (int rest = 0; rest < 2; ++rest) {
     const uint4 p = load_shared(memory.scores().at(n, rest));
-    WarpProducts::mma(out, {p.x, p.y, p.z, p.w}, share ? c[1] : c[0], share ? c[3] : c[2]);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) WarpProducts::mma(out.x[i], {p.x, p.y, p.z, p.w}, c[i], c[2 + i]);
   }
-  sync_pair(pair);
-  const float4 other = load_shared_floats(exchange.at(n, 1 - share));
-  out[0] += other.x, out[1] += other.y, out[2] += other.z, out[3] += other.w;
-  for (float& x : out) x *= at.s.scale;
-  store_half(g.c, out, n * block_bytes, pair, share);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    for (float& x : out.x[i]) x *= at.s.scale;
+    store_half(g.c, out.x[i], n * block_bytes, column0 + 8 * i);
+  }
 }
 
 }  // namespace weft::cuda

@@ -119,7 +119,7 @@ struct Pair {
   }
 };
 
-// One half of a pair's columns of c in block n: rows as TokenWays has them, and all ways.
+// 8 columns of c in block n: rows as TokenWays has them, and all ways.
 template <bool Reverse>
 struct Columns {
   uint32_t c[2];
@@ -127,9 +127,8 @@ struct Columns {
   TokenWays<Reverse> of_c;
 
   template <class G>
-  __device__ Columns(const G& g, int n, int pair, int share) {
+  __device__ Columns(const G& g, int n, int channel0) {
     const Lane lane;
-    const int channel0 = 16 * pair + 8 * share;
     load_half(c, g.c, n * block_bytes, channel0);
     const uint32_t of_rows = g.gates.at(lane.g, channel0 + 2 * lane.t) + n * block_bytes;
     float2 rows[2];
@@ -186,92 +185,22 @@ struct Columns {
   }
 };
 
-// What a block's output means for the gate, in a lane's two channels: the products dot * out; in reverse,
-// their differences from those that dq left, summed over later tokens.
-template <bool Reverse>
-struct GateGradientLane {
-  double later[2] = {};
-  const __nv_bfloat16* rows;     // of dot, token g of the block
-  float* sums;                   // the same of the gradient
-  int64_t rows_step, sums_step;  // eight tokens
-  uint32_t dot[2];
-  float2 before[2];
-
-  __device__ void start(const Place& at, int share) {
-    const float* ends = at.sweep.end_sums + (int64_t(at.document) * at.s.heads + at.head) * at.s.d_c +
-                        at.column0 + 8 * share + 2 * Lane().t;
-    later[0] = ends[0], later[1] = ends[1];
-  }
-  __device__ void start_chunk(const Place& at, int share, int64_t token0) {
-    const Lane lane;
-    const int64_t column = int64_t(at.head) * at.s.d_c + at.column0 + 8 * share + 2 * lane.t;
-    const int64_t pitch = int64_t(at.s.heads) * at.s.d_c;
-    if (Reverse) token0 += chunk - block;
-    rows = static_cast<const __nv_bfloat16*>(at.sweep.dot.data) + (token0 + lane.g) * at.sweep.dot.pitch +
-           column;
-    sums = at.sweep.gate_gradient + (token0 + lane.g) * pitch + column;
-    rows_step = 8 * at.sweep.dot.pitch, sums_step = 8 * pitch;
-  }
-  // Of the next block, with `valid` tokens.
-  __device__ void fetch(int valid) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      dot[r] = 0, before[r] = {0, 0};
-      if (Lane().g + 8 * r >= valid) continue;
-      dot[r] = *reinterpret_cast<const uint32_t*>(rows + r * rows_step);
-      if (Reverse) before[r] = *reinterpret_cast<const float2*>(sums + r * sums_step);
-    }
-  }
-  __device__ void store(int valid, const float (&out)[4]) {
-    const int l = threadIdx.x % 32;
-    float x[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float2 of = unpack(dot[i / 2]);
-      const float product = out[i] * (i % 2 ? of.y : of.x);
-      x[i] = Reverse ? (i % 2 ? before[i / 2].y : before[i / 2].x) - product : product;
-    }
-    if (Reverse) {
-#pragma unroll
-      for (int step = 4; step < 32; step *= 2)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float other = __shfl_down_sync(~0u, x[i], step);
-          if (l + step < 32) x[i] += other;
-        }
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const float first = __shfl_sync(~0u, x[j], l % 4), second = __shfl_sync(~0u, x[j + 2], l % 4);
-        x[j] = static_cast<float>(later[j] + (second + x[j]));
-        x[j + 2] = static_cast<float>(later[j] + x[j + 2]);
-        later[j] += first + second;
-      }
-    }
-#pragma unroll
-    for (int r = 0; r < 2; ++r)
-      if (Lane().g + 8 * r < valid)
-        *reinterpret_cast<float2*>(sums + r * sums_step) = {x[2 * r], x[2 * r + 1]};
-    rows += (Reverse ? -2 : 2) * rows_step;
-    sums += (Reverse ? -2 : 2) * sums_step;
-  }
-};
-
-// One of a pair of warps: block n of its columns, of a chunk that has `valid` tokens. State, and the rows of
-// c that meet a's, are read as pairs of bf16.
+// One warp: block n of its 16 columns of c, from column0 on. State, and the rows of c that meet a's, are read
+// as pairs of bf16. The output takes the gates' place.
 template <bool Reverse, int D_a, class M>
-__device__ void step_c(WarpState<D_a>& state, GateGradientLane<Reverse>& gradient, const Place& at,
-                       const M& memory, const typename M::Stage& g, int valid, int n, int pair, int share) {
+__device__ void step_c(Accumulator<D_a>& state, const Place& at, const M& memory, const typename M::Stage& g,
+                       int n, int column0) {
+  const Lane lane;
   const int l = threadIdx.x % 32;
-  const uint32_t of_a = g.a.at(l % 16, share * (D_a / 16) + l / 16) + n * block_bytes;
-  if (at.sweep.gate_gradient) gradient.fetch(valid - n * block);
-  Columns<Reverse> columns(g, n, pair, share);
+  Columns<Reverse> columns[2] = {{g, n, column0}, {g, n, column0 + 8}};
+  __syncwarp();
 
   Scores past, rest;
   past.clear(), rest.clear();
 #pragma unroll
-  for (int k = 0; k < D_a / 32; ++k) {
+  for (int k = 0; k < D_a / 16; ++k) {
     uint32_t a[4];
-    load_matrices(a, of_a ^ (k << 5));
+    load_matrices(a, g.a.at(l % 16, 2 * k + l / 16) + n * block_bytes);
     const auto &s0 = state.x[2 * k], &s1 = state.x[2 * k + 1];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -280,31 +209,28 @@ __device__ void step_c(WarpState<D_a>& state, GateGradientLane<Reverse>& gradien
       WarpProducts::mma(rest.x[i], a, low.rest, high.rest);
     }
   }
-  float out[4], kept[4], give[4];
-  columns.own(out, memory.scores(), n);
+  past.add(rest);
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float first = past.x[0][i] + rest.x[0][i], second = past.x[1][i] + rest.x[1][i];
-    kept[i] = share ? second : first, give[i] = share ? first : second;
+  for (int i = 0; i < 2; ++i) {
+    float out[4];
+    columns[i].own(out, memory.scores(), n);
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      out[j] = at.s.scale * (out[j] + columns[i].of_out.way[j / 2][j % 2] * past.x[i][j]);
+    const uint32_t to = g.gates.at(lane.g, column0 + 8 * i + 2 * lane.t) + n * block_bytes;
+    store_shared_pair(to, {out[0], out[1]});
+    store_shared_pair(to + 1024, {out[2], out[3]});
   }
 
-  // Each warp carries its own columns of c to the block's far border, and finishes its own of the output.
-  const Exchange pasts = memory.exchange(pair, 0), carries = memory.exchange(pair, 1),
-                 totals = memory.exchange(pair, 2);
-  const Pair mine(columns.c, columns.of_c);
-  store_shared_floats(pasts.at(n, share), give);
-  store_shared_words(carries.at(n, share), {mine.high[0], mine.high[1], mine.rest[0], mine.rest[1]});
-  const float my_total = columns.of_c.total();
-  store_shared(totals.at(n, share), __float_as_uint(my_total));
-  sync_pair(pair);
-  const float4 other = load_shared_floats(pasts.at(n, 1 - share));
-  const uint4 c0 = load_shared(carries.at(n, 0)), c1 = load_shared(carries.at(n, 1));
-  const float total[2] = {load_shared_float(totals.at(n, 0)), load_shared_float(totals.at(n, 1))};
-  const uint32_t high[4] = {c0.x, c1.x, c0.y, c1.y}, low[4] = {c0.z, c1.z, c0.w, c1.w};
+  // Carried to the block's far border.
+  const Pair one(columns[0].c, columns[0].of_c), two(columns[1].c, columns[1].of_c);
+  const uint32_t high[4] = {one.high[0], two.high[0], one.high[1], two.high[1]},
+                 low[4] = {one.rest[0], two.rest[0], one.rest[1], two.rest[1]};
+  const float total[2] = {columns[0].of_c.total(), columns[1].of_c.total()};
 #pragma unroll
-  for (int k = 0; k < D_a / 32; ++k) {
+  for (int k = 0; k < D_a / 16; ++k) {
     uint32_t b[4];
-    load_matrices_transposed(b, (of_a ^ (k << 5)) + (g.b.address - g.a.address));
+    load_matrices_transposed(b, g.b.at(l % 16, 2 * k + l / 16) + n * block_bytes);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       auto& s = state.x[2 * k + half];
@@ -315,14 +241,6 @@ __device__ void step_c(WarpState<D_a>& state, GateGradientLane<Reverse>& gradien
     for (int half = 0; half < 2; ++half)
       WarpProducts::mma(state.x[2 * k + half], low, b[2 * half], b[2 * half + 1]);
   }
-
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float from_other = i == 0 ? other.x : i == 1 ? other.y : i == 2 ? other.z : other.w;
-    out[i] = at.s.scale * (out[i] + columns.of_out.way[i / 2][i % 2] * (kept[i] + from_other));
-  }
-  store_half(g.c, out, n * block_bytes, pair, share);
-  if (at.sweep.gate_gradient) gradient.store(valid - n * block, out);
 }
 
 }  // namespace weft::cuda

@@ -20,15 +20,6 @@ struct ChannelSegmentMemory {
   static constexpr int bytes = stages * stage_bytes + (runs + 1) * D_a * 4;
 };
 
-// The operand tile^T.
-__device__ Operand<chunk> load_turned(Tile<chunk, 64> tile) {
-  const int l = threadIdx.x % 32, row = (l / 16) * 8 + l % 8, unit = Lane().warp * 2 + (l / 8) % 2;
-  Operand<chunk> a;
-#pragma unroll
-  for (int k = 0; k < chunk / 16; ++k) load_matrices_transposed(a.x[k], tile.at(16 * k + row, unit));
-  return a;
-}
-
 // kernels
 
 template <bool Wgmma, int D_a, int W>

@@ -18,9 +18,10 @@ enum class GateOf { a, c };
 
 // All sweeps are of the same kind and direction.
 void channel_sweep_plain(const Sweeps& sweeps, GateOf gate, Dtype dtype,
-                         cudaStream_t stream);                                   // widths to 256
-void channel_sweep_mma(const Sweeps& sweeps, GateOf gate, cudaStream_t stream);  // bf16; widths 64 and 128
-// Shared memory that a block of threads of channel_sweep_mma needs for sweeps between these widths.
+                         cudaStream_t stream);  // widths to 256
+// bf16, widths of 64 and 128; wgmma: on compute capability 9.0
+void channel_sweep_tiles(const Sweeps& sweeps, GateOf gate, bool wgmma, cudaStream_t stream);
+// Shared memory that a block of threads of channel_sweep_tiles needs for sweeps between these widths.
 int channel_sweep_bytes(int d_k, int d_v);
 
 }  // namespace weft::cuda

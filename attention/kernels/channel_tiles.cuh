@@ -1,11 +1,13 @@
 #pragma once
-// What both sweeps with a gate for each channel stand on (channel_sweep_mma.cu): a chunk of 64 tokens in
-// shared memory, taken in four blocks of 16, and S^T in registers. 16 columns of c belong to two warps, each
-// with half of a's channels of the state and half of the columns of the output.
+// What both sweeps with a gate for each channel stand on (channel_sweep_tiles.cu): a chunk of 64 tokens in
+// shared memory, S^T over a warpgroup's registers, 64 columns of c, 16 to a warp. A chunk is taken whole
+// (channel_anchored.cuh) or in four blocks of 16 tokens.
 //
 // Two tokens i > j of a block meet at a level h = 8, 4, 2 or 1: they lie in the two halves of one stretch of
 // 2h tokens, and decay from one to the other passes the border between these halves. Both ways to the border
 // are products of decays, <= 1, so nothing overflows, and a gate of -inf is a reset.
+
+#include <algorithm>
 
 #include "attention/kernels/channel_sweep.h"
 #include "attention/kernels/chunk.cuh"
@@ -42,9 +44,6 @@ __device__ inline float4 load_shared_floats(uint32_t address) {
   const uint4 v = load_shared(address);
   return {__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w)};
 }
-// The two warps of 16 columns wait for each other.
-__device__ inline void sync_pair(int pair) { asm volatile("bar.sync %0, 64;" ::"r"(pair + 1) : "memory"); }
-
 // f32 (chunk, D) in shared memory, in parts of 32 columns. Units of 32 bytes are permuted by the row, so that
 // lanes in several rows find different banks.
 template <int D>
@@ -166,67 +165,12 @@ struct Lanes {
   }
 };
 
-// What the two warps of a pair hand each other, in two turns: a slot of 16 bytes a lane for each warp.
-struct Exchange {
-  static constexpr int slot_bytes = 32 * 16, bytes = 4 * slot_bytes;  // of one pair
-  uint32_t address;
-  __device__ uint32_t at(int turn, int share) const {
-    return address + ((turn & 1) * 2 + share) * slot_bytes + threadIdx.x % 32 * 16;
-  }
-};
-
-// Of S^T, one warp's 16 columns of c from at.column0 on and D_a / 2 channels of a from share * D_a / 2 on.
-template <int D_a>
-struct WarpState {
-  static constexpr int tiles = D_a / 16;
-  float x[tiles][4];
-
-  template <class F>
-  __device__ void each(const Place& at, int share, F f) {
-    const Lane lane;
-    const int64_t base = (int64_t(at.document) * at.s.heads + at.head) * at.s.d_a * at.s.d_c;
-    const int a_step = at.sweep.transposed ? 1 : at.s.d_c, c_step = at.sweep.transposed ? at.s.d_a : 1;
-#pragma unroll
-    for (int n = 0; n < tiles; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int of_a = share * (D_a / 2) + 8 * n + 2 * lane.t + i % 2;
-        f(x[n][i], i / 2, base + of_a * a_step + (at.column0 + lane.g + i / 2 * 8) * c_step);
-      }
-  }
-  __device__ void load(const Place& at, int share) {
-    const float* from = at.sweep.state_in;
-    each(at, share, [&](float& v, int, int64_t i) { v = from ? at.sweep.state_in_scale * from[i] : 0; });
-  }
-  __device__ void finish(const Place& at, int share) {
-    if (at.sweep.state_out)
-      each(at, share,
-           [&](float& v, int, int64_t i) { at.sweep.state_out[i] = at.sweep.state_out_scale * v; });
-  }
-  // For each column of c: the sum of state * end_dot.
-  __device__ void store_end_sums(const Place& at, int share, int pair, const Exchange& exchange) {
-    float sums[4] = {};
-    each(at, share, [&](float& v, int half, int64_t i) { sums[half] += v * at.sweep.end_dot[i]; });
-    for (int half = 0; half < 2; ++half) {
-      sums[half] += __shfl_xor_sync(~0u, sums[half], 1);
-      sums[half] += __shfl_xor_sync(~0u, sums[half], 2);
-    }
-    store_shared_floats(exchange.at(0, share), sums);
-    sync_pair(pair);
-    const float4 one = load_shared_floats(exchange.at(0, 0)), two = load_shared_floats(exchange.at(0, 1));
-    const Lane lane;
-    float* to =
-        at.sweep.end_sums + (int64_t(at.document) * at.s.heads + at.head) * at.s.d_c + at.column0 + lane.g;
-    if (lane.t == 0 && share == 0) to[0] = one.x + two.x, to[8] = one.y + two.y;
-  }
-};
-
-// The 16 columns of c from 16 pair on, of the tokens of a block, `to_block` bytes behind the first: c^T as a
-// left operand. {x[0], x[2]} and {x[1], x[3]} are the right operands of its two halves of columns.
+// The 16 columns of c from column0 on, of the tokens of a block, `to_block` bytes behind the first: c^T as a
+// left operand. {x[i], x[2 + i]} is its i-th half of columns as a right operand.
 template <int D_c>
-__device__ void load_columns(uint32_t (&x)[4], Tile<chunk, D_c> c, int to_block, int pair) {
+__device__ void load_columns(uint32_t (&x)[4], Tile<chunk, D_c> c, int to_block, int column0) {
   const int l = threadIdx.x % 32;
-  load_matrices_transposed(x, c.at(l / 16 * 8 + l % 8, 2 * pair + l / 8 % 2) + to_block);
+  load_matrices_transposed(x, c.at(l / 16 * 8 + l % 8, column0 / 8 + l / 8 % 2) + to_block);
 }
 
 // The same for 8 columns.
@@ -235,13 +179,22 @@ __device__ void load_half(uint32_t (&x)[2], Tile<chunk, D_c> c, int to_block, in
   load_matrices_transposed(x, c.at(threadIdx.x % 16, column0 / 8) + to_block);
 }
 
-// f32 (16, 8) to the place of a block's columns of c, as bf16.
+// f32 (16, 8) to the place of a block's 8 columns of c from column0 on, as bf16.
 template <int D_c>
-__device__ void store_half(Tile<chunk, D_c> c, const float (&x)[4], int to_block, int pair, int share) {
+__device__ void store_half(Tile<chunk, D_c> c, const float (&x)[4], int to_block, int column0) {
   const Lane lane;
-  const uint32_t to = c.at(lane.g, 2 * pair + share) + 4 * lane.t + to_block;
+  const uint32_t to = c.at(lane.g, column0 / 8) + 4 * lane.t + to_block;
   store_shared(to, pack(x[0], x[1]));
   store_shared(to + 1024, pack(x[2], x[3]));
+}
+
+// The operand tile^T, over a warpgroup.
+__device__ inline Operand<chunk> load_turned(Tile<chunk, 64> tile) {
+  const int l = threadIdx.x % 32, row = (l / 16) * 8 + l % 8, unit = Lane().warp * 2 + (l / 8) % 2;
+  Operand<chunk> a;
+#pragma unroll
+  for (int k = 0; k < chunk / 16; ++k) load_matrices_transposed(a.x[k], tile.at(16 * k + row, unit));
+  return a;
 }
 
 __device__ inline uint32_t weighted(uint32_t of, float2 weight) {
@@ -253,37 +206,43 @@ __device__ inline float2 multiply(float2 x, float2 y) { return {x.x * y.x, x.y *
 __device__ inline float decay_of(float gate) { return exp2_fast(1.44269504f * gate); }
 __device__ inline float2 decay_of(float2 gate) { return {decay_of(gate.x), decay_of(gate.y)}; }
 
-// Shared memory of a block of threads: two stages of a chunk's rows, the blocks' scores, what pairs exchange,
-// and, if the gate is of a's channels, the decay over each block of tokens.
+// Shared memory of a block of threads: two stages of a chunk's rows, P of a chunk or the scores of its
+// blocks, and decays.
 template <GateOf gate, int D_a, int D_c>
 struct ChannelMemory {
-  static constexpr int D_gate = gate == GateOf::a ? D_a : D_c, parts = D_a / part_columns, pairs = D_c / 16;
+  static constexpr int D_gate = gate == GateOf::a ? D_a : D_c, parts = D_a / part_columns;
   using Scores = Lanes<gate == GateOf::a ? 2 * parts : 5>;
   struct Stage {
     Tile<chunk, D_a> a, b;
     Tile<chunk, D_c> c;
     Gates<D_gate> gates;
+    Tile<chunk, D_c> dot;  // of_c
   };
-  static constexpr int stage_bytes =
-      2 * Tile<chunk, D_a>::bytes + Tile<chunk, D_c>::bytes + Gates<D_gate>::bytes;
-  static constexpr int exchanges = gate == GateOf::a ? 1 : 3;  // to a pair
-  static constexpr int totals_bytes = gate == GateOf::a ? blocks * D_a * 4 : 0;
-  static constexpr int bytes =
-      2 * stage_bytes + Scores::bytes + pairs * exchanges * Exchange::bytes + totals_bytes;
+  static constexpr int c_bytes = Tile<chunk, D_c>::bytes, dot_bytes = gate == GateOf::c ? c_bytes : 0;
+  static constexpr int stage_bytes = 2 * Tile<chunk, D_a>::bytes + c_bytes + Gates<D_gate>::bytes + dot_bytes;
+  static constexpr int scores_bytes = std::max(Scores::bytes, 2 * Tile<chunk, chunk>::bytes);
+  static constexpr int diagonal_parts = gate == GateOf::a ? 2 : 0;
+  static constexpr int totals_bytes = gate == GateOf::a ? (blocks * D_a + diagonal_parts * chunk) * 4 : 0;
+  static constexpr int bytes = 2 * stage_bytes + scores_bytes + totals_bytes;
 
   uint32_t address;
   __device__ Stage stage(int n) const {
     const uint32_t a = address + n % 2 * stage_bytes, b = a + Tile<chunk, D_a>::bytes,
-                   c = b + Tile<chunk, D_a>::bytes;
-    return {{a}, {b}, {c}, {c + Tile<chunk, D_c>::bytes}};
+                   c = b + Tile<chunk, D_a>::bytes, gates = c + c_bytes;
+    return {{a}, {b}, {c}, {gates}, {gates + Gates<D_gate>::bytes}};
   }
   __device__ Scores scores() const { return {address + 2 * stage_bytes}; }
-  __device__ Exchange exchange(int pair, int which) const {
-    return {scores().address + Scores::bytes + (pair * exchanges + which) * Exchange::bytes};
+  // P as a pair of bf16, in the same place.
+  __device__ Tile<chunk, chunk> p(int rest) const {
+    return {scores().address + rest * Tile<chunk, chunk>::bytes};
   }
   // of_a: f32 (blocks, D_a)
   __device__ uint32_t total(int n, int channel) const {
-    return exchange(pairs, 0).address + (n * D_a + channel) * 4;
+    return scores().address + scores_bytes + (n * D_a + channel) * 4;
+  }
+  // of_a, with one anchor: f32 (diagonal_parts, chunk)
+  __device__ uint32_t diagonal(int part, int token) const {
+    return total(blocks, 0) + (part * chunk + token) * 4;
   }
 };
 

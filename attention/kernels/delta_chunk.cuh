@@ -80,9 +80,9 @@ __device__ void store_tile(char* to, int64_t unit, Tile<R, C> tile, Crew crew = 
   for (int i = crew.index * 16; i < tile.bytes; i += crew.count * 16)
     *reinterpret_cast<uint4*>(to + i) = load_shared(tile.address + i);
 }
-__device__ inline void fetch_gates(const DeltaStages& s, float* gates, int64_t unit) {
-  if (threadIdx.x < 32)
-    copy_async(shared_address(gates) + threadIdx.x * 16, s.gates + unit * 128 + threadIdx.x * 4, true);
+__device__ inline void fetch_gates(const DeltaStages& s, float* gates, int64_t unit, Crew crew = {}) {
+  if (crew.index < 32)
+    copy_async(shared_address(gates) + crew.index * 16, s.gates + unit * 128 + crew.index * 4, true);
 }
 __device__ inline void wait_fetched() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 

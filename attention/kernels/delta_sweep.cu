@@ -1,7 +1,8 @@
 // The two stages of the chunked delta rule that go chunk by chunk (README, "The delta rule"). A block has one
 // document, one head and 64 W columns of v; each of its W warpgroups holds the state of 64 of them transposed
 // in registers, in f32, and products read a bf16 shadow of it in shared memory. Tiles of the next chunk are
-// fetched as soon as this chunk is done with their place; two blocks of an SM overlap each other.
+// fetched as soon as this chunk is done with their place; two blocks of an SM overlap each other. Where there
+// are so few blocks that each has an SM for itself, two warpgroups share 64 columns instead (`apart`).
 
 #include <utility>
 
@@ -20,10 +21,11 @@ struct Part {
   int first, length, chunks;
   int64_t slot0;
 
-  __device__ Part(const DeltaStages& s, int W) {
+  __device__ Part(const DeltaStages& s, int W) : Part(s, W, threadIdx.x / 128) {}
+  __device__ Part(const DeltaStages& s, int W, int own) {
     const int splits = s.d_v / (64 * W), of = blockIdx.x / splits;
     document = of / s.heads, head = of % s.heads;
-    column0 = (blockIdx.x % splits * W + threadIdx.x / 128) * 64, column = int64_t(head) * s.d_v + column0;
+    column0 = (blockIdx.x % splits * W + own) * 64, column = int64_t(head) * s.d_v + column0;
     const int2 range = document_range(s, document);
     first = range.x, length = range.y, chunks = (length + delta_tokens - 1) / delta_tokens;
     slot0 = slot_of(first, document, 0);
@@ -232,8 +234,179 @@ __device__ void reverse(const DeltaStages& s, const Rows& q, const Rows& k, cons
   if (state_out) each(state, s, at, [&](float& x, int64_t i) { state_out[i] = s.scale * x; });
 }
 
-template <bool Wgmma, int D_k, int W>
-__global__ void __launch_bounds__(128 * W, 2)
+// Of 64 columns of v by two warpgroups. One carries the state. The other fetches all of the next chunk's
+// tiles, writes what the backward pass wants, and forward makes the output, from the state's shadow of the
+// chunk before and from U as soon as it is there.
+template <int D_k>
+struct ApartMemory {
+  Tile<64, D_k> q, k;
+  SquareTile v, inverse, scores;  // v or do
+  SquareTile between, result;     // what lies between two products; o, or R
+  float *level, *beta, *weight, *second_weight;
+  uint32_t shadows;
+
+  static constexpr int fetched_bytes = 2 * Tile<64, D_k>::bytes + 3 * SquareTile::bytes;
+  static constexpr int bytes =
+      2 * (fetched_bytes + Tile<64, D_k>::bytes + SquareTile::bytes) + (2 * 128 + 2 * 64) * 4;
+
+  __device__ ApartMemory(char* raw, int chunk) {
+    uint32_t next = shared_address(raw) + chunk % 2 * fetched_bytes;
+    auto take = [&](int size) { return std::exchange(next, next + size); };
+    q.address = take(q.bytes), k.address = take(k.bytes);
+    v.address = take(v.bytes), inverse.address = take(v.bytes), scores.address = take(v.bytes);
+    next = shared_address(raw) + 2 * fetched_bytes;
+    shadows = take(2 * k.bytes);
+    between.address = take(v.bytes), result.address = take(v.bytes);
+    auto* const numbers = reinterpret_cast<float*>(raw + (next - shared_address(raw)));
+    level = numbers + chunk % 2 * 128, beta = level + 64;
+    weight = numbers + 256, second_weight = numbers + 320;
+  }
+  __device__ Tile<64, D_k> shadow(int chunk) const { return {shadows + chunk % 2 * q.bytes}; }
+
+  // v: v or do
+  __device__ void fetch(const DeltaStages& s, const Part& at, int n, const Rows& q_rows, const Rows& k_rows,
+                        const Rows& v_rows) const {
+    const int64_t column_k = int64_t(at.head) * D_k;
+    fetch_rows(k, k_rows, at.token0(n), at.valid(n), column_k, at.crew());
+    fetch_rows(v, v_rows, at.token0(n), at.valid(n), at.column, at.crew());
+    fetch_rows(q, q_rows, at.token0(n), at.valid(n), column_k, at.crew());
+    fetch_tile(inverse, s.inverse, at.unit(s, n), at.crew());
+    fetch_tile(scores, s.scores, at.unit(s, n), at.crew());
+    fetch_gates(s, level, at.unit(s, n), at.crew());
+  }
+};
+constexpr int handed_over = 3;  // barrier of both: U, or R, is there
+
+template <class Products, int D_k>
+__device__ void forward_apart(const DeltaStages& s, const Rows& q, const Rows& k, const Rows& v,
+                              const float* state_in, const MutableRows& o, float* state_out) {
+  extern __shared__ __align__(1024) char raw[];
+  const Part at(s, 1, 0);
+  const int row = Lane().row();
+  const bool of_state = threadIdx.x < 128;
+  Accumulator<D_k> state;
+  state.fill(0);
+  if (of_state) {
+    if (state_in) each(state, s, at, [&](float& x, int64_t i) { x = state_in[i]; });
+    store(ApartMemory<D_k>(raw, 0).shadow(0), 0, state);
+  }
+  if (!of_state && at.chunks > 0) ApartMemory<D_k>(raw, 0).fetch(s, at, 0, q, k, v);
+  for (int n = 0; n < at.chunks; ++n) {
+    const ApartMemory<D_k> m(raw, n);
+    wait_fetched();
+    publish_tiles<Products>();
+    if (!of_state && n + 1 < at.chunks) ApartMemory<D_k>(raw, n + 1).fetch(s, at, n + 1, q, k, v);
+    const float total = exp2_fast(m.level[63]);
+    Accumulator<64> x;
+    if (of_state) {
+      if (threadIdx.x < 64) m.weight[threadIdx.x] = exp2_fast(m.level[63] - m.level[threadIdx.x]);
+      Products::start(x);
+      Products::a_bt(x, TileRows<64, D_k>(m.k, 0), m.shadow(n), false);
+      finish<Products>(x);
+      correct(x, m.v, m.level, m.beta);
+      store(m.between, 0, x);
+      publish_tiles<Products>(false);
+
+      x.fill(0);  // U
+      Products::start(x);
+      Products::add_a_b(x, load(m.inverse), m.between);
+      finish<Products>(x);
+      store(m.v, 0, x);  // in v's place
+      publish_tiles<Products>(false);
+      arrive_threads(handed_over, 256);
+
+      const Operand<64> weighted = cuda::load_transposed<false>(m.v, m.weight).high;
+      state.scale(total, total);
+      Products::start(state);
+      Products::add_a_b(state, weighted, m.k);
+      finish<Products>(state);
+      store(m.shadow(n + 1), 0, state);
+    } else {
+      Products::start(x);
+      Products::a_bt(x, TileRows<64, D_k>(m.q, 0), m.shadow(n), false);
+      Products::commit();
+      if (s.states) store_tile(s.states, at.split_unit(s, n), m.shadow(n), at.crew());
+      Products::template wait<0>();
+      Products::settle(x);
+      x.scale(s.scale * exp2_fast(m.level[row]), s.scale * exp2_fast(m.level[row + 8]));
+      sync_threads(handed_over, 256);
+      Products::start(x);
+      Products::add_a_b(x, load(m.scores), m.v);
+      Products::commit();
+      if (s.writes) store_tile(s.writes, at.split_unit(s, n), m.v, at.crew());
+      Products::template wait<0>();
+      Products::settle(x);
+      store(m.result, 0, x);
+      publish_tiles<Products>(false);
+      store_rows(o, at.token0(n), at.valid(n), at.column, m.result, at.crew());
+    }
+  }
+  if (of_state && state_out) each(state, s, at, [&](float& x, int64_t i) { state_out[i] = x; });
+}
+
+template <class Products, int D_k>
+__device__ void reverse_apart(const DeltaStages& s, const Rows& q, const Rows& k, const Rows& d_o,
+                              const float* state_in, float* state_out) {
+  extern __shared__ __align__(1024) char raw[];
+  const Part at(s, 1, 0);
+  const int row = Lane().row();
+  const bool of_state = threadIdx.x < 128;
+  const float inverse_scale = 1 / s.scale;
+  auto fetch = [&](int n) { ApartMemory<D_k>(raw, n).fetch(s, at, n, q, k, d_o); };
+  Accumulator<D_k> state;
+  state.fill(0);
+  if (of_state && state_in) each(state, s, at, [&](float& x, int64_t i) { x = inverse_scale * state_in[i]; });
+  if (!of_state && at.chunks > 0) fetch(at.chunks - 1);
+  for (int n = at.chunks - 1; n >= 0; --n) {
+    const ApartMemory<D_k> m(raw, n);
+    if (of_state) store(m.shadow(n), 0, state);
+    wait_fetched();
+    publish_tiles<Products>();
+    if (of_state) {
+      const float end = m.level[63], total = exp2_fast(end);
+      if (threadIdx.x < 64) {
+        const float decay = exp2_fast(m.level[threadIdx.x]);
+        m.weight[threadIdx.x] = decay;
+        m.second_weight[threadIdx.x] = -inverse_scale * decay * m.beta[threadIdx.x];
+      }
+      Accumulator<64> x;  // dU
+      Products::start(x);
+      Products::a_bt(x, TileRows<64, D_k>(m.k, 0), m.shadow(n), false);
+      finish<Products>(x);
+      x.scale(s.scale * exp2_fast(end - m.level[row]), s.scale * exp2_fast(end - m.level[row + 8]));
+      Products::start(x);
+      Products::add_a_b(x, load_transposed(m.scores), m.v);
+      finish<Products>(x);
+      store(m.between, 0, x);
+      publish_tiles<Products>(false);  // of the weights, too
+
+      state.scale(total, total);
+      const Operand<64> weighted = cuda::load_transposed<false>(m.v, m.weight).high;
+      x.fill(0);  // R
+      Products::start(state), Products::start(x);
+      Products::add_a_b(x, load_transposed(m.inverse), m.between);
+      Products::add_a_b(state, weighted, m.q);
+      finish<Products>(state, x);
+      store(m.result, 0, x);
+      publish_tiles<Products>(false);
+      arrive_threads(handed_over, 256);
+
+      const Operand<64> second = cuda::load_transposed<false>(m.result, m.second_weight).high;
+      Products::start(state);
+      Products::add_a_b(state, second, m.k);
+      finish<Products>(state);
+    } else {
+      if (n > 0) fetch(n - 1);
+      store_tile(s.d_states, at.split_unit(s, n), m.shadow(n), at.crew());
+      sync_threads(handed_over, 256);
+      store_tile(s.d_rhs, at.split_unit(s, n), m.result, at.crew());
+    }
+  }
+  if (of_state && state_out) each(state, s, at, [&](float& x, int64_t i) { state_out[i] = s.scale * x; });
+}
+
+template <bool Wgmma, int D_k, int W, bool Apart>
+__global__ void __launch_bounds__(Apart ? 256 : 128 * W, Apart ? 1 : 2)
     delta_forward_kernel(const __grid_constant__ DeltaStages s, Rows q, Rows k, Rows v, const float* state_in,
                          MutableRows o, float* state_out) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -241,10 +414,13 @@ __global__ void __launch_bounds__(128 * W, 2)
 #else
   using Products = WarpProducts;
 #endif
-  forward<Products, D_k, W>(s, q, k, v, state_in, o, state_out);
+  if constexpr (Apart)
+    forward_apart<Products, D_k>(s, q, k, v, state_in, o, state_out);
+  else
+    forward<Products, D_k, W>(s, q, k, v, state_in, o, state_out);
 }
-template <bool Wgmma, int D_k, int W>
-__global__ void __launch_bounds__(128 * W, 2)
+template <bool Wgmma, int D_k, int W, bool Apart>
+__global__ void __launch_bounds__(Apart ? 256 : 128 * W, Apart ? 1 : 2)
     delta_reverse_kernel(const __grid_constant__ DeltaStages s, Rows q, Rows k, Rows d_o,
                          const float* state_in, float* state_out) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -252,27 +428,36 @@ __global__ void __launch_bounds__(128 * W, 2)
 #else
   using Products = WarpProducts;
 #endif
-  reverse<Products, D_k, W>(s, q, k, d_o, state_in, state_out);
+  if constexpr (Apart)
+    reverse_apart<Products, D_k>(s, q, k, d_o, state_in, state_out);
+  else
+    reverse<Products, D_k, W>(s, q, k, d_o, state_in, state_out);
 }
 
 // launchers
 
-template <int D_k, int W, class Kernel, class... Arguments>
+template <int D_k, int W, bool Apart, class Kernel, class... Arguments>
 void launch(Kernel kernel, const DeltaStages& s, cudaStream_t stream, Arguments... arguments) {
-  constexpr int bytes = Memory<D_k, W>::bytes;
+  constexpr int bytes = Apart ? ApartMemory<D_k>::bytes : Memory<D_k, W>::bytes;
+  constexpr int threads = Apart ? 256 : 128 * W;
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
              "delta rule (sweep)");
-  kernel<<<s.documents * s.heads*(s.d_v / (64 * W)), 128 * W, bytes, stream>>>(s, arguments...);
+  kernel<<<s.documents * s.heads*(s.d_v / (64 * W)), threads, bytes, stream>>>(s, arguments...);
   check_cuda(cudaGetLastError(), "delta rule (sweep)");
 }
 
-// f<wgmma, d_k, W>(): with few heads, blocks are narrow, so that there are enough of them.
+// f<wgmma, d_k, W, apart>(): with few heads, blocks are narrow, so that there are enough of them.
 template <class F>
 void with_shape(const DeltaStages& s, bool wgmma, F f) {
   constexpr int few = 100;  // blocks
-  const bool wide = s.d_v == 128 && s.documents * s.heads > few;
+  const int units = s.documents * s.heads;
+  const bool wide = s.d_v == 128 && units > few,
+             alone = units * (s.d_v / 64) <= device_attribute(cudaDevAttrMultiProcessorCount);
   auto with_w = [&]<bool Wgmma, int D_k>() {
-    wide ? f.template operator()<Wgmma, D_k, 2>() : f.template operator()<Wgmma, D_k, 1>();
+    if (wide)
+      f.template operator()<Wgmma, D_k, 2, false>();
+    else
+      alone ? f.template operator()<Wgmma, D_k, 1, true>() : f.template operator()<Wgmma, D_k, 1, false>();
   };
   auto with_d_k = [&]<bool Wgmma>() {
     s.d_k == 64 ? with_w.template operator()<Wgmma, 64>() : with_w.template operator()<Wgmma, 128>();
@@ -284,15 +469,17 @@ void with_shape(const DeltaStages& s, bool wgmma, F f) {
 
 void delta_forward(const DeltaStages& s, bool wgmma, Rows q, Rows k, Rows v, const float* state_in,
                    MutableRows o, float* state_out, cudaStream_t stream) {
-  with_shape(s, wgmma, [&]<bool Wgmma, int D_k, int W>() {
-    launch<D_k, W>(delta_forward_kernel<Wgmma, D_k, W>, s, stream, q, k, v, state_in, o, state_out);
+  with_shape(s, wgmma, [&]<bool Wgmma, int D_k, int W, bool Apart>() {
+    launch<D_k, W, Apart>(delta_forward_kernel<Wgmma, D_k, W, Apart>, s, stream, q, k, v, state_in, o,
+                          state_out);
   });
 }
 
 void delta_reverse(const DeltaStages& s, bool wgmma, Rows q, Rows k, Rows d_o, const float* d_state_in,
                    float* d_state_out, cudaStream_t stream) {
-  with_shape(s, wgmma, [&]<bool Wgmma, int D_k, int W>() {
-    launch<D_k, W>(delta_reverse_kernel<Wgmma, D_k, W>, s, stream, q, k, d_o, d_state_in, d_state_out);
+  with_shape(s, wgmma, [&]<bool Wgmma, int D_k, int W, bool Apart>() {
+    launch<D_k, W, Apart>(delta_reverse_kernel<Wgmma, D_k, W, Apart>, s, stream, q, k, d_o, d_state_in,
+                          d_state_out);
   });
 }
 

@@ -39,10 +39,9 @@ Path choose(const LinearAttention& p, std::initializer_list<Rows> all) {
             channel_sweep_bytes(p.d_k, p.d_v) <= device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   require(p.path == Path::automatic || p.path == Path::plain || tiles, "use Path::automatic",
           "this path needs bf16, widths of 64, 128 or 256, and 16-byte alignment");
-  require(p.path != Path::wgmma || !channels, "use Path::automatic", "a gate of channels has no wgmma");
   if (p.tokens == 0) return Path::plain;  // states only
   if (p.path != Path::automatic) return p.path;
-  return !tiles ? Path::plain : hopper() && !channels ? Path::wgmma : Path::mma;
+  return !tiles ? Path::plain : hopper() ? Path::wgmma : Path::mma;
 }
 
 Sweeps sweeps_of(const LinearAttention& p, int d_a, int d_c) {
@@ -67,7 +66,7 @@ void run(const Sweeps& s, GateOf gate, Path path, Dtype dtype, cudaStream_t stre
   if (path == Path::plain)
     channel_sweep_plain(s, gate, dtype, stream);
   else
-    channel_sweep_mma(s, gate, stream);
+    channel_sweep_tiles(s, gate, path == Path::wgmma, stream);
 }
 
 int end_parts(Path path, int d_a, int d_c) {

@@ -40,7 +40,7 @@ inline Cut choose_cut(const LinearAttention& p, const CutDevice& device) {
   if (p.segment > 0) return {p.segment, int(p.documents + p.tokens / p.segment)};
   const auto mean = double(p.tokens) / p.documents;
   const int64_t longest = std::max(p.longest, int64_t(std::ceil(mean)));
-  const int at_once = p.d_k == 64 && !channels ? 2 : 1;
+  const int at_once = p.d_k == 64 ? 2 : 1;
   const double rows = double(p.tokens) * p.heads;
   const double row_bytes = 2.0 * (p.d_k + p.d_v) + (channels ? 4 * p.d_k : 0);
 
@@ -52,7 +52,9 @@ inline Cut choose_cut(const LinearAttention& p, const CutDevice& device) {
   };
   auto sweeps = [&](int64_t segments, int64_t length, bool backward) {
     const bool exact = backward && gated, wide = p.d_k >= 128;
-    const double chunk_us = channels       ? 6.8
+    const double chunk_us = channels       ? (p.d_k == 64 ? 3
+                                              : backward  ? 5.3
+                                                          : 4)
                             : exact        ? (p.d_k == 256 ? 4.5 : 3)
                             : p.d_k == 256 ? 2.2
                             : p.d_k == 64  ? (backward ? 1.65 : 1.35)

@@ -59,6 +59,7 @@ TEST(EmaPlan, SpansHoldEveryTokenOnce) {
     }
 }
 
+// For every scheduler one, or two where a document is cut and long (attention/kernels/README.md).
 TEST(EmaPlan, AsManySpansAsTheGpuHasSchedulers) {
   const auto plan = [](const std::vector<int64_t>& lengths, int64_t channels) {
     return cuda::plan_ema(lengths, channels, 16, false);
@@ -68,8 +69,10 @@ TEST(EmaPlan, AsManySpansAsTheGpuHasSchedulers) {
   EXPECT_FALSE(batch.cut);
   EXPECT_EQ(plan(std::vector<int64_t>(512, 128), 2048).spans, 8);  // documents put together
   const EmaPlan long_text = plan({65536}, 2048);
-  EXPECT_EQ(long_text.spans, 8);
+  EXPECT_EQ(long_text.spans, 16);
   EXPECT_TRUE(long_text.cut);
+  EXPECT_EQ(plan({8192}, 2048).spans, 16);
+  EXPECT_EQ(plan({2048}, 2048).spans, 8);
   EXPECT_EQ(plan({64}, 2048).spans, 1);
 }
 

@@ -127,6 +127,42 @@ TEST(LinearRun, ARowOfDecaysEqualsItsCopies) {
   }
 }
 
+// Gates of channels that within one chunk forget little, all, and by far more than f32 holds: the kernels
+// take the first kind of chunk otherwise than the rest (attention/kernels/README.md).
+TEST(LinearRun, GatesOfAnyReachEqualTheirRecurrence) {
+  if (default_device() != Device::cuda) GTEST_SKIP() << "kernels need a GPU";
+  for (const auto& [key, value] : {std::pair{64, 64}, {64, 128}, {128, 64}, {128, 128}}) {
+    const int64_t heads = 2;
+    const Layout layout = whole_documents({400, 1, 70});
+    const Shape gates{layout.tokens(), heads, key};
+    std::vector<double> decays = to_values(random_tensor(gates, 9));
+    for (size_t i = 0; i < decays.size(); ++i) {
+      const size_t chunk = i / static_cast<size_t>(64 * heads * key);
+      decays[i] = -std::abs(decays[i]) * (chunk % 3 == 0 ? 0.1 : chunk % 3 == 1 ? 1 : 0.2);
+      if (chunk % 3 == 2 && i % 173 == 0) decays[i] = i % 346 == 0 ? -INFINITY : -1000;
+    }
+    const Tensor g = from_values(gates, Dtype::f32, decays);
+    const auto outcome = [&](Dtype dtype) {
+      Tape tape;
+      const auto input = [&](int64_t width, uint32_t stream) {
+        return random_tensor({layout.tokens(), heads, width}, stream).to(Dtype::bf16).to(dtype);
+      };
+      const std::vector<Variable> in{tape.input(input(key, 0)), tape.input(input(key, 1)),
+                                     tape.input(input(value, 2)), tape.input(g)};
+      const LinearRun r = linear_run(in[0], in[1], in[2], in[3], {}, 0.1, layout, true);
+      tape.backward(std::vector<Variable>{r.o, r.end},
+                    {input(value, 3), random_tensor(r.end.shape(), 4).to(Dtype::f32)});
+      std::vector<Tensor> all{r.o, r.end};
+      for (const Variable& x : in) all.push_back(tape.gradient(x));
+      return all;
+    };
+    const auto wide = outcome(Dtype::f32), narrow = outcome(Dtype::bf16);
+    for (size_t i = 0; i < wide.size(); ++i)
+      EXPECT_LE(norm_difference(narrow[i], wide[i]), tolerance::kBf16Norm)
+          << key << " x " << value << ", result " << i;
+  }
+}
+
 TEST_P(LinearRunHeads, PiecesEqualTheWhole) {
   const Dimensions dims{2, 2, 64, 64, 32};
   Subject s(dims, Dtype::bf16, make());
@@ -153,7 +189,7 @@ class OtherKernels : public LinearRunHeads {
   void SetUp() override { setenv("WEFT_KERNELS", "mma", 1); }
   void TearDown() override { unsetenv("WEFT_KERNELS"); }
 };
-INSTANTIATE_TEST_SUITE_P(Registry, OtherKernels, testing::Values("lightning", "simple_gla"));
+INSTANTIATE_TEST_SUITE_P(Registry, OtherKernels, testing::Values("lightning", "simple_gla", "gla"));
 
 TEST_P(OtherKernels, EqualTheDefinition) {
   if (default_device() != Device::cuda) GTEST_SKIP() << "kernels need a GPU";
@@ -190,6 +226,16 @@ TEST(ChooseCut, AsMeasured) {
     EXPECT_EQ(length(8, 8192, 16, 64, gate), 0);
     EXPECT_EQ(length(8, 2048, 32, 256, gate), 0);
   }
+  const auto of_channels = [&](int64_t documents, int64_t tokens, int heads, int d) {
+    return length(documents, tokens, heads, d, cuda::Gate::channel);
+  };
+  EXPECT_EQ(of_channels(1, 131072, 8, 128), 8192);
+  EXPECT_EQ(of_channels(2, 8192, 32, 128), 4096);
+  EXPECT_EQ(of_channels(2, 16384, 16, 128), 4096);
+  EXPECT_LT(of_channels(1, 32768, 12, 64), 3000);
+  EXPECT_EQ(of_channels(8, 8192, 16, 128), 0);
+  EXPECT_EQ(of_channels(8, 8192, 16, 64), 0);
+  EXPECT_EQ(of_channels(16, 1024, 32, 128), 0);
 }
 #endif
 

@@ -1,5 +1,3 @@
-#include <algorithm>
-
 #include "attention/flash_attention.cuh"
 #include "attention/flash_attention_cudnn.h"
 #include "autograd/determinism.h"
@@ -13,12 +11,13 @@ bool cudnn_may_serve(const AttentionTokens& tokens, const Tensor& bias) {
   return !bias.defined() && !tokens.active.defined();
 }
 
-// Short documents of narrow heads: a fifth of cuDNN's way back are passes over o, do and dq alone, which ours
-// has not (README.md, "Attention on a GPU").
+// Short documents of many heads of 64 (README.md, "Attention on a GPU", has what was measured): a fifth of
+// cuDNN's way back are passes over o, do and dq alone, which ours has not.
 bool own_backward_is_faster(const Tensor& q, const Tensor& k, const Tensor& v,
                             const AttentionOptions& options) {
-  return options.causal && options.longest <= 1024 && std::max(q.dim(2), v.dim(2)) <= 64 &&
-         hopper_attention_serves(q, k, v, options);
+  constexpr int64_t kLongest = 1024, kHeads = 32, kSize = 64, kFewestRows = 1 << 17;
+  return options.causal && options.longest <= kLongest && q.dim(1) >= kHeads && q.dim(2) == kSize &&
+         v.dim(2) == kSize && q.dim(0) * q.dim(1) >= kFewestRows && hopper_attention_serves(q, k, v, options);
 }
 
 // A warp a row: delta = o . do - dlse.

@@ -185,7 +185,7 @@ std::vector<Tensor> through_tape(const Inputs& in, bool with_lse) {
 }
 
 TEST_F(CudnnAttention, GradientsOfLseAndEqualRunsAreOurKernels) {
-  const Inputs in({"", {200, 1, 130, 67}, 4, 2, 128, 128});  // of narrow heads our way back serves anyhow
+  const Inputs in({"", {200, 1, 130, 67}, 4, 2, 64, 64});
   for (const bool with_lse : {false, true}) {
     set_deterministic(true);
     const std::vector<Tensor> own = through_tape(in, with_lse), again = through_tape(in, with_lse);

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdlib>
 #include <string_view>
 #include <vector>
@@ -6,6 +7,7 @@
 #include "autograd/cuda/step_run_attention.cuh"
 #include "autograd/cuda/step_run_product.cuh"
 #include "autograd/cuda/step_run_recurrence.cuh"
+#include "autograd/notes.h"
 
 namespace weft::cuda {
 namespace {
@@ -193,21 +195,30 @@ unsigned blocks_of_runs() {
   return blocks;
 }
 
-// Of the driver and not of the arenas: it outlives all recordings.
+// Of the driver and not of the arenas: it outlives all recordings. Null where there is no room for it; each
+// recording asks again.
+bool memory_is_refused = false;
 Exchange* exchange() {
-  static Exchange* const all = [] {
-    const size_t bytes = sizeof(Exchange) + 2 * kHalfBytes;
-    void* memory = nullptr;
-    cudaStream_t own = nullptr;  // the other one may be recording
-    CUDA_CHECK(cudaMalloc(&memory, bytes));
-    CUDA_CHECK(cudaStreamCreateWithFlags(&own, cudaStreamNonBlocking));
-    CUDA_CHECK(cudaMemsetAsync(memory, 0xff, bytes, own));
-    CUDA_CHECK(cudaMemsetAsync(memory, 0, sizeof(Exchange), own));
-    CUDA_CHECK(cudaStreamSynchronize(own));
-    CUDA_CHECK(cudaStreamDestroy(own));
-    return static_cast<Exchange*>(memory);
-  }();
-  return all;
+  static Exchange* all = nullptr;
+  if (all != nullptr && !memory_is_refused) return all;
+  const size_t bytes = sizeof(Exchange) + 2 * kHalfBytes;
+  void* memory = nullptr;
+  const cudaError_t code = memory_is_refused ? cudaErrorMemoryAllocation : cudaMalloc(&memory, bytes);
+  if (code == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // or the next launch would report it
+    note_once(text("no ", bytes >> 20,
+                   " MiB of GPU memory are left to run a decoding step as one kernel: "
+                   "it is launched kernel by kernel"));
+    return nullptr;
+  }
+  check(code, "cudaMalloc");
+  cudaStream_t own = nullptr;  // the other one may be recording
+  CUDA_CHECK(cudaStreamCreateWithFlags(&own, cudaStreamNonBlocking));
+  CUDA_CHECK(cudaMemsetAsync(memory, 0xff, bytes, own));
+  CUDA_CHECK(cudaMemsetAsync(memory, 0, sizeof(Exchange), own));
+  CUDA_CHECK(cudaStreamSynchronize(own));
+  CUDA_CHECK(cudaStreamDestroy(own));
+  return all = static_cast<Exchange*>(memory);
 }
 
 struct Span {
@@ -232,6 +243,7 @@ Span span_of(const void* x, int64_t bytes) {
 // A phase that waits, as the ones after it see it.
 struct Made {
   Rows to{};
+  Span lse{};  // of attention
   bool paired = false, attention = false;
   bool chained = false;             // it reads what the phase just before it makes
   int64_t place = -1;               // in a half of the exchange, once somebody reads it there
@@ -272,11 +284,13 @@ void write_no_memory(Phase& phase) {
 }
 
 // Where phase `maker` sends what lies at `from`; null if it makes that otherwise, or the exchange is full.
+// Rows are read there in packs, as in memory, but what is aligned in memory need not be in the exchange,
+// where the maker's first column is.
 const bf16* place_in_exchange(int maker, const Rows& from) {
   Made& m = made[static_cast<size_t>(maker)];
   const int64_t column = from.x - m.to.x;
   if (column < 0 || column + from.columns > m.to.columns || from.rows != m.to.rows ||
-      (from.rows > 1 && from.pitch != m.to.pitch) || m.to.pitch % 8 != 0)
+      (from.rows > 1 && from.pitch != m.to.pitch) || column % 8 != 0 || m.to.pitch % 8 != 0)
     return nullptr;
   if (m.place < 0) {
     const int64_t bytes = (m.to.rows * m.to.pitch * 2 + 255) / 256 * 256;
@@ -336,7 +350,8 @@ bool find_all(AttentionPhase& p, Made& next) {
   const int64_t parts = int64_t{p.documents} * p.heads * p.splits, bytes = parts * (kPhaseHead + 1) * 4;
   if (!find_heads(p, next)) return false;
   next.attention = true;
-  next.others = {span_of(p.lse, int64_t{p.documents} * p.heads * 4)};
+  next.lse = span_of(p.lse, int64_t{p.documents} * p.heads * 4);
+  next.others = {next.lse};
   if (bytes <= kMostPartBytes && waiting.bytes + bytes <= kHalfBytes) {
     p.sent.parts = true;
     p.part_o = reinterpret_cast<float*>(exchange()->rows() + waiting.bytes / 2);
@@ -375,7 +390,7 @@ bool may_follow(const Made& next) {
 
 template <class P>
 bool join(Kind kind, P Phase::*place, const P& phase, int rows, const std::function<void()>& alone) {
-  if (!runs_are_wanted || blocks_of_runs() == 0 || rows > kFewRowsMost) return false;
+  if (!runs_are_wanted || rows > kFewRowsMost) return false;
   if (waiting.count == kMostPhases) launch_run();
   P fitted = phase;
   Made next;
@@ -385,11 +400,16 @@ bool join(Kind kind, P Phase::*place, const P& phase, int rows, const std::funct
     next = {};
     find_all(fitted, next);
   }
-  // Two phases in one place of memory: what the first one made there is gone, and was read in the exchange.
+  // Two phases in one place of memory: what the first one made there is gone, and was read in the exchange,
+  // or by nobody. It is not written, since nothing orders its store and that of another block in a later
+  // phase.
+  const auto gone = [&](const Span& of) {
+    return of.meets(next.to.span()) ||
+           std::any_of(next.others.begin(), next.others.end(), [&](const Span& w) { return of.meets(w); });
+  };
   for (size_t i = 0; i < made.size(); ++i) {
-    bool gone = made[i].to.span().meets(next.to.span());
-    for (const Span& w : next.others) gone = gone || made[i].to.span().meets(w);
-    if (gone) write_no_memory(waiting.phases[i]);
+    if (gone(made[i].to.span())) write_no_memory(waiting.phases[i]);
+    if (made[i].attention && gone(made[i].lse)) waiting.phases[i].attention.lse = nullptr;
   }
   made.push_back(next);
   Phase& last = waiting.phases[waiting.count++];
@@ -411,7 +431,7 @@ bool joins_run(const ProductPhase& p, const std::function<void()>& alone) {
       (p.parts > 1 && (p.gated || p.norm > 0)) || is_recorded(p.b) || p.c_pitch % 2 != 0 || p.n % 2 != 0)
     return false;
   if (const int pairs = static_cast<int>(blocks_of_runs()) / 2;
-      p.parts > 1 && (pairs == 0 || (p.units + pairs - 1) / pairs > 2 * kMet))
+      p.parts > 1 && (p.units + pairs - 1) / pairs > 2 * kMet)
     return false;
   return join(Kind::product, &Phase::product, p, p.rows, alone);
 }
@@ -466,9 +486,11 @@ void drop_run() {
 }
 
 bool has_runs() { return blocks_of_runs() > 0; }
+void refuse_memory_to_runs(bool on) { memory_is_refused = on; }
 void want_runs(bool on) {
   const char* const kernels = std::getenv("WEFT_KERNELS");
-  runs_are_wanted = on && (kernels == nullptr || std::string_view(kernels) != "mma");
+  runs_are_wanted =
+      on && (kernels == nullptr || std::string_view(kernels) != "mma") && has_runs() && exchange() != nullptr;
 }
 
 }  // namespace weft::cuda

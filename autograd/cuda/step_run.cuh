@@ -165,17 +165,24 @@ __device__ inline void send(float* to, float x) {
 // The largest of all: kNotSent if one of them is.
 __device__ inline uint32_t largest(const uint4& x) { return max(max(x.x, x.y), max(x.z, x.w)); }
 
-// Who looks too often in vain ends the program: an error, where there would be a kernel without an end. By a
-// store to nowhere, since beside a trap the compiler gives up the registers that setmaxnreg adds.
+// Who looks in vain for too long ends the program: an error, where there would be a kernel without an end. By
+// a store to nowhere, since beside a trap the compiler gives up the registers that setmaxnreg adds. A minute,
+// and not a number of looks: a checker of shared memory slows down those who are waited for, and no looks.
 class Patience {
  public:
   __device__ void look_again() {
-    if (++looks_ > kMost) asm volatile("st.global.u32 [%0], %1;" ::"l"(uint64_t{0}), "r"(looks_) : "memory");
+    if (++looks_ % kLooks != 0) return;
+    uint64_t now;  // in ns
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+    const auto seconds = static_cast<uint32_t>(now >> 30);
+    if (looks_ == kLooks) first_ = seconds;
+    if (seconds - first_ > kSeconds)
+      asm volatile("st.global.u32 [%0], %1;" ::"l"(uint64_t{0}), "r"(looks_) : "memory");
   }
 
  private:
-  static constexpr int kMost = 1 << 24;  // some seconds
-  int looks_ = 0;
+  static constexpr uint32_t kLooks = 4096, kSeconds = 60;
+  uint32_t looks_ = 0, first_ = 0;
 };
 
 // The word that holds an element.

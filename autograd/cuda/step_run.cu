@@ -424,11 +424,20 @@ bool alike(const AttentionPhase& a, const AttentionPhase& b) {
   return a.position == b.position && a.documents == b.documents && a.heads == b.heads && a.turn == b.turn;
 }
 
+// Pairs of columns are words of memory.
+bool in_pairs(const ProductPhase& p) {
+  const auto words = [](const bf16* x, int64_t pitch) {
+    return reinterpret_cast<uintptr_t>(x) % 4 == 0 && pitch % 2 == 0;
+  };
+  return (p.gated ? p.n / 2 : p.n) % 2 == 0 && words(p.c, p.c_pitch) &&
+         (p.residual == nullptr || words(p.residual, p.residual_pitch));
+}
+
 }  // namespace
 
 bool joins_run(const ProductPhase& p, const std::function<void()>& alone) {
   if (!runs_are_wanted || p.packs % kWindow != 0 || p.parts > 2 * kHeldParts ||
-      (p.parts > 1 && (p.gated || p.norm > 0)) || is_recorded(p.b) || p.c_pitch % 2 != 0 || p.n % 2 != 0)
+      (p.parts > 1 && (p.gated || p.norm > 0)) || is_recorded(p.b) || !in_pairs(p))
     return false;
   if (const int pairs = static_cast<int>(blocks_of_runs()) / 2;
       p.parts > 1 && (p.units + pairs - 1) / pairs > 2 * kMet)

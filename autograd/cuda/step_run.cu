@@ -247,6 +247,7 @@ struct Made {
   bool paired = false, attention = false;
   bool chained = false;             // it reads what the phase just before it makes
   int64_t place = -1;               // in a half of the exchange, once somebody reads it there
+  bool normed = false;              // there, for one reader
   int after = -1;                   // before a block works at the phase, all that this one needed is made
   std::vector<Span> reads, others;  // of memory: what it reads, and what it writes besides
 };
@@ -289,7 +290,7 @@ void write_no_memory(Phase& phase) {
 const bf16* place_in_exchange(int maker, const Rows& from) {
   Made& m = made[static_cast<size_t>(maker)];
   const int64_t column = from.x - m.to.x;
-  if (column < 0 || column + from.columns > m.to.columns || from.rows != m.to.rows ||
+  if (m.normed || column < 0 || column + from.columns > m.to.columns || from.rows != m.to.rows ||
       (from.rows > 1 && from.pitch != m.to.pitch) || column % 8 != 0 || m.to.pitch % 8 != 0)
     return nullptr;
   if (m.place < 0) {
@@ -316,6 +317,14 @@ bool find(const bf16*& x, const Rows& from, bool& sent, Made& next) {
   return (x = place_in_exchange(maker, from)) != nullptr;
 }
 
+// The norm of heads, which the block that makes a head has all of, and who reads rows would take again.
+void norm_at_maker(ProductPhase& p, int maker) {
+  RecurrencePhase& m = waiting.phases[maker].recurrence;
+  m.norm = true, m.gain = p.gain, m.eps = p.eps;
+  p.norm = 0, p.gain = nullptr;
+  made[static_cast<size_t>(maker)].normed = true;
+}
+
 bool find_all(ProductPhase& p, Made& next) {
   const int64_t columns = int64_t{p.packs} * 8, wide = p.gated ? p.n / 2 : p.n;
   const int maker = maker_of(p.a);
@@ -324,12 +333,16 @@ bool find_all(ProductPhase& p, Made& next) {
     next.after = p.parts == 1 && columns == m.to.columns ? maker : m.after;
     next.chained = maker == waiting.count - 1;
   }
+  const bool heads = maker >= 0 && waiting.phases[maker].kind == Kind::recurrence && p.norm == kPhaseHead &&
+                     made[static_cast<size_t>(maker)].place < 0 &&
+                     (p.a - made[static_cast<size_t>(maker)].to.x) % kPhaseHead == 0;
   if (p.c != nullptr) next.to = {p.c, p.rows, wide, p.c_pitch};
   if (p.wide != nullptr) next.others = {span_of(p.wide, p.rows * p.c_pitch * 4)};
   next.paired = p.parts > 1;
-  return find(p.a, {p.a, p.rows, columns, p.a_pitch}, p.sent.from, next) &&
-         (p.residual == nullptr ||
-          find(p.residual, {p.residual, p.rows, wide, p.residual_pitch}, p.sent.residual, next));
+  if (!find(p.a, {p.a, p.rows, columns, p.a_pitch}, p.sent.from, next)) return false;
+  if (heads) norm_at_maker(p, maker);
+  return p.residual == nullptr ||
+         find(p.residual, {p.residual, p.rows, wide, p.residual_pitch}, p.sent.residual, next);
 }
 // q, k and v of one phase, or of none.
 template <class P>

@@ -276,6 +276,54 @@ TEST(StepRun, ReadsColumnsThatMemoryAlignsOtherwise) {
   expect_same(values);
 }
 
+// What a state gives is normed where it is made, for the product behind it, and as it is for who else reads
+// it.
+TEST(StepRun, NormsHeadsForOneReader) {
+  if (default_device() != Device::cuda || !cuda::has_runs()) GTEST_SKIP() << "for a Hopper GPU";
+  const NoTape pause;
+  constexpr int64_t kTexts = 3, kHeads = 2, kWidth = kHeads * kSize;
+  const Tensor x = random({kTexts, kWidth}, 1, 1), in = weights(3 * kWidth, kWidth, 2),
+               out = weights(kWidth, kWidth, 3), gain = random({kSize}, 1, 4, Dtype::f32),
+               decay = full({kTexts, kHeads}, -0.1, Dtype::f32, Device::cuda);
+  for (const Tensor& of_head : {gain, Tensor()}) {
+    const Around normed{.norm = true, .norm_size = kSize, .gain = of_head, .eps = 1e-6};
+    const auto values = [&](bool as_run) {
+      std::vector<Tensor> states;
+      std::vector<void*> addresses;
+      for (uint32_t i = 0; i < kTexts; ++i) {
+        states.push_back(random({kHeads, kSize, kSize}, 1, 10 + i, Dtype::f32));
+        addresses.push_back(states.back().raw());
+      }
+      AddressTable table;
+      const Tensor at = table.of(addresses, 1, Device::cuda);
+      cuda::Replay replay;
+      std::vector<Tensor> y;
+      replay.record(
+          [&] {
+            y.clear();
+            const Tensor qkv = few_rows_linear(x, in, {});
+            const auto part = [&](int64_t i) {
+              return qkv.columns(i * kWidth, (i + 1) * kWidth).reshape({kTexts, kHeads, kSize});
+            };
+            const Tensor o =
+                recurrent_step(part(0), part(1), part(2), decay, {}, at, 0.1).reshape({kTexts, kWidth});
+            y.push_back(few_rows_linear(o, out, normed));
+            y.push_back(few_rows_linear(o, out, {}));
+            y.push_back(few_rows_linear(y[0], out, {.residual = y[1]}));
+          },
+          as_run);
+      std::vector<double> all;
+      for (int i = 0; i < 2; ++i) {
+        replay.run();
+        for (const Tensor& t : y)
+          for (const double v : to_values(t)) all.push_back(v);
+      }
+      return all;
+    };
+    expect_same(values);
+  }
+}
+
 TEST(StepRun, IsLeftToSingleKernelsWhereItsMemoryDoesNotFit) {
   if (default_device() != Device::cuda || !cuda::has_runs()) GTEST_SKIP() << "for a Hopper GPU";
   const NoTape pause;

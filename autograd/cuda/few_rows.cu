@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kFewThreads, 2) few_rows_kernel(const __grid_c
       stage = stage + 1 == kStages ? 0 : stage + 1;
       multiply_window(c, b, x[i]);
     }
-    store_sums(&sums[warp][0][0], c);
+    store_sums<kUnit + 1>(&sums[warp][0][0], c);
     __syncthreads();
     if (p.parts == 1)
       finish(unit, of_warps);

@@ -37,17 +37,16 @@ __device__ void multiply_window(float (&c)[2][kTiles][4], const uint4 (&b)[4], c
     }
 }
 
-// A warp's sums, to (rows, kUnit + 1): lane 4 g + t has columns 2t and 2t + 1 of the tile, rows of a, at rows
+// A warp's sums, to (rows, kPitch): lane 4 g + t has columns 2t and 2t + 1 of the tile, rows of a, at rows
 // g and g + 8, columns of c.
-template <int kTiles>
+template <int kPitch, int kTiles>
 __device__ void store_sums(float* to, const float (&c)[2][kTiles][4]) {
   const int lane = static_cast<int>(threadIdx.x % kWarp);
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile)
 #pragma unroll
     for (int e = 0; e < 4; ++e)
-      to[(tile * 8 + lane % 4 * 2 + e % 2) * (kUnit + 1) + lane / 4 + e / 2 * 8] =
-          c[0][tile][e] + c[1][tile][e];
+      to[(tile * 8 + lane % 4 * 2 + e % 2) * kPitch + lane / 4 + e / 2 * 8] = c[0][tile][e] + c[1][tile][e];
 }
 
 // Two numbers of bf16 in a word.

@@ -54,10 +54,13 @@ void let_kernels_start_early(cudaGraph_t graph) {
 class Recording {
  public:
   explicit Recording(bool as_runs) {
-    CUDA_CHECK(cudaStreamBeginCapture(stream(), cudaStreamCaptureModeRelaxed));  // the arena may grow
+    want_runs(as_runs);
+    const cudaError_t begun =
+        cudaStreamBeginCapture(stream(), cudaStreamCaptureModeRelaxed);  // the arena may grow
+    if (begun != cudaSuccess) want_runs(false);
+    check(begun, "cudaStreamBeginCapture");
     recording_now = true;
     early_nodes().clear();
-    want_runs(as_runs);
   }
   ~Recording() {
     if (recording_now) {

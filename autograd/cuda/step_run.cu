@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdlib>
 #include <string_view>
 #include <vector>
@@ -6,6 +7,7 @@
 #include "autograd/cuda/step_run_attention.cuh"
 #include "autograd/cuda/step_run_product.cuh"
 #include "autograd/cuda/step_run_recurrence.cuh"
+#include "autograd/notes.h"
 
 namespace weft::cuda {
 namespace {
@@ -193,21 +195,30 @@ unsigned blocks_of_runs() {
   return blocks;
 }
 
-// Of the driver and not of the arenas: it outlives all recordings.
+// Of the driver and not of the arenas: it outlives all recordings. Null where there is no room for it; each
+// recording asks again.
+bool memory_is_refused = false;
 Exchange* exchange() {
-  static Exchange* const all = [] {
-    const size_t bytes = sizeof(Exchange) + 2 * kHalfBytes;
-    void* memory = nullptr;
-    cudaStream_t own = nullptr;  // the other one may be recording
-    CUDA_CHECK(cudaMalloc(&memory, bytes));
-    CUDA_CHECK(cudaStreamCreateWithFlags(&own, cudaStreamNonBlocking));
-    CUDA_CHECK(cudaMemsetAsync(memory, 0xff, bytes, own));
-    CUDA_CHECK(cudaMemsetAsync(memory, 0, sizeof(Exchange), own));
-    CUDA_CHECK(cudaStreamSynchronize(own));
-    CUDA_CHECK(cudaStreamDestroy(own));
-    return static_cast<Exchange*>(memory);
-  }();
-  return all;
+  static Exchange* all = nullptr;
+  if (all != nullptr && !memory_is_refused) return all;
+  const size_t bytes = sizeof(Exchange) + 2 * kHalfBytes;
+  void* memory = nullptr;
+  const cudaError_t code = memory_is_refused ? cudaErrorMemoryAllocation : cudaMalloc(&memory, bytes);
+  if (code == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // or the next launch would report it
+    note_once(text("no ", bytes >> 20,
+                   " MiB of GPU memory are left to run a decoding step as one kernel: "
+                   "it is launched kernel by kernel"));
+    return nullptr;
+  }
+  check(code, "cudaMalloc");
+  cudaStream_t own = nullptr;  // the other one may be recording
+  CUDA_CHECK(cudaStreamCreateWithFlags(&own, cudaStreamNonBlocking));
+  CUDA_CHECK(cudaMemsetAsync(memory, 0xff, bytes, own));
+  CUDA_CHECK(cudaMemsetAsync(memory, 0, sizeof(Exchange), own));
+  CUDA_CHECK(cudaStreamSynchronize(own));
+  CUDA_CHECK(cudaStreamDestroy(own));
+  return all = static_cast<Exchange*>(memory);
 }
 
 struct Span {
@@ -232,9 +243,11 @@ Span span_of(const void* x, int64_t bytes) {
 // A phase that waits, as the ones after it see it.
 struct Made {
   Rows to{};
+  Span lse{};  // of attention
   bool paired = false, attention = false;
   bool chained = false;             // it reads what the phase just before it makes
   int64_t place = -1;               // in a half of the exchange, once somebody reads it there
+  bool normed = false;              // there, for one reader
   int after = -1;                   // before a block works at the phase, all that this one needed is made
   std::vector<Span> reads, others;  // of memory: what it reads, and what it writes besides
 };
@@ -272,11 +285,13 @@ void write_no_memory(Phase& phase) {
 }
 
 // Where phase `maker` sends what lies at `from`; null if it makes that otherwise, or the exchange is full.
+// Rows are read there in packs, as in memory, but what is aligned in memory need not be in the exchange,
+// where the maker's first column is.
 const bf16* place_in_exchange(int maker, const Rows& from) {
   Made& m = made[static_cast<size_t>(maker)];
   const int64_t column = from.x - m.to.x;
-  if (column < 0 || column + from.columns > m.to.columns || from.rows != m.to.rows ||
-      (from.rows > 1 && from.pitch != m.to.pitch) || m.to.pitch % 8 != 0)
+  if (m.normed || column < 0 || column + from.columns > m.to.columns || from.rows != m.to.rows ||
+      (from.rows > 1 && from.pitch != m.to.pitch) || column % 8 != 0 || m.to.pitch % 8 != 0)
     return nullptr;
   if (m.place < 0) {
     const int64_t bytes = (m.to.rows * m.to.pitch * 2 + 255) / 256 * 256;
@@ -302,6 +317,14 @@ bool find(const bf16*& x, const Rows& from, bool& sent, Made& next) {
   return (x = place_in_exchange(maker, from)) != nullptr;
 }
 
+// The norm of heads, which the block that makes a head has all of, and who reads rows would take again.
+void norm_at_maker(ProductPhase& p, int maker) {
+  RecurrencePhase& m = waiting.phases[maker].recurrence;
+  m.norm = true, m.gain = p.gain, m.eps = p.eps;
+  p.norm = 0, p.gain = nullptr;
+  made[static_cast<size_t>(maker)].normed = true;
+}
+
 bool find_all(ProductPhase& p, Made& next) {
   const int64_t columns = int64_t{p.packs} * 8, wide = p.gated ? p.n / 2 : p.n;
   const int maker = maker_of(p.a);
@@ -310,12 +333,16 @@ bool find_all(ProductPhase& p, Made& next) {
     next.after = p.parts == 1 && columns == m.to.columns ? maker : m.after;
     next.chained = maker == waiting.count - 1;
   }
+  const bool heads = maker >= 0 && waiting.phases[maker].kind == Kind::recurrence && p.norm == kPhaseHead &&
+                     made[static_cast<size_t>(maker)].place < 0 &&
+                     (p.a - made[static_cast<size_t>(maker)].to.x) % kPhaseHead == 0;
   if (p.c != nullptr) next.to = {p.c, p.rows, wide, p.c_pitch};
   if (p.wide != nullptr) next.others = {span_of(p.wide, p.rows * p.c_pitch * 4)};
   next.paired = p.parts > 1;
-  return find(p.a, {p.a, p.rows, columns, p.a_pitch}, p.sent.from, next) &&
-         (p.residual == nullptr ||
-          find(p.residual, {p.residual, p.rows, wide, p.residual_pitch}, p.sent.residual, next));
+  if (!find(p.a, {p.a, p.rows, columns, p.a_pitch}, p.sent.from, next)) return false;
+  if (heads) norm_at_maker(p, maker);
+  return p.residual == nullptr ||
+         find(p.residual, {p.residual, p.rows, wide, p.residual_pitch}, p.sent.residual, next);
 }
 // q, k and v of one phase, or of none.
 template <class P>
@@ -336,7 +363,8 @@ bool find_all(AttentionPhase& p, Made& next) {
   const int64_t parts = int64_t{p.documents} * p.heads * p.splits, bytes = parts * (kPhaseHead + 1) * 4;
   if (!find_heads(p, next)) return false;
   next.attention = true;
-  next.others = {span_of(p.lse, int64_t{p.documents} * p.heads * 4)};
+  next.lse = span_of(p.lse, int64_t{p.documents} * p.heads * 4);
+  next.others = {next.lse};
   if (bytes <= kMostPartBytes && waiting.bytes + bytes <= kHalfBytes) {
     p.sent.parts = true;
     p.part_o = reinterpret_cast<float*>(exchange()->rows() + waiting.bytes / 2);
@@ -375,7 +403,7 @@ bool may_follow(const Made& next) {
 
 template <class P>
 bool join(Kind kind, P Phase::*place, const P& phase, int rows, const std::function<void()>& alone) {
-  if (!runs_are_wanted || blocks_of_runs() == 0 || rows > kFewRowsMost) return false;
+  if (!runs_are_wanted || rows > kFewRowsMost) return false;
   if (waiting.count == kMostPhases) launch_run();
   P fitted = phase;
   Made next;
@@ -385,11 +413,16 @@ bool join(Kind kind, P Phase::*place, const P& phase, int rows, const std::funct
     next = {};
     find_all(fitted, next);
   }
-  // Two phases in one place of memory: what the first one made there is gone, and was read in the exchange.
+  // Two phases in one place of memory: what the first one made there is gone, and was read in the exchange,
+  // or by nobody. It is not written, since nothing orders its store and that of another block in a later
+  // phase.
+  const auto gone = [&](const Span& of) {
+    return of.meets(next.to.span()) ||
+           std::any_of(next.others.begin(), next.others.end(), [&](const Span& w) { return of.meets(w); });
+  };
   for (size_t i = 0; i < made.size(); ++i) {
-    bool gone = made[i].to.span().meets(next.to.span());
-    for (const Span& w : next.others) gone = gone || made[i].to.span().meets(w);
-    if (gone) write_no_memory(waiting.phases[i]);
+    if (gone(made[i].to.span())) write_no_memory(waiting.phases[i]);
+    if (made[i].attention && gone(made[i].lse)) waiting.phases[i].attention.lse = nullptr;
   }
   made.push_back(next);
   Phase& last = waiting.phases[waiting.count++];
@@ -404,14 +437,23 @@ bool alike(const AttentionPhase& a, const AttentionPhase& b) {
   return a.position == b.position && a.documents == b.documents && a.heads == b.heads && a.turn == b.turn;
 }
 
+// Pairs of columns are words of memory.
+bool in_pairs(const ProductPhase& p) {
+  const auto words = [](const bf16* x, int64_t pitch) {
+    return reinterpret_cast<uintptr_t>(x) % 4 == 0 && pitch % 2 == 0;
+  };
+  return (p.gated ? p.n / 2 : p.n) % 2 == 0 && words(p.c, p.c_pitch) &&
+         (p.residual == nullptr || words(p.residual, p.residual_pitch));
+}
+
 }  // namespace
 
 bool joins_run(const ProductPhase& p, const std::function<void()>& alone) {
   if (!runs_are_wanted || p.packs % kWindow != 0 || p.parts > 2 * kHeldParts ||
-      (p.parts > 1 && (p.gated || p.norm > 0)) || is_recorded(p.b) || p.c_pitch % 2 != 0 || p.n % 2 != 0)
+      (p.parts > 1 && (p.gated || p.norm > 0)) || is_recorded(p.b) || !in_pairs(p))
     return false;
   if (const int pairs = static_cast<int>(blocks_of_runs()) / 2;
-      p.parts > 1 && (pairs == 0 || (p.units + pairs - 1) / pairs > 2 * kMet))
+      p.parts > 1 && (p.units + pairs - 1) / pairs > 2 * kMet)
     return false;
   return join(Kind::product, &Phase::product, p, p.rows, alone);
 }
@@ -466,9 +508,11 @@ void drop_run() {
 }
 
 bool has_runs() { return blocks_of_runs() > 0; }
+void refuse_memory_to_runs(bool on) { memory_is_refused = on; }
 void want_runs(bool on) {
   const char* const kernels = std::getenv("WEFT_KERNELS");
-  runs_are_wanted = on && (kernels == nullptr || std::string_view(kernels) != "mma");
+  runs_are_wanted =
+      on && (kernels == nullptr || std::string_view(kernels) != "mma") && has_runs() && exchange() != nullptr;
 }
 
 }  // namespace weft::cuda

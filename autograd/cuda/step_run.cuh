@@ -16,9 +16,10 @@ constexpr int kRunThreads = kFewThreads;  // that compute; the loaders stand bes
 constexpr int kSlots = 10;
 constexpr int kRowPitch = kFewWarps * kWindow * 16 + 64;  // 16 rows of b, eight windows each, on all banks
 constexpr int kSlotBytes = kUnit * kRowPitch;
-constexpr int kSums = kFewWarps * 8 * (kUnit + 1);  // floats: of all warps, of a tile of a unit's part
-constexpr int kTileSums = 8;                        // of which there is room for so many
-constexpr int kHeldParts = 2;                       // of k, that a block of a pair has
+constexpr int kRowSums = kUnit + 2;              // floats: of a row of a tile of a unit's part, in pairs
+constexpr int kSums = kFewWarps * 8 * kRowSums;  // of all warps
+constexpr int kTileSums = 8;                     // of which there is room for so many
+constexpr int kHeldParts = 2;                    // of k, that a block of a pair has
 constexpr int kMet = 2;  // units whose sums a block gets from the other one of its pair, in a phase
 constexpr int kTeams = 2, kTeamThreads = kRunThreads / kTeams;  // attention: each has its own keys
 
@@ -27,7 +28,7 @@ constexpr int kPhaseWords = 64;  // at most
 struct RunShared {
   unsigned char ring[kSlots][kSlotBytes];
   alignas(16) float room[kTileSums * kSums];  // sums; the gain before them
-  float met[kMet][kHeldParts][kFewRowsMost * kUnit];
+  alignas(16) float met[kMet][kHeldParts][kFewRowsMost * kUnit];
   float squares[kMostWindows * kFewRowsMost];
   float cosine[kPhaseDocuments][kPhaseHead / 2], sine[kPhaseDocuments][kPhaseHead / 2];
   alignas(
@@ -58,15 +59,15 @@ __device__ inline void arrive_behind_copies(BulkBarrier& barrier) {
 __device__ inline void arrive_as_warp(BulkBarrier& barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], 32;" ::"r"(shared_address(&barrier)) : "memory");
 }
-// To the same place in another block of the cluster, where `barrier` counts the four bytes.
-__device__ inline void bulk_send(float* to, float value, BulkBarrier& barrier, uint32_t rank) {
+// To the same place in another block of the cluster, where `barrier` counts the eight bytes.
+__device__ inline void bulk_send(float* to, float2 pair, BulkBarrier& barrier, uint32_t rank) {
   asm volatile(
       "{.reg .b32 there, counted;\n"
-      "mapa.shared::cluster.u32 there, %0, %3;\n"
-      "mapa.shared::cluster.u32 counted, %2, %3;\n"
-      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [there], %1, [counted];}" ::"r"(
-          shared_address(to)),
-      "r"(__float_as_uint(value)), "r"(shared_address(&barrier)), "r"(rank)
+      "mapa.shared::cluster.u32 there, %0, %4;\n"
+      "mapa.shared::cluster.u32 counted, %3, %4;\n"
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [there], {%1, %2}, "
+      "[counted];}" ::"r"(shared_address(to)),
+      "r"(__float_as_uint(pair.x)), "r"(__float_as_uint(pair.y)), "r"(shared_address(&barrier)), "r"(rank)
       : "memory");
 }
 // BulkBarrier::wait for what another block of the cluster has sent.
@@ -165,17 +166,24 @@ __device__ inline void send(float* to, float x) {
 // The largest of all: kNotSent if one of them is.
 __device__ inline uint32_t largest(const uint4& x) { return max(max(x.x, x.y), max(x.z, x.w)); }
 
-// Who looks too often in vain ends the program: an error, where there would be a kernel without an end. By a
-// store to nowhere, since beside a trap the compiler gives up the registers that setmaxnreg adds.
+// Who looks in vain for too long ends the program: an error, where there would be a kernel without an end. By
+// a store to nowhere, since beside a trap the compiler gives up the registers that setmaxnreg adds. A minute,
+// and not a number of looks: a checker of shared memory slows down those who are waited for, and no looks.
 class Patience {
  public:
   __device__ void look_again() {
-    if (++looks_ > kMost) asm volatile("st.global.u32 [%0], %1;" ::"l"(uint64_t{0}), "r"(looks_) : "memory");
+    if (++looks_ % kLooks != 0) return;
+    uint64_t now;  // in ns
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+    const auto seconds = static_cast<uint32_t>(now >> 30);
+    if (looks_ == kLooks) first_ = seconds;
+    if (seconds - first_ > kSeconds)
+      asm volatile("st.global.u32 [%0], %1;" ::"l"(uint64_t{0}), "r"(looks_) : "memory");
   }
 
  private:
-  static constexpr int kMost = 1 << 24;  // some seconds
-  int looks_ = 0;
+  static constexpr uint32_t kLooks = 4096, kSeconds = 60;
+  uint32_t looks_ = 0, first_ = 0;
 };
 
 // The word that holds an element.

@@ -58,7 +58,8 @@ struct AttentionPhase {
   const int32_t *position, *document;
   void* const* caches;
   bf16* o;
-  float *lse, *part_o, *part_lse;
+  float* lse;  // null: a later phase of the run writes there
+  float *part_o, *part_lse;
   int documents, heads, splits;
   double turn;
   float scale;
@@ -75,6 +76,9 @@ struct RecurrencePhase {
   int documents, heads;
   bool channels;
   float scale;
+  bool norm;  // what is sent is normed, head by head, for the product behind; set by that one
+  const float* gain;
+  float eps;
   Sent sent;
 };
 
@@ -93,7 +97,9 @@ void drop_run();
 // Whether this GPU has the kernel, and no other process can have blocks beside it (MPS).
 bool has_runs();
 int64_t launched_runs();  // so far, each as one kernel
-// Of the recording under way; WEFT_KERNELS=mma in the environment wants what other GPUs run, and so none.
+// Of the recording under way, and before it begins, since it takes memory; where there is none, there are no
+// runs. WEFT_KERNELS=mma in the environment wants what other GPUs run, and so none.
 void want_runs(bool on);
+void refuse_memory_to_runs(bool on);  // for tests: as if there were none
 
 }  // namespace weft::cuda

@@ -127,7 +127,7 @@ __device__ inline void merge_parts(const AttentionPhase& p, const RunShared& s, 
   const float* lse = p.part_lse + half + row * p.splits;
   const auto* part = reinterpret_cast<const float4*>(p.part_o + half + row * p.splits * kPhaseHead) + column;
   constexpr int kFirst = 4;  // asked for before their weights are known
-  float4 first[kFirst];
+  float4 first[kFirst] = {};
   float peak = -INFINITY;
   if (p.sent.parts) {
     uint32_t most;
@@ -188,7 +188,7 @@ __device__ inline void merge_parts(const AttentionPhase& p, const RunShared& s, 
   float sum = 0;
   for (int i = 0; i < kAbreast; ++i) sum += sums[i * kPhaseHead + thread];
   give(p, s, row, thread, sum / all);
-  if (thread == 0) p.lse[row] = peak + std::log(all);
+  if (thread == 0 && p.lse != nullptr) p.lse[row] = peak + std::log(all);
   team_meets(team);
 }
 
@@ -216,7 +216,7 @@ __device__ inline void compute(const AttentionPhase& p, RunShared& s, RingAt& at
   float* const room = s.room + team * (kTileSums * kSums / kTeams);
   bf16* const fresh = reinterpret_cast<bf16*>(s.fresh) + team * 3 * kPhaseHead;
   bf16 *const fresh_k = fresh + kPhaseHead, *const fresh_v = fresh_k + kPhaseHead;
-  float q[V];
+  float q[V] = {};
   int document = -1, head = -1, parts = 0, done = 0;  // of the head under way
   // This team is through with some parts of a head; whoever is the last merges them all.
   const auto leave_head = [&] {
@@ -224,12 +224,14 @@ __device__ inline void compute(const AttentionPhase& p, RunShared& s, RingAt& at
     asm volatile("fence.acq_rel.gpu;" ::: "memory");
     team_meets(team);
     int& arrived = run_arrivals[document * p.heads + head];
-    if (thread == 0) s.last[team] = atomicAdd(&arrived, done) + done == parts;
+    if (thread == 0) {
+      s.last[team] = atomicAdd(&arrived, done) + done == parts;
+      if (s.last[team]) arrived = 0;  // before the fence and o: who has seen o counts from there
+    }
     team_meets(team);
     if (!s.last[team]) return;
     asm volatile("fence.acq_rel.gpu;" ::: "memory");
     merge_parts(p, s, int64_t{document} * p.heads + head, parts, team, room);
-    if (thread == 0) arrived = 0;
   };
   const int rounds = max(share[0].last - share[0].first, share[1].last - share[1].first);
   for (int round = 0; round <= rounds; ++round) {
@@ -370,7 +372,7 @@ __device__ inline void compute(const AttentionPhase& p, RunShared& s, RingAt& at
     const float lse = static_cast<float>(1 / 1.4426950408889634) * (peak + std::log2(all));
     if (item.parts == 1) {
       give(p, s, row, thread, y / all);
-      if (thread == 0) p.lse[row] = lse;
+      if (thread == 0 && p.lse != nullptr) p.lse[row] = lse;
     } else {
       const int64_t at = row * p.splits + item.part + (p.sent.parts ? s.half / 2 / kPhaseHead : 0);
       if (p.sent.parts) {

@@ -172,14 +172,37 @@ __device__ void compute(const ProductPhase& p, RunShared& s, RingAt& at, uint32_
     } while (sent && most == kNotSent);
     __syncwarp();
   };
-  // Units whose sums have room at once are summed over warps together, by kOfUnit threads each.
-  constexpr int kUnitSums = kTiles * kSums, kRow = kUnit + 1, kOfUnit = kRunThreads * kTiles / kTileSums,
-                kRounds = kRows * kUnit / kOfUnit;
+  // Units whose sums have room at once are summed over warps together, by kOfUnit threads each, in pairs of
+  // columns.
+  constexpr int kUnitSums = kTiles * kSums, kOfUnit = kRunThreads * kTiles / kTileSums,
+                kRounds = kRows * kUnit / 2 / kOfUnit;
   const bool gates = p.gated, paired = p.parts > 1;
   const int shift = gates ? 3 : 4, elements = p.rows << shift,
             columns = static_cast<int>(gates ? p.n / 2 : p.n), own_unit = thread / kOfUnit,
-            first_element = thread % kOfUnit, rank = static_cast<int>(blockIdx.x % 2);
+            first_element = thread % kOfUnit * 2, rank = static_cast<int>(blockIdx.x % 2);
   uint32_t met_here = 0;
+  // The windows of the next unit, or of another part of k, wait in registers, those of the first one while x
+  // comes: so the ring has room for as many more.
+  uint4 b[kHeld][4];
+  const auto load = [&](uint4(&into)[4]) {
+    const unsigned char* from = s.ring[at.slot] + group * kRowPitch + warp * kWindow * 16 + lane % 4 * 16;
+    s.full[at.slot].wait(at.phase);
+#pragma unroll
+    for (int e = 0; e < 4; ++e)
+      into[e] = *reinterpret_cast<const uint4*>(from + e / 2 * 64 + e % 2 * 8 * kRowPitch);
+  };
+  RingAt held = at;
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i)
+    if (i < share.steps) {
+      load(b[i]);
+      at.next();
+    } else {
+#pragma unroll
+      for (uint4& pack : b[i]) pack = {};
+    }
+  for (; held.slot != at.slot; held.next()) free_slot(s, held);
+  int tasks = (units - share.first + share.stride - 1) / share.stride * share.parts;  // that are left
 #pragma unroll 1
   for (int unit = share.first, item = 0; unit < units; unit += at_once * share.stride, item += at_once) {
     const int to_finish = unit + own_unit * share.stride;
@@ -194,10 +217,10 @@ __device__ void compute(const ProductPhase& p, RunShared& s, RingAt& at, uint32_
     const bool adds = p.residual != nullptr;
 #pragma unroll
     for (int i = 0; i < kRounds; ++i) {
-      const int e = first_element + i * kOfUnit;
+      const int e = first_element + 2 * i * kOfUnit;
       residual[i] = 0;
       if (finishes && adds && e < elements && column_of(e) < columns)
-        residual[i] = look(word_of(residual_of(e)));
+        residual[i] = look(reinterpret_cast<const uint32_t*>(residual_of(e)));
     }
 #pragma unroll 1
     for (int j = 0; j < share.parts; ++j) {
@@ -217,31 +240,24 @@ __device__ void compute(const ProductPhase& p, RunShared& s, RingAt& at, uint32_
                     });
       }
       const int windows = share.windows(p, j) - warp;
-      float* to = s.room + warp * kRows * kRow + j * kUnitSums;
+      float* to = s.room + warp * kRows * kRowSums + j * kUnitSums;
 #pragma unroll 1
       for (int k = 0; k < at_once && unit + k * share.stride < units; ++k, to += share.parts * kUnitSums) {
         if (paired && (item + k) % 2 == rank) met_here |= 1u << (item + k) / 2;
         float c[2][kTiles][4] = {};
-        uint4 b[2][4];  // windows, one ahead
-        const auto load = [&](uint4(&into)[4]) {
-          const unsigned char* from =
-              s.ring[at.slot] + group * kRowPitch + warp * kWindow * 16 + lane % 4 * 16;
-          s.full[at.slot].wait(at.phase);
-#pragma unroll
-          for (int e = 0; e < 4; ++e)
-            into[e] = *reinterpret_cast<const uint4*>(from + e / 2 * 64 + e % 2 * 8 * kRowPitch);
-        };
-        load(b[0]);
+        const bool more = --tasks > 0;
 #pragma unroll
         for (int i = 0; i < kHeld; ++i) {
           if (i == share.steps) break;
-          const RingAt now = at;
+          if (i * kFewWarps < windows) multiply_window(c, b[i], x[0][i]);
+          if (!more) continue;
+          if (i > 0) free_slot(s, held);  // a window later: who has read it need not wait
+          held = at;
+          load(b[i]);
           at.next();
-          if (i + 1 < kHeld && i + 1 < share.steps) load(b[(i + 1) % 2]);
-          if (i * kFewWarps < windows) multiply_window(c, b[i % 2], x[0][i]);
-          free_slot(s, now);
         }
-        store_sums(to, c);
+        if (more) free_slot(s, held);
+        store_sums<kRowSums>(to, c);
       }
       if constexpr (kHeldX > 1)
         if (share.parts > 1)  // the other one's turn, and next time again
@@ -276,51 +292,58 @@ __device__ void compute(const ProductPhase& p, RunShared& s, RingAt& at, uint32_
         bulk_wait_of_cluster(s.met_full[met_at], met >> met_at & 1);
       }
 #pragma unroll 1
-      for (int i = 0; i * kOfUnit < elements; ++i) {
-        const int e = first_element + i * kOfUnit;
-        const bool inside = e < elements;
+      for (int i = 0; 2 * i * kOfUnit < elements; ++i) {
+        const int e = first_element + 2 * i * kOfUnit;
+        if (e >= elements) break;
         const float* const from =
-            s.room + own_unit * share.parts * kUnitSums + row_of(e) * kRow + (e & ((1 << shift) - 1));
-        float own[2] = {};
-        if (inside) {
+            s.room + own_unit * share.parts * kUnitSums + row_of(e) * kRowSums + (e & ((1 << shift) - 1));
+        const auto sum_of = [&](const float* x) {
+          float2 sum = {0, 0};
 #pragma unroll
-          for (int w = 0; w < kFewWarps; ++w) own[0] += from[w * kRows * kRow];
-          if (second > 0)
-#pragma unroll
-            for (int w = 0; w < kFewWarps; ++w) own[1] += from[w * kRows * kRow + second];
-        }
-        if (!finishes) {
-          if (inside) {
-            bulk_send(&s.met[met_at][0][e], own[0], s.met_full[met_at], static_cast<uint32_t>(rank ^ 1));
-            if (share.parts > 1)
-              bulk_send(&s.met[met_at][1][e], own[1], s.met_full[met_at], static_cast<uint32_t>(rank ^ 1));
+          for (int w = 0; w < kFewWarps; ++w) {
+            const float2 of_warp = *reinterpret_cast<const float2*>(x + w * kRows * kRowSums);
+            sum.x += of_warp.x, sum.y += of_warp.y;
           }
+          return sum;
+        };
+        float2 own[2] = {sum_of(from), {0, 0}};
+        if (second > 0) own[1] = sum_of(from + second);
+        if (!finishes) {
+          bulk_send(&s.met[met_at][0][e], own[0], s.met_full[met_at], static_cast<uint32_t>(rank ^ 1));
+          if (share.parts > 1)
+            bulk_send(&s.met[met_at][1][e], own[1], s.met_full[met_at], static_cast<uint32_t>(rank ^ 1));
           continue;
         }
-        float y = gates ? gated(own[0], own[1]) : own[0];
-        if (paired && inside) {
-          const float other[2] = {s.met[met_at][0][e], share.parts > 1 ? s.met[met_at][1][e] : 0};
-          y = 0;
-          y += rank == 0 ? own[0] : other[0];
-          if (share.parts > 1) y += rank == 0 ? own[1] : other[1];
-          y += rank == 0 ? other[0] : own[0];
-          if (share.parts > 1) y += rank == 0 ? other[1] : own[1];
+        float2 y = gates ? float2{gated(own[0].x, own[1].x), gated(own[0].y, own[1].y)} : own[0];
+        if (paired) {  // the parts of k in their order
+          float2 other[2];
+#pragma unroll
+          for (int j = 0; j < 2; ++j) other[j] = *reinterpret_cast<const float2*>(&s.met[met_at][j][e]);
+          y = {0, 0};
+          const auto add = [&](const float2& x) { y.x += x.x, y.y += x.y; };
+          add(rank == 0 ? own[0] : other[0]);
+          if (share.parts > 1) add(rank == 0 ? own[1] : other[1]);
+          add(rank == 0 ? other[0] : own[0]);
+          if (share.parts > 1) add(rank == 0 ? other[1] : own[1]);
         }
-        const bool counts = inside && column_of(e) < columns;
-        if (counts && adds) {
-          const bf16* const of_e = residual_from + row_of(e) * residual_pitch + column_of(e);
+        if (column_of(e) >= columns) continue;
+        if (adds) {
+          const auto* const of_e =
+              reinterpret_cast<const uint32_t*>(residual_from + row_of(e) * residual_pitch + column_of(e));
           uint32_t word = residual[0];
 #pragma unroll
           for (int r = 1; r < kRounds; ++r)
             if (r == i) word = residual[r];
           if (residual_sent)
-            for (Patience patience; word == kNotSent; patience.look_again()) word = look(word_of(of_e));
-          y = rounded(y) + half_of(word, of_e);
+            for (Patience patience; word == kNotSent; patience.look_again()) word = look(of_e);
+          const float2 x = floats_of(word);
+          y = {rounded(y.x) + x.x, rounded(y.y) + x.y};
         }
         const int64_t to = row_of(e) * c_pitch + column_of(e);
-        if (to_others != nullptr) send_pair(to_others + to, y, counts);
-        if (counts && c != nullptr) c[to] = static_cast<bf16>(y);
-        if (counts && wide != nullptr) wide[to] = y;
+        const uint32_t pair = pair_of(y.x, y.y);
+        if (to_others != nullptr) send(reinterpret_cast<uint32_t*>(to_others + to), pair);
+        if (c != nullptr) *reinterpret_cast<uint32_t*>(c + to) = pair;
+        if (wide != nullptr) wide[to] = y.x, wide[to + 1] = y.y;
       }
     }
     if (unit + at_once * share.stride < units) run_meets();  // the sums have been read

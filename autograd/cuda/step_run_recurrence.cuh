@@ -6,6 +6,7 @@
 
 namespace weft::cuda {
 
+static_assert(kTeamThreads == kPhaseHead);  // who gives a head's output
 constexpr int kSlotFloats = 4096, kSlotRows = kSlotFloats / kPhaseHead, kStateSlots = kPhaseHead / kSlotRows;
 static_assert(kSlotFloats * 4 <= kSlotBytes);
 
@@ -53,6 +54,24 @@ struct NewOfState {
   __device__ float operator[](int i) const { return half_of(words[i], from[i]); }
 };
 
+// norm_held of one head of one row, to the bit: by the first warp, whose lanes have a pack each, and the
+// upper half the same. o: the head's row.
+__device__ inline void send_normed(const RecurrencePhase& p, const uint4* o, const float4 (&gain)[2],
+                                   bf16* to) {
+  const int lane = static_cast<int>(threadIdx.x % kWarp), pack = lane % (kPhaseHead / 8);
+  const uint4 x = o[pack];
+  float squares = sum_of_squares(x);
+  for (const int other : {4, 1, 2}) squares += __shfl_xor_sync(~0u, squares, other);
+  float sum = 0;
+#pragma unroll
+  for (int window = 0; window < kPhaseHead / (kWindow * 8); ++window)
+    sum += __shfl_sync(~0u, squares, window * kWindow);
+  const uint4 y = normed(x, rsqrtf(sum * (1.0f / kPhaseHead) + p.eps), gain);
+  if (lane >= kPhaseHead / 8) return;
+  auto* const words = reinterpret_cast<uint32_t*>(to) + 4 * pack;
+  send(words, y.x), send(words + 1, y.y), send(words + 2, y.z), send(words + 3, y.w);
+}
+
 __device__ inline void compute(const RecurrencePhase& p, RunShared& s, RingAt& at) {
   const int thread = static_cast<int>(threadIdx.x), warp = thread / static_cast<int>(kWarp),
             lane = thread % static_cast<int>(kWarp), items = p.documents * p.heads,
@@ -60,6 +79,25 @@ __device__ inline void compute(const RecurrencePhase& p, RunShared& s, RingAt& a
   if (first >= items) return;
   float *q = s.fresh, *k = q + kPhaseHead, *decay = k + kPhaseHead;
   NewOfState next(p, s, first);
+  float4 gain[2] = {{1, 1, 1, 1}, {1, 1, 1, 1}};
+  if (p.norm && p.gain != nullptr && warp == 0) {
+    const auto* from = reinterpret_cast<const float4*>(p.gain) + 2 * (lane % (kPhaseHead / 8));
+    gain[0] = __ldg(from), gain[1] = __ldg(from + 1);
+  }
+  // A state waits in registers, so that the ring has room for more of what comes behind it.
+  constexpr int kOfSlot = kSlotRows / kFewWarps;
+  float4 held[kStateSlots][kOfSlot];
+  const auto load = [&](float4(&into)[kOfSlot]) {
+    s.full[at.slot].wait(at.phase);
+#pragma unroll
+    for (int i = 0; i < kOfSlot; ++i)
+      into[i] =
+          reinterpret_cast<const float4*>(s.ring[at.slot])[(i * kFewWarps + warp) * (kPhaseHead / 4) + lane];
+    free_slot(s, at);
+    at.next();
+  };
+#pragma unroll
+  for (int j = 0; j < kStateSlots; ++j) load(held[j]);
   for (int item = first; item < items; item += stride) {
     const int64_t m = item / p.heads, head = item % p.heads;
     float* const state = p.states[m] + head * kPhaseHead * kPhaseHead;
@@ -70,19 +108,12 @@ __device__ inline void compute(const RecurrencePhase& p, RunShared& s, RingAt& a
     if (item + stride < items) next = NewOfState(p, s, item + stride);
     run_meets();
     float sum[4] = {};
+#pragma unroll
     for (int j = 0; j < kStateSlots; ++j) {
-      s.full[at.slot].wait(at.phase);
-      float4 held[kSlotRows / kFewWarps];
 #pragma unroll
-      for (int i = 0; i < kSlotRows / kFewWarps; ++i)
-        held[i] = reinterpret_cast<const float4*>(
-            s.ring[at.slot])[(i * kFewWarps + warp) * (kPhaseHead / 4) + lane];
-      free_slot(s, at);
-      at.next();
-#pragma unroll
-      for (int i = 0; i < kSlotRows / kFewWarps; ++i) {
+      for (int i = 0; i < kOfSlot; ++i) {
         const int row = j * kSlotRows + i * kFewWarps + warp;
-        float x[4] = {held[i].x, held[i].y, held[i].z, held[i].w};
+        float x[4] = {held[j][i].x, held[j][i].y, held[j][i].z, held[j][i].w};
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           x[e] = decay[row] * x[e] + k[row] * u[e];
@@ -90,6 +121,7 @@ __device__ inline void compute(const RecurrencePhase& p, RunShared& s, RingAt& a
         }
         reinterpret_cast<float4*>(state)[row * (kPhaseHead / 4) + lane] = {x[0], x[1], x[2], x[3]};
       }
+      if (item + stride < items) load(held[j]);
     }
     reinterpret_cast<float4*>(s.room)[warp * (kPhaseHead / 4) + lane] = {sum[0], sum[1], sum[2], sum[3]};
     run_meets();
@@ -98,8 +130,16 @@ __device__ inline void compute(const RecurrencePhase& p, RunShared& s, RingAt& a
 #pragma unroll
       for (int i = 0; i < kFewWarps; ++i) total += s.room[i * kPhaseHead + thread];
       const int64_t to = (m * p.heads + head) * kPhaseHead + thread;
-      if (p.sent.to != nullptr) send_pair(p.sent.to + s.half + to, p.scale * total, true);
-      if (p.o != nullptr) p.o[to] = static_cast<bf16>(p.scale * total);
+      const float y = p.scale * total;
+      bf16* const to_others = p.sent.to == nullptr ? nullptr : p.sent.to + s.half + to - thread;
+      if (p.norm) {
+        reinterpret_cast<bf16*>(s.row)[thread] = static_cast<bf16>(y);
+        team_meets(0);
+        if (warp == 0) send_normed(p, s.row, gain, to_others);
+      } else if (to_others != nullptr) {
+        send_pair(to_others + thread, y, true);
+      }
+      if (p.o != nullptr) p.o[to] = static_cast<bf16>(y);
     }
     run_meets();  // the next one's numbers take the places of these
   }

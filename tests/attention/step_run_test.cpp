@@ -10,9 +10,11 @@
 #include <memory>
 
 #include "attention/steps.h"
+#include "autograd/cuda/few_rows.h"
 #include "autograd/cuda/replay.h"
 #include "autograd/draw.h"
 #include "autograd/gradcheck.h"
+#include "autograd/notes.h"
 #include "autograd/ops/elementwise.h"
 #include "autograd/ops/few_rows.h"
 
@@ -249,6 +251,106 @@ TEST(StepRun, RunsOfAllSizesTakeTurns) {
     c.apart.run();
     EXPECT_EQ(to_values(c.y), to_values(c.y_apart)) << i;
   }
+}
+
+// Rows in the exchange lie as the maker's first column does there, which memory need not have aligned.
+TEST(StepRun, ReadsColumnsThatMemoryAlignsOtherwise) {
+  if (default_device() != Device::cuda || !cuda::has_runs()) GTEST_SKIP() << "for a Hopper GPU";
+  const NoTape pause;
+  const Tensor x = random({3, 256}, 1, 1), first = weights(256, 256, 2), second = weights(128, 192, 3),
+               third = weights(128, 128, 4);
+  const auto values = [&](bool as_run) {
+    const Tensor all = zeros({3, 264}, Dtype::bf16, Device::cuda);
+    cuda::Replay replay;
+    Tensor y;
+    replay.record(
+        [&] {
+          cuda::few_rows(all.columns(4, 260), x, first, 1, 0, {});  // 8 bytes behind a multiple of 16
+          y = few_rows_linear(all.columns(8, 200), second, {});
+          for (int i = 0; i < 4; ++i) y = few_rows_linear(y, third, {});
+        },
+        as_run);
+    replay.run();
+    return to_values(y);
+  };
+  expect_same(values);
+}
+
+// What a state gives is normed where it is made, for the product behind it, and as it is for who else reads
+// it.
+TEST(StepRun, NormsHeadsForOneReader) {
+  if (default_device() != Device::cuda || !cuda::has_runs()) GTEST_SKIP() << "for a Hopper GPU";
+  const NoTape pause;
+  constexpr int64_t kTexts = 3, kHeads = 2, kWidth = kHeads * kSize;
+  const Tensor x = random({kTexts, kWidth}, 1, 1), in = weights(3 * kWidth, kWidth, 2),
+               out = weights(kWidth, kWidth, 3), gain = random({kSize}, 1, 4, Dtype::f32),
+               decay = full({kTexts, kHeads}, -0.1, Dtype::f32, Device::cuda);
+  for (const Tensor& of_head : {gain, Tensor()}) {
+    const Around normed{.norm = true, .norm_size = kSize, .gain = of_head, .eps = 1e-6};
+    const auto values = [&](bool as_run) {
+      std::vector<Tensor> states;
+      std::vector<void*> addresses;
+      for (uint32_t i = 0; i < kTexts; ++i) {
+        states.push_back(random({kHeads, kSize, kSize}, 1, 10 + i, Dtype::f32));
+        addresses.push_back(states.back().raw());
+      }
+      AddressTable table;
+      const Tensor at = table.of(addresses, 1, Device::cuda);
+      cuda::Replay replay;
+      std::vector<Tensor> y;
+      replay.record(
+          [&] {
+            y.clear();
+            const Tensor qkv = few_rows_linear(x, in, {});
+            const auto part = [&](int64_t i) {
+              return qkv.columns(i * kWidth, (i + 1) * kWidth).reshape({kTexts, kHeads, kSize});
+            };
+            const Tensor o =
+                recurrent_step(part(0), part(1), part(2), decay, {}, at, 0.1).reshape({kTexts, kWidth});
+            y.push_back(few_rows_linear(o, out, normed));
+            y.push_back(few_rows_linear(o, out, {}));
+            y.push_back(few_rows_linear(y[0], out, {.residual = y[1]}));
+          },
+          as_run);
+      std::vector<double> all;
+      for (int i = 0; i < 2; ++i) {
+        replay.run();
+        for (const Tensor& t : y)
+          for (const double v : to_values(t)) all.push_back(v);
+      }
+      return all;
+    };
+    expect_same(values);
+  }
+}
+
+TEST(StepRun, IsLeftToSingleKernelsWhereItsMemoryDoesNotFit) {
+  if (default_device() != Device::cuda || !cuda::has_runs()) GTEST_SKIP() << "for a Hopper GPU";
+  const NoTape pause;
+  const Tensor x = random({2, 128}, 1, 1), w = weights(128, 128, 2);
+  const auto values = [&](bool as_run) {
+    cuda::Replay replay;
+    Tensor y = x;
+    replay.record(
+        [&] {
+          for (int i = 0; i < 5; ++i) y = few_rows_linear(y, w, {});
+        },
+        as_run);
+    replay.run();
+    return to_values(y);
+  };
+  const std::vector<double> apart = values(false);
+  const int64_t before = cuda::launched_runs();
+  take_notes();
+  cuda::refuse_memory_to_runs(true);
+  EXPECT_EQ(values(true), apart);
+  cuda::refuse_memory_to_runs(false);
+  EXPECT_EQ(cuda::launched_runs(), before);
+  const std::vector<std::string> notes = take_notes();
+  ASSERT_EQ(notes.size(), 1);
+  EXPECT_NE(notes[0].find("32 MiB"), std::string::npos) << notes[0];
+  EXPECT_EQ(values(true), apart);
+  EXPECT_GT(cuda::launched_runs(), before) << "there is memory again";
 }
 
 // A word that is not a number is sent like any other.

@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <fstream>
 
+#include "autograd/notes.h"
 #include "tools/commands.h"
 #include "tools/commands/json_line.h"
 #include "tools/device_flag.h"
@@ -96,6 +97,7 @@ int run_generate(const Words& words) {
       print((i > 0 ? "\n" : "") + for_reader(live ? texts[i] : prompts[i] + texts[i]) + "\n");
   }
   if (json) print_line({{"weft", "generate/1"}, {"exit", 0}, {"texts", rows}});
+  for (const std::string& note : take_notes()) std::fprintf(stderr, "weft: %s\n", note.c_str());
   return 0;
 }
 

@@ -1,6 +1,7 @@
 // Times the kernels of a decoding step as a graph runs them: each by itself, launched for every layer with
 // weights and keys of its own, and all of a layer in turn, one by one and as a run
-// (autograd/cuda/step_run.h), which have to agree to the bit.
+// (autograd/cuda/step_run.h), which have to agree to the bit; of softmax, Lightning, and every fourth
+// softmax.
 //   weft_lab_decode [batch tokens layers]...   of 1.3 billion weights
 
 #include <algorithm>
@@ -40,6 +41,11 @@ struct Layer {
 };
 
 double rate = 0;  // of a copy
+
+enum class Kind { softmax, lightning, hybrid };
+bool has_keys(Kind kind, size_t layer) {
+  return kind == Kind::softmax || (kind == Kind::hybrid && layer % 4 == 3);
+}
 
 void time(const std::string& name, int64_t count, double bytes, const std::function<void()>& f,
           bool as_runs = false) {
@@ -107,23 +113,29 @@ class Step {
       for (int i = 0; i < 4; ++i) few_rows_linear(x_, head, norm_);
     });
   }
-  void time_layers(bool softmax, bool as_runs) {
+  void time_layers(Kind kind, bool as_runs) {
+    const std::string names[] = {"softmax layer", "lightning layer", "layer of a hybrid"};
+    double bytes = 0;
+    for (size_t i = 0; i < all_.size(); ++i)
+      bytes += kQkv + kOut + kUp + kDown + (has_keys(kind, i) ? of_keys() : of_states());
     time(
-        softmax ? "softmax layer" : "lightning layer", std::ssize(all_),
-        kQkv + kOut + kUp + kDown + (softmax ? of_keys() : of_states()), [&] { layers(softmax); }, as_runs);
+        names[static_cast<int>(kind)], std::ssize(all_), bytes / static_cast<double>(all_.size()),
+        [&] { layers(kind); }, as_runs);
   }
   // All layers, run by a recording.
-  std::vector<double> values(bool softmax, bool as_runs) {
+  std::vector<double> values(Kind kind, bool as_runs) {
     for (const Layer& layer : all_)
       for (size_t m = 0; m < layer.states.size(); ++m)
         draw(layer.states[m], Spread::normal, 1, {static_cast<uint32_t>(m), 1, 0});
     cuda::Replay replay;
     Tensor y;
-    replay.record([&] { y = layers(softmax); }, as_runs);
+    replay.record([&] { y = layers(kind); }, as_runs);
     replay.run();
     std::vector<double> out = to_values(y);
-    for (const Layer& layer : all_) {  // and what the layers keep
-      const Tensor kept = softmax ? layer.caches[0].rows(tokens_ - 1, tokens_) : layer.states.back();
+    for (size_t i = 0; i < all_.size(); ++i) {  // and what the layers keep
+      const Layer& layer = all_[i];
+      const Tensor kept =
+          has_keys(kind, i) ? layer.caches[0].rows(tokens_ - 1, tokens_) : layer.states.back();
       for (const double v : to_values(kept)) out.push_back(v);
     }
     return out;
@@ -146,9 +158,11 @@ class Step {
   Tensor recur(const Layer& l, const Tensor& qkv) const {
     return recurrent_step(part(qkv, 0), part(qkv, 1), part(qkv, 2), decay_, {}, l.state_table, 0.1);
   }
-  Tensor layers(bool softmax) const {
+  Tensor layers(Kind kind) const {
     Tensor y = x_;
-    for (const Layer& l : all_) {
+    for (size_t i = 0; i < all_.size(); ++i) {
+      const Layer& l = all_[i];
+      const bool softmax = has_keys(kind, i);
       const Tensor qkv = few_rows_linear(y, l.qkv, norm_),
                    o = (softmax ? attend(l, qkv) : recur(l, qkv)).reshape({batch_, kWidth});
       Around around{.residual = y};
@@ -172,13 +186,13 @@ void run(int64_t batch, int64_t tokens, int64_t layers) {
   std::printf("B%d T%d, kernels:", static_cast<int>(batch), static_cast<int>(tokens));
   step.time_kernels();
   std::printf("\n");
-  for (const bool softmax : {true, false}) {
+  for (const Kind kind : {Kind::softmax, Kind::lightning, Kind::hybrid}) {
     std::printf("  one by one:");
-    step.time_layers(softmax, false);
-    const std::vector<double> apart = step.values(softmax, false);
+    step.time_layers(kind, false);
+    const std::vector<double> apart = step.values(kind, false);
     std::printf("; as runs:");
-    step.time_layers(softmax, true);
-    const std::vector<double> together = step.values(softmax, true);
+    step.time_layers(kind, true);
+    const std::vector<double> together = step.values(kind, true);
     size_t other = 0;
     for (size_t i = 0; i < apart.size(); ++i) other += apart[i] != together[i];
     std::printf("; %zu of %zu numbers differ\n", other, apart.size());

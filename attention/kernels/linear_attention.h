@@ -18,7 +18,7 @@
 namespace weft::cuda {
 
 // Which kernel computes. automatic: wgmma on compute capability 9.0, else mma, else (f32, or a width without
-// tiles) plain. A gate of channels has no wgmma, and tiles for widths of 64 and 128.
+// tiles) plain. A gate of channels has tiles for widths of 64 and 128.
 enum class Path { automatic, plain, mma, wgmma };
 
 // What log_decay is: (heads), (tokens, heads), (tokens, heads, d_k).

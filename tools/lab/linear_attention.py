@@ -242,8 +242,14 @@ def lengths():
 def channels():
     """A gate for each channel: the definition, every length, a long text, equal bits."""
     good = True
-    for dtype, path, limit in ((torch.float32, "plain", 2e-5), (BF16, "plain", 4e-3), (BF16, "mma", 8e-3)):
-        for d_k, d_v in [(64, 64), (128, 128), (64, 128), (128, 64)] if path == "mma" else [(64, 64), (48, 80)]:
+    plain, tiles = [(64, 64), (48, 80)], [(64, 64), (128, 128), (64, 128), (128, 64)]
+    for dtype, path, limit, widths in (
+        (torch.float32, "plain", 2e-5, plain),
+        (BF16, "plain", 4e-3, plain),
+        (BF16, "mma", 8e-3, tiles),
+        (BF16, "wgmma", 8e-3, tiles),
+    ):
+        for d_k, d_v in widths:
             for decay in CHANNEL_GATES:
                 p = Problem([300, 0, 1, 129, 64, 77], 2, d_k, d_v, decay, dtype, packed=True)
                 out = p.call(path)
@@ -252,12 +258,12 @@ def channels():
                 good &= show(label, errors(out, p.definition()), limit)
     for d in (64, 128):
         p = Problem(list(range(1, 257)), 1, d, d, "channels")
-        good &= show(f"mma T 1..256 {d}x{d}", errors(p.call("mma"), p.f32().call("plain")), 8e-3)
+        good &= show(f"T 1..256 {d}x{d}", errors(p.call("automatic"), p.f32().call("plain")), 8e-3)
     for decay in CHANNEL_GATES:
         p = Problem([8192], 4, 128, 128, decay, states=False, equal=True)
-        good &= show(f"mma T 8192 {decay}", errors(p.call("automatic"), p.f32().call("plain")), 8e-3)
-    first = {n: x.clone() for n, x in p.call("mma").items()}
-    same = all(torch.equal(first[n].nan_to_num(7), x.nan_to_num(7)) for n, x in p.call("mma").items())
+        good &= show(f"T 8192 {decay}", errors(p.call("automatic"), p.f32().call("plain")), 8e-3)
+    first = {n: x.clone() for n, x in p.call("automatic").items()}
+    same = all(torch.equal(first[n].nan_to_num(7), x.nan_to_num(7)) for n, x in p.call("automatic").items())
     print("same bits twice:", same)
     print("channels:", "PASS" if good and same else "FAIL")
 

@@ -11,13 +11,14 @@ bool cudnn_may_serve(const AttentionTokens& tokens, const Tensor& bias) {
   return !bias.defined() && !tokens.active.defined();
 }
 
-// Short documents of many heads of 64 (README.md, "Attention on a GPU", has what was measured): a fifth of
-// cuDNN's way back are passes over o, do and dq alone, which ours has not.
+// Short documents of one length, heads of 64, enough rows to fill the GPU (README.md, "Attention on a GPU",
+// has what was measured): a fifth of cuDNN's way back are passes over o, do and dq alone, which ours has not.
 bool own_backward_is_faster(const Tensor& q, const Tensor& k, const Tensor& v,
                             const AttentionOptions& options) {
-  constexpr int64_t kLongest = 1024, kHeads = 32, kSize = 64, kFewestRows = 1 << 17;
-  return options.causal && options.longest <= kLongest && q.dim(1) >= kHeads && q.dim(2) == kSize &&
-         v.dim(2) == kSize && q.dim(0) * q.dim(1) >= kFewestRows && hopper_attention_serves(q, k, v, options);
+  const int64_t n = q.dim(0), longest = options.longest;
+  const bool few = longest <= 512 || (longest <= 1024 && n <= 16384);
+  return options.causal && few && options.documents * longest == n && q.dim(2) == 64 && v.dim(2) == 64 &&
+         n * q.dim(1) >= 1 << 17 && hopper_attention_serves(q, k, v, options);
 }
 
 // A warp a row: delta = o . do - dlse.

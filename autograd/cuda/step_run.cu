@@ -317,7 +317,8 @@ bool find(const bf16*& x, const Rows& from, bool& sent, Made& next) {
   return (x = place_in_exchange(maker, from)) != nullptr;
 }
 
-// The norm of heads, which the block that makes a head has all of, and who reads rows would take again.
+// The norm of heads, which the block that makes a head has all of, and who reads rows would take again: of
+// one row in less time, by all its threads.
 void norm_at_maker(ProductPhase& p, int maker) {
   RecurrencePhase& m = waiting.phases[maker].recurrence;
   m.norm = true, m.gain = p.gain, m.eps = p.eps;
@@ -333,8 +334,8 @@ bool find_all(ProductPhase& p, Made& next) {
     next.after = p.parts == 1 && columns == m.to.columns ? maker : m.after;
     next.chained = maker == waiting.count - 1;
   }
-  const bool heads = maker >= 0 && waiting.phases[maker].kind == Kind::recurrence && p.norm == kPhaseHead &&
-                     made[static_cast<size_t>(maker)].place < 0 &&
+  const bool heads = maker >= 0 && waiting.phases[maker].kind == Kind::recurrence && p.rows > 1 &&
+                     p.norm == kPhaseHead && made[static_cast<size_t>(maker)].place < 0 &&
                      (p.a - made[static_cast<size_t>(maker)].to.x) % kPhaseHead == 0;
   if (p.c != nullptr) next.to = {p.c, p.rows, wide, p.c_pitch};
   if (p.wide != nullptr) next.others = {span_of(p.wide, p.rows * p.c_pitch * 4)};

@@ -127,7 +127,7 @@ __device__ inline void merge_parts(const AttentionPhase& p, const RunShared& s, 
   const float* lse = p.part_lse + half + row * p.splits;
   const auto* part = reinterpret_cast<const float4*>(p.part_o + half + row * p.splits * kPhaseHead) + column;
   constexpr int kFirst = 4;  // asked for before their weights are known
-  float4 first[kFirst] = {};
+  float4 first[kFirst];
   float peak = -INFINITY;
   if (p.sent.parts) {
     uint32_t most;
@@ -216,7 +216,7 @@ __device__ inline void compute(const AttentionPhase& p, RunShared& s, RingAt& at
   float* const room = s.room + team * (kTileSums * kSums / kTeams);
   bf16* const fresh = reinterpret_cast<bf16*>(s.fresh) + team * 3 * kPhaseHead;
   bf16 *const fresh_k = fresh + kPhaseHead, *const fresh_v = fresh_k + kPhaseHead;
-  float q[V] = {};
+  float q[V];
   int document = -1, head = -1, parts = 0, done = 0;  // of the head under way
   // This team is through with some parts of a head; whoever is the last merges them all.
   const auto leave_head = [&] {

@@ -181,28 +181,6 @@ __device__ void compute(const ProductPhase& p, RunShared& s, RingAt& at, uint32_
             columns = static_cast<int>(gates ? p.n / 2 : p.n), own_unit = thread / kOfUnit,
             first_element = thread % kOfUnit * 2, rank = static_cast<int>(blockIdx.x % 2);
   uint32_t met_here = 0;
-  // The windows of the next unit, or of another part of k, wait in registers, those of the first one while x
-  // comes: so the ring has room for as many more.
-  uint4 b[kHeld][4];
-  const auto load = [&](uint4(&into)[4]) {
-    const unsigned char* from = s.ring[at.slot] + group * kRowPitch + warp * kWindow * 16 + lane % 4 * 16;
-    s.full[at.slot].wait(at.phase);
-#pragma unroll
-    for (int e = 0; e < 4; ++e)
-      into[e] = *reinterpret_cast<const uint4*>(from + e / 2 * 64 + e % 2 * 8 * kRowPitch);
-  };
-  RingAt held = at;
-#pragma unroll
-  for (int i = 0; i < kHeld; ++i)
-    if (i < share.steps) {
-      load(b[i]);
-      at.next();
-    } else {
-#pragma unroll
-      for (uint4& pack : b[i]) pack = {};
-    }
-  for (; held.slot != at.slot; held.next()) free_slot(s, held);
-  int tasks = (units - share.first + share.stride - 1) / share.stride * share.parts;  // that are left
 #pragma unroll 1
   for (int unit = share.first, item = 0; unit < units; unit += at_once * share.stride, item += at_once) {
     const int to_finish = unit + own_unit * share.stride;
@@ -245,18 +223,25 @@ __device__ void compute(const ProductPhase& p, RunShared& s, RingAt& at, uint32_
       for (int k = 0; k < at_once && unit + k * share.stride < units; ++k, to += share.parts * kUnitSums) {
         if (paired && (item + k) % 2 == rank) met_here |= 1u << (item + k) / 2;
         float c[2][kTiles][4] = {};
-        const bool more = --tasks > 0;
+        uint4 b[2][4];  // windows, one ahead
+        const auto load = [&](uint4(&into)[4]) {
+          const unsigned char* from =
+              s.ring[at.slot] + group * kRowPitch + warp * kWindow * 16 + lane % 4 * 16;
+          s.full[at.slot].wait(at.phase);
+#pragma unroll
+          for (int e = 0; e < 4; ++e)
+            into[e] = *reinterpret_cast<const uint4*>(from + e / 2 * 64 + e % 2 * 8 * kRowPitch);
+        };
+        load(b[0]);
 #pragma unroll
         for (int i = 0; i < kHeld; ++i) {
           if (i == share.steps) break;
-          if (i * kFewWarps < windows) multiply_window(c, b[i], x[0][i]);
-          if (!more) continue;
-          if (i > 0) free_slot(s, held);  // a window later: who has read it need not wait
-          held = at;
-          load(b[i]);
+          const RingAt now = at;
           at.next();
+          if (i + 1 < kHeld && i + 1 < share.steps) load(b[(i + 1) % 2]);
+          if (i * kFewWarps < windows) multiply_window(c, b[i % 2], x[0][i]);
+          free_slot(s, now);
         }
-        if (more) free_slot(s, held);
         store_sums<kRowSums>(to, c);
       }
       if constexpr (kHeldX > 1)

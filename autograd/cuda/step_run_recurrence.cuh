@@ -84,20 +84,6 @@ __device__ inline void compute(const RecurrencePhase& p, RunShared& s, RingAt& a
     const auto* from = reinterpret_cast<const float4*>(p.gain) + 2 * (lane % (kPhaseHead / 8));
     gain[0] = __ldg(from), gain[1] = __ldg(from + 1);
   }
-  // A state waits in registers, so that the ring has room for more of what comes behind it.
-  constexpr int kOfSlot = kSlotRows / kFewWarps;
-  float4 held[kStateSlots][kOfSlot];
-  const auto load = [&](float4(&into)[kOfSlot]) {
-    s.full[at.slot].wait(at.phase);
-#pragma unroll
-    for (int i = 0; i < kOfSlot; ++i)
-      into[i] =
-          reinterpret_cast<const float4*>(s.ring[at.slot])[(i * kFewWarps + warp) * (kPhaseHead / 4) + lane];
-    free_slot(s, at);
-    at.next();
-  };
-#pragma unroll
-  for (int j = 0; j < kStateSlots; ++j) load(held[j]);
   for (int item = first; item < items; item += stride) {
     const int64_t m = item / p.heads, head = item % p.heads;
     float* const state = p.states[m] + head * kPhaseHead * kPhaseHead;
@@ -108,12 +94,19 @@ __device__ inline void compute(const RecurrencePhase& p, RunShared& s, RingAt& a
     if (item + stride < items) next = NewOfState(p, s, item + stride);
     run_meets();
     float sum[4] = {};
-#pragma unroll
     for (int j = 0; j < kStateSlots; ++j) {
+      s.full[at.slot].wait(at.phase);
+      float4 held[kSlotRows / kFewWarps];
 #pragma unroll
-      for (int i = 0; i < kOfSlot; ++i) {
+      for (int i = 0; i < kSlotRows / kFewWarps; ++i)
+        held[i] = reinterpret_cast<const float4*>(
+            s.ring[at.slot])[(i * kFewWarps + warp) * (kPhaseHead / 4) + lane];
+      free_slot(s, at);
+      at.next();
+#pragma unroll
+      for (int i = 0; i < kSlotRows / kFewWarps; ++i) {
         const int row = j * kSlotRows + i * kFewWarps + warp;
-        float x[4] = {held[j][i].x, held[j][i].y, held[j][i].z, held[j][i].w};
+        float x[4] = {held[i].x, held[i].y, held[i].z, held[i].w};
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           x[e] = decay[row] * x[e] + k[row] * u[e];
@@ -121,7 +114,6 @@ __device__ inline void compute(const RecurrencePhase& p, RunShared& s, RingAt& a
         }
         reinterpret_cast<float4*>(state)[row * (kPhaseHead / 4) + lane] = {x[0], x[1], x[2], x[3]};
       }
-      if (item + stride < items) load(held[j]);
     }
     reinterpret_cast<float4*>(s.room)[warp * (kPhaseHead / 4) + lane] = {sum[0], sum[1], sum[2], sum[3]};
     run_meets();

@@ -52,7 +52,8 @@ Tensor fixed_rows(const Mechanism& mechanism, const Input& input, int64_t n, Dty
 
 Tensor RepeatedRows::operator()(const std::string& name, const std::vector<double>& values, int64_t n,
                                 Dtype dtype, Device device) const {
-  std::vector<Tensor>& known = rows_[name];
+  const std::lock_guard lock(known_->asking);
+  std::vector<Tensor>& known = known_->rows[name];
   auto row = std::find_if(known.begin(), known.end(),
                           [&](const Tensor& r) { return r.dtype() == dtype && r.device() == device; });
   if (row == known.end()) row = known.insert(row, repeated_row(values, 1, dtype, device));

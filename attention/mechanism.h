@@ -5,6 +5,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -103,14 +104,19 @@ class Mechanism {
 Tensor fixed_rows(const Mechanism& mechanism, const Input& input, int64_t n, Dtype dtype, Device device);
 
 // Rows that stand for all tokens, (n, values), made once and not at every call. A row stays in its place,
-// because a recorded step (autograd/cuda/replay.h) may read it.
+// because a recorded step (autograd/cuda/replay.h) may read it. Ranks that are threads share a model, so
+// several may ask at once.
 class RepeatedRows {
  public:
   Tensor operator()(const std::string& name, const std::vector<double>& values, int64_t n, Dtype dtype,
                     Device device) const;
 
  private:
-  mutable std::map<std::string, std::vector<Tensor>> rows_;
+  struct Known {
+    std::mutex asking;
+    std::map<std::string, std::vector<Tensor>> rows;
+  };
+  std::shared_ptr<Known> known_ = std::make_shared<Known>();
 };
 
 // Random inputs in their domains for so many tokens, drawn in f64 and rounded to dtype.

@@ -38,9 +38,10 @@ def show(rows):
     print(f"{'row':42s} {'shape':24s} {'ms':>9s} {'rate':>12s} {'floor':>6s} {'tokens/s':>10s} {'peer ms':>9s} {'ratio':>6s}")
     for r in rows:
         floor = percent(r.get("of_floor"))
+        loss = f"loss {r['loss']:.4f}  " if "loss" in r else ""
         print(f"{r['name'][:42]:42s} {r['shape'][:24]:24s} {number(r['ms'], 4):>9s} {rate(r):>12s} {floor:>6s}"
               f" {number(r.get('tokens_per_s')):>10s} {number(r.get('peer_ms'), 4):>9s}"
-              f" {number(r.get('ratio')):>6s}  {r.get('note', '')}")
+              f" {number(r.get('ratio')):>6s}  {loss}{r.get('note', '')}")
 
 
 def main():

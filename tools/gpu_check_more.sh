@@ -5,6 +5,7 @@
 # trained NAME LIMIT STEPS RECIPE ARGUMENTS...   a row of so many steps of a recipe; what its start took
 trained() {
   ours "train-$1" "$2" bash -c 'train_steps "$@"' _ "$3" "$logs/run-$1" "recipes/$4.yaml" "${@:5}"
+  if [ ! -e "$logs/train-$1.log" ]; then return; fi # it was not begun
   sed -nE 's/.*(first step [0-9.]+ s after the start.*)/    \1/p' "$logs/train-$1.log" | tee -a "$logs/summary.txt"
 }
 

@@ -39,8 +39,8 @@ const std::vector<Command>& commands() {
 namespace {
 
 // GNU OpenMP lets a waiting thread spin for milliseconds: where another program wants the core, a step takes
-// eight times as long (docs/benchmarks/cpu.md). It reads the setting before main begins, so the program starts
-// itself once more, unless someone has chosen.
+// eight times as long (docs/benchmarks/cpu.md). It reads the setting before main begins, so the program
+// starts itself once more, unless someone has chosen.
 void wait_politely(char** words) {
   if (std::getenv("OMP_WAIT_POLICY") != nullptr || std::getenv("GOMP_SPINCOUNT") != nullptr) return;
   setenv("GOMP_SPINCOUNT", "1000", 1);

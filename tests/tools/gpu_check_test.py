@@ -169,6 +169,11 @@ class GpuCheck(unittest.TestCase):
             self.assertEqual(row["tokens_per_s"], 1000)
         self.assertFalse(os.path.exists(self.path("logs/corpus.txt")))
 
+    def test_a_training_without_time_left_ends_nothing_else(self):
+        out = self.check("losses", SECONDS_IN_ALL="2", RECIPES="124m")
+        self.assertIn("NOT RUN: no time left", out)
+        self.assertIn("rows are in", out)
+
     def test_a_start_is_a_row_of_what_the_run_says_of_it(self):
         said = 'echo "info: first step 0.86 s after the start: driver 0.21, data 0.08"\n'
         self.program("stub/weft", WEFT.replace("    exec sleep 60 ;;", "    " + said + "    exit ;;"))

@@ -33,15 +33,18 @@ def share(target, value, asked="must"):
 
 
 def judge(target, rows):
-    """(the row that decides, its value, verdict); the worst of those that match, on the device asked for if it was run there. A
-    later row that lacks the value, as one without a peer lacks a ratio, takes nothing back."""
+    """(the row that decides, its value, verdict); the worst of those that match, of each name and shape the newest on any device that
+    matches. A later row that lacks the value, as one without a peer lacks a ratio, takes nothing back."""
     rows = newest([r for r in rows if target["of"] in BESIDE_ANOTHER or r.get(target["of"]) is not None])
     found = [(row, value_of(target, row, rows)) for row in rows if matches(target, row)]
-    found = [x for x in found if x[1] is not None]
-    asked = [x for x in found if target.get("on", "") in x[0]["device"]]
-    if not found:
+    last = {}
+    for row, value in found:
+        which = (row["name"], row["shape"], row.get("dtype"))
+        if value is not None and (which not in last or row["date"] >= last[which][0]["date"]):
+            last[which] = (row, value)
+    if not last:
         return None, None, "not run"
-    row, value = min(asked or found, key=lambda x: share(target, x[1]))
+    row, value = min(last.values(), key=lambda x: share(target, x[1]))
     verdict = "missed" if share(target, value) < 0.9995 else "met"
     if "stretch" in target and share(target, value, "stretch") >= 0.9995:
         verdict = "stretch"

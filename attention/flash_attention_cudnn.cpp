@@ -307,11 +307,12 @@ bool fits(const Tensor& x) {
          reinterpret_cast<uintptr_t>(x.raw()) % 16 == 0;
 }
 
-// Only documents of unequal length have offsets, and these are 32 bits wide.
+// Only documents of unequal length have offsets, and these are 32 bits wide. That the passes of the way back
+// over o and dq count further than that has not been seen either.
 bool offsets_fit(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
                  const AttentionOptions& options) {
-  return of_one_length(q, options) ||
-         q.dim(0) * std::max(Pitches(q, k, v).largest(), o.row_size()) <= INT32_MAX;
+  return q.dim(0) * o.row_size() <= INT32_MAX &&
+         (of_one_length(q, options) || q.dim(0) * Pitches(q, k, v).largest() <= INT32_MAX);
 }
 
 bool serves(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,

@@ -1,5 +1,6 @@
 #include "training/train.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <filesystem>
@@ -39,6 +40,7 @@ namespace fs = std::filesystem;
 
 // A failed save is a warning; so many in a row end the run.
 constexpr int kFailedSaves = 3;
+constexpr int64_t kStopPatience = 3;  // refused steps that a stop waits for one that is applied
 
 bool run_exists(const std::string& run) {
   std::error_code unreachable;  // what cannot be looked at cannot be created either, which then is the error
@@ -103,6 +105,7 @@ class Run {
   int64_t saved_step_ = -1;
   int failed_saves_ = 0;
   bool save_is_due_ = false;
+  int64_t refused_since_asked_ = 0;  // steps, since a stop was asked for
   std::optional<Evaluation> last_evaluation_;
   TrainSummary summary_;
 };
@@ -267,14 +270,22 @@ void Run::save() {
 
 // A flipped bit can do that behind the guard's back, and a checkpoint of such weights is none to go back to.
 bool Run::weights_are_lost() {
-  const std::string name = first_non_finite_weight(trainer_->store());
-  if (world_ == nullptr ? name.empty() : !any_rank(*world_, !name.empty())) return false;
-  const std::string what = text("the weights after step ", state_.step, " are not finite");
+  std::string name = first_non_finite_weight(trainer_->store()), where;
+  if (world_ != nullptr) {  // the same words on all ranks, of the first that lost some
+    const std::vector<std::string> all = gather_texts(*world_, name);
+    const auto first = std::find_if(all.begin(), all.end(), [](const std::string& n) { return !n.empty(); });
+    if (first == all.end()) return false;
+    name = *first;
+    where = text(" on rank ", first - all.begin());
+  }
+  if (name.empty()) return false;
+  const std::string what = text("the weights after step ", state_.step, " are not finite", where);
   if (saved_step_ < 0 || !trainer_->guard().go_back())
-    throw Error(Exit::numerics,
-                what + (saved_step_ < 0 ? ", and no checkpoint to go back to" : ", again after going back"),
-                name, "lower optim.lr, or look at the machine if it comes again");
-  log_->warning(what + (name.empty() ? " on another rank" : " (first " + name + ")"));
+    throw Error(
+        Exit::numerics,
+        what + (saved_step_ < 0 ? ", and no checkpoint to go back to" : ", and numerics.rewind is used up"),
+        name, "lower optim.lr, or look at the machine if it comes again");
+  log_->warning(what + " (first " + name + ")");
   return true;
 }
 
@@ -382,6 +393,9 @@ bool Run::step() {
   summary_.mfu = record.mfu.value_or(NAN);
   summary_.peak_bytes = record.peak_bytes;
 
+  // Ranks decide together what calls all of them make.
+  const bool asked = world_ == nullptr ? stop_.requested() : any_rank(*world_, stop_.requested());
+  const bool applied = world_ == nullptr ? result.applied : all_ranks(*world_, result.applied);
   if (result.rewind) {
     if (saved_step_ < 0)
       throw Error(
@@ -389,19 +403,24 @@ bool Run::step() {
           text("step ", state_.step, ": ", result.reason, ", too often, and no checkpoint to go back to"), {},
           "lower optim.lr, or save earlier with checkpoint.every");
     rewind();
-    return true;
+    return !asked;
   }
   if (last || (recipe_.sample.every > 0 && state_.step % recipe_.sample.every == 0)) sample();
-  const bool asked = world_ == nullptr ? stop_.requested() : any_rank(*world_, stop_.requested());
   save_is_due_ |= recipe_.checkpoint.every > 0 && state_.step % recipe_.checkpoint.every == 0;
   // Behind a refused step nobody knows how good the weights are. Saved, they could be what a rewind goes back
   // to, and the good checkpoints would give way to them: it waits for a step that is applied, or for the
   // rewind.
-  const bool stop = asked && result.applied;
-  if (!last && !stop && !(save_is_due_ && result.applied)) return true;
+  if (asked && !applied && ++refused_since_asked_ >= kStopPatience && saved_step_ >= 0 && !last) {
+    for (const std::string& w : load_checkpoint()) log_->warning(w);
+    log_->warning(
+        text("stopped at the checkpoint of step ", state_.step, ": the steps since were not applied"));
+    return false;
+  }
+  const bool stop = asked && (applied || refused_since_asked_ >= kStopPatience);
+  if (!last && !stop && !(save_is_due_ && applied)) return true;
   if (weights_are_lost()) {
     rewind();
-    return true;
+    return !asked;
   }
   save();
   return !stop;

@@ -93,6 +93,20 @@ TEST(Numerics, AStopWaitsForAStepThatWasApplied) {
   EXPECT_EQ(tiny.checkpoints(), (Words{"step-5", "step-8"}));
 }
 
+// Not for ever: where no step is applied any more, the checkpoint before is what the run goes on from.
+TEST(Numerics, AStopDoesNotWaitForStepsThatAreNeverApplied) {
+  const TinyRun tiny;
+  std::string faults = "slow:400@phase=load,step=6";
+  for (int step = 6; step <= 60; ++step) faults += ";nan@step=" + std::to_string(step);
+  RunOptions options{.environment = {"WEFT_FAULT=" + faults}};
+  options.stop_at_file = "runs/tiny/latest";  // of step 5
+  const Ran stopped = tiny.train({"steps=60", "numerics.max_skips=60"}, options);
+  EXPECT_EQ(stopped.code, 75) << stopped.err;
+  EXPECT_EQ(stopped.json()["step"], 5);
+  EXPECT_EQ(tiny.checkpoints(), (Words{"step-5"}));
+  EXPECT_EQ(tiny.train({"steps=60", "--resume", "auto"}).code, 0);
+}
+
 TEST(Numerics, NoCheckpointToGoBackTo) {
   const TinyRun tiny;
   const Ran ran = tiny.train({"numerics.max_skips=0"}, {.environment = {"WEFT_FAULT=nan@step=3"}});

@@ -25,13 +25,11 @@ bool begins_with(const std::string& path, const std::string& start) {
 }
 
 // A report is made again and again while runs go on, but nothing else is written over: a page is known by its
-// mark, tables by their page or, without it, by their first line.
+// mark, a table by its first column (which others follow depends on the runs).
 void refuse_other_files(const Words& paths, const Words& contents) {
-  const bool known = exists(paths[0]) && begins_with(paths[0], kReportMark);
   for (size_t i = 0; i < paths.size(); ++i) {
-    const bool ours =
-        known || (i > 0 && begins_with(paths[i], contents[i].substr(0, contents[i].find('\n'))));
-    if (exists(paths[i]) && !ours)
+    const std::string start = i == 0 ? kReportMark : contents[i].substr(0, contents[i].find(',') + 1);
+    if (exists(paths[i]) && !begins_with(paths[i], start))
       throw Error(Exit::cannot_create, "the file exists already and is not of a report", paths[i],
                   "name another one with --out");
   }

@@ -1,13 +1,13 @@
 #pragma once
 // One file of training data as documents of token numbers, whatever its format. The format is found by magic:
 //
-//   llm.c .bin       256 x i32 header {20240520, 1, n} and u16 tokens, or {20240801, 7, n} and u32 tokens
-//   nanoGPT .bin     u16 tokens without a header (any other .bin without an .idx beside it; u32 ones are
-//   refused) Megatron         .idx "MMIDIDX" with its .bin beside it; name the .idx, the .bin or their common
-//   prefix HDF5             integer dataset `tokens` (N), optional `offsets` (documents + 1) rising from 0 to
-//   N .jsonl .ndjson   one object a line with a string `text`; one line is one document anything else plain
-//   text: a line that is only <|endoftext|>, or two or more blank lines in a row,
-//                    ends a document; a file with neither is one document
+//   llm.c .bin      256 x i32 header {20240520, 1, n} and u16 tokens, or {20240801, 7, n} and u32 tokens
+//   nanoGPT .bin    u16 tokens without a header (any other .bin without an .idx; u32 ones are refused)
+//   Megatron        .idx "MMIDIDX" with its .bin beside it; name the .idx, the .bin or their prefix
+//   HDF5            integer dataset `tokens` (N), optional `offsets` (documents + 1) rising from 0 to N
+//   .jsonl .ndjson  one object a line with a string `text`; one line is one document
+//   anything else   plain text: a line that is only <|endoftext|>, or two or more blank lines in a row,
+//                   ends a document; a file with neither is one document
 //
 // The text formats may be compressed with gzip or zstd. They are tokenised when opened and the tokens kept in
 // memory; lines end in \n or \r\n, blank lines around a document do not belong to it, and each document gets

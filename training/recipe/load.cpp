@@ -120,6 +120,7 @@ void apply_override(Recipe& recipe, const std::string& text) {
 Recipe finish(Recipe recipe, const std::string& source, const std::vector<std::string>& overrides) {
   for (const std::string& text : overrides) apply_override(recipe, text);
   if (recipe.run.empty()) recipe.run = (fs::path("runs") / fs::path(source).stem()).string();
+  check_utf8(recipe.run, "run, from the name of the recipe");
   check_recipe(recipe);
   return recipe;
 }

@@ -245,6 +245,8 @@ TEST_F(Report, WritesOverItsOwnTablesOnly) {
   fs::remove(folder_ / "mine.html");
   EXPECT_EQ(report({"runs/done", "--out", "mine.html"}).code, 0)
       << "tables of a report that has lost its page";
+  folder_.write("mine-groups.csv", "name,measured\n");
+  EXPECT_EQ(report({"runs/done", "--out", "mine.html"}).code, 73) << "beside a page of ours too";
   EXPECT_EQ(report({"runs/done", "--out", "page.csv"}).code, 64) << "a table would take the page's place";
   EXPECT_FALSE(fs::exists(folder_ / "page.csv"));
 }

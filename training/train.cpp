@@ -393,9 +393,12 @@ bool Run::step() {
   summary_.mfu = record.mfu.value_or(NAN);
   summary_.peak_bytes = record.peak_bytes;
 
-  // Ranks decide together what calls all of them make.
-  const bool asked = world_ == nullptr ? stop_.requested() : any_rank(*world_, stop_.requested());
-  const bool applied = world_ == nullptr ? result.applied : all_ranks(*world_, result.applied);
+  // Ranks decide together what calls all of them make, by one number: how many are asked to stop, and, above
+  // that, how many refused the step.
+  constexpr int64_t kRefused = int64_t{1} << 32;
+  int64_t votes = (stop_.requested() ? 1 : 0) + (result.applied ? 0 : kRefused);
+  if (world_ != nullptr) votes = sum_over_ranks(*world_, votes);
+  const bool asked = votes % kRefused > 0, applied = votes < kRefused;
   if (result.rewind) {
     if (saved_step_ < 0)
       throw Error(

@@ -1,14 +1,13 @@
 #include "attention/softmax_tile.h"
 
-#include "autograd/ops/gemm_kernel.h"
+#include "autograd/ops/instruction_set.h"
 
 namespace weft::cpu {
 
 template <class W>
 void softmax_tile(const SoftmaxTile<W>& x) {
 #ifdef __x86_64__
-  static const bool wide = has_avx512();
-  if (wide) return avx512::softmax_tile(x);
+  if (has_avx512()) return avx512::softmax_tile(x);
 #endif
   base::softmax_tile(x);
 }
@@ -16,8 +15,7 @@ void softmax_tile(const SoftmaxTile<W>& x) {
 template <class W>
 void softmax_gradient_tile(const SoftmaxGradientTile<W>& x) {
 #ifdef __x86_64__
-  static const bool wide = has_avx512();
-  if (wide) return avx512::softmax_gradient_tile(x);
+  if (has_avx512()) return avx512::softmax_gradient_tile(x);
 #endif
   base::softmax_gradient_tile(x);
 }

@@ -1,7 +1,7 @@
 #pragma once
 // What softmax attention on the CPU makes of a tile of scores between its products of matrices
-// (flash_attention_cpu.cpp). As with the products of gemm_kernel.h, softmax_tile_cpu.cpp is compiled for two
-// instruction sets, whose results have equal bits.
+// (flash_attention_cpu.cpp). softmax_tile_cpu.cpp is compiled for two instruction sets
+// (autograd/ops/instruction_set.h), whose results have equal bits.
 
 #include <cstdint>
 

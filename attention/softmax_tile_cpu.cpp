@@ -1,37 +1,26 @@
-// Compiled once for each instruction set, into a namespace of its own. Nothing here may call templates or
-// inline functions of other headers that are not always inlined: the linker keeps one copy of each, and it
-// might be the one that this processor cannot run.
+// Compiled for two instruction sets: instruction_set.h says what may not stand here.
 
 #include "attention/softmax_tile.h"
 
+#include "autograd/ops/instruction_set.h"
 #include "autograd/ops/vector_math.h"
-
-#ifndef WEFT_INSTRUCTIONS
-#define WEFT_INSTRUCTIONS base
-#endif
 
 namespace weft::cpu::WEFT_INSTRUCTIONS {
 namespace {
 
-// A vector of this instruction set, and how many of them make up 64 bytes.
-#ifdef __AVX512F__
-constexpr int kBytes = 64;
-#else
-constexpr int kBytes = 32;
-#endif
-constexpr int kParts = 64 / kBytes;
+constexpr int kParts = 64 / kVectorBytes;  // vectors that make up 64 bytes
 
 template <class W>
 struct Vector;
 template <>
 struct Vector<float> {
-  typedef float Lanes __attribute__((vector_size(kBytes)));
-  typedef int32_t Index __attribute__((vector_size(kBytes)));
+  typedef float Lanes __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t Index __attribute__((vector_size(kVectorBytes)));
 };
 template <>
 struct Vector<double> {
-  typedef double Lanes __attribute__((vector_size(kBytes)));
-  typedef int64_t Index __attribute__((vector_size(kBytes)));
+  typedef double Lanes __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t Index __attribute__((vector_size(kVectorBytes)));
 };
 
 struct Largest {
@@ -53,7 +42,7 @@ template <class Join, class W>
 W reduce(const W* row, int64_t n, W start) {
   using Lanes = typename Vector<W>::Lanes;
   using Index = typename Vector<W>::Index;
-  constexpr int kLanes = kBytes / static_cast<int>(sizeof(W));
+  constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(W));
   Lanes all[kParts];
 #pragma GCC unroll 2
   for (int part = 0; part < kParts; ++part) all[part] = start - Lanes{};
@@ -62,7 +51,7 @@ W reduce(const W* row, int64_t n, W start) {
 #pragma GCC unroll 2
     for (int part = 0; part < kParts; ++part) {
       Lanes next;
-      __builtin_memcpy(&next, row + j + part * kLanes, kBytes);
+      __builtin_memcpy(&next, row + j + part * kLanes, kVectorBytes);
       Join::join(all[part], next);
     }
   if constexpr (kParts == 2) Join::join(all[0], all[1]);

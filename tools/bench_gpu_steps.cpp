@@ -7,6 +7,7 @@
 
 #include "attention/flash_attention.h"
 #include "attention/registry.h"
+#include "attention/seen_pairs.h"
 #include "autograd/determinism.h"
 #include "autograd/device_times.h"
 #include "layers/model.h"
@@ -155,11 +156,11 @@ std::vector<int64_t> packed(int64_t tokens, int64_t longest, uint32_t step) {
   return lengths;
 }
 
-// Pairs of a token and one that it sees, in documents of these lengths.
-double seen_pairs(const std::vector<int64_t>& lengths) {
-  double pairs = 0;
-  for (const int64_t n : lengths) pairs += static_cast<double>(n * (n + 1) / 2);
-  return pairs;
+// Of a token and one that it sees, in documents of these lengths.
+double pairs_of(const std::vector<int64_t>& lengths) {
+  Segments documents;
+  for (size_t i = 0; i < lengths.size(); ++i) documents.push_back({static_cast<int>(i), 0, lengths[i]});
+  return seen_pairs({}, documents);
 }
 
 double p99_over_p50(std::vector<double> ms) {
@@ -226,7 +227,7 @@ void steps(GpuRun& run, const std::string& mechanism, const std::string& called,
         wait_for(default_device());
         return ms_since(start);
       },
-      [&](uint32_t i) { return seen_pairs(lengths(i)); });
+      [&](uint32_t i) { return pairs_of(lengths(i)); });
   measure(", host alone", text(tokens, " tokens, T", context), 5, 20, [&](uint32_t) {
     const auto start = BenchClock::now();
     step(even, false);

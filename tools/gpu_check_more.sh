@@ -81,18 +81,21 @@ peers() {
   gpu recurrences 30 recurrence
 }
 
-# start_row NAME RUN   a row of what a process of weft took to the end of its first step, from what it says of it
+# start_row NAME RUN ARGUMENTS...   a row of what a process of weft took to the end of its first step, from what it says of it
 # shellcheck disable=SC2317  # bash -c calls it
 start_row() {
-  local name=$1 run=$2 said
-  said=$("$weft" train recipes/124m/softmax.yaml run="$run" steps=1 "${@:3}" eval.every=0 data.val=0 data.train="$corpus" 2>&1 | tee /dev/stderr |
+  local said
+  said=$("$weft" train recipes/124m/softmax.yaml run="$2" steps=1 "${@:3}" eval.every=0 data.val=0 data.train="$corpus" 2>&1 | tee /dev/stderr |
     sed -nE 's/.*first step ([0-9.]+) s after the start: (.*)/\1 \2/p')
-  [ -n "$said" ] || return 1
-  awk -v name="$name" -v said="$said" 'BEGIN { split(said, s, " "); printf "{\"weft\": \"bench/1\", \"name\": \"%s\", \"shape\": \"124M, 32768 tokens\", " \
-    "\"dtype\": \"bf16\", \"ms\": %.0f, \"note\": \"seconds: %s\", ", name, 1000 * s[1], substr(said, length(s[1]) + 2) }'
-  # Device, commit and date as the run keeps them.
-  tr ',{}' '\n' <"$run/environment.json" | sed -nE 's/^ *("(device|commit)": *"[^"]*").*/\1, /p' | tr -d '\n'
-  printf '"date": "%s"}\n' "$(date -u +%F)"
+  "$python" - "$1" "$2/environment.json" "$said" <<'END'
+import json, sys
+name, environment, said = sys.argv[1:]
+seconds, parts = said.split(" ", 1)
+with open(environment) as f:
+    where = json.load(f)
+print(json.dumps({"weft": "bench/1", "name": name, "shape": "124M, 32768 tokens", "dtype": "bf16", "ms": round(1000 * float(seconds)),
+                  "note": "seconds: " + parts, "device": where["device"], "commit": where["commit"], "date": where["start_time"][:10]}))
+END
 }
 
 # A start with nothing cached and again; every mechanism at 124 million weights and a context of 8192; titans_mac and mega beside their peers.

@@ -181,9 +181,8 @@ bool is_finished(const SweepRun& run) {
   // A run that goes on may change what is not fixed; the result of a finished one has to be that of this
   // recipe. Settings of mechanisms that change speed alone change neither.
   const Recipe before = load_recipe(saved);
-  const bool same = same_function(before, run.recipe);
-  for (const RecipeDifference& d : recipe_diff(before, run.recipe))
-    if ((d.fixed || (finished && !is_housekeeping(d.key))) && !(same && d.key == "model.mechanisms"))
+  for (const RecipeDifference& d : recipe_diff(before, run.recipe, same_function(before, run.recipe)))
+    if (d.fixed || (finished && !d.speed_only && !is_housekeeping(d.key)))
       throw Error(Exit::recipe, "the run was made with another recipe: " + d.line(), run.recipe.run,
                   "set it back, or sweep in another folder with run=FOLDER");
   return finished;

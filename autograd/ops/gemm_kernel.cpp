@@ -2,13 +2,16 @@
 
 #include <vector>
 
+#include "autograd/ops/instruction_set.h"
+
 namespace weft::cpu {
 
 bool has_avx512() {
 #ifdef __x86_64__
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vl");
+  static const bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                          __builtin_cpu_supports("avx512vl");
+  return has;
 #else
   return false;
 #endif
@@ -18,8 +21,7 @@ template <class T, class A, class B>
 void multiply(const Product<T, A, B>& product) {
   thread_local std::vector<T> space(kPackSpace);
 #ifdef __x86_64__
-  static const bool wide = has_avx512();
-  if (wide) return avx512::multiply(product, space.data());
+  if (has_avx512()) return avx512::multiply(product, space.data());
 #endif
   base::multiply(product, space.data());
 }

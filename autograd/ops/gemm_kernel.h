@@ -1,8 +1,7 @@
 #pragma once
 // The product of two matrices on one core (Goto & van de Geijn 2008). A block of b, packed into panels, stays
 // in the L2 cache, a panel of a in the L1 cache, and a tile of sums in registers; small operands are read in
-// place. gemm_kernel_cpu.cpp is compiled for two instruction sets; the better one that the processor has is
-// chosen at run time.
+// place. gemm_kernel_cpu.cpp is compiled for two instruction sets (instruction_set.h).
 //
 // Every element is the same chain of fused multiply-adds wherever it lies in c: a product computed in pieces
 // has the bits of the whole product, and so has the other instruction set.
@@ -51,6 +50,5 @@ namespace avx512 {
 template <class T, class A, class B>
 void multiply(Product<T, A, B> product, T* space);
 }  // namespace avx512
-bool has_avx512();
 
 }  // namespace weft::cpu

@@ -1,12 +1,7 @@
-// Compiled once for each instruction set, into a namespace of its own. Nothing here may call templates or
-// inline functions of other headers: the linker keeps one copy of each, and it might be the one that this
-// processor cannot run.
+// Compiled for two instruction sets: instruction_set.h says what may not stand here.
 
 #include "autograd/ops/gemm_kernel.h"
-
-#ifndef WEFT_INSTRUCTIONS
-#define WEFT_INSTRUCTIONS base
-#endif
+#include "autograd/ops/instruction_set.h"
 
 namespace weft::cpu::WEFT_INSTRUCTIONS {
 namespace {
@@ -14,12 +9,12 @@ namespace {
 // A tile is kRows x 2 vectors of sums; with the operands they fill the registers (16 of AVX2), or are enough
 // to hide the latency (32 of AVX-512), where 8 divides the sizes that models have.
 #ifdef __AVX512F__
-constexpr int kBytes = 64, kRows = 8;
+constexpr int kRows = 8;
 #else
-constexpr int kBytes = 32, kRows = 6;
+constexpr int kRows = 6;
 #endif
 template <class T>
-constexpr int kLanes = kBytes / static_cast<int>(sizeof(T));
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
 template <class T>
 constexpr int kColumns = 2 * kLanes<T>;
 
@@ -40,15 +35,15 @@ struct Panels {
 // c (kRows, kColumns) = alpha times the product of two panels + beta c
 template <class T>
 void multiply_panels(int64_t k, const Panels<T>& x, T* c, int64_t pitch, T alpha, T beta) {
-  typedef T Vector __attribute__((vector_size(kBytes)));
+  typedef T Vector __attribute__((vector_size(kVectorBytes)));
   Vector sum[kRows][2];
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i) sum[i][0] = sum[i][1] = Vector{};
   const T *a = x.a, *b = x.b;
   for (int64_t p = 0; p < k; ++p, a += x.a_column, b += x.b_row) {
     Vector b0, b1;
-    __builtin_memcpy(&b0, b, kBytes);
-    __builtin_memcpy(&b1, b + kLanes<T>, kBytes);
+    __builtin_memcpy(&b0, b, kVectorBytes);
+    __builtin_memcpy(&b1, b + kLanes<T>, kVectorBytes);
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
       sum[i][0] += a[i * x.a_row] * b0;
@@ -63,10 +58,10 @@ void multiply_panels(int64_t k, const Panels<T>& x, T* c, int64_t pitch, T alpha
       Vector y = alpha * sum[i][half];
       if (beta != 0) {
         Vector before;
-        __builtin_memcpy(&before, to, kBytes);
+        __builtin_memcpy(&before, to, kVectorBytes);
         y += beta * before;
       }
-      __builtin_memcpy(to, &y, kBytes);
+      __builtin_memcpy(to, &y, kVectorBytes);
     }
 }
 
@@ -135,7 +130,7 @@ void pack(T* to, MatrixView<X> x, int64_t n, int64_t k) {
 template <int kVectors, int kAtOnce, class T>
 void multiply_by_rows(int64_t m, int64_t n, int64_t k, const T* a, const T* b, int64_t b_column, T* c,
                       int64_t pitch, bool add) {
-  typedef T Vector __attribute__((vector_size(kBytes)));
+  typedef T Vector __attribute__((vector_size(kVectorBytes)));
   for (int64_t j = 0; j < n; j += kAtOnce) {
     const int64_t columns = least(kAtOnce, n - j);
     const T* from[kAtOnce];  // behind the last, the last again
@@ -189,13 +184,14 @@ void multiply(Product<T, A, B> x, T* space) {
         const B* const b = x.b.data + p;
         if (x.m <= kLanes<T>) {
           pack<kLanes<T>>(panel, rows, x.m, depth);
-          if (kBytes == 64 && x.n % 16 == 0)
+          if (kVectorBytes == 64 && x.n % 16 == 0)
             multiply_by_rows<1, 16>(x.m, x.n, depth, panel, b, x.b.column, x.c, x.pitch, x.beta == 1);
           else
             multiply_by_rows<1, 8>(x.m, x.n, depth, panel, b, x.b.column, x.c, x.pitch, x.beta == 1);
         } else {
           pack<kColumns<T>>(panel, rows, x.m, depth);
-          multiply_by_rows<2, kBytes / 8>(x.m, x.n, depth, panel, b, x.b.column, x.c, x.pitch, x.beta == 1);
+          multiply_by_rows<2, kVectorBytes / 8>(x.m, x.n, depth, panel, b, x.b.column, x.c, x.pitch,
+                                                x.beta == 1);
         }
       }
       return;

@@ -9,7 +9,7 @@
 #include <limits>
 #include <vector>
 
-#include "autograd/ops/gemm_kernel.h"
+#include "autograd/ops/instruction_set.h"
 #include "autograd/philox.h"
 #include "tests/autograd/test_tensors.h"
 

@@ -177,7 +177,8 @@ class GpuCheck(unittest.TestCase):
     def test_a_start_is_a_row_of_what_the_run_says_of_it(self):
         said = 'echo "info: first step 0.86 s after the start: driver 0.21, data 0.08"\n'
         self.program("stub/weft", WEFT.replace("    exec sleep 60 ;;", "    " + said + "    exit ;;"))
-        env = {"PATH": os.environ["PATH"], "HOUSE": self.house, "weft": self.path("stub/weft"), "corpus": "corpus.txt"}
+        env = {"PATH": os.environ["PATH"], "HOUSE": self.house, "weft": self.path("stub/weft"), "corpus": "corpus.txt",
+               "python": sys.executable}
         script = f'source {self.path("tools/gpu_check_more.sh")}; start_row "$@"'
         ran = subprocess.run(["bash", "-c", script, "_", "start", self.path("run")], env=env, capture_output=True, text=True, timeout=60)
         row = json.loads(ran.stdout)

@@ -107,6 +107,18 @@ TEST(Numerics, AStopDoesNotWaitForStepsThatAreNeverApplied) {
   EXPECT_EQ(tiny.train({"steps=60", "--resume", "auto"}).code, 0);
 }
 
+// Back at a checkpoint there is nothing to wait for.
+TEST(Numerics, AStopEndsWhereTheRunWentBackTo) {
+  const TinyRun tiny;
+  RunOptions options{.environment = {"WEFT_FAULT=slow:400@phase=load,step=6;nan@step=6;nan@step=7"}};
+  options.stop_at_file = "runs/tiny/latest";  // of step 5
+  const Ran stopped = tiny.train({"numerics.max_skips=1"}, options);
+  EXPECT_EQ(stopped.code, 75) << stopped.err;
+  EXPECT_EQ(stopped.json()["step"], 5);
+  EXPECT_EQ(tiny.checkpoints(), (Words{"step-5"}));
+  EXPECT_EQ(tiny.events("rewind").size(), 1u);
+}
+
 TEST(Numerics, NoCheckpointToGoBackTo) {
   const TinyRun tiny;
   const Ran ran = tiny.train({"numerics.max_skips=0"}, {.environment = {"WEFT_FAULT=nan@step=3"}});

@@ -282,6 +282,17 @@ TEST(Ranks, WeightsThatDriftApartAreFound) {
   EXPECT_EQ(resumed.json()["weights_hash"], whole.json()["weights_hash"]);
 }
 
+TEST(Ranks, WeightsThatOneHasLostAreFound) {
+  const TinyRun tiny;
+  const Ran ran = tiny.launch(3, {"numerics.rewind=0"},
+                              {.environment = {"WEFT_FAULT=nan@rank=1,step=10,phase=optimizer"}});
+  EXPECT_EQ(ran.code, 80) << ran.err;
+  EXPECT_NE(ran.err.find("the weights after step 10 "), std::string::npos) << ran.err;
+  EXPECT_NE(ran.err.find("are not finite on rank 1, and numerics.rewind is used up"), std::string::npos)
+      << ran.err;
+  EXPECT_EQ(tiny.checkpoints(), Words{"step-5"});
+}
+
 TEST(Ranks, ASaveThatFailsOnOneFailsOnAll) {
   const LongRun tiny;
   const Ran ran = tiny.launch(2, {"steps=6", "checkpoint.every=2"},

@@ -28,14 +28,16 @@ std::string resolved_recipe(const Recipe& recipe) {
   return out;
 }
 
-std::vector<RecipeDifference> recipe_diff(const Recipe& before, const Recipe& after) {
+std::vector<RecipeDifference> recipe_diff(const Recipe& before, const Recipe& after, bool same_function) {
   Recipe old_copy = before, new_copy = after;
   const FieldVisitor olds = visit_fields(old_copy), news = visit_fields(new_copy);
   std::vector<RecipeDifference> differences;
   for (size_t i = 0; i < olds.fields.size(); ++i) {
     const Field& field = olds.fields[i];
     const std::string old_text = to_text(write_field(field)), new_text = to_text(write_field(news.fields[i]));
-    if (old_text != new_text) differences.push_back({field.name, old_text, new_text, field.traits.fixed});
+    const bool speed_only = same_function && std::string(field.name) == "model.mechanisms";
+    if (old_text != new_text)
+      differences.push_back({field.name, old_text, new_text, field.traits.fixed && !speed_only, speed_only});
   }
   return differences;
 }
@@ -43,11 +45,10 @@ std::vector<RecipeDifference> recipe_diff(const Recipe& before, const Recipe& af
 std::vector<RecipeDifference> check_resume(const Recipe& saved, const Recipe& now, bool same_function) {
   std::vector<RecipeDifference> allowed;
   std::string refused, where;
-  for (const RecipeDifference& difference : recipe_diff(saved, now)) {
+  for (const RecipeDifference& difference : recipe_diff(saved, now, same_function)) {
     // A mean that the run did not keep so far is not in its checkpoints; one that it kept may be given up.
     const bool missing = difference.key == "optim.ema" && saved.optim.ema == 0;
-    const bool free = !difference.fixed || (same_function && difference.key == "model.mechanisms");
-    if (free && !missing) {
+    if (!difference.fixed && !missing) {
       allowed.push_back(difference);
       continue;
     }

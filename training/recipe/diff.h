@@ -15,17 +15,20 @@ struct RecipeDifference {
   std::string key;
   std::string before;
   std::string after;
-  bool fixed;  // a resumed run has to keep this key
+  bool fixed;               // a resumed run has to keep this key
+  bool speed_only = false;  // settings of mechanisms that change speed, not results
 
   std::string line() const { return key + ": " + before + " -> " + after; }
 };
 
-// In the order of the keys; empty where the recipes are equal.
-std::vector<RecipeDifference> recipe_diff(const Recipe& before, const Recipe& after);
+// In the order of the keys; empty where the recipes are equal. same_function: what model.mechanisms says in
+// both is the same but for speed (mechanism_settings.h).
+std::vector<RecipeDifference> recipe_diff(const Recipe& before, const Recipe& after,
+                                          bool same_function = false);
 
 // Whether a run saved with one recipe may go on with another. Model, precision, optimizer kind, tokenizer,
 // data and seed have to stay, and optim.ema may not begin: Exit::recipe names what differs. Returns the
-// differences that are allowed. same_function: what model.mechanisms says in both is the same but for speed.
+// differences that are allowed.
 std::vector<RecipeDifference> check_resume(const Recipe& saved, const Recipe& now,
                                            bool same_function = false);
 

@@ -1,6 +1,7 @@
 // The product on one core against three loops, on every instruction set that this processor has.
 
 #include "autograd/ops/gemm_kernel.h"
+#include "autograd/ops/instruction_set.h"
 
 #include <algorithm>
 

@@ -180,6 +180,8 @@ TEST(Overrides, AreRefusedLikeTheFile) {
   EXPECT_ERROR(parse("", {"=3"}), recipe, "override =3", "without a key", "KEY=VALUE");
   EXPECT_ERROR(parse("", {"steps"}), recipe, "override steps", "without a key or a value", "");
   EXPECT_ERROR(parse("", {"run=\xFF"}), recipe, "override:1:5", "not UTF-8", "");
+  EXPECT_ERROR(parse_recipe("steps: 1\n", "caf\xE9.yaml"), recipe, "run, from the name of the recipe:1:9",
+               "not UTF-8", "");
   EXPECT_ERROR(parse("", {"run=~/x"}), recipe, "override run=~/x", "only a shell replaces",
                "write the path out");
   EXPECT_ERROR(parse("", {"model.heads=3"}), recipe, "override model.heads=3", "does not divide", "");

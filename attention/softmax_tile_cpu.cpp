@@ -2,6 +2,9 @@
 
 #include "attention/softmax_tile.h"
 
+#include <cstddef>
+#include <utility>
+
 #include "autograd/ops/instruction_set.h"
 #include "autograd/ops/vector_math.h"
 
@@ -15,12 +18,10 @@ struct Vector;
 template <>
 struct Vector<float> {
   typedef float Lanes __attribute__((vector_size(kVectorBytes)));
-  typedef int32_t Index __attribute__((vector_size(kVectorBytes)));
 };
 template <>
 struct Vector<double> {
   typedef double Lanes __attribute__((vector_size(kVectorBytes)));
-  typedef int64_t Index __attribute__((vector_size(kVectorBytes)));
 };
 
 struct Largest {
@@ -36,18 +37,29 @@ struct Sum {
   }
 };
 
+// Every lane joined with all others: with the one `Half` further, then with what is half as far, and so on.
+template <class Join, size_t Half, class V, size_t... Lane>
+V join_lanes(V x, std::index_sequence<Lane...> lanes) {
+  if constexpr (Half == 0) {
+    return x;
+  } else {
+    const V other = __builtin_shufflevector(x, x, static_cast<int>(Lane ^ Half)...);
+    Join::join(x, other);
+    return join_lanes<Join, Half / 2>(x, lanes);
+  }
+}
+
 // `start` joined with all of row[0, n). What is joined with what is the same for all instruction sets:
 // numbers 64 bytes apart first, then the halves of what that leaves, and so on.
 template <class Join, class W>
 W reduce(const W* row, int64_t n, W start) {
   using Lanes = typename Vector<W>::Lanes;
-  using Index = typename Vector<W>::Index;
-  constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(W));
+  constexpr int64_t kLanes = kVectorBytes / sizeof(W), kStep = kParts * kLanes;
   Lanes all[kParts];
 #pragma GCC unroll 2
   for (int part = 0; part < kParts; ++part) all[part] = start - Lanes{};
   int64_t j = 0;
-  for (; j + kParts * kLanes <= n; j += kParts * kLanes)
+  for (; j + kStep <= n; j += kStep)
 #pragma GCC unroll 2
     for (int part = 0; part < kParts; ++part) {
       Lanes next;
@@ -55,15 +67,7 @@ W reduce(const W* row, int64_t n, W start) {
       Join::join(all[part], next);
     }
   if constexpr (kParts == 2) Join::join(all[0], all[1]);
-  Index lane;
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) lane[i] = i;
-#pragma GCC unroll 4
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    const Lanes other = __builtin_shuffle(all[0], lane ^ half);
-    Join::join(all[0], other);
-  }
-  W one = all[0][0];
+  W one = join_lanes<Join, kLanes / 2>(all[0], std::make_index_sequence<kLanes>())[0];
   for (; j < n; ++j) Join::join(one, row[j]);
   return one;
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # clang-tidy, with the checks of .clang-tidy, on what changed lately: uncommitted files first, then those of
-# the last ten commits, newest first, until the time is up.
+# the last ten commits (of a merge, all that it brings), newest first, until the time is up.
 #
 #   tools/check_tidy.sh [--all] BUILD      BUILD holds compile_commands.json; --all: every file, no limit
 set -euo pipefail
@@ -28,7 +28,7 @@ candidates() {
   if [ -n "$all" ] || ! git rev-parse HEAD >/dev/null 2>&1; then
     sources '*.cpp' | tr '\0' '\n'
   else
-    { git status --porcelain --untracked-files=all | cut -c 4-; git log -10 --format= --name-only; } |
+    { git status --porcelain --untracked-files=all | cut -c 4-; git log -10 --first-parent -m --format= --name-only; } |
       sed -n 's/\.\(h\|cpp\)$/.cpp/p' | awk '!seen[$0]++'
   fi
 }

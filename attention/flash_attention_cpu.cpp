@@ -244,7 +244,8 @@ void forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& 
   // A task is a few tiles of queries of a head, so that a tile of keys is turned once for all of them. Late
   // tiles see more keys: each task is followed by the one as far from the end as it is from the beginning.
   const int64_t tiles = (n + kTile - 1) / kTile;
-  const int64_t together = std::clamp<int64_t>(tiles * heads / (int64_t{8} * omp_get_max_threads()), 1, kTogether);
+  const int64_t together =
+      std::clamp<int64_t>(tiles * heads / (int64_t{8} * omp_get_max_threads()), 1, kTogether);
   std::vector<std::pair<int64_t, int64_t>> tasks;  // first tile, head
   for (int64_t turn = 0; turn < tiles; turn += together)
     for (int64_t h = 0; h < heads; ++h) {

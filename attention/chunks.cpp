@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "autograd/ops/arrange.h"
+#include "autograd/ops/reduce.h"
 #include "autograd/ops/scan.h"
 
 namespace weft {
@@ -52,6 +53,19 @@ Variable out_of_chunks(const Variable& y, const Chunks& chunks) {
   for (int i = 2; i < y.rank(); ++i) shape.push_back(y.dim(i));
   const Variable rows = reshape(y, shape);
   return chunks.exact ? rows : gather_rows(rows, chunks.to_tokens);
+}
+
+Variable sum_by_segment(const Variable& x, const Layout& layout) {
+  constexpr int64_t kLength = 64;
+  const Device device = x.device();
+  const Chunks chunks = cut_chunks(layout, kLength, device);
+  const auto segments = static_cast<int64_t>(layout.segments.size());
+  if (chunks.count == 0) return zeros(x.shape().with(0, segments), x.dtype(), device);
+  const Variable sums = sum(into_chunks({{x}, layout.position, layout.document}, chunks, {0}).x[0], 1);
+  const std::vector<int32_t> first(chunks.first.begin(), chunks.first.end());
+  const Variable undecayed = full({chunks.count, 1}, 1, x.dtype(), device);
+  const Variable rows = reshape(sums, {chunks.count, x.numel() / x.dim(0)});
+  return reshape(decay_scan(undecayed, rows, from_ints(first, device))[3], x.shape().with(0, segments));
 }
 
 Variable padding_in_front(const Variable& x, const Tensor& document) {

@@ -33,6 +33,9 @@ struct Folded {
 };
 Folded fold(const Scan& scan, const State& summaries, const Chunks& chunks);
 
+// The sum of each segment's rows: x (N, ...) -> (G, ...)
+Variable sum_by_segment(const Variable& x, const Layout& layout);
+
 // The rows of each segment from its last to its first, (N) i32; applied twice, it is the identity.
 Tensor turned_rows(const Layout& layout, Device device);
 // These rows of every tensor of a block.

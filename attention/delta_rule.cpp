@@ -77,6 +77,14 @@ Scan delta_scan(double scale, int64_t chunk, bool gated, const Dimensions& dims,
                                  layout, want_end);
     return ran(r.o, r.end, identity);
   };
+  // What becomes of the unit matrix where nothing is written.
+  scan.kernel.transition = [=, identity = scan.identity](const Block& b, const Layout& layout) {
+    const Variable k = cast(b.x[1], dtype);
+    const std::vector<int32_t> each(layout.segments.size(), 0);
+    return delta_run(k, k, zeros(k.shape(), dtype, device), b.x[3], gated ? b.x[4] : Variable(),
+                     gather_rows(identity()[0], from_ints(each, device)), scale, layout, true)
+        .end;
+  };
   use_recurrent_step(scan, scale, d, 3, gated ? 4 : -1);
   return scan;
 }

@@ -130,6 +130,10 @@ Scan DampedEma::scan(Device device, Dtype dtype, int64_t chunk, bool fft) const 
         ema_run(b.x[0], c.in, c.out, c.decay, start.empty() ? Variable() : start[1], layout, want_end);
     return ran(r.y, r.end, identity);
   };
+  scan.kernel.transition = [=](const Block& b, const Layout& layout) {
+    const auto segments = static_cast<int64_t>(layout.segments.size());
+    return exp(multiply(reshape(sum_by_segment(b.x[1], layout), {segments, 1, 1}), log_of(c.decay)));
+  };
   scan.step = [=](const Block& b, const Tensor& states) -> Variable {
     return ema_step(b.x[0], c.in, c.out, c.decay, states);
   };

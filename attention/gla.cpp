@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "attention/chunks.h"
 #include "attention/in_chunk.h"
 #include "attention/linear_attention.h"
 #include "attention/linear_run.h"
@@ -69,6 +70,10 @@ Scan channel_decay_scan(double scale, int64_t chunk, int64_t heads, int64_t key,
     const Variable own = decayed_products(rows(q), rows(k), rows(v), rows(g));
     const Variable past = matmul(multiply(q, exp(cumulative_sum(g, 2))), prefix[1]);
     return by_token(add(reshape(own, past.shape()), past), b.x[2].dtype());
+  };
+  scan.kernel.transition = [=](const Block& b, const Layout& layout) {
+    const auto segments = static_cast<int64_t>(layout.segments.size());
+    return reshape(exp(sum_by_segment(cast(b.x[3], type), layout)), {segments, heads, key, 1});
   };
   use_linear_run(scan, scale, true, key, value, dtype);
   return scan;

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "attention/chunks.h"
 #include "attention/flash_attention.h"
 #include "attention/in_chunk.h"
 #include "attention/linear_run.h"
@@ -46,6 +47,11 @@ Scan linear_scan(double scale, int64_t chunk, bool gated, int64_t heads, int64_t
     }
     const Variable o = add(matmul(scores, v), matmul(from_state, prefix[1]));
     return by_token(o, b.x[2].dtype());
+  };
+  scan.kernel.transition = [=](const Block& b, const Layout& layout) -> Variable {
+    const auto segments = static_cast<int64_t>(layout.segments.size());
+    if (!gated) return full({segments, heads, 1, 1}, 1, type, device);
+    return reshape(exp(sum_by_segment(cast(b.x[3], type), layout)), {segments, heads, 1, 1});
   };
   use_linear_run(scan, scale, gated, key, value, dtype);
   return scan;

@@ -56,7 +56,13 @@ struct Scan {
     // Whether this build has a kernel for this part's inputs on a device, which need not be there.
     std::function<bool(Device)> serves;
     std::function<Ran(const Block&, const Layout&, const State& start, bool want_end)> run;
+    // Of each segment, what it multiplies the state before it by: the first of the two tensors of a state.
+    std::function<Variable(const Block&, const Layout&)> transition;
     bool on(Device device) const { return serves && serves(device); }
+    // Of each segment, its summary.
+    State summarize(const Block& block, const Layout& layout) const {
+      return {transition(block, layout), run(block, layout, {}, true).end[1]};
+    }
   };
   Kernel kernel = {};
   // Optional: one token more of each of M documents, (M, ...), without a tape. `states` are addresses of the

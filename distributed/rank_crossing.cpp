@@ -4,6 +4,7 @@
 #include "autograd/checkpoint.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/reduce.h"
+#include "autograd/planned_device.h"
 #include "distributed/collectives.h"
 
 namespace weft {
@@ -45,27 +46,45 @@ Variable RankCrossing::operator()(const Scan& part, const Block& block) {
     const Block whole = gather_whole(block);
     return own_of_whole(LocalCrossing(plan_.whole().layout)(part, whole));
   }
-  const Tensor turned = part.reverse ? turned_rows(layout(), block.x[0].device()) : Tensor();
-  const Chunks chunks = cut_chunks(layout(), part.chunk, block.x[0].device());
-  const Block cut = into_chunks(part.reverse ? gather_block(block, turned) : block, chunks, part.pad);
-  const Folded local = fold(part, part.summarize(cut), chunks);
+  const Device device = block.x[0].device();
+  const bool fused = !part.total && part.kernel.on(computed_on(device));
+  const auto scan = [&](const Block& b) { return fused ? by_kernel(part, b) : by_chunks(part, b); };
+  if (!part.reverse) return scan(block);
+  const Tensor turned = turned_rows(layout(), device);
+  return gather_rows(scan(gather_block(block, turned)), turned);
+}
+
+RankCrossing::Known RankCrossing::across(const Scan& part, const State& summaries) {
   const RankPlan::States& states = plan_.states();
-  State prefix = local.prefix, total = local.total;
-  if (states.total > 0) {
-    State pieces;  // of all ranks, then those of the documents here, in order
-    for (const Variable& s : gather_state(local.total, states.own))
-      pieces.push_back(gather_rows(all_gather_rows(ranks_, s, states.counts, Recompute::kept),
-                                   part.reverse ? states.order_back : states.order));
-    expect(scan_bytes(plan_, row_bytes(pieces)), true);
-    const Folded across = fold(part, pieces, states.documents);
-    const State before = gather_state(concatenate_states({part.identity(), across.prefix}),
-                                      part.reverse ? states.before_back : states.before);  // by segment
-    prefix = part.combine(gather_state(before, chunks.segment), local.prefix);
-    total = gather_state(concatenate_states({local.total, across.total}), states.document);
+  State pieces;  // of all ranks, then those of the documents here, in order
+  for (const Variable& s : gather_state(summaries, states.own))
+    pieces.push_back(gather_rows(all_gather_rows(ranks_, s, states.counts, Recompute::kept),
+                                 part.reverse ? states.order_back : states.order));
+  expect(scan_bytes(plan_, row_bytes(pieces)), true);
+  const Folded folded = fold(part, pieces, states.documents);
+  return {gather_state(concatenate_states({part.identity(), folded.prefix}),
+                       part.reverse ? states.before_back : states.before),
+          gather_state(concatenate_states({summaries, folded.total}), states.document)};
+}
+
+Variable RankCrossing::by_kernel(const Scan& part, const Block& block) {
+  State before;
+  if (plan_.states().total > 0) before = across(part, part.kernel.summarize(block, layout())).before;
+  return part.kernel.run(block, layout(), before, false).y;
+}
+
+Variable RankCrossing::by_chunks(const Scan& part, const Block& block) {
+  const Chunks chunks = cut_chunks(layout(), part.chunk, block.x[0].device());
+  const Block cut = into_chunks(block, chunks, part.pad);
+  const Folded local = fold(part, part.summarize(cut), chunks);
+  State prefix = local.prefix, document = local.total;
+  if (plan_.states().total > 0) {
+    Known known = across(part, local.total);
+    prefix = part.combine(gather_state(known.before, chunks.segment), prefix);
+    document = known.document;
   }
-  if (part.total) prefix = gather_state(total, chunks.segment);
-  const Variable y = out_of_chunks(part.apply(cut, prefix), chunks);
-  return part.reverse ? gather_rows(y, turned) : y;
+  if (part.total) prefix = gather_state(document, chunks.segment);
+  return out_of_chunks(part.apply(cut, prefix), chunks);
 }
 
 Variable RankCrossing::operator()(const Halo& part, const Block& block) {

@@ -43,6 +43,15 @@ class RankCrossing : public Crossing {
   bool goes_on() const override { return false; }
 
  private:
+  // A Scan on the segments of this rank: by the part's kernel, or composed of chunks.
+  Variable by_kernel(const Scan& part, const Block& block);
+  Variable by_chunks(const Scan& part, const Block& block);
+  // From the summaries of this rank's segments, (G, ...), what the ranks know of each: the state before it,
+  // and the summary of its whole document.
+  struct Known {
+    State before, document;
+  };
+  Known across(const Scan& part, const State& summaries);
   // Merge among the tokens of cut documents.
   std::vector<Variable> merge_across(const Merge& part, const Block& block);
   std::vector<Variable> merge_by_heads(const Merge& part, const Block& block);

@@ -102,6 +102,77 @@ TEST(RankCrossing, BidirectionalScan) {
                          [scan](const Block& block, Crossing& cross) { return cross(scan, block); }));
 }
 
+// Scans as if there were a kernel for each: whole segments from the states before them, here by chunks.
+class KernelCrossing : public Crossing {
+ public:
+  explicit KernelCrossing(Crossing& inner) : Crossing(inner.layout()), inner_(inner) {}
+  Variable operator()(const Scan& part, const Block& block) override {
+    if (!part.kernel.transition) return inner_(part, block);
+    Scan scan = part;
+    scan.kernel.serves = [](Device) { return true; };
+    scan.kernel.run = [&part](const Block& b, const Layout& layout, const State& start, bool) {
+      const Chunks chunks = cut_chunks(layout, part.chunk, b.x[0].device());
+      const Block cut = into_chunks(b, chunks, part.pad);
+      Folded folded = fold(part, part.summarize(cut), chunks);
+      if (!start.empty()) {
+        folded.prefix = part.combine(gather_state(start, chunks.segment), folded.prefix);
+        folded.total = part.combine(start, folded.total);
+      }
+      return Scan::Ran{out_of_chunks(part.apply(cut, folded.prefix), chunks), folded.total};
+    };
+    return inner_(scan, block);
+  }
+  std::vector<Variable> operator()(const Merge& part, const Block& b) override { return inner_(part, b); }
+  Variable operator()(const Halo& part, const Block& block) override { return inner_(part, block); }
+  Variable operator()(const Carry& part, const Block& block) override { return inner_(part, block); }
+  Variable total(const Variable& sums) override { return inner_.total(sums); }
+
+ private:
+  Crossing& inner_;
+};
+
+class WithKernels : public Mechanism {
+ public:
+  explicit WithKernels(std::unique_ptr<Mechanism> inner)
+      : Mechanism(inner->dims()), inner_(std::move(inner)) {}
+  std::vector<Input> inputs() const override { return inner_->inputs(); }
+  Variable forward(const Block& block, Crossing& cross) const override {
+    KernelCrossing kernels(cross);
+    return inner_->forward(block, kernels);
+  }
+  Variable reference(const Block&) const override { return {}; }
+
+ private:
+  std::unique_ptr<Mechanism> inner_;
+};
+
+class ScanKernels : public testing::TestWithParam<const char*> {};
+INSTANTIATE_TEST_SUITE_P(Registry, ScanKernels,
+                         testing::Values("linear", "simple_gla", "gla", "regla", "mega"));
+
+TEST_P(ScanKernels, StartFromTheStatesOfOtherRanks) {
+  const MechanismEntry& entry = find_mechanism(GetParam());
+  const auto subject = [&entry](bool kernels) {
+    return [&entry, kernels] {
+      return std::make_unique<Subject>(small_dimensions(entry), Dtype::f64,
+                                       [&](const Dimensions& d, const ParameterScope& scope) {
+                                         std::unique_ptr<Mechanism> mechanism = entry.make({}, d, scope);
+                                         if (kernels)
+                                           mechanism = std::make_unique<WithKernels>(std::move(mechanism));
+                                         return mechanism;
+                                       });
+    };
+  };
+  for (const std::vector<int64_t>& lengths : {std::vector<int64_t>{37}, {5, 0, 23, 1, 14}, {1, 2}, {0}, {}})
+    for (const int ranks : {1, 2, 3})
+      for (const SegmentPlan plan : {contiguous, zigzag, balanced}) {
+        const Placing placing{ranks, plan, native, lengths};
+        SCOPED_TRACE(testing::Message() << placing);
+        expect_equal(run_on_ranks(subject(true), placing), run_on_one(subject(false), placing),
+                     tolerance::of(Dtype::f64));
+      }
+}
+
 // y_t = x_t + sum of 2^-i x_{t-i} over the halo, by segment.
 Halo halo_of(int64_t width) {
   return {width, [width](const Block& block, const Block& before) {

@@ -7,7 +7,7 @@
 Places are instructions, looked up in the PROGRAMs by cuobjdump where there is one, or lines of the source where the log has them
 (nvcc -lineinfo). A race between an asynchronous copy (UBLKCP: by the copy engine) and a read is told from one between plain
 instructions. Either may be ordered by an mbarrier at which one lane arrives for its warp, which racecheck credits to that lane alone
-(attention/kernels/README.md, Races); a pair that is not in the table there is for a person to look at.
+(attention/kernels/races.md); a pair that is not in the table there is for a person to look at.
 
 initcheck does not see what bulk stores write (UTMASTG). So of copies to the host of what nobody wrote the bytes are shown, which have to
 be whole tiles of a tensor that is stored so.

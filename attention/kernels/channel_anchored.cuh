@@ -1,8 +1,8 @@
 #pragma once
-// A chunk whose decays one anchor can serve (README, "One anchor for a chunk"). Both ways of every pair of
-// tokens go by the middle of the chunk's decay: a row is carried from its token to there, or back, by one
-// factor for each channel, and what is left is a chunk without any decay. One of two tokens then has a factor
-// above 1, so this is for chunks that nowhere decay by more than 2^-`anchored_log2` a half.
+// A chunk whose decays one anchor can serve (channel_gate.md, "One anchor for a chunk"). Both ways of every
+// pair of tokens go by the middle of the chunk's decay: a row is carried from its token to there, or back, by
+// one factor for each channel, and what is left is a chunk without any decay. One of two tokens then has a
+// factor above 1, so this is for chunks that nowhere decay by more than 2^-`anchored_log2` a half.
 
 #include "attention/kernels/channel_tiles.cuh"
 

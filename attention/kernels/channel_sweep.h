@@ -1,6 +1,6 @@
 #pragma once
 // Sweeps (sweep.h) whose decay is a vector, one log decay for each token, head and channel of the keys
-// (README, "A gate for each channel"). The keys' channels are those that a and b are summed over, or those of
+// (channel_gate.md). The keys' channels are those that a and b are summed over, or those of
 // c and of the output:
 //
 //   of_a   out_i = scale * sum_j (sum_x decay_x(i, j) a_ix b_jx) c_j          o, dv

@@ -1,5 +1,5 @@
 // The last stage of the chunked delta rule's backward pass: every gradient of a chunk's tokens from what the
-// sweeps kept (README, "The delta rule"). A block has a chunk and a head, and three warpgroups:
+// sweeps kept (delta_rule.md). A block has a chunk and a head, and three warpgroups:
 //   reader     dq: tokens as they read the memory at their query
 //   corrector  dk, first part, and dbeta: as they read it at their key
 //   writer     dk, second part: as they write at their key

@@ -1,6 +1,6 @@
 // The delta rule token by token in f32, as the recurrence is written: f32 and bf16, any width up to 256. With
 // what every token writes, u_t = beta_t (v_t - S^T k_t), known from the forward pass, S is plain linear
-// attention with values u, so that the backward pass holds no states (README, "The delta rule").
+// attention with values u, so that the backward pass holds no states (delta_rule.md).
 
 #include "attention/kernels/delta_stages.h"
 #include "attention/kernels/plain.cuh"

@@ -1,4 +1,4 @@
-// Which stages make the delta rule and its gradients (README, "The delta rule").
+// Which stages make the delta rule and its gradients (delta_rule.md).
 
 #include "attention/kernels/delta_rule.h"
 

@@ -5,7 +5,7 @@
 //   S_t  = S + k_t (beta_t (v_t - S^T k_t))^T
 //   o_t  = scale * S_t^T q_t
 //
-// Schlag et al. 2021; Yang, Kautz & Hatamizadeh 2024. The README beside this file derives the form by chunks
+// Schlag et al. 2021; Yang, Kautz & Hatamizadeh 2024. delta_rule.md derives the form by chunks
 // of 64 tokens. Memory is linear in the tokens. Results have the same bits from run to run.
 
 #include "attention/kernels/linear_attention.h"

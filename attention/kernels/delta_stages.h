@@ -1,5 +1,5 @@
 #pragma once
-// The stages of the chunked delta rule (README, "The delta rule") and what they hand on in memory: of every
+// The stages of the chunked delta rule (delta_rule.md) and what they hand on in memory: of every
 // chunk and head a few tiles, as they lie in shared memory (tile.cuh).
 
 #include "attention/kernels/delta_rule.h"

@@ -1,4 +1,4 @@
-// The two stages of the chunked delta rule that go chunk by chunk (README, "The delta rule"). A block has one
+// The two stages of the chunked delta rule that go chunk by chunk (delta_rule.md). A block has one
 // document, one head and 64 W columns of v; each of its W warpgroups holds the state of 64 of them transposed
 // in registers, in f32, and products read a bf16 shadow of it in shared memory. Tiles of the next chunk are
 // fetched as soon as this chunk is done with their place; two blocks of an SM overlap each other. Where there

@@ -4,8 +4,8 @@
 //
 //   h_t = decay h_{t-1} + in x_t          y_t = sum over n of out h_t
 //
-// in one pass: states live in registers, and nothing of size (tokens, channels, states) is ever stored. The
-// README beside this file derives the gradients. Results have the same bits from run to run.
+// in one pass: states live in registers, and nothing of size (tokens, channels, states) is ever stored.
+// moving_average.md derives the gradients. Results have the same bits from run to run.
 
 #include "attention/kernels/ema_plan.h"
 #include "attention/kernels/linear_attention.h"

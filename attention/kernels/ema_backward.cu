@@ -1,5 +1,5 @@
-// Gradients of the damped moving average, in one sweep from the last token to the first (README, "The damped
-// moving average").
+// Gradients of the damped moving average, in one sweep from the last token to the first
+// (moving_average.md, "Backward").
 
 #include "attention/kernels/ema_matrix.cuh"
 

@@ -1,5 +1,5 @@
-// Outputs of the damped moving average, and the states behind the documents (README, "The damped moving
-// average").
+// Outputs of the damped moving average, and the states behind the documents
+// (moving_average.md).
 
 #include "attention/kernels/ema_matrix.cuh"
 #include "attention/kernels/ema_pipe.cuh"

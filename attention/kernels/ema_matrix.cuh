@@ -1,5 +1,5 @@
 #pragma once
-// What the moving average's kernels on tensor cores share (README, "The damped moving average", "Matrices"):
+// What the moving average's kernels on tensor cores share (moving_average.md, "Matrices"):
 // tiles that lie transposed in shared memory, tables of a channel as operands, sums along chunks.
 
 #include "attention/kernels/ema.cuh"

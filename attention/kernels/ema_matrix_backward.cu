@@ -1,4 +1,4 @@
-// Gradients of the damped moving average on tensor cores (README, "Matrices").
+// Gradients of the damped moving average on tensor cores (moving_average.md, "Matrices").
 
 #include "attention/kernels/ema_matrix.cuh"
 

@@ -1,4 +1,4 @@
-// Outputs of the damped moving average on tensor cores (README, "Matrices").
+// Outputs of the damped moving average on tensor cores (moving_average.md, "Matrices").
 
 #include "attention/kernels/ema_matrix.cuh"
 

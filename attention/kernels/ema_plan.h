@@ -1,6 +1,6 @@
 #pragma once
-// How the tokens of packed documents are dealt out to threads that each walk over some of them (README, "The
-// damped moving average").
+// How the tokens of packed documents are dealt out to threads that each walk over some of them
+// (moving_average.md, "Spans").
 
 #include <algorithm>
 #include <cstdint>

@@ -59,7 +59,7 @@ TEST(EmaPlan, SpansHoldEveryTokenOnce) {
     }
 }
 
-// For every scheduler one, or two where a document is cut and long (attention/kernels/README.md).
+// For every scheduler one, or two where a document is cut and long (attention/kernels/moving_average.md).
 TEST(EmaPlan, AsManySpansAsTheGpuHasSchedulers) {
   const auto plan = [](const std::vector<int64_t>& lengths, int64_t channels) {
     return cuda::plan_ema(lengths, channels, 16, false);

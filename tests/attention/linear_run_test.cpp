@@ -128,7 +128,7 @@ TEST(LinearRun, ARowOfDecaysEqualsItsCopies) {
 }
 
 // Gates of channels that within one chunk forget little, all, and by far more than f32 holds: the kernels
-// take the first kind of chunk otherwise than the rest (attention/kernels/README.md).
+// take the first kind of chunk otherwise than the rest (attention/kernels/channel_gate.md).
 TEST(LinearRun, GatesOfAnyReachEqualTheirRecurrence) {
   if (default_device() != Device::cuda) GTEST_SKIP() << "kernels need a GPU";
   for (const auto& [key, value] : {std::pair{64, 64}, {64, 128}, {128, 64}, {128, 128}}) {

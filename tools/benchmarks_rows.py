@@ -13,6 +13,7 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 OLD, UNKNOWN = " †", " ?"
 BESIDE_THE_POINT = ("run=", "steps=100000", "log.every=", "eval.every=", "checkpoint.every=", "data.val=", "data.train=/", "data.train=build/")
+CODE = r"^[[:space:]]*([^/[:space:]]|/[^/])"  # a line that is not all comment
 LAST_STEPS = 4  # a run's loss is the mean of so many
 
 # What a row stands on, by its name: first match. Folders count whole.
@@ -188,9 +189,9 @@ def git(*words):
 
 
 def age(row):
-    """OLD if its files changed behind its commit, UNKNOWN if this clone cannot tell."""
+    """OLD if code of its files changed behind its commit, UNKNOWN if this clone cannot tell."""
     commit = row.get("commit") or "none"
     if git("merge-base", "--is-ancestor", commit, "HEAD") is None:
         return UNKNOWN
-    changes = git("log", "--format=%h", "-1", commit + "..HEAD", "--", *row["stands_on"])
+    changes = git("log", "--format=%h", "-1", "-G", CODE, commit + "..HEAD", "--", *row["stands_on"], ":!*.md")
     return UNKNOWN if changes is None else OLD if changes else ""

@@ -1,7 +1,5 @@
 #pragma once
-// The delta rule over whole segments by the kernels of attention/kernels, for devices that have them: what a
-// Scan composes of chunks, as one op. Saved for the backward, for every 64 tokens and head: the inverse of
-// their system, what they write, and the state before them (bf16; in f32 only what they write).
+// The delta rule over whole segments by one kernel: what a Scan composes of chunks, as one op.
 
 #include "autograd/layout.h"
 #include "autograd/tape.h"
@@ -12,7 +10,7 @@ bool has_delta_run(Device device, Dtype dtype, int64_t key_size, int64_t value_s
 
 struct DeltaRun {
   Variable o;    // (N, H, Dv), in v's dtype
-  Variable end;  // (segments, H, Dk, Dv) f32: the state after each segment; undefined if not wanted
+  Variable end;  // (segments, H, Dk, Dv) f32 (f64): the state after each segment; undefined if not wanted
 };
 
 // S <- e^{g_t} S, S <- S + k_t (beta_t (v_t - S^T k_t))^T, o_t = scale S^T q_t, from S = start before the
@@ -22,5 +20,38 @@ struct DeltaRun {
 DeltaRun delta_run(const Variable& q, const Variable& k, const Variable& v, const Variable& beta,
                    const Variable& g, const Variable& start, double scale, const Layout& layout,
                    bool want_end);
+
+// What the kernels read. On a GPU all of it is dense, on a CPU q, k and v may have a pitch.
+struct DeltaInputs {
+  Tensor q, k, v;
+  Tensor beta, g, start;  // wide; g and start may be undefined
+  Tensor offsets;         // (documents + 1) i32: where segments begin, and the end of the last
+  double scale;
+  int documents;
+};
+struct DeltaGradients {
+  Tensor q, k, v, beta, g, start;  // g and start where there are such inputs
+};
+// Wide numbers that the forward leaves for the backward, and those that the backward writes in between.
+struct DeltaRoom {
+  int64_t kept = 0, workspace = 0;
+};
+
+namespace cpu {
+void delta_run_room(DeltaRoom& room, const DeltaInputs& x, bool backward_follows);
+// end, if wanted. kept holds room.kept numbers.
+void delta_run_forward(const Tensor& o, const Tensor& end, const Tensor& kept, const DeltaInputs& x,
+                       bool backward_follows);
+// d_end may be undefined.
+void delta_run_backward(const DeltaGradients& d, const DeltaInputs& x, const Tensor& kept,
+                        const Tensor& workspace, const Tensor& d_o, const Tensor& d_end);
+}  // namespace cpu
+namespace cuda {
+void delta_run_room(DeltaRoom& room, const DeltaInputs& x, bool backward_follows);
+void delta_run_forward(const Tensor& o, const Tensor& end, const Tensor& kept, const DeltaInputs& x,
+                       bool backward_follows);
+void delta_run_backward(const DeltaGradients& d, const DeltaInputs& x, const Tensor& kept,
+                        const Tensor& workspace, const Tensor& d_o, const Tensor& d_end);
+}  // namespace cuda
 
 }  // namespace weft

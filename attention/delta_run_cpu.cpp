@@ -1,0 +1,370 @@
+// The delta rule on a CPU, chunk by chunk: README.md, "Delta rules, by chunks" and "Scans on a CPU". All
+// tiles of a chunk and the state of its head stay in the caches of a core.
+
+#include <algorithm>
+
+#include "attention/delta_run.h"
+#include "autograd/ops/gemm_kernel.h"
+#include "autograd/ops/vector_math.h"
+#include "autograd/parallel.h"
+#include "autograd/scratch.h"
+
+namespace weft::cpu {
+namespace {
+
+constexpr int64_t kDeltaChunk = 32;  // tokens
+constexpr int64_t kSolvedAtOnce = 8;
+
+template <class W>
+W dot_of(const W* a, const W* b, int64_t n) {
+  W sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+// to += factor * from
+template <class W>
+void add_scaled_row(W* to, W factor, const W* from, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) to[i] += factor * from[i];
+}
+
+// to = factor * from
+template <class W>
+void put_scaled_row(W* to, W factor, const W* from, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) to[i] = factor * from[i];
+}
+
+template <class W>
+void scale_row(W* row, W factor, int64_t n) {
+  if (factor != 1) put_scaled_row(row, factor, row, n);
+}
+
+// c (m, n) = alpha a (m, k) b (k, n) + beta c, all rows of c together
+template <class W>
+void put_product(W* c, MatrixView<W> a, MatrixView<W> b, int64_t m, int64_t n, int64_t k, W alpha = 1,
+                 W beta = 0) {
+  multiply(Product<W, W, W>{c, n, a, b, m, n, k, alpha, beta});
+}
+
+// Lines of memory into the caches while a chunk computes: what the next one reads and writes lies too far
+// apart for what the processor fetches by itself. Always inlined: where the compiler sees a function that
+// only does this, it sees no effect and drops the call.
+template <class X>
+__attribute__((always_inline)) inline void ask_line(const X* x, int64_t n) {
+  for (int64_t i = 0; i < n; i += 64 / static_cast<int64_t>(sizeof(X))) __builtin_prefetch(x + i, 0, 2);
+}
+
+// n tokens of one head: their tiles, all dense, and what becomes of a state and of its gradient. Queries
+// stand above keys in tiles of 2 n rows.
+template <class T, class W>
+class DeltaChunk {
+ public:
+  explicit DeltaChunk(const DeltaInputs& inputs) : in_(inputs) {
+    const auto room = [](Scratch<W>& tile, int64_t rows, int64_t columns) {
+      tile.resize(static_cast<size_t>(rows * columns));
+    };
+    constexpr int64_t c = kDeltaChunk;
+    for (Scratch<W>* column : {&beta_, &decay_, &since_}) room(*column, c, 1);
+    room(rows_, 2 * c, d_);
+    room(between_, c, c);
+    room(scores_, 2 * c, c);
+    room(pairs_, 2 * c, c);
+    room(past_, 2 * c, e_);
+    room(dy_, 2 * c, e_);
+    room(written_, c, e_);
+    room(scaled_, c, e_);
+    room(drows_, 2 * c, d_);
+    room(dkeys_, c, d_);
+  }
+
+  // next: the first token of the chunk after this one
+  void move_to(int64_t head, int64_t first, int64_t n, int64_t next) {
+    head_ = head, first_ = first, n_ = n, next_ = next;
+    read(rows_.data(), in_.q);
+    read(keys(), in_.k);
+    ask_next(in_.q);
+    const W *beta = in_.beta.data<W>(), *g = in_.g.defined() ? in_.g.data<W>() : nullptr;
+    for (int64_t i = 0; i < n; ++i) {
+      beta_[i] = beta[number(i)];
+      decay_[i] = g != nullptr ? vector_math::exp(g[number(i)]) : W(1);
+    }
+    // Products of decays, not differences of sums: a decay of 0 or 1e-38 is one like any other.
+    W product = 1;
+    for (int64_t i = 0; i < n; ++i) {
+      since_[i] = product *= decay_[i];
+      W* const row = &between_[i * n];
+      if (i == 0) std::fill_n(row, n, W(0));
+      if (i > 0) put_scaled_row(row, decay_[i], row - n, n);
+      row[i] = 1;
+    }
+    put_product(scores_.data(), tile(rows_, d_), key_tile().transposed(), 2 * n, n, d_);
+    ask_next(in_.k);
+    mask(scores_.data());
+  }
+
+  // From the state before to the state behind. errors: (n, Dv)
+  void forward(W* state, W* errors, const Tensor& o) {
+    const int64_t n = n_;
+    const W scale = static_cast<W>(in_.scale);
+    read(errors, in_.v);
+    put_product(past_.data(), tile(rows_, d_), matrix(state), 2 * n, e_, d_);
+    ask_next(in_.v);
+    for (int64_t i = 0; i < n; ++i) {
+      add_scaled_row(errors + i * e_, -since_[i], &past_[(n + i) * e_], e_);
+      scale_row(&past_[i * e_], scale * since_[i], e_);
+    }
+    solve(errors);
+    put_product(past_.data(), tile(scores_, n), tile(written_, e_), n, e_, n, scale, W(1));
+    put(o, past_.data(), e_);
+    ask_next(o);
+    put_product(state, key_tile().transposed(), decayed_to_end(), d_, e_, n, W(1), since_[n - 1]);
+  }
+
+  // From the gradient of the state behind to that of the state before.
+  void backward(const W* state, W* d_state, const W* errors, const Tensor& d_o, const DeltaGradients& to) {
+    const int64_t n = n_;
+    read(dy_.data(), d_o);
+    scale_row(dy_.data(), static_cast<W>(in_.scale), n * e_);
+    for (int64_t i = 0; i < n; ++i) put_scaled_row(&written_[i * e_], beta_[i], errors + i * e_, e_);
+    write_back(d_state, errors, to);
+    ask_next(to.v);
+    rows_back(state, d_state, to);
+    ask_next(d_o);
+    ask_next(to.q);
+    for (int64_t i = 0; i < n; ++i) {
+      scale_row(&dy_[i * e_], since_[i], e_);
+      scale_row(&dy_[(n + i) * e_], since_[i], e_);
+    }
+    put_product(d_state, tile(rows_, d_).transposed(), tile(dy_, e_), d_, e_, 2 * n, W(1), since_[n - 1]);
+    ask_next(to.k);
+  }
+
+ private:
+  // Errors less what the tokens before wrote at like keys, and what is written, from the first token down.
+  void solve(W* errors) {
+    const int64_t n = n_;
+    for (int64_t begin = 0; begin < n; begin += kSolvedAtOnce) {
+      const int64_t end = std::min(n, begin + kSolvedAtOnce);
+      const W* met = scores_.data() + (n + begin) * n;
+      if (begin > 0)
+        put_product(errors + begin * e_, {met, n, 1}, tile(written_, e_), end - begin, e_, begin, W(-1),
+                    W(1));
+      for (int64_t i = begin; i < end; ++i, met += n) {
+        for (int64_t j = begin; j < i; ++j) add_scaled_row(errors + i * e_, -met[j], &written_[j * e_], e_);
+        put_scaled_row(&written_[i * e_], beta_[i], errors + i * e_, e_);
+      }
+    }
+  }
+
+  // The gradients of what is written, from the last token up, and with them those of v and beta. Below the
+  // gradients of outputs dy_ gets those of errors with a minus: both meet the state and the keys alike.
+  void write_back(const W* d_state, const W* errors, const DeltaGradients& to) {
+    const int64_t n = n_;
+    W *const dwritten = past_.data(), *const minus = &dy_[n * e_];
+    put_product(dwritten, key_tile(), matrix(d_state), n, e_, d_);
+    for (int64_t i = 0; i < n; ++i) scale_row(dwritten + i * e_, until(i), e_);
+    put_product(dwritten, tile(scores_, n).transposed(), tile(dy_, e_), n, e_, n, W(1), W(1));
+    const W* const met = scores_.data() + n * n;
+    for (int64_t end = n; end > 0;) {
+      const int64_t begin = (end - 1) / kSolvedAtOnce * kSolvedAtOnce;
+      if (end < n)
+        put_product(dwritten + begin * e_, {met + end * n + begin, 1, n}, {minus + end * e_, e_, 1},
+                    end - begin, e_, n - end, W(1), W(1));
+      for (int64_t i = end - 1; i >= begin; --i) {
+        put_scaled_row(minus + i * e_, -beta_[i], dwritten + i * e_, e_);
+        for (int64_t j = begin; j < i; ++j)
+          add_scaled_row(dwritten + j * e_, met[i * n + j], minus + i * e_, e_);
+        to.beta.data<W>()[number(i)] = dot_of(dwritten + i * e_, errors + i * e_, e_);
+      }
+      end = begin;
+    }
+    put_scaled_row(dwritten, W(-1), minus, n * e_);
+    put(to.v, dwritten, e_);
+  }
+
+  // The gradients of q, k and g. dkeys_: of keys as what others meet and what is written; drows_: the rest.
+  void rows_back(const W* state, const W* d_state, const DeltaGradients& to) {
+    const int64_t n = n_;
+    put_product(pairs_.data(), tile(dy_, e_), tile(written_, e_).transposed(), 2 * n, n, e_);
+    mask(pairs_.data());
+    put_product(drows_.data(), tile(dy_, e_), matrix(state).transposed(), 2 * n, d_, e_);
+    for (int64_t i = 0; i < n; ++i) {
+      scale_row(&drows_[i * d_], since_[i], d_);
+      scale_row(&drows_[(n + i) * d_], since_[i], d_);
+    }
+    put_product(drows_.data(), tile(pairs_, n), key_tile(), 2 * n, d_, n, W(1), W(1));
+    put_product(dkeys_.data(), tile(written_, e_), matrix(d_state).transposed(), n, d_, e_);
+    const bool gated = in_.g.defined();
+    W reach = gated ? since_[n - 1] * dot_of(state, d_state, d_ * e_) : W(0);
+    for (int64_t i = 0; i < n; ++i) {
+      scale_row(&dkeys_[i * d_], until(i), d_);
+      if (gated) reach += dot_of(keys() + i * d_, &dkeys_[i * d_], d_);
+    }
+    put_product(dkeys_.data(), tile(pairs_, n).transposed(), tile(rows_, d_), n, d_, 2 * n, W(1), W(1));
+    // What a gate scales begins before its token and ends at it or later.
+    if (gated)
+      for (int64_t i = n - 1; i >= 0; --i) {
+        const W *q = &rows_[i * d_], *k = keys() + i * d_;
+        reach += dot_of(q, &drows_[i * d_], d_) + dot_of(k, &drows_[(n + i) * d_], d_) -
+                 dot_of(k, &dkeys_[i * d_], d_);
+        to.g.data<W>()[number(i)] = decay_[i] == 0 ? W(0) : reach;
+      }
+    add_scaled_row(dkeys_.data(), W(1), &drows_[n * d_], n * d_);
+    put(to.q, drows_.data(), d_);
+    put(to.k, dkeys_.data(), d_);
+  }
+
+  W* keys() { return &rows_[n_ * d_]; }
+  MatrixView<W> key_tile() { return {keys(), d_, 1}; }
+  static MatrixView<W> tile(const Scratch<W>& x, int64_t columns) { return {x.data(), columns, 1}; }
+  MatrixView<W> matrix(const W* state) const { return {state, e_, 1}; }
+  int64_t number(int64_t i) const { return (first_ + i) * in_.q.dim(1) + head_; }
+  W until(int64_t i) const { return between_[(n_ - 1) * n_ + i]; }  // the decay from token i to the last
+
+  __attribute__((always_inline)) void ask_next(const Tensor& x) const {
+    const int64_t width = x.dim(2), pitch = x.pitch(), end = std::min(next_ + kDeltaChunk, x.dim(0));
+    for (int64_t i = std::max<int64_t>(0, next_); i < end; ++i)
+      ask_line(x.data<T>() + i * pitch + head_ * width, width);
+  }
+
+  void read(W* to, const Tensor& x) const {
+    const int64_t width = x.dim(2), pitch = x.pitch();
+    const T* from = x.data<T>() + first_ * pitch + head_ * width;
+    for (int64_t i = 0; i < n_; ++i, from += pitch, to += width)
+#pragma omp simd
+      for (int64_t c = 0; c < width; ++c) to[c] = static_cast<W>(from[c]);
+  }
+  void put(const Tensor& x, const W* from, int64_t width) const {
+    const int64_t pitch = x.pitch();
+    T* to = x.data<T>() + first_ * pitch + head_ * width;
+    for (int64_t i = 0; i < n_; ++i, from += width, to += pitch)
+#pragma omp simd
+      for (int64_t c = 0; c < width; ++c) to[c] = static_cast<T>(from[c]);
+  }
+
+  // Products of rows i with rows j: of queries and keys up to their own token, of keys and keys before it.
+  void mask(W* x) const {
+    for (int64_t i = 0; i < n_; ++i) {
+      W *query = x + i * n_, *key = x + (n_ + i) * n_;
+      const W* row = &between_[i * n_];
+#pragma omp simd
+      for (int64_t j = 0; j < n_; ++j) query[j] *= row[j], key[j] *= row[j];
+      key[i] = 0;
+    }
+  }
+
+  MatrixView<W> decayed_to_end() {
+    if (!in_.g.defined()) return tile(written_, e_);
+    for (int64_t i = 0; i < n_; ++i) put_scaled_row(&scaled_[i * e_], until(i), &written_[i * e_], e_);
+    return tile(scaled_, e_);
+  }
+
+  const DeltaInputs& in_;
+  const int64_t d_ = in_.q.dim(2), e_ = in_.v.dim(2);
+  int64_t head_ = 0, first_ = 0, n_ = 0, next_ = 0;
+  Scratch<W> beta_, decay_, since_;  // since_: the decay from the state before
+  Scratch<W> rows_, between_;        // (2 n, Dk); (n, n): the decay from token j to token i, 0 for j > i
+  Scratch<W> scores_, pairs_;        // (2 n, n) and its gradient
+  Scratch<W> past_, dy_;             // (2 n, Dv)
+  Scratch<W> written_, scaled_;      // (n, Dv)
+  Scratch<W> drows_, dkeys_;         // (2 n, Dk), (n, Dk): gradients, the latter of keys that others meet
+};
+
+// What of one head of one segment lies where.
+template <class W>
+struct DeltaSegment {
+  int64_t head, begin, end;
+  int64_t place;       // of its state among (documents, H, Dk, Dv)
+  W *states, *errors;  // kept: the states before its chunks, and (end - begin, Dv); null if nothing is
+};
+
+int64_t most_chunks(const DeltaInputs& x) { return x.q.dim(0) / kDeltaChunk + x.documents; }
+
+// f(segment) for the segments of all heads, on all cores; those of a head one after another, so that cores
+// share long ones. Each thread has its own copy of f.
+template <class W, class F>
+void for_each_delta_segment(const DeltaInputs& x, const Tensor& kept, const F& f) {
+  const int64_t tokens = x.q.dim(0), heads = x.q.dim(1), width = x.v.dim(2), size = x.q.dim(2) * width;
+  const int64_t work = 4 * tokens * size / std::max(1, x.documents);
+  const int32_t* offsets = x.offsets.data<int32_t>();
+  W* const all = kept.numel() > 0 ? kept.data<W>() : nullptr;
+  parallel_for(heads * x.documents, 1 + kWorthACore / (work + 1), [&](int64_t first, int64_t last) {
+    F mine = f;
+    for (int64_t item = first; item < last; ++item) {
+      const int64_t head = item / x.documents, segment = item % x.documents, begin = offsets[segment];
+      DeltaSegment<W> s{head, begin, offsets[segment + 1], (segment * heads + head) * size, nullptr, nullptr};
+      if (all != nullptr) {
+        // No two segments share a place, whatever their lengths.
+        s.states = all + (head * most_chunks(x) + begin / kDeltaChunk + segment) * size;
+        s.errors = all + heads * most_chunks(x) * size + (head * tokens + begin) * width;
+      }
+      mine(s);
+    }
+  });
+}
+
+template <class W>
+void take_state(Scratch<W>& state, const Tensor& from, int64_t place) {
+  if (from.defined())
+    std::copy_n(from.data<W>() + place, state.size(), state.data());
+  else
+    std::fill(state.begin(), state.end(), W(0));
+}
+template <class W>
+void give_state(const Tensor& to, int64_t place, const Scratch<W>& state) {
+  if (to.defined()) std::copy_n(state.data(), state.size(), to.data<W>() + place);
+}
+
+}  // namespace
+
+void delta_run_room(DeltaRoom& room, const DeltaInputs& x, bool backward_follows) {
+  const int64_t width = x.v.dim(2);
+  if (backward_follows) room.kept = x.q.dim(1) * (most_chunks(x) * x.q.dim(2) + x.q.dim(0)) * width;
+}
+
+void delta_run_forward(const Tensor& o, const Tensor& end, const Tensor& kept, const DeltaInputs& x, bool) {
+  with_float(x.q.dtype(), [&]<class T>() {
+    using W = Acc<T>;
+    const int64_t width = x.v.dim(2), size = x.q.dim(2) * width;
+    for_each_delta_segment<W>(
+        x, kept,
+        [&, chunk = DeltaChunk<T, W>(x), state = Scratch<W>(size),
+         errors = Scratch<W>(kDeltaChunk * width)](const DeltaSegment<W>& s) mutable {
+          take_state(state, x.start, s.place);
+          for (int64_t t = s.begin, i = 0; t < s.end; t += kDeltaChunk, ++i) {
+            if (s.states != nullptr) std::copy_n(state.data(), size, s.states + i * size);
+            chunk.move_to(s.head, t, std::min(kDeltaChunk, s.end - t), t + kDeltaChunk);
+            chunk.forward(state.data(),
+                          s.errors != nullptr ? s.errors + i * kDeltaChunk * width : errors.data(), o);
+          }
+          give_state(end, s.place, state);
+        });
+  });
+}
+
+void delta_run_backward(const DeltaGradients& d, const DeltaInputs& x, const Tensor& kept, const Tensor&,
+                        const Tensor& d_o, const Tensor& d_end) {
+  with_float(x.q.dtype(), [&]<class T>() {
+    using W = Acc<T>;
+    const int64_t width = x.v.dim(2), size = x.q.dim(2) * width;
+    for_each_delta_segment<W>(
+        x, kept,
+        [&, chunk = DeltaChunk<T, W>(x), d_state = Scratch<W>(size)](const DeltaSegment<W>& s) mutable {
+          take_state(d_state, d_end, s.place);
+          for (int64_t i = (s.end - s.begin + kDeltaChunk - 1) / kDeltaChunk - 1; i >= 0; --i) {
+            const int64_t t = s.begin + i * kDeltaChunk;
+            const W *state = s.states + i * size, *errors = s.errors + i * kDeltaChunk * width;
+            chunk.move_to(s.head, t, std::min(kDeltaChunk, s.end - t), t - kDeltaChunk);
+            chunk.backward(state, d_state.data(), errors, d_o, d);
+            if (i > 0) ask_line(state - size, size);
+            if (i > 0) ask_line(errors - kDeltaChunk * width, kDeltaChunk * width);
+          }
+          give_state(d.start, s.place, d_state);
+        });
+  });
+}
+
+}  // namespace weft::cpu

@@ -173,7 +173,14 @@ Variable Variable::in_shape(const Shape& shape) const {
   return v;
 }
 
-Tape::Tape() : previous_(current_tape) { current_tape = this; }
+Tape::Tape() : previous_(current_tape) {
+  constexpr size_t kOfABlock = 32;  // entries of a transformer block; no lists that grow one by one
+  entries_.reserve(kOfABlock);
+  inputs_.reserve(2 * kOfABlock);
+  slots_.reserve(2 * kOfABlock);
+  saved_.reserve(4 * kOfABlock);
+  current_tape = this;
+}
 Tape::~Tape() { current_tape = previous_; }
 Tape* Tape::current() { return current_tape; }
 
@@ -237,10 +244,9 @@ Variable Tape::input(const Tensor& value) {
   return v;
 }
 
-std::vector<Variable> Tape::push(const char* name, const std::vector<Variable>& inputs,
-                                 const std::vector<Tensor>& outputs, Saved saved, bool collective,
-                                 const void* attributes, size_t attribute_bytes, void (*rule)(),
-                                 Invoke invoke) {
+void Tape::push(Variable* results, const char* name, Given<Variable> inputs, Given<Tensor> outputs,
+                Saved saved, bool collective, const void* attributes, size_t attribute_bytes, void (*rule)(),
+                Invoke invoke) {
   CHECK(!walked_, name, ": recorded after backward()");
   for (const Variable& v : inputs)
     CHECK(v.tape_ == nullptr || v.tape_ == this, name, ": an input belongs to another tape");
@@ -257,18 +263,17 @@ std::vector<Variable> Tape::push(const char* name, const std::vector<Variable>& 
                       rule,
                       invoke,
                       {}});
-  std::move(saved.tensors.begin(), saved.tensors.end(), std::back_inserter(saved_));
+  saved_.insert(saved_.end(), std::move_iterator(saved.tensors.begin()),
+                std::move_iterator(saved.tensors.end()));
   std::memcpy(entries_.back().attributes, attributes, attribute_bytes);
   for (const Variable& v : inputs)
     inputs_.push_back({v.shape(), v.tape_ == nullptr ? -1 : v.slot_, v.parameter_});
-  std::vector<Variable> variables;
-  variables.reserve(outputs.size());
   for (const Tensor& output : outputs) {
-    Variable& v = variables.emplace_back(output);
+    Variable& v = *results++;
+    v.value_ = output;
     v.tape_ = this;
     v.slot_ = new_slot(output);
   }
-  return variables;
 }
 
 void Tape::run(int index) {

@@ -4,10 +4,12 @@
 // from the loss: entries marked collective run whether or not a gradient reached them, so that no rank waits
 // forever for another.
 
+#include <algorithm>
 #include <cstddef>
 #include <cstring>
 #include <functional>
 #include <initializer_list>
+#include <iterator>
 #include <memory>
 #include <type_traits>
 #include <vector>
@@ -62,8 +64,27 @@ struct Saved {
 };
 template <class... Tensors>
 Saved save(const Tensors&... tensors) {
-  return {{static_cast<const Tensor&>(tensors)...}, nullptr};
+  Saved saved;
+  saved.tensors.reserve(sizeof...(tensors));
+  (saved.tensors.push_back(tensors), ...);
+  return saved;
 }
+
+// What a call is given, in braces or in a vector; no longer than the call. Ops record themselves some hundred
+// times in a step, and a vector of their own would be made and thrown away each time.
+template <class T>
+class Given {
+ public:
+  Given(std::initializer_list<T> list) : first_(std::data(list)), size_(list.size()) {}  // NOLINT
+  Given(const std::vector<T>& list) : first_(list.data()), size_(list.size()) {}         // NOLINT
+  const T* begin() const { return first_; }
+  const T* end() const { return first_ + size_; }
+  size_t size() const { return size_; }
+
+ private:
+  const T* first_;
+  size_t size_;
+};
 
 // Where a gradient lands: target = beta * target + contribution, in target's own dtype.
 struct Into {
@@ -147,9 +168,9 @@ class Tape {
 
   using Invoke = void (*)(Backward&, const std::byte* attributes, void (*rule)());
 
-  std::vector<Variable> push(const char* name, const std::vector<Variable>& inputs,
-                             const std::vector<Tensor>& outputs, Saved saved, bool collective,
-                             const void* attributes, size_t attribute_bytes, void (*rule)(), Invoke invoke);
+  // results: as many as outputs.
+  void push(Variable* results, const char* name, Given<Variable> inputs, Given<Tensor> outputs, Saved saved,
+            bool collective, const void* attributes, size_t attribute_bytes, void (*rule)(), Invoke invoke);
 
  private:
   friend class Backward;
@@ -221,35 +242,49 @@ class NoTape {
   Tape* previous_;
 };
 
-// Records an op, and returns its outputs as variables. The rule is a function without captures (a lambda that
-// captures does not compile here); what it needs besides tensors is a small plain struct.
+// As record_many, into `results`, as many as outputs.
 template <class Attributes>
-std::vector<Variable> record_many(const char* name, const std::vector<Variable>& inputs,
-                                  const std::vector<Tensor>& outputs, Saved saved,
-                                  const Attributes& attributes,
-                                  std::type_identity_t<void (*)(Backward&, const Attributes&)> rule,
-                                  bool collective = false) {
+void record_into(Variable* results, const char* name, Given<Variable> inputs, Given<Tensor> outputs,
+                 Saved saved, const Attributes& attributes, void (*rule)(Backward&, const Attributes&),
+                 bool collective) {
   static_assert(std::is_trivially_copyable_v<Attributes> && !std::is_pointer_v<Attributes>,
                 "attributes are a plain struct; tensors go through save()");
   static_assert(sizeof(Attributes) <= 64);
   Tape* tape = Tape::current();
   bool wanted = collective;
   for (const Variable& v : inputs) wanted |= v.differentiable();
-  if (tape == nullptr || !wanted) return {outputs.begin(), outputs.end()};
-  return tape->push(name, inputs, outputs, std::move(saved), collective, &attributes, sizeof(Attributes),
-                    reinterpret_cast<void (*)()>(rule),
-                    [](Backward& b, const std::byte* bytes, void (*erased)()) {
-                      Attributes a;
-                      std::memcpy(static_cast<void*>(&a), bytes, sizeof(Attributes));
-                      reinterpret_cast<void (*)(Backward&, const Attributes&)>(erased)(b, a);
-                    });
+  if (tape == nullptr || !wanted) {
+    std::copy(outputs.begin(), outputs.end(), results);
+    return;
+  }
+  tape->push(results, name, inputs, outputs, std::move(saved), collective, &attributes, sizeof(Attributes),
+             reinterpret_cast<void (*)()>(rule), [](Backward& b, const std::byte* bytes, void (*erased)()) {
+               Attributes a;
+               std::memcpy(static_cast<void*>(&a), bytes, sizeof(Attributes));
+               reinterpret_cast<void (*)(Backward&, const Attributes&)>(erased)(b, a);
+             });
+}
+
+// Records an op, and returns its outputs as variables. The rule is a function without captures (a lambda that
+// captures does not compile here); what it needs besides tensors is a small plain struct.
+template <class Attributes>
+std::vector<Variable> record_many(const char* name, Given<Variable> inputs, Given<Tensor> outputs,
+                                  Saved saved, const Attributes& attributes,
+                                  std::type_identity_t<void (*)(Backward&, const Attributes&)> rule,
+                                  bool collective = false) {
+  std::vector<Variable> results(outputs.size());
+  record_into<Attributes>(results.data(), name, inputs, outputs, std::move(saved), attributes, rule,
+                          collective);
+  return results;
 }
 
 template <class Attributes>
-Variable record(const char* name, const std::vector<Variable>& inputs, const Tensor& output, Saved saved,
+Variable record(const char* name, Given<Variable> inputs, const Tensor& output, Saved saved,
                 const Attributes& attributes,
                 std::type_identity_t<void (*)(Backward&, const Attributes&)> rule) {
-  return record_many(name, inputs, {output}, std::move(saved), attributes, rule)[0];
+  Variable result;
+  record_into<Attributes>(&result, name, inputs, {output}, std::move(saved), attributes, rule, false);
+  return result;
 }
 
 }  // namespace weft

@@ -15,15 +15,6 @@
 namespace weft {
 namespace {
 
-// How an input comes about.
-enum class Source { x, heads, gate, fixed };
-
-Source source_of(const Mechanism& mechanism, const Input& input) {
-  if (std::string_view(input.dims) == "c") return Source::x;
-  if (!mechanism.fixed_input(input.name).empty()) return Source::fixed;
-  return std::string_view(input.dims) == "h" ? Source::gate : Source::heads;
-}
-
 // Log decays start near -1/16 of log 2 a token and stay there until learning says otherwise: GLA's gate (Yang
 // et al. 2024, which divides by the same 16) for every mechanism. The papers of Mamba-2 and Gated DeltaNet
 // have -e^a softplus(logit + b) a head, ReGLA's transcriptions no divisor.
@@ -56,21 +47,28 @@ AttentionLayer::AttentionLayer(const AttentionLayerConfig& config, const Paramet
     : config_(config),
       mechanism_(
           find_mechanism(config.mechanism).make(config.attributes, config.dims, scope.inner("mechanism"))) {
-  inputs_ = mechanism_->inputs();
+  for (const Input& input : mechanism_->inputs()) {
+    const std::string_view size = input.dims;
+    std::vector<double> values = size == "c" ? std::vector<double>() : mechanism_->fixed_input(input.name);
+    const Source source = size == "c"       ? Source::x
+                          : !values.empty() ? Source::fixed
+                          : size == "h"     ? Source::gate
+                                            : Source::heads;
+    inputs_.push_back({input, source, std::move(values)});
+  }
   const Dimensions& dims = config.dims;
   std::vector<int64_t> parts;
   int64_t packed = 0, filtered = 0;
   std::vector<double> gates;  // where each starts
-  for (const Input& input : inputs_) {
+  for (const Sourced& input : inputs_) {
     const int64_t size = input_shape(input, dims, 1).numel();
-    const Source source = source_of(*mechanism_, input);
-    if (source == Source::heads) {
+    if (input.source == Source::heads) {
       parts.push_back(size);
       CHECK(!convolved(input) || filtered == packed, input.name, " stands behind a gate");
       packed += size;
       if (convolved(input)) filtered += size;
     }
-    if (source == Source::gate) gates.insert(gates.end(), static_cast<size_t>(size), input.start);
+    if (input.source == Source::gate) gates.insert(gates.end(), static_cast<size_t>(size), input.start);
   }
   if (packed > 0)
     projection_ = scope.declare(
@@ -117,8 +115,8 @@ Variable AttentionLayer::attend(const Variable& projected, const Variable& x, Cr
     const Variable& packed = conv_.defined() ? convolved : projected;
     block.own = packed.value().unique();  // whoever calls this does not read it again
     std::vector<Shape> shapes;
-    for (const Input& input : inputs_)
-      if (source_of(*mechanism_, input) == Source::heads) shapes.push_back(input_shape(input, dims, n));
+    for (const Sourced& input : inputs_)
+      if (input.source == Source::heads) shapes.push_back(input_shape(input, dims, n));
     heads = split_columns(packed, shapes);
   }
   if (gates_.defined()) {
@@ -127,14 +125,13 @@ Variable AttentionLayer::attend(const Variable& projected, const Variable& x, Cr
         split_columns(all, std::vector<int64_t>(static_cast<size_t>(all.dim(1) / dims.heads), dims.heads));
   }
   size_t head = 0, gate = 0;
-  for (const Input& input : inputs_) {
-    switch (source_of(*mechanism_, input)) {
+  for (const Sourced& input : inputs_) {
+    switch (input.source) {
       case Source::x: block.x.push_back(x); break;
       case Source::heads: block.x.push_back(in_domain(heads[head++], input.domain)); break;
       case Source::gate: block.x.push_back(in_domain(gates[gate++], input.domain)); break;
       case Source::fixed:
-        block.x.push_back(
-            fixed_(input.name, mechanism_->fixed_input(input.name), n, wide_of(like.dtype()), like.device()));
+        block.x.push_back(fixed_(input.name, input.values, n, wide_of(like.dtype()), like.device()));
         break;
     }
   }
@@ -149,8 +146,7 @@ Variable AttentionLayer::operator()(const Variable& x, Crossing& cross) const {
 
 bool AttentionLayer::fuses(const Tensor& x, const Norm& norm) const {
   return projection_.defined() && norm.is_rms() && few_rows_fused(x, projection_->working, norm.around()) &&
-         std::none_of(inputs_.begin(), inputs_.end(),
-                      [&](const Input& i) { return source_of(*mechanism_, i) == Source::x; });
+         std::none_of(inputs_.begin(), inputs_.end(), [](const Sourced& i) { return i.source == Source::x; });
 }
 
 Tensor AttentionLayer::step(const Tensor& x, const Norm& norm, Crossing& cross) const {

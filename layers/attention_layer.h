@@ -31,13 +31,20 @@ class AttentionLayer {
   const AttentionLayerConfig& config() const { return config_; }
 
  private:
+  // An input of the mechanism, and how it comes about.
+  enum class Source { x, heads, gate, fixed };
+  struct Sourced : Input {
+    Source source;
+    std::vector<double> values;  // of a fixed one
+  };
+
   Variable convolve(const Variable& packed, Crossing& cross) const;
   // The mechanism's output, from the packed projection of x, and from x where it has other inputs.
   Variable attend(const Variable& projected, const Variable& x, Crossing& cross) const;
 
   AttentionLayerConfig config_;
   std::unique_ptr<Mechanism> mechanism_;
-  std::vector<Input> inputs_;
+  std::vector<Sourced> inputs_;
   Parameter projection_;         // the heads' inputs, packed
   Parameter gates_, gate_bias_;  // decays and strengths, one a head each
   Parameter conv_, output_gain_, output_;

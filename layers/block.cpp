@@ -54,7 +54,7 @@ TransformerBlock::Output TransformerBlock::operator()(const Variable& x, const V
   if (attention_norm_ && ffn_norm_.is_rms() && attention_.fuses(x, *attention_norm_))
     return step(total(x, branch), layout, crossings, layer);
   // Each {x, branch} -> {x, branch, losses...}.
-  const Function attend = [this, layout, &crossings, layer](const Variables& v) {
+  const auto attend = [this, &crossings, layer](const Layout& layout, const Variables& v) {
     const MemoryScope scope("attention");
     const std::unique_ptr<Crossing> cross = crossings.make(layout, layer);
     Variables out;
@@ -67,26 +67,29 @@ TransformerBlock::Output TransformerBlock::operator()(const Variable& x, const V
     for (const AuxiliaryLoss& loss : cross->losses()) out.push_back(scale(loss.value, loss.weight));
     return out;
   };
-  const Function feed = [this](const Variables& v) {
+  const auto feed = [this](const Variables& v) {
     const MemoryScope scope("ffn");
     const SumAndNorm in = ffn_norm_(v[0], v[1]);
     return Variables{in.sum, ffn_(in.norm)};
   };
-  const Function both = [attend, feed](const Variables& v) {
-    Variables out = attend(v);
+  const auto both = [attend, feed](const Layout& layout, const Variables& v) {
+    Variables out = attend(layout, v);
     const Variables fed = feed({out[0], out[1]});
     std::copy(fed.begin(), fed.end(), out.begin());
     return out;
   };
-  const auto run = [](bool again, const Function& f, const Variables& in) {
-    return again ? summed_and_checkpointed(f, in) : f(in);
+  // What runs again keeps a layout of its own.
+  const auto again = [&layout](const auto& f) {
+    return [f, layout](const Variables& v) { return f(layout, v); };
   };
   Variables out;
   if (checkpointing_ == "block") {
-    out = summed_and_checkpointed(both, {x, branch});
+    out = summed_and_checkpointed(again(both), {x, branch});
   } else {
-    out = run(checkpointing_ == "attention", attend, {x, branch});
-    const Variables fed = run(checkpointing_ == "ffn", feed, {out[0], out[1]});
+    out = checkpointing_ == "attention" ? summed_and_checkpointed(again(attend), {x, branch})
+                                        : attend(layout, {x, branch});
+    const Variables in{out[0], out[1]},
+        fed = checkpointing_ == "ffn" ? summed_and_checkpointed(feed, in) : feed(in);
     std::copy(fed.begin(), fed.end(), out.begin());
   }
   return {out[0], out[1], {out.begin() + 2, out.end()}};

@@ -5,6 +5,7 @@
 #include "attention/kernels/channel_tiles.cuh"
 #include "attention/kernels/hopper.cuh"
 #include "attention/kernels/segments.h"
+#include "attention/kernels/shared_memory.cuh"
 
 namespace weft::cuda {
 
@@ -130,10 +131,9 @@ __global__ void __launch_bounds__(128 * W, 2 / W)
 
 template <bool Wgmma, int D_a, int W>
 void launch(const SegmentStates& p, cudaStream_t stream) {
-  const auto kernel = channel_segment_states_kernel<Wgmma, D_a, W>;
+  constexpr auto kernel = channel_segment_states_kernel<Wgmma, D_a, W>;
   using M = ChannelSegmentMemory<D_a, W>;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, M::bytes),
-             "linear attention (segment states)");
+  allow_shared<kernel, M::bytes>("linear attention (segment states)");
   const Sweeps& s = p.sweeps;
   kernel<<<s.documents * s.heads, M::threads, M::bytes, stream>>>(p);
   check_cuda(cudaGetLastError(), "linear attention (segment states)");

@@ -9,6 +9,7 @@
 #include "attention/kernels/channel_of_a.cuh"
 #include "attention/kernels/channel_of_c.cuh"
 #include "attention/kernels/hopper.cuh"
+#include "attention/kernels/shared_memory.cuh"
 
 namespace weft::cuda {
 
@@ -296,10 +297,9 @@ __global__ void __launch_bounds__(128 * W, 1) channel_sweep_kernel(const __grid_
 
 template <bool Wgmma, GateOf gate, bool Reverse, int D_a, int W>
 void launch(const Sweeps& s, cudaStream_t stream) {
-  const auto kernel = channel_sweep_kernel<Wgmma, gate, Reverse, D_a, W>;
+  constexpr auto kernel = channel_sweep_kernel<Wgmma, gate, Reverse, D_a, W>;
   constexpr int bytes = ChannelMemory<gate, D_a, 64 * W>::bytes;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-             "channel gate");
+  allow_shared<kernel, bytes>("channel gate");
   kernel<<<s.documents * s.heads*(s.d_c / (64 * W)), 128 * W, bytes, stream>>>(s);
   check_cuda(cudaGetLastError(), "channel gate");
 }

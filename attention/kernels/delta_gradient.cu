@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "attention/kernels/delta_chunk.cuh"
+#include "attention/kernels/shared_memory.cuh"
 
 namespace weft::cuda {
 
@@ -357,14 +358,10 @@ __global__ void __launch_bounds__(threads)
 template <bool Wgmma, int D_k, int D_v>
 void launch(const DeltaStages& s, Rows q, Rows k, Rows v, Rows d_o, const DeltaRuleGradients& d,
             cudaStream_t stream) {
-  const auto kernel = delta_gradient_kernel<Wgmma, D_k, D_v>;
+  constexpr auto kernel = delta_gradient_kernel<Wgmma, D_k, D_v>;
   constexpr int bytes = Memory<D_k, D_v>::bytes;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-             "delta rule (gradient)");
-  int device = 0, processors = 0;
-  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
-  check_cuda(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
-             "cudaDeviceGetAttribute");
+  allow_shared<kernel, bytes>("delta rule (gradient)");
+  static const int processors = device_attribute(cudaDevAttrMultiProcessorCount);
   const int units = static_cast<int>(delta_slots(s.tokens, s.documents) * s.heads);
   kernel<<<std::min(units, processors), threads, bytes, stream>>>(s, q, k, v, d_o, d, units);
   check_cuda(cudaGetLastError(), "delta rule (gradient)");

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "attention/kernels/delta_sweep_apart.cuh"
+#include "attention/kernels/shared_memory.cuh"
 
 namespace weft::cuda {
 
@@ -211,12 +212,11 @@ __global__ void __launch_bounds__(Apart ? 256 : 128 * W, Apart ? 1 : 2)
 
 // launchers
 
-template <int D_k, int W, bool Apart, class Kernel, class... Arguments>
-void launch(Kernel kernel, const DeltaStages& s, cudaStream_t stream, Arguments... arguments) {
+template <auto kernel, int D_k, int W, bool Apart, class... Arguments>
+void launch(const DeltaStages& s, cudaStream_t stream, Arguments... arguments) {
   constexpr int bytes = Apart ? ApartMemory<D_k>::bytes : Memory<D_k, W>::bytes;
   constexpr int threads = Apart ? 256 : 128 * W;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-             "delta rule (sweep)");
+  allow_shared<kernel, bytes>("delta rule (sweep)");
   kernel<<<s.documents * s.heads*(s.d_v / (64 * W)), threads, bytes, stream>>>(s, arguments...);
   check_cuda(cudaGetLastError(), "delta rule (sweep)");
 }
@@ -245,16 +245,16 @@ void with_shape(const DeltaStages& s, bool wgmma, F f) {
 void delta_forward(const DeltaStages& s, bool wgmma, Rows q, Rows k, Rows v, const float* state_in,
                    MutableRows o, float* state_out, cudaStream_t stream) {
   with_shape(s, wgmma, [&]<bool Wgmma, int D_k, int W, bool Apart>() {
-    launch<D_k, W, Apart>(delta_forward_kernel<Wgmma, D_k, W, Apart>, s, stream, q, k, v, state_in, o,
-                          state_out);
+    launch<delta_forward_kernel<Wgmma, D_k, W, Apart>, D_k, W, Apart>(s, stream, q, k, v, state_in, o,
+                                                                      state_out);
   });
 }
 
 void delta_reverse(const DeltaStages& s, bool wgmma, Rows q, Rows k, Rows d_o, const float* d_state_in,
                    float* d_state_out, cudaStream_t stream) {
   with_shape(s, wgmma, [&]<bool Wgmma, int D_k, int W, bool Apart>() {
-    launch<D_k, W, Apart>(delta_reverse_kernel<Wgmma, D_k, W, Apart>, s, stream, q, k, d_o, d_state_in,
-                          d_state_out);
+    launch<delta_reverse_kernel<Wgmma, D_k, W, Apart>, D_k, W, Apart>(s, stream, q, k, d_o, d_state_in,
+                                                                      d_state_out);
   });
 }
 

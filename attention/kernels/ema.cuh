@@ -5,7 +5,7 @@
 #include <type_traits>
 
 #include "attention/kernels/ema.h"
-#include "attention/kernels/sweep.h"
+#include "attention/kernels/shared_memory.cuh"
 #include "attention/kernels/tile.cuh"
 
 namespace weft::cuda {
@@ -208,14 +208,12 @@ __device__ inline double power(double base, int exponent) {
 __host__ __device__ inline int64_t ema_row(const Ema& e) { return int64_t{e.channels} * e.size; }
 
 // A kernel whose warps walk, each with so much shared memory.
-template <class... P, class... A>
-void launch(void (*kernel)(P...), const Ema& e, int bytes_a_warp, cudaStream_t stream,
-            const A&... arguments) {
+template <auto kernel, int bytes_a_warp, class... A>
+void launch(const Ema& e, cudaStream_t stream, const A&... arguments) {
   const int64_t blocks = int64_t{(e.channels + kEmaThreads - 1) / kEmaThreads} * e.spans;
   CHECK(blocks <= INT32_MAX, "ema: ", e.spans, " spans of ", e.channels, " channels");
-  const int bytes = kEmaWarps * bytes_a_warp;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-             "moving average");
+  constexpr int bytes = kEmaWarps * bytes_a_warp;
+  allow_shared<kernel, bytes>("moving average");
   kernel<<<static_cast<unsigned>(blocks), kEmaThreads, bytes, stream>>>(arguments...);
   check_cuda(cudaGetLastError(), "moving average");
 }

@@ -299,10 +299,10 @@ void backward_as(const Backward& g, Rows x, Rows dy, void* dx, cudaStream_t stre
       return ema_matrix_backward(e, from, grad, to, g.sums, g.states, stream);
     }
   if (e.cut) {
-    launch(backward_kernel<T, N, Unit, true>, e, kBytes, stream, g, from, grad, to);
+    launch<backward_kernel<T, N, Unit, true>, kBytes>(e, stream, g, from, grad, to);
     fold_kernel<Unit, false><<<blocks_of_row(e), 256, 0, stream>>>(g);
   }
-  launch(backward_kernel<T, N, Unit, false>, e, kBytes, stream, g, from, grad, to);
+  launch<backward_kernel<T, N, Unit, false>, kBytes>(e, stream, g, from, grad, to);
 }
 
 }  // namespace

@@ -168,10 +168,10 @@ void forward_as(const Forward& f, const EmaRows<const T>& x, const EmaRows<T>& y
   const Ema& e = f.shape;
   constexpr int bytes = EmaPipe<T, Bulk>::kBytes;
   if (e.cut) {
-    launch(forward_kernel<T, N, Unit, true, Bulk>, e, bytes, stream, f, x, y, maps);
+    launch<forward_kernel<T, N, Unit, true, Bulk>, bytes>(e, stream, f, x, y, maps);
     fold_kernel<<<static_cast<unsigned>((ema_row(e) + 255) / 256), 256, 0, stream>>>(f);
   }
-  launch(forward_kernel<T, N, Unit, false, Bulk>, e, bytes, stream, f, x, y, maps);
+  launch<forward_kernel<T, N, Unit, false, Bulk>, bytes>(e, stream, f, x, y, maps);
   check_cuda(cudaGetLastError(), "moving average");
 }
 

@@ -206,13 +206,11 @@ struct EmaMatrixPlace {
   __device__ bool continues(int p) const { return offsets[first_document[p]] < spans[p]; }
 };
 
-template <class... P, class... A>
-void launch_matrices(void (*kernel)(P...), const Ema& e, int threads, int bytes, cudaStream_t stream,
-                     const A&... arguments) {
+template <auto kernel, int threads, int bytes, class... A>
+void launch_matrices(const Ema& e, cudaStream_t stream, const A&... arguments) {
   const int64_t blocks = int64_t{(e.channels + kEmaWidth - 1) / kEmaWidth} * e.spans;
   CHECK(blocks <= INT32_MAX, "ema: ", e.spans, " spans of ", e.channels, " channels");
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-             "moving average");
+  allow_shared<kernel, bytes>("moving average");
   kernel<<<static_cast<unsigned>(blocks), threads, bytes, stream>>>(arguments...);
   check_cuda(cudaGetLastError(), "moving average");
 }

@@ -312,14 +312,14 @@ __global__ void __launch_bounds__(32 * kBackWarps, 1)
 // launchers
 
 void ema_matrix_adjoints(const Ema& e, const EmaRows<const bf16>& dy, float* states, cudaStream_t stream) {
-  launch_matrices(matrix_backward_kernel<true>, e, 32 * kBackWarps, kEmaBackwardBytes, stream, e,
-                  EmaRows<const bf16>{}, dy, EmaRows<bf16>{}, nullptr, states);
+  launch_matrices<matrix_backward_kernel<true>, 32 * kBackWarps, kEmaBackwardBytes>(
+      e, stream, e, EmaRows<const bf16>{}, dy, EmaRows<bf16>{}, nullptr, states);
 }
 
 void ema_matrix_backward(const Ema& e, const EmaRows<const bf16>& x, const EmaRows<const bf16>& dy,
                          const EmaRows<bf16>& dx, float* sums, float* states, cudaStream_t stream) {
-  launch_matrices(matrix_backward_kernel<false>, e, 32 * kBackWarps, kEmaBackwardBytes, stream, e, x, dy, dx,
-                  sums, states);
+  launch_matrices<matrix_backward_kernel<false>, 32 * kBackWarps, kEmaBackwardBytes>(e, stream, e, x, dy, dx,
+                                                                                     sums, states);
 }
 
 }  // namespace weft::cuda

@@ -210,14 +210,14 @@ __global__ void __launch_bounds__(32 * kForwardWarps, 1)
 // launchers
 
 void ema_matrix_states(const Ema& e, const EmaRows<const bf16>& x, float* states, cudaStream_t stream) {
-  launch_matrices(matrix_forward_kernel<true>, e, 32 * kForwardWarps, kEmaForwardBytes, stream, e, x,
-                  EmaRows<bf16>{}, states);
+  launch_matrices<matrix_forward_kernel<true>, 32 * kForwardWarps, kEmaForwardBytes>(e, stream, e, x,
+                                                                                     EmaRows<bf16>{}, states);
 }
 
 void ema_matrix_forward(const Ema& e, const EmaRows<const bf16>& x, const EmaRows<bf16>& y, float* states,
                         cudaStream_t stream) {
-  launch_matrices(matrix_forward_kernel<false>, e, 32 * kForwardWarps, kEmaForwardBytes, stream, e, x, y,
-                  states);
+  launch_matrices<matrix_forward_kernel<false>, 32 * kForwardWarps, kEmaForwardBytes>(e, stream, e, x, y,
+                                                                                      states);
 }
 
 }  // namespace weft::cuda

@@ -3,6 +3,8 @@
 #include "attention/kernels/linear_attention.h"
 
 #include <cmath>
+#include <optional>
+#include <tuple>
 
 #include "attention/kernels/channel_sweep.h"
 #include "attention/kernels/check.h"
@@ -172,7 +174,17 @@ Cut cut_of(const LinearAttention& p) {
     cudaGetLastError();  // without a GPU plans are made all the same
     return d;
   }();
-  return choose_cut(p, device);
+  // Each pass asks twice, layer after layer for the same sizes, and for a long text it takes as long as some
+  // launches.
+  const std::tuple sizes(p.tokens, p.documents, p.offsets != nullptr, p.longest, p.heads, p.d_k, p.d_v,
+                         p.gate, p.segment);
+  thread_local std::optional<decltype(sizes)> known;
+  thread_local Cut cut;
+  if (known != sizes) {
+    cut = choose_cut(p, device);
+    known.emplace(sizes);
+  }
+  return cut;
 }
 
 // A decay for each segment and head, or channel.

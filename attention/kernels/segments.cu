@@ -3,6 +3,7 @@
 #include "attention/kernels/segments.h"
 
 #include "attention/kernels/chunk.cuh"
+#include "attention/kernels/shared_memory.cuh"
 
 namespace weft::cuda {
 
@@ -142,10 +143,9 @@ __global__ void __launch_bounds__(256) fold_kernel(const Fold f) {
 
 template <int D_a, int W>
 void launch(const SegmentStates& p, cudaStream_t stream) {
-  const auto kernel = segment_states_kernel<D_a, W>;
+  constexpr auto kernel = segment_states_kernel<D_a, W>;
   constexpr int bytes = SegmentMemory<D_a, W>::bytes;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-             "linear attention (segment states)");
+  allow_shared<kernel, bytes>("linear attention (segment states)");
   const Sweeps& s = p.sweeps;
   kernel<<<s.documents * s.heads*(s.d_c / (64 * W)), 128 * W, bytes, stream>>>(p);
   check_cuda(cudaGetLastError(), "linear attention (segment states)");

@@ -8,6 +8,7 @@
 #include "attention/kernels/chunk.cuh"
 #include "attention/kernels/hopper.cuh"
 #include "attention/kernels/segments.h"
+#include "attention/kernels/shared_memory.cuh"
 #include "attention/kernels/tensor_map.h"
 
 namespace weft::cuda {
@@ -166,9 +167,8 @@ void launch(const SegmentStates& p, cudaStream_t stream) {
     return tensor_map(rows.data, rows.pitch, width, s.heads, s.tokens, chunk);
   };
   const Maps maps{map(s.sweep[0].b, s.d_a), map(s.sweep[0].c, s.d_c)};
-  const auto kernel = segment_states_kernel<H, Exact>;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, H::bytes),
-             "linear attention (segment states)");
+  constexpr auto kernel = segment_states_kernel<H, Exact>;
+  allow_shared<kernel, H::bytes>("linear attention (segment states)");
   kernel<<<s.documents * s.heads*(s.d_c / H::D_c), H::threads, H::bytes, stream>>>(p, maps);
   check_cuda(cudaGetLastError(), "linear attention (segment states)");
 }

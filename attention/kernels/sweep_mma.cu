@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "attention/kernels/chunk.cuh"
+#include "attention/kernels/shared_memory.cuh"
 
 namespace weft::cuda {
 
@@ -83,10 +84,9 @@ __global__ void __launch_bounds__(128) sweep_mma_kernel(const __grid_constant__ 
 
 template <int D_a, bool Exact>
 void launch(const Sweeps& s, cudaStream_t stream) {
-  const auto kernel = sweep_mma_kernel<D_a, Exact>;
+  constexpr auto kernel = sweep_mma_kernel<D_a, Exact>;
   constexpr int bytes = Memory<D_a, Exact>::bytes;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-             "linear attention (mma)");
+  allow_shared<kernel, bytes>("linear attention (mma)");
   kernel<<<dim3(s.documents * s.heads * (s.d_c / 64), s.count), 128, bytes, stream>>>(s);
   check_cuda(cudaGetLastError(), "linear attention (mma)");
 }

@@ -11,6 +11,7 @@
 
 #include "attention/kernels/chunk.cuh"
 #include "attention/kernels/hopper.cuh"
+#include "attention/kernels/shared_memory.cuh"
 #include "attention/kernels/sweep_maps.cuh"
 
 namespace weft::cuda {
@@ -242,9 +243,8 @@ __global__ void __launch_bounds__(H::threads, H::blocks)
 template <class H>
 void launch(const Sweeps& s, cudaStream_t stream) {
   const SweepMaps maps = sweep_maps(s);
-  const auto kernel = sweep_wgmma_kernel<H>;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, H::bytes),
-             "linear attention (wgmma)");
+  constexpr auto kernel = sweep_wgmma_kernel<H>;
+  allow_shared<kernel, H::bytes>("linear attention (wgmma)");
   kernel<<<s.documents * s.heads*(s.d_c / H::D_c) * s.count, H::threads, H::bytes, stream>>>(s, maps);
   check_cuda(cudaGetLastError(), "linear attention (wgmma)");
 }

@@ -13,6 +13,7 @@
 
 #include "attention/kernels/chunk.cuh"
 #include "attention/kernels/hopper.cuh"
+#include "attention/kernels/shared_memory.cuh"
 #include "attention/kernels/sweep_maps.cuh"
 
 namespace weft::cuda {
@@ -406,9 +407,8 @@ void launch_wide(const Sweeps& s, cudaStream_t stream) {
   const SweepMaps maps = sweep_maps(s);
   constexpr int bytes = sizeof(WideShared<H>);
   static_assert(bytes <= 227 * 1024);
-  const auto kernel = sweep_wide_kernel<H>;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-             "linear attention (wgmma, wide)");
+  constexpr auto kernel = sweep_wide_kernel<H>;
+  allow_shared<kernel, bytes>("linear attention (wgmma, wide)");
   kernel<<<s.documents * s.heads*(s.d_c / H::D_c) * s.count, H::threads, bytes, stream>>>(s, maps);
   check_cuda(cudaGetLastError(), "linear attention (wgmma, wide)");
 }

@@ -1,14 +1,20 @@
 // An arena over all of the GPU's memory that is asked for: blocks by best fit, neighbours joined as they
 // become free. With one stream a block may be handed out again at once, since whoever gets it works later.
+// Steps take and return the same sizes again and again, and where kernels are launched one by one the host is
+// what they wait for: so small blocks first wait in a list of their size, not joined, until one of that size
+// is asked for, or nothing else fits.
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <utility>
+#include <vector>
 
 #include "autograd/cuda/replay.h"
 #include "autograd/cuda/runtime.h"
@@ -18,6 +24,7 @@ namespace {
 
 constexpr int64_t kAlignment = 512;               // of every block: whole lines for bulk copies
 constexpr int64_t kSegment = int64_t{256} << 20;  // asked of the driver at a time, at least
+constexpr int64_t kLargestWaiting = int64_t{4} << 20, kMostWaiting = kSegment / 4;  // a block, all together
 
 int64_t rounded(int64_t bytes, int64_t to) { return (bytes + to - 1) / to * to; }
 
@@ -47,45 +54,28 @@ class Arena {
  public:
   // fresh: taken within a Pass, until that ends.
   void* allocate(int64_t bytes, bool fresh) {
-    bytes = rounded(std::max<int64_t>(1, bytes), kAlignment);
     const std::lock_guard lock(mutex_);
-    auto fit = free_.lower_bound({bytes, nullptr});
-    if (fit == free_.end()) {
-      if (!grow(bytes)) return nullptr;
-      fit = free_.lower_bound({bytes, nullptr});
-    }
-    char* const at = fit->second;
-    free_.erase(fit);
-    Block& block = blocks_.at(at);
-    block.free = false;
-    block.fresh = fresh;
+    const auto block = take(rounded(std::max<int64_t>(1, bytes), kAlignment));
+    if (block == blocks_.end()) return nullptr;
+    block->second.fresh = fresh;
     fresh_ += fresh ? 1 : 0;
-    if (block.bytes > bytes) {
-      const int64_t rest = block.bytes - bytes;
-      block.bytes = bytes;
-      blocks_[at + bytes] = {rest, true, false, false};
-      free_.insert({rest, at + bytes});
-    }
-    return at;
+    return block->first;
   }
 
-  // Whether the block was fresh.
-  bool release(void* pointer) {
+  // Whether the block was fresh; nothing where it is not one of these.
+  std::optional<bool> release(void* pointer) {
     const std::lock_guard lock(mutex_);
-    auto block = blocks_.find(static_cast<char*>(pointer));
-    block->second.free = true;
+    const auto block = blocks_.find(static_cast<char*>(pointer));
+    if (block == blocks_.end()) return std::nullopt;
     const bool fresh = std::exchange(block->second.fresh, false);
     fresh_ -= fresh ? 1 : 0;
-    const auto next = std::next(block);
-    if (next != blocks_.end() && next->second.free && !next->second.first) join(block, next);
-    if (block != blocks_.begin() && !block->second.first) {
-      const auto before = std::prev(block);
-      if (before->second.free) {
-        join(before, block);
-        block = before;
-      }
+    const int64_t bytes = block->second.bytes;
+    if (bytes <= kLargestWaiting && waiting_bytes_ + bytes <= kMostWaiting) {
+      waiting_[bytes / kAlignment].push_back(block);
+      waiting_bytes_ += bytes;
+    } else {
+      set_free(block);
     }
-    free_.insert({block->second.bytes, block->first});
     return fresh;
   }
 
@@ -120,6 +110,59 @@ class Arena {
   };
   using Blocks = std::map<char*, Block>;
 
+  // The end where the driver has no more.
+  Blocks::iterator take(int64_t bytes) {
+    if (bytes <= kLargestWaiting)
+      if (auto& list = waiting_[bytes / kAlignment]; !list.empty()) {
+        const auto block = list.back();
+        list.pop_back();
+        waiting_bytes_ -= bytes;
+        return block;
+      }
+    const auto smallest = [&] { return free_.lower_bound({bytes, nullptr}); };
+    auto fit = smallest();
+    if (fit == free_.end()) {
+      join_waiting();
+      fit = smallest();
+    }
+    if (fit == free_.end()) {
+      if (!grow(bytes)) return blocks_.end();
+      fit = smallest();
+    }
+    const auto block = blocks_.find(fit->second);
+    free_.erase(fit);
+    block->second.free = false;
+    if (const int64_t rest = block->second.bytes - bytes; rest > 0) {
+      block->second.bytes = bytes;
+      blocks_[block->first + bytes] = {rest, true, false, false};
+      free_.insert({rest, block->first + bytes});
+    }
+    return block;
+  }
+
+  void set_free(Blocks::iterator block) {
+    block->second.free = true;
+    const auto next = std::next(block);
+    if (next != blocks_.end() && next->second.free && !next->second.first) join(block, next);
+    if (block != blocks_.begin() && !block->second.first) {
+      const auto before = std::prev(block);
+      if (before->second.free) {
+        join(before, block);
+        block = before;
+      }
+    }
+    free_.insert({block->second.bytes, block->first});
+  }
+
+  void join_waiting() {
+    if (waiting_bytes_ == 0) return;
+    for (auto& list : waiting_) {
+      for (const auto block : list) set_free(block);
+      list.clear();
+    }
+    waiting_bytes_ = 0;
+  }
+
   // b, which follows a, becomes part of a. Whichever of them is listed as free leaves the list.
   void join(Blocks::iterator a, Blocks::iterator b) {
     free_.erase({a->second.bytes, a->first});
@@ -148,6 +191,7 @@ class Arena {
 
   bool give_back_idle() {
     if (recording()) return false;
+    join_waiting();
     synchronize();
     const size_t before = segments_.size();
     for (auto it = segments_.begin(); it != segments_.end();) {
@@ -170,6 +214,8 @@ class Arena {
   Blocks blocks_;                             // all, by address
   std::set<std::pair<int64_t, char*>> free_;  // by size
   std::map<char*, int64_t> segments_;
+  std::array<std::vector<Blocks::iterator>, kLargestWaiting / kAlignment + 1> waiting_;  // by size
+  int64_t waiting_bytes_ = 0;
   int64_t fresh_ = 0;                 // blocks
   std::atomic<int64_t> changes_ = 0;  // times that memory went back to the driver
 
@@ -191,13 +237,13 @@ class Arenas : public Allocator {
     return at == nullptr && other.give_back() ? own.allocate(bytes, passing_) : at;
   }
   void release(void* pointer, int64_t) override {
-    const bool of_recordings = recorded_.owns(pointer);
-    if (!of_recordings && blocks_lie_apart()) {
-      CUDA_CHECK(cudaFree(pointer));  // waits for all work
-      return;
-    }
-    const bool fresh = (of_recordings ? recorded_ : usual_).release(pointer);
-    if (!fresh && (passing_ || of_recordings)) ++changes_;
+    std::optional<bool> fresh = usual_.release(pointer);
+    const bool usual = fresh.has_value();
+    if (!usual) fresh = recorded_.release(pointer);
+    if (!fresh)
+      CUDA_CHECK(cudaFree(pointer));  // apart; waits for all work
+    else if (!*fresh && (passing_ || !usual))
+      ++changes_;
   }
   void fill(void* pointer, int value, int64_t bytes) override {
     CUDA_CHECK(cudaMemsetAsync(pointer, value, static_cast<size_t>(bytes), stream()));

@@ -4,6 +4,7 @@
 #include "autograd/cuda/product_plan.h"
 
 #include <array>
+#include <bit>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -98,8 +99,7 @@ struct Problem {
 Problem problem_of(const Tensor& c, const Tensor& a, const Tensor& b, Transpose t) {
   const auto bits = reinterpret_cast<uintptr_t>(c.raw()) | reinterpret_cast<uintptr_t>(a.raw()) |
                     reinterpret_cast<uintptr_t>(b.raw());
-  uint32_t alignment = 256;
-  while (bits % alignment != 0) alignment /= 2;
+  const uint32_t alignment = 1u << std::countr_zero(bits | 256);
   return {matrix_of(c), matrix_of(a), matrix_of(b), t, c.shape().product(0, c.rank() - 2), alignment};
 }
 

@@ -3,7 +3,10 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdlib>
+#include <map>
 #include <numbers>
+#include <string>
 #include <thread>
 
 #include "autograd/draw.h"
@@ -94,6 +97,75 @@ TEST(Tensor, MetaCarriesShapesOnlyAndIsBooked) {
   EXPECT_EQ(after.bytes, before.bytes);
   EXPECT_EQ(after.peak_bytes - before.bytes, int64_t{4} << 30);
   EXPECT_EQ(after.peak_by_scope[0].first, "outer/inner");
+}
+
+TEST(Tensor, AScopeHasOneNameHoweverItIsEntered) {
+  const auto take = [] { return empty({1 << 20}, Dtype::f32, Device::meta); };
+  reset_peak(Device::meta);
+  std::vector<Tensor> taken;
+  for (int i = 0; i < 2; ++i) {
+    const MemoryScope scope("one"), inner("other");
+    taken.push_back(take());
+  }
+  const MemoryScope at_once("one/other");
+  const MemoryScope elsewhere("other");  // one/other/other
+  taken.push_back(take());
+  std::map<std::string, int64_t> by_scope;
+  for (const auto& [name, bytes] : memory_report(Device::meta).peak_by_scope) by_scope[name] += bytes;
+  EXPECT_EQ(by_scope["one/other"], 2 * taken[0].bytes());
+  EXPECT_EQ(by_scope["one/other/other"], taken[0].bytes());
+  EXPECT_FALSE(by_scope.contains("one"));
+}
+
+#ifdef WEFT_CUDA
+// 256 small blocks that fill a segment of the arena, given back: they are one block again when nothing else
+// fits. It stands before the next test, which leaves so much waiting that nothing more does.
+TEST(Tensor, WhatWaitsIsJoined) {
+  if (default_device() != Device::cuda || std::getenv("APART") != nullptr) GTEST_SKIP();
+  constexpr int64_t kBlock = int64_t{1} << 20, kBlocks = 256;
+  std::vector<Tensor> living;
+  int64_t side_by_side = 0;
+  while (side_by_side < kBlocks) {
+    living.push_back(empty({kBlock / 2}, Dtype::bf16));
+    const size_t n = living.size();
+    const bool next =
+        n > 1 && static_cast<char*>(living[n - 1].raw()) - static_cast<char*>(living[n - 2].raw()) == kBlock;
+    side_by_side = next ? side_by_side + 1 : 1;
+    ASSERT_LT(n, 4096);
+  }
+  void* const first = living[living.size() - kBlocks].raw();
+  living.resize(living.size() - kBlocks);
+  EXPECT_EQ(empty({kBlocks * kBlock / 2}, Dtype::bf16).raw(), first);
+}
+#endif
+
+TEST(Tensor, ThoseThatLiveNeverOverlap) {
+  const RandomKey key{7, 8};
+  std::map<const char*, Tensor> living;  // by address
+  int64_t taken = 0;
+  for (uint32_t i = 0; i < 2000; ++i) {
+    const PhiloxBlock r = key.draw(i);
+    if (r[0] % 2 == 0 && !living.empty()) {
+      auto gone = living.begin();
+      std::advance(gone, r[1] % living.size());
+      living.erase(gone);
+      continue;
+    }
+    // Few sizes come again and again, and some are large.
+    const int64_t sizes[] = {1, 64, 500, 513, 4096, r[2] % 5000, (2 << 20) + r[2] % 1000, r[3] % (3 << 20)};
+    const Tensor x = empty({sizes[r[1] % 8]}, Dtype::bf16);
+    const char* const at = static_cast<const char*>(x.raw());
+    if (at == nullptr) continue;  // no elements
+    ++taken;
+    const auto behind = living.lower_bound(at);
+    if (behind != living.end()) ASSERT_LE(at + x.bytes(), behind->first) << i;
+    if (behind != living.begin()) {
+      const auto& [before, other] = *std::prev(behind);
+      ASSERT_LE(before + other.bytes(), at) << i;
+    }
+    living.emplace(at, x);
+  }
+  EXPECT_GT(taken, 500);
 }
 
 TEST(Philox, KnownAnswers) {  // of the authors' own test vectors (Random123, kat_vectors)

@@ -148,7 +148,8 @@ class WithKernels : public Mechanism {
 
 class ScanKernels : public testing::TestWithParam<const char*> {};
 INSTANTIATE_TEST_SUITE_P(Registry, ScanKernels,
-                         testing::Values("linear", "simple_gla", "gla", "regla", "mega"));
+                         testing::Values("linear", "simple_gla", "gla", "regla", "delta_rule",
+                                         "gated_delta_rule", "mega"));
 
 TEST_P(ScanKernels, StartFromTheStatesOfOtherRanks) {
   const MechanismEntry& entry = find_mechanism(GetParam());

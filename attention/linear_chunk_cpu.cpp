@@ -9,17 +9,17 @@
 namespace weft::cpu {
 namespace {
 
-constexpr int64_t kNear = 8;  // tokens whose pairs are multiplied one by one
+constexpr int64_t kNearTokens = 8;  // tokens whose pairs are multiplied one by one
 
 // Of decays. Numbers below the normal ones are 0: some processors take a hundred times as long for them.
 template <class W>
-W times(W a, W b) {
+W decay_product(W a, W b) {
   const W y = a * b;
   return y < std::numeric_limits<W>::min() ? W(0) : y;
 }
 
 template <class W>
-MatrixView<W> rows_of(const W* x, int64_t pitch) {
+MatrixView<W> dense_rows(const W* x, int64_t pitch) {
   return {x, pitch, 1};
 }
 
@@ -58,9 +58,9 @@ void ChunkDecays<W>::load_heads(const W* g, int64_t pitch) {
   for (int64_t i = 0; i < n_; ++i) {
     W *row = between_.data() + i * kLinearChunk, by = step[i];
 #pragma omp simd
-    for (int64_t j = 0; j < kLinearChunk; ++j) row[j] = j < i ? times(above[j], by) : W(j == i);
+    for (int64_t j = 0; j < kLinearChunk; ++j) row[j] = j < i ? decay_product(above[j], by) : W(j == i);
     above = row;
-    since_start = times(since_start, by);
+    since_start = decay_product(since_start, by);
     std::fill_n(from_start_.data() + i * d_, d_, since_start);
   }
   for (int64_t j = 0; j < n_; ++j) std::fill_n(to_end_.data() + j * d_, d_, above[j]);
@@ -78,22 +78,23 @@ void ChunkDecays<W>::load_channels(const W* g, int64_t pitch) {
   const W* before = total_.data();
   for (int64_t i = 0; i < n_; ++i, before = start + (i - 1) * d)
 #pragma omp simd
-    for (int64_t c = 0; c < d; ++c) start[i * d + c] = times(before[c], step[i * d + c]);
+    for (int64_t c = 0; c < d; ++c) start[i * d + c] = decay_product(before[c], step[i * d + c]);
   if (n_ > 0) {
     std::copy_n(before, d, total_.data());
     std::fill_n(end + (n_ - 1) * d, d, W(1));
   }
   for (int64_t i = n_ - 2; i >= 0; --i)
 #pragma omp simd
-    for (int64_t c = 0; c < d; ++c) end[i * d + c] = times(end[(i + 1) * d + c], step[(i + 1) * d + c]);
+    for (int64_t c = 0; c < d; ++c)
+      end[i * d + c] = decay_product(end[(i + 1) * d + c], step[(i + 1) * d + c]);
 }
 
 template <class W>
 void ChunkDecays<W>::scores(W* p, const W* q, const W* k) {
   if (!of_channels_) {
-    base::transpose(turned_.data(), n_, rows_of(k, d_), n_, d_);
-    multiply(
-        Product<W, W, W>{p, kLinearChunk, rows_of(q, d_), rows_of<W>(turned_.data(), n_), n_, n_, d_, 1, 0});
+    base::transpose(turned_.data(), n_, dense_rows(k, d_), n_, d_);
+    multiply(Product<W, W, W>{p, kLinearChunk, dense_rows(q, d_), dense_rows<W>(turned_.data(), n_), n_, n_,
+                              d_, 1, 0});
     for (int64_t i = 0; i < n_; ++i) {
       W* row = p + i * kLinearChunk;
       const W* decay = between_.data() + i * kLinearChunk;
@@ -103,8 +104,9 @@ void ChunkDecays<W>::scores(W* p, const W* q, const W* k) {
     return;
   }
   for (int64_t i = 0; i < n_; ++i) std::fill_n(p + i * kLinearChunk, n_, W(0));
-  for (int64_t begin = 0; begin < n_; begin += kNear) near_pairs(p, q, k, begin, std::min(begin + kNear, n_));
-  for (int64_t half = kNear; half < n_; half *= 2)
+  for (int64_t begin = 0; begin < n_; begin += kNearTokens)
+    near_pairs(p, q, k, begin, std::min(begin + kNearTokens, n_));
+  for (int64_t half = kNearTokens; half < n_; half *= 2)
     for (int64_t begin = 0; begin + half < n_; begin += 2 * half) {
       const int64_t middle = begin + half, end = std::min(middle + half, n_);
       weigh_halves(q, k, begin, middle, end);
@@ -124,9 +126,9 @@ void ChunkDecays<W>::backward(W* p, W* dp, const W* q, const W* k, W* dq, W* dk)
 // The gradient of g at t is the sum of p dp over all pairs of which t lies behind one and up to the other.
 template <class W>
 void ChunkDecays<W>::head_backward(W* p, W* dp, const W* q, const W* k, W* dq, W* dk) {
-  base::transpose(turned_.data(), n_, rows_of(k, d_), n_, d_);
-  multiply(
-      Product<W, W, W>{p, kLinearChunk, rows_of(q, d_), rows_of<W>(turned_.data(), n_), n_, n_, d_, 1, 0});
+  base::transpose(turned_.data(), n_, dense_rows(k, d_), n_, d_);
+  multiply(Product<W, W, W>{p, kLinearChunk, dense_rows(q, d_), dense_rows<W>(turned_.data(), n_), n_, n_, d_,
+                            1, 0});
   W across[kLinearChunk] = {};  // of the tokens from i on and j
   for (int64_t i = n_ - 1; i >= 0; --i) {
     W *row = p + i * kLinearChunk, *d_row = dp + i * kLinearChunk;
@@ -144,9 +146,9 @@ void ChunkDecays<W>::head_backward(W* p, W* dp, const W* q, const W* k, W* dq, W
     for (int64_t j = 0; j < i; ++j) sum += across[j];
     gate_[static_cast<size_t>(i * d_)] = sum;
   }
-  const MatrixView<W> between = rows_of<W>(dp, kLinearChunk);
-  multiply(Product<W, W, W>{dq, d_, between, rows_of(k, d_), n_, d_, n_, 1, 0});
-  multiply(Product<W, W, W>{dk, d_, between.transposed(), rows_of(q, d_), n_, d_, n_, 1, 0});
+  const MatrixView<W> between = dense_rows<W>(dp, kLinearChunk);
+  multiply(Product<W, W, W>{dq, d_, between, dense_rows(k, d_), n_, d_, n_, 1, 0});
+  multiply(Product<W, W, W>{dk, d_, between.transposed(), dense_rows(q, d_), n_, d_, n_, 1, 0});
 }
 
 template <class W>
@@ -155,16 +157,16 @@ void ChunkDecays<W>::channel_backward(W* p, const W* dp, const W* q, const W* k,
   std::fill_n(dq, n_ * d, W(0));
   std::fill_n(dk, n_ * d, W(0));
   for (int64_t i = 0; i < n_; ++i) std::fill_n(p + i * kLinearChunk, n_, W(0));
-  for (int64_t begin = 0; begin < n_; begin += kNear)
-    near_pairs_backward(p, dp, q, k, dq, dk, begin, std::min(begin + kNear, n_));
+  for (int64_t begin = 0; begin < n_; begin += kNearTokens)
+    near_pairs_backward(p, dp, q, k, dq, dk, begin, std::min(begin + kNearTokens, n_));
   W* const part = part_.data();
-  for (int64_t half = kNear; half < n_; half *= 2)
+  for (int64_t half = kNearTokens; half < n_; half *= 2)
     for (int64_t begin = 0; begin + half < n_; begin += 2 * half) {
       const int64_t middle = begin + half, end = std::min(middle + half, n_);
       weigh_halves(q, k, begin, middle, end);
       far_pairs(p, begin, middle, end);
-      const MatrixView<W> between = rows_of(dp + middle * kLinearChunk + begin, kLinearChunk);
-      const auto weighted = [&](int64_t row) { return rows_of<W>(weighted_.data() + row * d, d); };
+      const MatrixView<W> between = dense_rows(dp + middle * kLinearChunk + begin, kLinearChunk);
+      const auto weighted = [&](int64_t row) { return dense_rows<W>(weighted_.data() + row * d, d); };
       multiply(Product<W, W, W>{part + middle * d, d, between, weighted(begin), end - middle, d, half, 1, 0});
       multiply(Product<W, W, W>{part + begin * d, d, between.transposed(), weighted(middle), half, d,
                                 end - middle, 1, 0});
@@ -260,20 +262,20 @@ void ChunkDecays<W>::weigh_halves(const W* q, const W* k, int64_t begin, int64_t
   for (int64_t i = middle; i < end; ++i)
 #pragma omp simd
     for (int64_t c = i * d; c < (i + 1) * d; ++c) {
-      factor[c] = i == middle ? step[c] : times(factor[c - d], step[c]);
+      factor[c] = i == middle ? step[c] : decay_product(factor[c - d], step[c]);
       weighted[c] = q[c] * factor[c];
     }
   for (int64_t j = middle - 1; j >= begin; --j)
 #pragma omp simd
     for (int64_t c = j * d; c < (j + 1) * d; ++c) {
-      factor[c] = j == middle - 1 ? W(1) : times(factor[c + d], step[c + d]);
+      factor[c] = j == middle - 1 ? W(1) : decay_product(factor[c + d], step[c + d]);
       weighted[c] = k[c] * factor[c];
     }
 }
 
 template <class W>
 void ChunkDecays<W>::far_pairs(W* p, int64_t begin, int64_t middle, int64_t end) const {
-  const auto weighted = [&](int64_t row) { return rows_of<W>(weighted_.data() + row * d_, d_); };
+  const auto weighted = [&](int64_t row) { return dense_rows<W>(weighted_.data() + row * d_, d_); };
   multiply(Product<W, W, W>{p + middle * kLinearChunk + begin, kLinearChunk, weighted(middle),
                             weighted(begin).transposed(), end - middle, middle - begin, d_, 1, 0});
 }

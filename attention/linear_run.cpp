@@ -10,7 +10,7 @@
 namespace weft {
 namespace {
 
-struct Sizes {
+struct LinearSizes {
   double scale;
   DocumentBounds bounds;
   bool ends;  // the states behind the segments are an output
@@ -27,11 +27,11 @@ Tensor gate_values(const Variable& g) {
 }
 
 // Undefined where none is needed.
-Tensor bytes_on(Device device, int64_t bytes) {
+Tensor linear_bytes(Device device, int64_t bytes) {
   return bytes > 0 ? empty({(bytes + 3) / 4}, Dtype::f32, device) : Tensor();
 }
 
-void copy_or_zero(const Tensor& to, const Tensor& from) {
+void state_or_zero(const Tensor& to, const Tensor& from) {
   if (from.defined())
     to.copy_from(from);
   else
@@ -39,13 +39,13 @@ void copy_or_zero(const Tensor& to, const Tensor& from) {
 }
 
 // On meta those of the device that is planned for.
-int64_t kept_bytes(const LinearRunProblem& p) {
+int64_t linear_kept_bytes(const LinearRunProblem& p) {
 #ifdef WEFT_CUDA
   if (computed_on(p.q.device()) == Device::cuda) return cuda::linear_run_kept(p);
 #endif
   return cpu::linear_run_kept(p);
 }
-int64_t workspace_bytes(const LinearRunProblem& p, bool backward) {
+int64_t linear_workspace_bytes(const LinearRunProblem& p, bool backward) {
 #ifdef WEFT_CUDA
   if (computed_on(p.q.device()) == Device::cuda) return cuda::linear_run_workspace(p, backward);
 #endif
@@ -58,7 +58,7 @@ void count_forwards(const Tensor& q, const Tensor& v, double forwards) {
   count_flops(forwards * static_cast<double>(q.dim(0) * q.dim(1)) * (4 * dk * dv + 64 * (dk + dv)));
 }
 
-void backward(Backward& b, const Sizes& s) {
+void linear_backward(Backward& b, const LinearSizes& s) {
   const LinearRunProblem p{b.saved(0), b.saved(1), b.saved(2), b.saved(3),
                            b.saved(4), b.saved(5), s.bounds,   s.scale};
   const Tensor& kept = b.saved(6);
@@ -69,11 +69,11 @@ void backward(Backward& b, const Sizes& s) {
   if (p.g.defined() && b.wants(3)) d.g = empty_like(p.g);
   if (p.start.defined()) d.start = empty_like(p.start);
   if (p.q.dim(0) > 0) {
-    const Tensor workspace = bytes_on(device, workspace_bytes(p, true));
+    const Tensor workspace = linear_bytes(device, linear_workspace_bytes(p, true));
     count_forwards(p.q, p.v, 2);
     ON_DEVICE(device, linear_run_backward(p, d_o, d_end, kept, d, workspace));
   } else if (d.start.defined()) {
-    copy_or_zero(d.start, d_end);
+    state_or_zero(d.start, d_end);
   }
   b.add(0, d.q);
   b.add(1, d.k);
@@ -96,7 +96,7 @@ LinearRun linear_run(const Variable& q, const Variable& k, const Variable& v, co
         q.shape(), ", g ", gate.shape());
   const Dtype wide = wide_of(q.dtype());
   const Variable g = gate.defined() ? cast(gate, wide) : gate;
-  const Sizes sizes{scale, bounds_of(layout), want_end};
+  const LinearSizes sizes{scale, bounds_of(layout), want_end};
   const Shape states{sizes.bounds.documents, q.dim(1), q.dim(2), v.dim(2)};
   CHECK(!start.defined() || (start.shape().with(0, states[0]) == states && start.dtype() == wide),
         "linear_run: states ", states, " in ", name_of(wide), ", start ", start.shape(), " in ",
@@ -114,19 +114,20 @@ LinearRun linear_run(const Variable& q, const Variable& k, const Variable& v, co
   Tensor kept;
   if (q.dim(0) > 0) {
     count_forwards(q, v, 1);
-    kept = bytes_on(q.device(), kept_bytes(p));
-    const Tensor workspace = bytes_on(q.device(), workspace_bytes(p, false));
+    kept = linear_bytes(q.device(), linear_kept_bytes(p));
+    const Tensor workspace = linear_bytes(q.device(), linear_workspace_bytes(p, false));
     ON_DEVICE(q.device(), linear_run_forward(p, o, end, kept, workspace));
   } else if (want_end) {
-    copy_or_zero(end, p.start);
+    state_or_zero(end, p.start);
   }
   std::vector<Variable> inputs{q, k, v};
   if (g.defined()) inputs.push_back(g);
   if (start.defined()) inputs.push_back(start);
   std::vector<Tensor> outputs{o};
   if (want_end) outputs.push_back(end);
-  const auto recorded = record_many("linear_run", inputs, outputs,
-                                    save(p.q, p.k, p.v, p.g, p.start, p.offsets, kept), sizes, backward);
+  const auto recorded =
+      record_many("linear_run", inputs, outputs, save(p.q, p.k, p.v, p.g, p.start, p.offsets, kept), sizes,
+                  linear_backward);
   return {recorded[0], want_end ? recorded[1] : Variable()};
 }
 

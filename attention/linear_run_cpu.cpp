@@ -16,18 +16,18 @@
 namespace weft::cpu {
 namespace {
 
-constexpr int64_t kStates = int64_t{1} << 16;  // numbers, of the states of a task
+constexpr int64_t kTaskStates = int64_t{1} << 16;  // numbers, of the states of a task
 
-struct Place {
+struct LinearPlace {
   int64_t token, n, state;  // state: the place of the one before it, among those of a head
 };
 
 // Segments in chunks, at least one each, and a state more than chunks.
-struct Cut {
-  std::vector<Place> chunks;
+struct LinearCut {
+  std::vector<LinearPlace> chunks;
   std::vector<int64_t> first;  // chunk of each segment; then how many chunks there are
 
-  explicit Cut(const Tensor& offsets) {
+  explicit LinearCut(const Tensor& offsets) {
     const int32_t* at = offsets.data<int32_t>();
     for (int64_t s = 0; s + 1 < offsets.dim(0); ++s) {
       first.push_back(std::ssize(chunks));
@@ -45,14 +45,14 @@ struct Cut {
 };
 
 // How the work is shared out. From bounds alone, so that a plan of memory, which has no offsets, agrees.
-struct Shares {
+struct LinearShares {
   bool apart;               // chunks of one task on several threads
   int64_t together;         // heads of a task, which go chunk by chunk side by side: rows are read whole
   int64_t ranges;           // of tasks, one a thread
   int64_t states, longest;  // of a head; of its longest segment
   int64_t grain;            // chunks that are worth a thread
 
-  explicit Shares(const LinearRunProblem& p) {
+  explicit LinearShares(const LinearRunProblem& p) {
     const int64_t tokens = p.q.dim(0), heads = p.q.dim(1), d = p.q.dim(2), e = p.v.dim(2),
                   documents = p.bounds.documents;
     const int64_t of_chunk = kLinearChunk * (2 * d * e + kLinearChunk * (d + e));
@@ -61,15 +61,16 @@ struct Shares {
     longest = p.bounds.longest / kLinearChunk + 2;
     const int64_t threads =
         std::clamp<int64_t>(heads * states / grain, 1, omp_in_parallel() ? 1 : omp_get_max_threads());
-    apart = threads > 1 && p.bounds.longest * threads > tokens * heads;
-    together = std::clamp<int64_t>(std::min(heads * documents / threads, kStates / (d * e + 1)), 1, heads);
+    apart = threads > 1 && 2 * p.bounds.longest * threads > tokens * heads;
+    together =
+        std::clamp<int64_t>(std::min(heads * documents / threads, kTaskStates / (d * e + 1)), 1, heads);
     ranges = std::min(threads, (heads + together - 1) / together * documents);
   }
 };
 
 // to += decay of the row, or of the column, times from
 template <class W>
-void add_by_row(W* to, const W* decay, const W* from, int64_t rows, int64_t columns) {
+void add_decayed_rows(W* to, const W* decay, const W* from, int64_t rows, int64_t columns) {
   for (int64_t r = 0; r < rows; ++r) {
     const W by = decay[r];
 #pragma omp simd
@@ -77,7 +78,7 @@ void add_by_row(W* to, const W* decay, const W* from, int64_t rows, int64_t colu
   }
 }
 template <class W>
-void add_by_column(W* to, const W* decay, const W* from, int64_t rows, int64_t columns) {
+void add_decayed_columns(W* to, const W* decay, const W* from, int64_t rows, int64_t columns) {
   for (int64_t r = 0; r < rows; ++r, to += columns, from += columns)
 #pragma omp simd
     for (int64_t c = 0; c < columns; ++c) to[c] += decay[c] * from[c];
@@ -85,7 +86,7 @@ void add_by_column(W* to, const W* decay, const W* from, int64_t rows, int64_t c
 
 // to (d, rows) = from (rows, d), or zero
 template <class W>
-void turn(W* to, const W* from, int64_t rows, int64_t d) {
+void turn_matrix(W* to, const W* from, int64_t rows, int64_t d) {
   if (from == nullptr)
     std::fill_n(to, rows * d, W(0));
   else
@@ -95,10 +96,10 @@ void turn(W* to, const W* from, int64_t rows, int64_t d) {
 // One thread's chunk. On the way out states are (d, e), on the way back (e, d): so most products need no
 // operand turned.
 template <class T, class W = Acc<T>>
-class Chunk {
+class LinearChunk {
  public:
   // together: how many heads may take turns
-  Chunk(const LinearRunProblem& p, const LinearRunGradients* d, int64_t together)
+  LinearChunk(const LinearRunProblem& p, const LinearRunGradients* d, int64_t together)
       : p_(p),
         heads_(p.q.dim(1)),
         d_(p.q.dim(2)),
@@ -120,7 +121,7 @@ class Chunk {
   }
 
   // The keys, values and decays of a chunk, which all else is about.
-  void at(int64_t head, const Place& place) {
+  void at(int64_t head, const LinearPlace& place) {
     head_ = head, begin_ = place.token, n_ = place.n;
     take(k_, p_.k, 1);
     take(v_, p_.v, 1);
@@ -160,17 +161,17 @@ class Chunk {
   // state: before the chunk; after: the gradient of the one behind it. Both turned.
   void gradients(const LinearRunGradients& d, const W* state, const W* after) {
     const MatrixView<W> turned_values{turned_values_.data(), n_, 1}, turned{turned_.data(), n_, 1};
-    turn(turned_values_.data(), v_.data(), n_, e_);
+    turn_matrix(turned_values_.data(), v_.data(), n_, e_);
     multiply(Product<W, W, W>{d_scores_.data(), kLinearChunk, values(o_), turned_values, n_, n_, e_, 1, 0});
     decays_->backward(scores_.data(), d_scores_.data(), q_.data(), k_.data(), dq_.data(), dk_.data());
 
     // dv, turned
-    turn(turned_.data(), weighed(k_, decays_->to_end()), n_, d_);
+    turn_matrix(turned_.data(), weighed(k_, decays_->to_end()), n_, d_);
     multiply(Product<W, W, W>{turned_values_.data(), n_, values(o_).transposed(), scores(scores_), e_, n_, n_,
                               1, 0});
     multiply(
         Product<W, W, W>{turned_values_.data(), n_, MatrixView<W>{after, d_, 1}, turned, e_, n_, d_, 1, 1});
-    turn(turned_.data(), turned_values_.data(), e_, n_);
+    turn_matrix(turned_.data(), turned_values_.data(), e_, n_);
     put(d.v, turned_.data(), 1);
 
     multiply(
@@ -238,13 +239,14 @@ class Chunk {
   Scratch<W> weighted_, scores_, d_scores_, dq_, dk_, from_state_, turned_, turned_values_, kept_;
 };
 
-struct Task {
+struct LinearTask {
   int64_t segment, head, heads;  // head: the first
 };
 
 // Of each range: the tasks that begin within its share of the chunks.
-std::vector<std::vector<Task>> tasks_of(const Shares& shares, const Cut& cut, int64_t heads) {
-  std::vector<std::vector<Task>> tasks(static_cast<size_t>(shares.ranges));
+std::vector<std::vector<LinearTask>> linear_tasks(const LinearShares& shares, const LinearCut& cut,
+                                                  int64_t heads) {
+  std::vector<std::vector<LinearTask>> tasks(static_cast<size_t>(shares.ranges));
   for (int64_t h = 0; h < heads; h += shares.together)
     for (int64_t s = 0; s < cut.segments(); ++s) {
       const int64_t before = h * cut.size() + cut.first[s] * std::min(shares.together, heads - h);
@@ -256,14 +258,14 @@ std::vector<std::vector<Task>> tasks_of(const Shares& shares, const Cut& cut, in
 
 // The state of a segment and head in (segments, H, d, e), if there are such.
 template <class W>
-W* state_of(const Tensor& states, int64_t segment, int64_t head) {
+W* linear_state(const Tensor& states, int64_t segment, int64_t head) {
   if (!states.defined()) return nullptr;
   return states.data<W>() + (segment * states.dim(1) + head) * states.dim(2) * states.dim(3);
 }
 
 // to = from, or zero
 template <class W>
-void copy(W* to, const W* from, int64_t n) {
+void copy_state(W* to, const W* from, int64_t n) {
   if (from == nullptr)
     std::fill_n(to, n, W(0));
   else
@@ -271,31 +273,31 @@ void copy(W* to, const W* from, int64_t n) {
 }
 
 template <class T, class W = Acc<T>>
-struct Run {
+struct LinearPass {
   const LinearRunProblem& p;
-  const Shares shares{p};
-  const Cut cut{p.offsets};
+  const LinearShares shares{p};
+  const LinearCut cut{p.offsets};
   const int64_t heads = p.q.dim(1), d = p.q.dim(2), e = p.v.dim(2), size = d * e;
 
   // f(chunk, range, task) for the tasks of all ranges.
   template <class F>
   void each_task(const LinearRunGradients* grads, F f) const {
-    const auto tasks = tasks_of(shares, cut, heads);
+    const auto tasks = linear_tasks(shares, cut, heads);
     parallel_for(shares.ranges, 1, [&](int64_t first, int64_t last) {
-      Chunk<T> chunk(p, grads, shares.together);
+      LinearChunk<T> chunk(p, grads, shares.together);
       for (int64_t range = first; range < last; ++range)
-        for (const Task& task : tasks[range]) f(chunk, range, task);
+        for (const LinearTask& task : tasks[range]) f(chunk, range, task);
     });
   }
 
   void forward(const Tensor& o, const Tensor& end) const {
-    each_task(nullptr, [&](Chunk<T>& chunk, int64_t, const Task& task) {
+    each_task(nullptr, [&](LinearChunk<T>& chunk, int64_t, const LinearTask& task) {
       Scratch<W> states(static_cast<size_t>((task.heads + 1) * size));
       W* next = states.data() + task.heads * size;
       std::vector<W*> state;
       for (int64_t h = 0; h < task.heads; ++h) {
         state.push_back(states.data() + h * size);
-        copy(state.back(), state_of<W>(p.start, task.segment, task.head + h), size);
+        copy_state(state.back(), linear_state<W>(p.start, task.segment, task.head + h), size);
       }
       const int64_t behind = cut.first[task.segment + 1];
       for (int64_t m = cut.first[task.segment]; m < behind; ++m)
@@ -305,18 +307,18 @@ struct Run {
           chunk.outputs(o, state[h]);
           if (m + 1 == behind && !end.defined()) continue;
           chunk.summarize(next);
-          add_by_row(next, chunk.total(), state[h], d, e);
+          add_decayed_rows(next, chunk.total(), state[h], d, e);
           std::swap(next, state[h]);
         }
       if (end.defined())
         for (int64_t h = 0; h < task.heads; ++h)
-          std::copy_n(state[h], size, state_of<W>(end, task.segment, task.head + h));
+          std::copy_n(state[h], size, linear_state<W>(end, task.segment, task.head + h));
     });
   }
 
   // workspace: the states before all chunks of a task, one for each range
   void backward(const Tensor& d_o, const Tensor& d_end, const LinearRunGradients& grads, W* workspace) const {
-    each_task(&grads, [&](Chunk<T>& chunk, int64_t range, const Task& task) {
+    each_task(&grads, [&](LinearChunk<T>& chunk, int64_t range, const LinearTask& task) {
       const int64_t begin = cut.first[task.segment], behind = cut.first[task.segment + 1];
       W* const states = workspace + range * shares.together * shares.longest * size;
       const auto state = [&](int64_t h, int64_t m) { return states + ((m - begin) * task.heads + h) * size; };
@@ -325,14 +327,14 @@ struct Run {
       std::vector<W*> after;
       for (int64_t h = 0; h < task.heads; ++h) {
         after.push_back(adjoints.data() + h * size);
-        turn(after.back(), state_of<W>(d_end, task.segment, task.head + h), d, e);
-        turn(state(h, begin), state_of<W>(p.start, task.segment, task.head + h), d, e);
+        turn_matrix(after.back(), linear_state<W>(d_end, task.segment, task.head + h), d, e);
+        turn_matrix(state(h, begin), linear_state<W>(p.start, task.segment, task.head + h), d, e);
       }
       for (int64_t m = begin; m + 1 < behind; ++m)
         for (int64_t h = 0; h < task.heads; ++h) {
           chunk.at(task.head + h, cut.chunks[m]);
           chunk.summarize_turned(state(h, m + 1));
-          add_by_column(state(h, m + 1), chunk.total(), state(h, m), e, d);
+          add_decayed_columns(state(h, m + 1), chunk.total(), state(h, m), e, d);
         }
       for (int64_t m = behind - 1; m >= begin; --m)
         for (int64_t h = 0; h < task.heads; ++h) {
@@ -342,12 +344,12 @@ struct Run {
           chunk.gradients(grads, state(h, m), after[h]);
           if (m == begin && !grads.start.defined()) continue;
           chunk.summarize_gradient(before);
-          add_by_column(before, chunk.total(), after[h], e, d);
+          add_decayed_columns(before, chunk.total(), after[h], e, d);
           std::swap(before, after[h]);
         }
       if (grads.start.defined())
         for (int64_t h = 0; h < task.heads; ++h)
-          turn(state_of<W>(grads.start, task.segment, task.head + h), after[h], e, d);
+          turn_matrix(linear_state<W>(grads.start, task.segment, task.head + h), after[h], e, d);
     });
   }
 
@@ -355,7 +357,7 @@ struct Run {
   template <class F>
   void each_chunk(const LinearRunGradients* grads, F f) const {
     parallel_for(heads * cut.size(), shares.grain, [&](int64_t first, int64_t last) {
-      Chunk<T> chunk(p, grads, shares.together);
+      LinearChunk<T> chunk(p, grads, shares.together);
       for (int64_t i = first; i < last; ++i) {
         const int64_t head = i / cut.size(), m = i % cut.size();
         chunk.at(head, cut.chunks[m]);
@@ -392,25 +394,25 @@ struct Run {
   void forward_apart(const Tensor& o, const Tensor& end, W* states) const {
     Scratch<W> totals(static_cast<size_t>(heads * cut.size() * d));
     const auto total = [&](int64_t head, int64_t m) { return &totals[(head * cut.size() + m) * d]; };
-    each_chunk(nullptr, [&](Chunk<T>& chunk, int64_t head, int64_t m) {
+    each_chunk(nullptr, [&](LinearChunk<T>& chunk, int64_t head, int64_t m) {
       chunk.summarize(at(states, head, cut.chunks[m].state + 1));
       std::copy_n(chunk.total(), d, total(head, m));
     });
     each_state([&](int64_t segment, int64_t head) {
-      copy(first_state(states, segment, head), state_of<W>(p.start, segment, head), size);
+      copy_state(first_state(states, segment, head), linear_state<W>(p.start, segment, head), size);
     });
     each_row(d, [&](int64_t segment, int64_t head, int64_t row) {
       W* state = first_state(states, segment, head) + row * e;
       for (int64_t m = cut.first[segment]; m < cut.first[segment + 1]; ++m, state += size)
-        add_by_row(state + size, total(head, m) + row, state, 1, e);
+        add_decayed_rows(state + size, total(head, m) + row, state, 1, e);
     });
-    each_chunk(nullptr, [&](Chunk<T>& chunk, int64_t head, int64_t m) {
+    each_chunk(nullptr, [&](LinearChunk<T>& chunk, int64_t head, int64_t m) {
       chunk.take_queries();
       chunk.outputs(o, at(states, head, cut.chunks[m].state));
     });
     if (!end.defined()) return;
     each_state([&](int64_t segment, int64_t head) {
-      std::copy_n(last_state(states, segment, head), size, state_of<W>(end, segment, head));
+      std::copy_n(last_state(states, segment, head), size, linear_state<W>(end, segment, head));
     });
   }
 
@@ -420,7 +422,7 @@ struct Run {
     W* const adjoints = at(states, heads, 0);
     Scratch<W> totals(static_cast<size_t>(heads * cut.size() * d));
     const auto total = [&](int64_t head, int64_t m) { return &totals[(head * cut.size() + m) * d]; };
-    each_chunk(&grads, [&](Chunk<T>& chunk, int64_t head, int64_t m) {
+    each_chunk(&grads, [&](LinearChunk<T>& chunk, int64_t head, int64_t m) {
       chunk.take_queries();
       chunk.take_adjoint(d_o);
       chunk.summarize_turned(at(states, head, cut.chunks[m].state + 1));
@@ -428,19 +430,19 @@ struct Run {
       std::copy_n(chunk.total(), d, total(head, m));
     });
     each_state([&](int64_t segment, int64_t head) {
-      turn(first_state(states, segment, head), state_of<W>(p.start, segment, head), d, e);
-      turn(last_state(adjoints, segment, head), state_of<W>(d_end, segment, head), d, e);
+      turn_matrix(first_state(states, segment, head), linear_state<W>(p.start, segment, head), d, e);
+      turn_matrix(last_state(adjoints, segment, head), linear_state<W>(d_end, segment, head), d, e);
     });
     each_row(e, [&](int64_t segment, int64_t head, int64_t row) {
       const int64_t begin = cut.first[segment], behind = cut.first[segment + 1];
       W* state = first_state(states, segment, head) + row * d;
       for (int64_t m = begin; m < behind; ++m, state += size)
-        add_by_column(state + size, total(head, m), state, 1, d);
+        add_decayed_columns(state + size, total(head, m), state, 1, d);
       state = last_state(adjoints, segment, head) + row * d;
       for (int64_t m = behind - 1; m >= begin; --m, state -= size)
-        add_by_column(state - size, total(head, m), state, 1, d);
+        add_decayed_columns(state - size, total(head, m), state, 1, d);
     });
-    each_chunk(&grads, [&](Chunk<T>& chunk, int64_t head, int64_t m) {
+    each_chunk(&grads, [&](LinearChunk<T>& chunk, int64_t head, int64_t m) {
       chunk.take_queries();
       chunk.take_adjoint(d_o);
       const int64_t place = cut.chunks[m].state;
@@ -448,7 +450,7 @@ struct Run {
     });
     if (!grads.start.defined()) return;
     each_state([&](int64_t segment, int64_t head) {
-      turn(state_of<W>(grads.start, segment, head), first_state(adjoints, segment, head), e, d);
+      turn_matrix(linear_state<W>(grads.start, segment, head), first_state(adjoints, segment, head), e, d);
     });
   }
 };
@@ -458,7 +460,7 @@ struct Run {
 int64_t linear_run_kept(const LinearRunProblem&) { return 0; }
 
 int64_t linear_run_workspace(const LinearRunProblem& p, bool backward) {
-  const Shares shares(p);
+  const LinearShares shares(p);
   const int64_t state = p.q.dim(2) * p.v.dim(2) * size_of(wide_of(p.q.dtype()));
   if (shares.apart) return (backward ? 2 : 1) * p.q.dim(1) * shares.states * state;
   return backward ? shares.ranges * shares.together * shares.longest * state : 0;
@@ -467,7 +469,7 @@ int64_t linear_run_workspace(const LinearRunProblem& p, bool backward) {
 void linear_run_forward(const LinearRunProblem& p, const Tensor& o, const Tensor& end, const Tensor&,
                         const Tensor& workspace) {
   with_float(p.q.dtype(), [&]<class T>() {
-    const Run<T> run{p};
+    const LinearPass<T> run{p};
     if (run.shares.apart)
       run.forward_apart(o, end, static_cast<Acc<T>*>(workspace.raw()));
     else
@@ -479,7 +481,7 @@ void linear_run_backward(const LinearRunProblem& p, const Tensor& d_o, const Ten
                          const LinearRunGradients& d, const Tensor& workspace) {
   with_float(p.q.dtype(), [&]<class T>() {
     auto* const states = static_cast<Acc<T>*>(workspace.raw());
-    const Run<T> run{p};
+    const LinearPass<T> run{p};
     if (run.shares.apart)
       run.backward_apart(d_o, d_end, d, states);
     else

@@ -1,44 +1,20 @@
 #include "attention/linear_run.h"
 
 #include "attention/scan_kernel.h"
+#include "attention/segment_offsets.h"
 #include "autograd/flops.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
-#ifdef WEFT_CUDA
-#include "attention/kernel_arguments.h"
-#include "autograd/cuda/runtime.h"
-#endif
+#include "autograd/planned_device.h"
 
 namespace weft {
-
-#ifdef WEFT_CUDA
-
 namespace {
 
-struct Sizes {
-  float scale;
-  int documents;
-  int64_t longest;
+struct LinearSizes {
+  double scale;
+  DocumentBounds bounds;
   bool ends;  // the states behind the segments are an output
 };
-
-// offsets (documents + 1) i32; g f32, (H) if it is the same for all tokens, or undefined
-cuda::LinearAttention problem(const Sizes& s, const Tensor& q, const Tensor& v, const Tensor& offsets,
-                              const Tensor& g) {
-  return {.tokens = q.dim(0),
-          .documents = s.documents,
-          .offsets = static_cast<const int*>(offsets.raw()),
-          .longest = s.longest,
-          .heads = static_cast<int>(q.dim(1)),
-          .d_k = static_cast<int>(q.dim(2)),
-          .d_v = static_cast<int>(v.dim(2)),
-          .dtype = q.dtype(),
-          .scale = s.scale,
-          .log_decay = floats(g),
-          .gate = !g.defined() || g.rank() == 1 ? cuda::Gate::fixed
-                  : g.rank() == 2               ? cuda::Gate::head
-                                                : cuda::Gate::channel};
-}
 
 // As kernels read it. A fixed decay is a row that stands for all: kernels then read it once, and cut long
 // documents knowing that nobody wants its gradient.
@@ -51,109 +27,136 @@ Tensor gate_values(const Variable& g) {
 }
 
 // Undefined where none is needed.
-Tensor scratch(int64_t bytes, Device device) {
-  return bytes > 0 ? empty({bytes / 4}, Dtype::f32, device) : Tensor();
+Tensor linear_bytes(Device device, int64_t bytes) {
+  return bytes > 0 ? empty({(bytes + 3) / 4}, Dtype::f32, device) : Tensor();
 }
 
-// Of both matrix products of a state, and of those inside chunks of 64 tokens.
+void state_or_zero(const Tensor& to, const Tensor& from) {
+  if (from.defined())
+    to.copy_from(from);
+  else
+    to.zero();
+}
+
+// On meta those of the device that is planned for.
+int64_t linear_kept_bytes(const LinearRunProblem& p) {
+#ifdef WEFT_CUDA
+  if (computed_on(p.q.device()) == Device::cuda) return cuda::linear_run_kept(p);
+#endif
+  return cpu::linear_run_kept(p);
+}
+int64_t linear_workspace_bytes(const LinearRunProblem& p, bool backward) {
+#ifdef WEFT_CUDA
+  if (computed_on(p.q.device()) == Device::cuda) return cuda::linear_run_workspace(p, backward);
+#endif
+  return cpu::linear_run_workspace(p, backward);
+}
+
+// Of both matrix products of a state, and of those inside chunks.
 void count_forwards(const Tensor& q, const Tensor& v, double forwards) {
   const auto dk = static_cast<double>(q.dim(2)), dv = static_cast<double>(v.dim(2));
   count_flops(forwards * static_cast<double>(q.dim(0) * q.dim(1)) * (4 * dk * dv + 64 * (dk + dv)));
 }
 
-void backward(Backward& b, const Sizes& s) {
-  const Tensor &q = b.saved(0), &k = b.saved(1), &v = b.saved(2), &g = b.saved(3), &start = b.saved(4),
-               &offsets = b.saved(5), &kept = b.saved(6);
-  const Device device = q.device();
-  const cuda::LinearAttention shape = problem(s, q, v, offsets, g);
+void linear_backward(Backward& b, const LinearSizes& s) {
+  const LinearRunProblem p{b.saved(0), b.saved(1), b.saved(2), b.saved(3),
+                           b.saved(4), b.saved(5), s.bounds,   s.scale};
+  const Tensor& kept = b.saved(6);
+  const Device device = p.q.device();
   const Tensor d_o = b.grad(0).contiguous();
   const Tensor d_end = s.ends && b.has_grad(1) ? b.grad(1).contiguous() : Tensor();
-  const Tensor dq = b.room(0, q), dk = b.room(1, k), dv = b.room(2, v);
-  const bool of_gate = g.defined() && b.wants(3);
-  const Tensor workspace = scratch(cuda::linear_attention_workspace(shape), device);
-  const Tensor dg = of_gate ? empty(g.shape(), Dtype::f32, device) : Tensor();
-  Tensor d_start;
-  if (start.defined()) d_start = empty_like(start);
-  count_forwards(q, v, 2);
-  if (device == Device::cuda)
-    cuda::linear_attention_backward(
-        shape, rows_of(q), rows_of(k), rows_of(v), floats(start), rows_of(d_o), floats(d_end),
-        {written(dq), written(dk), written(dv), floats(d_start), floats(dg), floats(kept), floats(workspace)},
-        cuda::stream());
-  b.add(0, dq);
-  b.add(1, dk);
-  b.add(2, dv);
+  LinearRunGradients d{b.room(0, p.q), b.room(1, p.k), b.room(2, p.v), {}, {}};
+  if (p.g.defined() && b.wants(3)) d.g = empty_like(p.g);
+  if (p.start.defined()) d.start = empty_like(p.start);
+  if (p.q.dim(0) > 0) {
+    const Tensor workspace = linear_bytes(device, linear_workspace_bytes(p, true));
+    count_forwards(p.q, p.v, 2);
+    ON_DEVICE(device, linear_run_backward(p, d_o, d_end, kept, d, workspace));
+  } else if (d.start.defined()) {
+    state_or_zero(d.start, d_end);
+  }
+  b.add(0, d.q);
+  b.add(1, d.k);
+  b.add(2, d.v);
   int next = 3;
-  if (of_gate) b.add(next, dg);
-  if (g.defined()) ++next;
-  if (start.defined()) b.add(next, d_start);
+  if (d.g.defined()) b.add(next, d.g);
+  if (p.g.defined()) ++next;
+  if (d.start.defined()) b.add(next, d.start);
 }
 
 }  // namespace
 
 LinearRun linear_run(const Variable& q, const Variable& k, const Variable& v, const Variable& gate,
                      const Variable& start, double scale, const Layout& layout, bool want_end) {
-  CHECK(q.rank() == 3 && k.shape() == q.shape() && v.rank() == 3 && v.dim(1) == q.dim(1) &&
-            v.dtype() == q.dtype() && k.dtype() == q.dtype(),
+  CHECK(q.rank() == 3 && k.shape() == q.shape() && v.rank() == 3 && v.dim(0) == q.dim(0) &&
+            v.dim(1) == q.dim(1) && v.dtype() == q.dtype() && k.dtype() == q.dtype(),
         "linear_run: q ", q.shape(), ", k ", k.shape(), ", v ", v.shape());
   const Shape one_a_head{q.dim(0), q.dim(1)};
   CHECK(!gate.defined() || gate.shape() == one_a_head || gate.shape() == q.shape(), "linear_run: q ",
         q.shape(), ", g ", gate.shape());
-  const Variable g = gate.defined() ? cast(gate, Dtype::f32) : gate;
-  const DocumentBounds bounds = bounds_of(layout);
-  const Sizes sizes{static_cast<float>(scale), bounds.documents, bounds.longest, want_end};
-  const Tensor offsets = segment_offsets(layout, q.dim(0), q.device());
-  const Tensor dense_g = gate_values(g);
-  const Tensor before = start.defined() ? start.value().contiguous() : Tensor();
+  const Dtype wide = wide_of(q.dtype());
+  const Variable g = gate.defined() ? cast(gate, wide) : gate;
+  const LinearSizes sizes{scale, bounds_of(layout), want_end};
+  const Shape states{sizes.bounds.documents, q.dim(1), q.dim(2), v.dim(2)};
+  CHECK(!start.defined() || (start.shape().with(0, states[0]) == states && start.dtype() == wide),
+        "linear_run: states ", states, " in ", name_of(wide), ", start ", start.shape(), " in ",
+        name_of(start.dtype()));
+  const LinearRunProblem p{q.value(),
+                           k.value(),
+                           v.value(),
+                           gate_values(g),
+                           start.defined() ? start.value().contiguous() : Tensor(),
+                           segment_offsets(layout, q.dim(0), q.device()),
+                           sizes.bounds,
+                           scale};
   const Tensor o = empty(v.shape(), v.dtype(), v.device());
-  const Tensor end =
-      want_end ? empty({sizes.documents, q.dim(1), q.dim(2), v.dim(2)}, Dtype::f32, q.device()) : Tensor();
+  const Tensor end = want_end ? empty(states, wide, q.device()) : Tensor();
   Tensor kept;
   if (q.dim(0) > 0) {
     count_forwards(q, v, 1);
-    const cuda::LinearAttention shape = problem(sizes, q, v, offsets, dense_g);
-    kept = scratch(cuda::linear_attention_kept(shape), q.device());
-    if (q.device() == Device::cuda)
-      cuda::linear_attention_forward(shape, rows_of(q), rows_of(k), rows_of(v), floats(before), written(o),
-                                     floats(end), floats(kept), cuda::stream());
+    kept = linear_bytes(q.device(), linear_kept_bytes(p));
+    const Tensor workspace = linear_bytes(q.device(), linear_workspace_bytes(p, false));
+    ON_DEVICE(q.device(), linear_run_forward(p, o, end, kept, workspace));
+  } else if (want_end) {
+    state_or_zero(end, p.start);
   }
   std::vector<Variable> inputs{q, k, v};
   if (g.defined()) inputs.push_back(g);
   if (start.defined()) inputs.push_back(start);
   std::vector<Tensor> outputs{o};
   if (want_end) outputs.push_back(end);
-  const auto recorded = record_many("linear_run", inputs, outputs,
-                                    save(q, k, v, dense_g, before, offsets, kept), sizes, backward);
+  const auto recorded =
+      record_many("linear_run", inputs, outputs, save(p.q, p.k, p.v, p.g, p.start, p.offsets, kept), sizes,
+                  linear_backward);
   return {recorded[0], want_end ? recorded[1] : Variable()};
 }
 
+namespace {
+
+bool has_linear_run(Device where, [[maybe_unused]] Dtype dtype, [[maybe_unused]] int64_t key,
+                    [[maybe_unused]] int64_t value) {
+  if (where == Device::cpu) return true;
+#ifdef WEFT_CUDA
+  return where == Device::cuda && dtype != Dtype::f64 && key <= 256 && value <= 256;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+
 void use_linear_run(Scan& scan, double scale, bool gated, int64_t key, int64_t value, Dtype dtype) {
   use_recurrent_step(scan, scale, key, -1, gated ? 3 : -1);
-  scan.kernel.serves = [=](Device where) {
-    return where == Device::cuda && dtype != Dtype::f64 && key <= 256 && value <= 256;
-  };
+  scan.kernel.serves = [=](Device where) { return has_linear_run(where, dtype, key, value); };
   scan.kernel.run = [=, identity = scan.identity](const Block& b, const Layout& layout, const State& start,
                                                   bool want_end) {
     const Dtype narrow = b.x[2].dtype(),
-                common = b.x[0].dtype() == narrow ? narrow : Dtype::f32;  // of features
+                common = b.x[0].dtype() == narrow ? narrow : wide_of(narrow);  // of features
     const LinearRun r = linear_run(cast(b.x[0], common), cast(b.x[1], common), cast(b.x[2], common),
                                    gated ? b.x[3] : Variable(), start.empty() ? Variable() : start[1], scale,
                                    layout, want_end);
     return ran(cast(r.o, narrow), r.end, identity);
   };
 }
-
-#else
-
-LinearRun linear_run(const Variable&, const Variable&, const Variable&, const Variable&, const Variable&,
-                     double, const Layout&, bool) {
-  throw Error(Exit::internal, "this build has no kernel for linear attention");
-}
-
-void use_linear_run(Scan& scan, double scale, bool gated, int64_t key, int64_t, Dtype) {
-  use_recurrent_step(scan, scale, key, -1, gated ? 3 : -1);
-}
-
-#endif
 
 }  // namespace weft

@@ -32,30 +32,31 @@ struct Panels {
   int64_t a_row, a_column, b_row;
 };
 
-// c (kRows, kColumns) = alpha times the product of two panels + beta c
-template <class T>
+// c (kRows, kVectors vectors) = alpha times the product of two panels + beta c
+template <int kVectors, class T>
 void multiply_panels(int64_t k, const Panels<T>& x, T* c, int64_t pitch, T alpha, T beta) {
   typedef T Vector __attribute__((vector_size(kVectorBytes)));
-  Vector sum[kRows][2];
+  Vector sum[kRows][kVectors];
 #pragma GCC unroll 8
-  for (int i = 0; i < kRows; ++i) sum[i][0] = sum[i][1] = Vector{};
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) sum[i][v] = Vector{};
   const T *a = x.a, *b = x.b;
   for (int64_t p = 0; p < k; ++p, a += x.a_column, b += x.b_row) {
-    Vector b0, b1;
-    __builtin_memcpy(&b0, b, kVectorBytes);
-    __builtin_memcpy(&b1, b + kLanes<T>, kVectorBytes);
+    Vector row[kVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) __builtin_memcpy(&row[v], b + v * kLanes<T>, kVectorBytes);
 #pragma GCC unroll 8
-    for (int i = 0; i < kRows; ++i) {
-      sum[i][0] += a[i * x.a_row] * b0;
-      sum[i][1] += a[i * x.a_row] * b1;
-    }
+    for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) sum[i][v] += a[i * x.a_row] * row[v];
   }
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      T* to = c + i * pitch + half * kLanes<T>;
-      Vector y = alpha * sum[i][half];
+    for (int v = 0; v < kVectors; ++v) {
+      T* to = c + i * pitch + v * kLanes<T>;
+      Vector y = alpha * sum[i][v];
       if (beta != 0) {
         Vector before;
         __builtin_memcpy(&before, to, kVectorBytes);
@@ -69,11 +70,15 @@ void multiply_panels(int64_t k, const Panels<T>& x, T* c, int64_t pitch, T alpha
 template <class T>
 void multiply_edge(int64_t k, const Panels<T>& x, T* c, int64_t pitch, int64_t rows, int64_t columns, T alpha,
                    T beta) {
-  T whole[kRows * kColumns<T>] = {};
+  T whole[kRows * kColumns<T>];
   if (beta != 0)
-    for (int64_t i = 0; i < rows; ++i)
-      for (int64_t j = 0; j < columns; ++j) whole[i * kColumns<T> + j] = c[i * pitch + j];
-  multiply_panels(k, x, whole, kColumns<T>, alpha, beta);
+    for (int64_t i = 0; i < kRows; ++i)
+      for (int64_t j = 0; j < kColumns<T>; ++j)
+        whole[i * kColumns<T> + j] = i < rows && j < columns ? c[i * pitch + j] : T(0);
+  if (columns <= kLanes<T>)
+    multiply_panels<1>(k, x, whole, kColumns<T>, alpha, beta);
+  else
+    multiply_panels<2>(k, x, whole, kColumns<T>, alpha, beta);
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < columns; ++j) c[i * pitch + j] = whole[i * kColumns<T> + j];
 }
@@ -112,6 +117,11 @@ void pack(T* to, MatrixView<X> x, int64_t n, int64_t k) {
     if (rows == width && x.row == 1) {
       for (int64_t p = 0; p < k; ++p)
         for (int i = 0; i < width; ++i) to[p * width + i] = widen(from[p * x.column + i]);
+      continue;
+    }
+    if (x.row == 1) {
+      for (int64_t p = 0; p < k; ++p)
+        for (int i = 0; i < width; ++i) to[p * width + i] = i < rows ? widen(from[p * x.column + i]) : T(0);
       continue;
     }
     const int64_t squares = x.column == 1 ? rows / 4 * 4 : 0, depth = k / 4 * 4;
@@ -208,7 +218,8 @@ void multiply(Product<T, A, B> x, T* space) {
     for (int64_t across = 0; across < x.n; across += kPackWidth) {
       const int64_t width = least(kPackWidth, x.n - across);
       const B* const corner = x.b.data + p * x.b.row + across * x.b.column;
-      const int64_t whole = direct_b ? width / kColumns<T> * kColumns<T> : 0;
+      const int64_t rest = width % kColumns<T> == kLanes<T> ? 0 : width % kColumns<T>,
+                    whole = direct_b ? width - rest : 0;
       pack<kColumns<T>>(block + whole * depth,
                         MatrixView<B>{corner + whole * x.b.column, x.b.column, x.b.row}, width - whole,
                         depth);
@@ -226,7 +237,9 @@ void multiply(Product<T, A, B> x, T* space) {
           if constexpr (same_b)
             if (j < whole) panels.b = corner + j, panels.b_row = x.b.row;
           if (rows == kRows && columns == kColumns<T>)
-            multiply_panels(depth, panels, to, x.pitch, x.alpha, x.beta);
+            multiply_panels<2>(depth, panels, to, x.pitch, x.alpha, x.beta);
+          else if (rows == kRows && columns == kLanes<T>)
+            multiply_panels<1>(depth, panels, to, x.pitch, x.alpha, x.beta);
           else
             multiply_edge(depth, panels, to, x.pitch, rows, columns, x.alpha, x.beta);
         }

@@ -60,7 +60,7 @@ TEST(DescribeMechanism, TheOtherForm) {
 TEST(DescribeMechanism, Linear) {
   const MechanismFacts f = facts_of("linear");
   EXPECT_EQ(f.kinds(), Words{"scan"});
-  EXPECT_STREQ(form_on(Device::cpu, f.calls), "derived");
+  EXPECT_STREQ(form_on(Device::cpu, f.calls), "fused");
   EXPECT_EQ(f.state_bytes, 4 * 6 * 10 * 4 + 4 * 4) << "S and the decay of each head, in f32";
   EXPECT_EQ(f.calls[0].bytes, f.state_bytes);
   EXPECT_FALSE(f.bidirectional);

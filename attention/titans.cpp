@@ -24,15 +24,16 @@ Titans::Titans(const Config& config, Dimensions dims, const ParameterScope& scop
     : MemoryAttention(config, dims, scope, squared_bias(), {}, true), step_limit_(config.step_limit) {}
 
 std::vector<Input> Titans::inputs() const {
-  // Both layers of an MLP move, and each makes the other's steps larger.
-  double step = config_.memory == "mlp" ? -5 : -3;
+  // Both layers of an MLP move, each makes the other's steps larger, and the norm of a small answer makes
+  // them larger still: from e^-5 on, gradients grow through the chunks of a long text (docs/learning.md).
+  const bool mlp = config_.memory == "mlp";
+  double step = mlp ? -8 : -3;
   // A chunk's gradients are taken at one place, and where its keys are alike its steps add up: to 4 theta C
-  // times the error, with momentum 1/2. So those of a long chunk begin at theta = 1 / (4 C) (an MLP's at e^-2
-  // of that), where the first ones pass no answer by; those of up to 16 tokens begin where docs/learning.md
-  // has them.
-  if (config_.chunk > 16) step -= std::log(static_cast<double>(config_.chunk) / 5);
-  // With a limit the gate is a share of what is safe: half of it.
-  if (step_limit_ > 0) step = config_.memory == "mlp" ? -2 : 0;
+  // times the error, with momentum 1/2. So those of a long chunk begin at theta = 1 / (4 C), where the first
+  // ones pass no answer by; those of up to 16 tokens begin where docs/learning.md has them.
+  if (config_.chunk > 16) step -= std::log(static_cast<double>(config_.chunk) / (mlp ? 16 : 5));
+  // With a limit the gate is a share of what is safe for a matrix: half of it.
+  if (step_limit_ > 0) step = mlp ? -4 : 0;
   return {
       {"q", "h k", Domain::direction},    {"k", "h k", Domain::direction}, {"v", "h v"},
       {"theta", "h", Domain::unit, step}, {"eta", "h", Domain::unit},      {"alpha", "h", Domain::unit, -6}};

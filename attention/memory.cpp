@@ -3,17 +3,18 @@
 #include <algorithm>
 #include <utility>
 
-#include "attention/memory_ops.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
 #include "autograd/ops/matmul.h"
+#include "autograd/planned_device.h"
 
 namespace weft {
 namespace {
 
-// A slice of the first dimension, of something that may not be there.
-Variable rows_of(const Variable& x, int64_t begin, int64_t end) {
-  return x.defined() ? slice(x, 0, begin, end) : x;
+// The first dimension in this many parts, of something that may not be there.
+std::vector<Variable> parts_of(const Variable& x, int64_t count) {
+  if (count == 1 || !x.defined()) return std::vector<Variable>(static_cast<size_t>(count), x);
+  return split_rows(x, count);
 }
 
 // One after another; a single one is itself.
@@ -26,6 +27,16 @@ Variable together(const std::vector<Variable>& parts) {
 Variable Retention::weights(const Variable& a) const {
   if (scale) return multiply(a, scale(a));
   return map ? map(a) : a;
+}
+
+Variable Retention::made_of(const Variable& a) const {
+  if (scale) return scale(a);
+  return map ? map(a) : Variable();
+}
+
+Variable Retention::times(const Variable& x, const Variable& a, const Variable& made, bool transposed) const {
+  const Variable y = matmul(x, map ? made : a, {false, transposed});
+  return scale ? multiply(y, made) : y;
 }
 
 std::vector<std::string> ChunkedMemory::names() const {
@@ -74,18 +85,16 @@ State ChunkedMemory::at_start(const State& state, int64_t place) const {
   return {from, from + count};
 }
 
-State ChunkedMemory::weights_of(const State& a) const {
-  State weights;
-  for (const Variable& w : a) weights.push_back(policy_.retention.weights(w));
-  return weights;
+State ChunkedMemory::made_of(const State& a) const {
+  State made;
+  for (const Variable& w : a) made.push_back(policy_.retention.made_of(w));
+  return made;
 }
 
 Variable ChunkedMemory::recall(const State& state, int64_t place, const Variable& x) const {
-  return answer(weights_of(at_start(state, place)), x);
-}
-
-Variable ChunkedMemory::answer(const State& weights, const Variable& x) const {
-  return policy_.memory.answer([&](size_t i, const Variable& rows) { return matmul(rows, weights[i]); }, x);
+  const State a = at_start(state, place), made = made_of(a);
+  return policy_.memory.answer(
+      [&](size_t i, const Variable& rows) { return policy_.retention.times(rows, a[i], made[i], false); }, x);
 }
 
 State ChunkedMemory::end_of(State a, const State& s, const State& start, int64_t reached) const {
@@ -98,17 +107,59 @@ State ChunkedMemory::end_of(State a, const State& s, const State& start, int64_t
   return end;
 }
 
-// What depends on the state is done chunk by chunk: gradients and weights. Coefficients and answers are those
-// of all chunks at once, as if they were heads.
+// Of each weight, chunk by chunk: A and S before it, the gradients, and what is made of A at its start and,
+// where it ends with these tokens, behind it.
+struct ChunkedMemory::Read {
+  explicit Read(size_t weights)
+      : before_a(weights), before_s(weights), in(weights), out(weights), made(weights), next(weights) {}
+  std::vector<std::vector<Variable>> before_a, before_s, in, out, made, next;
+};
+
+Variable ChunkedMemory::answer(const Read& read, const Variable& q, const Variable& k,
+                               const LearningCoefficients& c) const {
+  const Retention& retention = policy_.retention;
+  const int64_t n = q.dim(1);
+  const bool closes = !read.next[0].empty();
+  const Weigh moving = [&](size_t i, const Variable& x) {
+    if (retention.map) return matmul(x, together(read.made[i]));
+    const Variable y = read_while_learning(x, together(read.before_a[i]),
+                                           policy_.momentum ? together(read.before_s[i]) : Variable(),
+                                           i == 0 ? k : together(read.in[i]), together(read.out[i]), c);
+    if (!retention.scale) return y;
+    const Variable own = together(read.made[i]);
+    if (!closes) return multiply(y, own);
+    const Variable last = together(read.next[i]);
+    if (n == 1) return multiply(y, last);
+    const Variable ones = full({q.dim(0), n - 1, 1}, 1, y.dtype(), y.device());
+    return multiply(y, concatenate({multiply(ones, own), last}, 1));
+  };
+  const Variable y = policy_.memory.answer(moving, q);
+  if (!retention.map || !closes) return y;
+  const Variable last = policy_.memory.answer(
+      [&](size_t i, const Variable& x) { return matmul(x, together(read.next[i])); }, slice(q, 1, n - 1, n));
+  return n == 1 ? last : concatenate({slice(y, 1, 0, n - 1), last}, 1);
+}
+
+// A GPU waits for launches: all answers at once. A CPU reads a chunk's weights while they are in its cache.
 std::pair<Variable, State> ChunkedMemory::learn(const MemoryTokens& tokens, int64_t chunks, int64_t place,
                                                 const State& state) const {
+  const int64_t groups = computed_on(tokens.k.device()) == Device::cpu ? chunks : 1;
+  return learn_in_groups(tokens, chunks, groups, place, state);
+}
+
+// What depends on the state is done chunk by chunk: gradients and weights. Coefficients are those of all
+// chunks at once, as if they were heads, and so are the answers of a group.
+std::pair<Variable, State> ChunkedMemory::learn_in_groups(const MemoryTokens& tokens, int64_t chunks,
+                                                          int64_t groups, int64_t place,
+                                                          const State& state) const {
   const Memory& memory = policy_.memory;
   const Retention& retention = policy_.retention;
   const size_t count = memory.names.size();
   const int64_t n = tokens.k.dim(1), heads = tokens.k.dim(0) / chunks;
   const bool closes = place + n == chunk_;
-  CHECK(place + n <= chunk_ && (chunks == 1 || closes) && state[0].dim(0) == heads, "memory: ", chunks,
-        " chunks of ", n, " tokens from ", place, " of ", chunk_, ", state ", state[0].shape());
+  CHECK(place + n <= chunk_ && (chunks == 1 || closes) && chunks % groups == 0 && state[0].dim(0) == heads,
+        "memory: ", chunks, " chunks of ", n, " tokens from ", place, " of ", chunk_, ", state ",
+        state[0].shape());
   const LearningCoefficients c = learning_coefficients(tokens.step, tokens.keep, tokens.momentum);
   const int64_t reached = closes ? 0 : place + n;
   if (place == 0 && policy_.matrix()) {
@@ -117,52 +168,45 @@ std::pair<Variable, State> ChunkedMemory::learn(const MemoryTokens& tokens, int6
     return {y, end_of({m.a}, {m.s}, {closes ? m.a : state[0]}, reached)};
   }
 
+  const std::vector<Variable> k = parts_of(tokens.k, chunks), v = parts_of(tokens.v, chunks),
+                              bound = parts_of(tokens.bound, chunks), last = parts_of(c.last, chunks),
+                              q = parts_of(tokens.q, groups),
+                              keys = groups == chunks ? k : parts_of(tokens.k, groups),
+                              from_a = parts_of(c.from_a, groups), from_s = parts_of(c.from_s, groups),
+                              taken = parts_of(c.taken, groups);
   State a(state.begin(), state.begin() + static_cast<std::ptrdiff_t>(count)), s,
-      start = at_start(state, place);
+      start = at_start(state, place), made = made_of(start);
   for (size_t i = 0; policy_.momentum && i < count; ++i) s.push_back(state[count + i]);
-  // Of each weight, chunk by chunk.
-  std::vector<std::vector<Variable>> before_a(count), before_s(count), after_a(count), starts(count),
-      in(count), out(count);
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    const auto own = [&](const Variable& x) {
-      return chunks == 1 ? x : rows_of(x, chunk * heads, (chunk + 1) * heads);
-    };
-    const Variable bound = own(tokens.bound), last = own(c.last);
-    const std::vector<OuterProducts> gradient =
-        memory.gradient(weights_of(start), own(tokens.k), own(tokens.v),
-                        [&](const Variable& error) { return policy_.bias.slope(error, bound); });
+  Read read(count);
+  std::vector<Variable> answers;
+  for (size_t chunk = 0; chunk < static_cast<size_t>(chunks); ++chunk) {
+    const std::vector<OuterProducts> gradient = memory.gradient(
+        [&](size_t i, const Variable& x, bool transposed) {
+          return retention.times(x, start[i], made[i], transposed);
+        },
+        k[chunk], v[chunk], [&](const Variable& error) { return policy_.bias.slope(error, bound[chunk]); });
     for (size_t i = 0; i < count; ++i) {
-      before_a[i].push_back(a[i]);
-      starts[i].push_back(start[i]);
-      in[i].push_back(gradient[i].in);
-      out[i].push_back(gradient[i].out);
-      if (policy_.momentum) before_s[i].push_back(s[i]);
-      const std::vector<Variable> moved =
-          after_learning(a[i], policy_.momentum ? s[i] : Variable(), gradient[i].in, gradient[i].out, last);
+      read.before_a[i].push_back(a[i]);
+      read.made[i].push_back(made[i]);
+      read.in[i].push_back(gradient[i].in);
+      read.out[i].push_back(gradient[i].out);
+      if (policy_.momentum) read.before_s[i].push_back(s[i]);
+      const std::vector<Variable> moved = after_learning(a[i], policy_.momentum ? s[i] : Variable(),
+                                                         gradient[i].in, gradient[i].out, last[chunk]);
       a[i] = moved[0];
       if (policy_.momentum) s[i] = moved[1];
-      after_a[i].push_back(a[i]);
     }
-    if (closes) start = a;
+    if (closes) {
+      start = a;
+      made = made_of(start);
+      for (size_t i = 0; i < count; ++i) read.next[i].push_back(made[i]);
+    }
+    if ((chunk + 1) % static_cast<size_t>(chunks / groups) != 0) continue;
+    const size_t at = answers.size();
+    answers.push_back(answer(read, q[at], keys[at], {from_a[at], from_s[at], taken[at], {}}));
+    read = Read(count);
   }
-
-  const bool bent = retention.scale || retention.map;
-  const Weigh moving = [&](size_t i, const Variable& x) {
-    if (retention.map) return matmul(x, retention.map(together(starts[i])));
-    const Variable y =
-        read_while_learning(x, together(before_a[i]), policy_.momentum ? together(before_s[i]) : Variable(),
-                            i == 0 ? tokens.k : together(in[i]), together(out[i]), c);
-    return retention.scale ? multiply(y, retention.scale(together(starts[i]))) : y;
-  };
-  Variable y = memory.answer(moving, tokens.q);
-  if (closes && bent) {
-    State after;
-    for (size_t i = 0; i < count; ++i) after.push_back(together(after_a[i]));
-    const Variable last = answer(weights_of(after), slice(tokens.q, 1, n - 1, n));
-    y = n == 1 ? last : concatenate({slice(y, 1, 0, n - 1), last}, 1);
-  }
-
-  return {y, end_of(a, s, start, reached)};
+  return {together(answers), end_of(a, s, start, reached)};
 }
 
 }  // namespace weft

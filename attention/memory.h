@@ -21,6 +21,7 @@
 // in_j^T. The inner gradient is written as forward ops, which the tape differentiates like any others.
 // README.md has the closed form.
 
+#include "attention/memory_ops.h"
 #include "attention/part.h"
 
 namespace weft {
@@ -32,6 +33,8 @@ struct OuterProducts {
 
 // x (H, n, in) times weight i, which may differ from row to row: (H, n, out).
 using Weigh = std::function<Variable(size_t weight, const Variable& x)>;
+// The same, by a weight that is one for all rows; transposed, x (H, n, out) times its transpose.
+using WeighAlike = std::function<Variable(size_t weight, const Variable& x, bool transposed)>;
 // Of an error M(k) - v (H, n, v): the slope of the inner loss there.
 using Slope = std::function<Variable(const Variable& error)>;
 
@@ -41,7 +44,7 @@ struct Memory {
   // M(x): (H, n, k) -> (H, n, v)
   std::function<Variable(const Weigh&, const Variable& x)> answer;
   // Of the inner loss at these weights; `in` of the first weight is k.
-  std::function<std::vector<OuterProducts>(const State& weights, const Variable& k, const Variable& v,
+  std::function<std::vector<OuterProducts>(const WeighAlike&, const Variable& k, const Variable& v,
                                            const Slope&)>
       gradient;
 };
@@ -75,6 +78,10 @@ struct Retention {
   // Standard deviation of a randomly drawn A; 0: 1 / sqrt(in), as for weights.
   double deviation = 0;
   Variable weights(const Variable& a) const;
+  // What is made of A once to take products with W: scale(A) or map(A), else nothing.
+  Variable made_of(const Variable& a) const;
+  // x W, given A and what is made of it; transposed, x W^T.
+  Variable times(const Variable& x, const Variable& a, const Variable& made, bool transposed) const;
 };
 // A / |A|_q^(q-2), the norm over all of a head's weight, with |a| smoothed to sqrt(a^2 + epsilon)
 Retention norm_retention(double q, double epsilon);
@@ -119,6 +126,9 @@ class ChunkedMemory {
   // Answers each query after its own token: (H, n, v), in the same order.
   std::pair<Variable, State> learn(const MemoryTokens& tokens, int64_t chunks, int64_t place,
                                    const State& state) const;
+  // The same, with the answers made in so many groups of chunks, or as suits the device.
+  std::pair<Variable, State> learn_in_groups(const MemoryTokens& tokens, int64_t chunks, int64_t groups,
+                                             int64_t place, const State& state) const;
 
   // Cuts the next `tokens`, which begin at this place in a chunk, into calls of learn().
   struct Cut {
@@ -127,10 +137,12 @@ class ChunkedMemory {
   std::vector<Cut> cuts(int64_t place, int64_t tokens) const;
 
  private:
+  struct Read;  // chunks that were learned from and are to be read
   State at_start(const State& state, int64_t place) const;  // A at the start of the open chunk
-  State weights_of(const State& a) const;
+  State made_of(const State& a) const;
   State end_of(State a, const State& s, const State& start, int64_t reached) const;
-  Variable answer(const State& weights, const Variable& x) const;
+  Variable answer(const Read& read, const Variable& q, const Variable& k,
+                  const LearningCoefficients& c) const;
 
   MemoryPolicy policy_;
   int64_t chunk_;

@@ -3,6 +3,7 @@
 #include "attention/memory.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
+#include "autograd/ops/layer_norm.h"
 #include "autograd/ops/matmul.h"
 #include "autograd/ops/reduce.h"
 #include "autograd/ops/softmax.h"
@@ -31,9 +32,12 @@ Normalized normalized(const Variable& z) {
   return {multiply(centred, factor), factor};
 }
 
-// (x^2 + epsilon)^exponent
+// (x^2 + epsilon)^exponent; those of the defaults without a logarithm.
 Variable smooth_power(const Variable& x, double exponent, double epsilon) {
-  return exp(scale(log(scale(square(x), 1, epsilon)), exponent));
+  const Variable base = scale(square(x), 1, epsilon);
+  if (exponent == 2) return square(base);
+  if (exponent == 0.5) return sqrt(base);
+  return exp(scale(log(base), exponent));
 }
 
 }  // namespace
@@ -43,8 +47,8 @@ Memory matrix_memory(int64_t heads, int64_t key, int64_t value) {
   memory.names = {"M"};
   memory.shapes = {{heads, key, value}};
   memory.answer = [](const Weigh& weigh, const Variable& x) { return weigh(0, x); };
-  memory.gradient = [](const State& w, const Variable& k, const Variable& v, const Slope& slope) {
-    return std::vector<OuterProducts>{{k, slope(subtract(matmul(k, w[0]), v))}};
+  memory.gradient = [](const WeighAlike& weigh, const Variable& k, const Variable& v, const Slope& slope) {
+    return std::vector<OuterProducts>{{k, slope(subtract(weigh(0, k, false), v))}};
   };
   return memory;
 }
@@ -54,16 +58,17 @@ Memory mlp_memory(int64_t heads, int64_t key, int64_t inner, int64_t value) {
   memory.names = {"W1", "W2"};
   memory.shapes = {{heads, key, inner}, {heads, inner, value}};
   memory.answer = [value](const Weigh& weigh, const Variable& x) {
-    return add(resized(x, value), normalized(weigh(1, gelu(weigh(0, x)))).value);
+    return add(resized(x, value), layer_norm(weigh(1, gelu(weigh(0, x))), {}, {}, kExpansionNormEps));
   };
-  memory.gradient = [value](const State& w, const Variable& k, const Variable& v, const Slope& slope) {
-    const Variable before = matmul(k, w[0]), inside = gelu(before);
-    const Normalized n = normalized(matmul(inside, w[1]));
+  memory.gradient = [value](const WeighAlike& weigh, const Variable& k, const Variable& v,
+                            const Slope& slope) {
+    const Variable before = weigh(0, k, false), inside = gelu(before);
+    const Normalized n = normalized(weigh(1, inside, false));
     const Variable error = slope(subtract(add(resized(k, value), n.value), v));
     // Back through the norm: what is parallel to 1 and to the normalised row drops out.
     const Variable along = multiply(n.value, mean(multiply(error, n.value), 2, true));
     const Variable d_after = multiply(subtract(subtract(error, mean(error, 2, true)), along), n.factor);
-    const Variable d_before = multiply(matmul(d_after, w[1], {false, true}), gelu_derivative(before));
+    const Variable d_before = multiply(weigh(1, d_after, true), gelu_derivative(before));
     return std::vector<OuterProducts>{{k, d_before}, {inside, d_after}};
   };
   return memory;

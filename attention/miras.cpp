@@ -10,11 +10,14 @@
 
 namespace weft {
 
+// From e^-5 on, gradients grow through the chunks of a long text where an MLP learns: by 1e17 over 256 chunks
+// of Yaad (docs/learning.md). A matrix starts at zero, and Moneta's W moves against the size of A: small
+// steps would keep it where W is steepest.
 std::vector<Input> Miras::inputs() const {
   return {{"q", "h k", Domain::direction},
           {"k", "h k", Domain::direction},
           {"v", "h v"},
-          {"eta", "h", Domain::unit, config_.memory == "mlp" ? -5.0 : -3.0},
+          {"eta", "h", Domain::unit, config_.memory == "mlp" ? -8.0 : -3.0},
           {"alpha", "h", Domain::unit, 6}};
 }
 
@@ -38,14 +41,6 @@ Moneta::Moneta(const Config& config, Dimensions dims, const ParameterScope& scop
       p_(config.p),
       q_(config.q),
       epsilon_(config.epsilon) {}
-
-// The slope of a power grows faster than the error: smaller steps yet, for an MLP. A matrix starts at zero,
-// and W moves against the size of A: small steps would keep it where W is steepest.
-std::vector<Input> Moneta::inputs() const {
-  std::vector<Input> inputs = Miras::inputs();
-  if (config_.memory == "mlp") inputs[3].start -= 3;
-  return inputs;
-}
 
 namespace {
 
@@ -199,6 +194,13 @@ std::vector<Identity> Yaad::identities() const {
 }
 
 // Of a matrix memory of Memora after many tokens, fed through its carry.
+// Steps of logarithms, so that weights move by a factor.
+std::vector<Input> Memora::inputs() const {
+  std::vector<Input> inputs = Miras::inputs();
+  if (config_.memory == "mlp") inputs[3].start = -5;
+  return inputs;
+}
+
 std::vector<Identity> Memora::identities() const {
   return {{"after a hundred thousand tokens weights are not negative and those of one input sum to 1", 1e-12,
            [d = dims()] {

@@ -41,7 +41,6 @@ class Moneta : public Miras {
  public:
   using Config = MonetaConfig;
   Moneta(const Config& config, Dimensions dims, const ParameterScope& scope);
-  std::vector<Input> inputs() const override;
   std::vector<Identity> identities() const override;
 
  protected:
@@ -70,6 +69,7 @@ class Memora : public Miras {
  public:
   using Config = MemoryConfig;
   Memora(const Config& config, Dimensions dims, const ParameterScope& scope);
+  std::vector<Input> inputs() const override;
   std::vector<Identity> identities() const override;
 
  protected:

@@ -9,17 +9,31 @@
 
 namespace weft {
 
+void TitansConfig::fields(FieldVisitor& f) {
+  MemoryConfig::fields(f);
+  f("step_limit", step_limit,
+    "bounds the memory's step: theta is step_limit (1 - eta) / (2 chunk) of its gate, so that a chunk moves "
+    "an "
+    "answer by at most this share of its error, however alike its keys are. 1 keeps a matrix from growing "
+    "without end (NaN early in training); larger ones write more of keys that differ. 0 = the paper's: no "
+    "bound",
+    {.min = 0, .fixed = true});
+}
+
 Titans::Titans(const Config& config, Dimensions dims, const ParameterScope& scope)
-    : MemoryAttention(config, dims, scope, squared_bias(), {}, true) {}
+    : MemoryAttention(config, dims, scope, squared_bias(), {}, true), step_limit_(config.step_limit) {}
 
 std::vector<Input> Titans::inputs() const {
-  // Both layers of an MLP move, and each makes the other's steps larger.
-  double step = config_.memory == "mlp" ? -5 : -3;
+  // Both layers of an MLP move, each makes the other's steps larger, and the norm of a small answer makes
+  // them larger still: from e^-5 on, gradients grow through the chunks of a long text (docs/learning.md).
+  const bool mlp = config_.memory == "mlp";
+  double step = mlp ? -8 : -3;
   // A chunk's gradients are taken at one place, and where its keys are alike its steps add up: to 4 theta C
-  // times the error, with momentum 1/2. So those of a long chunk begin at theta = 1 / (4 C) (an MLP's at e^-2
-  // of that), where the first ones pass no answer by; those of up to 16 tokens begin where docs/learning.md
-  // has them.
-  if (config_.chunk > 16) step -= std::log(static_cast<double>(config_.chunk) / 5);
+  // times the error, with momentum 1/2. So those of a long chunk begin at theta = 1 / (4 C), where the first
+  // ones pass no answer by; those of up to 16 tokens begin where docs/learning.md has them.
+  if (config_.chunk > 16) step -= std::log(static_cast<double>(config_.chunk) / (mlp ? 16 : 5));
+  // With a limit the gate is a share of what is safe for a matrix: half of it.
+  if (step_limit_ > 0) step = mlp ? -4 : 0;
   return {
       {"q", "h k", Domain::direction},    {"k", "h k", Domain::direction}, {"v", "h v"},
       {"theta", "h", Domain::unit, step}, {"eta", "h", Domain::unit},      {"alpha", "h", Domain::unit, -6}};
@@ -27,7 +41,14 @@ std::vector<Input> Titans::inputs() const {
 
 MemoryAttention::Gates Titans::gates(const Block& block) const {
   const Dtype type = wide_of(block.x[3].dtype());
-  return {cast(block.x[3], type), scale(cast(block.x[5], type), -1, 1), cast(block.x[4], type), {}};
+  const Variable eta = cast(block.x[4], type);
+  return {limited(cast(block.x[3], type), eta), scale(cast(block.x[5], type), -1, 1), eta, {}};
+}
+
+Variable Titans::limited(const Variable& theta, const Variable& eta) const {
+  if (step_limit_ == 0) return theta;
+  const double most = step_limit_ / (2 * static_cast<double>(config_.chunk));
+  return multiply(theta, scale(eta, -most, most));
 }
 
 Variable Titans::naive_slope(const Variable& error, const Variable&) const { return scale(error, 2); }
@@ -41,10 +62,11 @@ struct Trial {
     block = random_block(Titans({}, d, {store, ""}), layout);
   }
 
-  Variable run(int64_t chunk) const {
+  Variable run(int64_t chunk, double step_limit = 0) const {
     ParameterStore store(Dtype::f64);
     TitansConfig config;
     config.chunk = chunk;
+    config.step_limit = step_limit;
     LocalCrossing cross(layout);
     return Titans(config, dims, {store, ""}).forward(block, cross);
   }
@@ -90,6 +112,15 @@ std::vector<Identity> Titans::identities() const {
            };
            return largest_difference(trial.run(chunk), trial.recurrence(step));
          }});
+  out.push_back({"a limit L of the step is theta times L (1 - eta) / (2 chunk)", 1e-12, [d = dims()] {
+                   Trial trial(d, 43);
+                   const Variable limited = trial.run(6, 1.5);
+                   std::vector<double> theta = to_values(trial.block.x[3].value());
+                   const std::vector<double> eta = to_values(trial.block.x[4].value());
+                   for (size_t i = 0; i < theta.size(); ++i) theta[i] *= 1.5 * (1 - eta[i]) / 12;
+                   trial.block.x[3] = from_values({43, d.heads}, Dtype::f64, theta);
+                   return largest_difference(limited, trial.run(6));
+                 }});
   out.push_back({"without momentum, chunks of one token are a gated delta rule with beta = 2 theta", 1e-12,
                  [d = dims()] {
                    Trial trial(d, 37);

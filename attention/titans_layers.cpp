@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string_view>
 
 #include "attention/initialize.h"
 #include "attention/merge_partials.h"
@@ -80,9 +81,16 @@ TitansLayer::TitansLayer(const TitansLayerConfig& config, const Dimensions& size
                        {2 * k + v, config.convolution},
                        ParameterKind::vector,
                        Initializer::uniform(1 / std::sqrt(static_cast<double>(config.convolution)))});
+  // Keys of these layers are more alike than those of titans: short chunks, too, begin at theta = 1 / (4 C)
+  // or below. From e^-3 on, memory as a gate is NaN at its second step.
+  const double careful = config.step_limit > 0 ? 0 : -std::log(4 * static_cast<double>(config.chunk));
   std::vector<double> starts;
   for (const Input& input : memory_.inputs())
-    if (input.domain == Domain::unit) starts.insert(starts.end(), static_cast<size_t>(h), input.start);
+    if (input.domain == Domain::unit) {
+      const bool step = std::string_view(input.name) == "theta";
+      starts.insert(starts.end(), static_cast<size_t>(h),
+                    step ? std::min(input.start, careful) : input.start);
+    }
   memory_gate_ = projection("memory.gate.weight", {h, h, h}, c);
   memory_bias_ =
       scope.declare({"memory.gate.bias", {3 * h}, ParameterKind::vector, Initializer::from(starts)});

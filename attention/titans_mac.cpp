@@ -220,7 +220,8 @@ std::pair<Variable, State> MemoryAsContext::step_in_segments(const Block& block,
       tail = kept;
     }
     const std::vector<Variable> t = memory_tokens(line, linear(learned, memory_gate, memory_bias_), sizes);
-    auto [answer, after] = learning.learn({t[0], t[1], t[2], t[3], t[5], t[4], {}}, 1, before, memory);
+    auto [answer, after] =
+        learning.learn({t[0], t[1], t[2], memory_.limited(t[3], t[4]), t[5], t[4], {}}, 1, before, memory);
     answers.push_back(answer);
     memory = after;
   }

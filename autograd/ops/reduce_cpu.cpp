@@ -1,5 +1,6 @@
 #include "autograd/ops/reduce.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "autograd/ops/rows.h"
@@ -56,8 +57,12 @@ void reduce_sum_backward(const Tensor& dx, const Tensor& dy, double factor) {
     T* d = dx.data<T>();
     const auto k = static_cast<A>(factor);
     parallel_for(dx.dim(0) * n, row_grain(inner), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i)
-        for (int64_t j = 0; j < inner; ++j) store(d[i * inner + j], k * A(g[i / n * inner + j]));
+      // No division for each element, which would cost more than all else where inner is 1.
+      for (int64_t i = begin; i < end;) {
+        const T* from = g + i / n * inner;
+        for (const int64_t stop = std::min(end, (i / n + 1) * n); i < stop; ++i)
+          for (int64_t j = 0; j < inner; ++j) store(d[i * inner + j], k * A(from[j]));
+      }
     });
   });
 }

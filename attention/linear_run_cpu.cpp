@@ -27,8 +27,7 @@ struct LinearPlace {
 struct LinearCut {
   std::vector<LinearPlace> chunks;
   std::vector<int64_t> first;  // chunk of each segment; then how many chunks there are
-  std::vector<int64_t>
-      kept;  // state of each segment, among those kept of a head; none before its first group
+  std::vector<int64_t> kept;   // of each segment: where its states begin among those that a head keeps
 
   explicit LinearCut(const Tensor& offsets) {
     const int32_t* at = offsets.data<int32_t>();

@@ -17,6 +17,7 @@ namespace weft::cpu {
 namespace {
 
 constexpr int64_t kTaskStates = int64_t{1} << 16;  // numbers, of the states of a task
+constexpr int64_t kGroup = 32;                     // chunks; the state before each group is kept
 
 struct LinearPlace {
   int64_t token, n, state;  // state: the place of the one before it, among those of a head
@@ -26,9 +27,11 @@ struct LinearPlace {
 struct LinearCut {
   std::vector<LinearPlace> chunks;
   std::vector<int64_t> first;  // chunk of each segment; then how many chunks there are
+  std::vector<int64_t> kept;   // of each segment: where its states begin among those that a head keeps
 
   explicit LinearCut(const Tensor& offsets) {
     const int32_t* at = offsets.data<int32_t>();
+    int64_t groups = 0;
     for (int64_t s = 0; s + 1 < offsets.dim(0); ++s) {
       first.push_back(std::ssize(chunks));
       int64_t token = at[s];
@@ -37,6 +40,8 @@ struct LinearCut {
         chunks.push_back({token, n, std::ssize(chunks) + s});
         token += n;
       } while (token < at[s + 1]);
+      kept.push_back(groups);
+      groups += (std::ssize(chunks) - 1 - first.back()) / kGroup;
     }
     first.push_back(std::ssize(chunks));
   }
@@ -46,11 +51,12 @@ struct LinearCut {
 
 // How the work is shared out. From bounds alone, so that a plan of memory, which has no offsets, agrees.
 struct LinearShares {
-  bool apart;               // chunks of one task on several threads
-  int64_t together;         // heads of a task, which go chunk by chunk side by side: rows are read whole
-  int64_t ranges;           // of tasks, one a thread
-  int64_t states, longest;  // of a head; of its longest segment
-  int64_t grain;            // chunks that are worth a thread
+  bool apart;            // chunks of one task on several threads
+  int64_t together;      // heads of a task, which go chunk by chunk side by side: rows are read whole
+  int64_t ranges;        // of tasks, one a thread
+  int64_t states, kept;  // of a head
+  int64_t group;         // chunks of the largest
+  int64_t grain;         // chunks that are worth a thread
 
   explicit LinearShares(const LinearRunProblem& p) {
     const int64_t tokens = p.q.dim(0), heads = p.q.dim(1), d = p.q.dim(2), e = p.v.dim(2),
@@ -58,7 +64,8 @@ struct LinearShares {
     const int64_t of_chunk = kLinearChunk * (2 * d * e + kLinearChunk * (d + e));
     grain = 1 + kWorthACore / (of_chunk + 1);
     states = tokens / kLinearChunk + 2 * documents;
-    longest = p.bounds.longest / kLinearChunk + 2;
+    kept = tokens / (kGroup * kLinearChunk);
+    group = std::min(p.bounds.longest / kLinearChunk + 1, kGroup);
     const int64_t threads =
         std::clamp<int64_t>(heads * states / grain, 1, omp_in_parallel() ? 1 : omp_get_max_threads());
     apart = threads > 1 && 2 * p.bounds.longest * threads > tokens * heads;
@@ -290,7 +297,12 @@ struct LinearPass {
     });
   }
 
-  void forward(const Tensor& o, const Tensor& end) const {
+  // The state before a group that is not the first of its segment.
+  W* kept_state(const Tensor& kept, int64_t segment, int64_t group, int64_t head) const {
+    return static_cast<W*>(kept.raw()) + (head * shares.kept + cut.kept[segment] + group - 1) * size;
+  }
+
+  void forward(const Tensor& o, const Tensor& end, const Tensor& kept) const {
     each_task(nullptr, [&](LinearChunk<T>& chunk, int64_t, const LinearTask& task) {
       Scratch<W> states(static_cast<size_t>((task.heads + 1) * size));
       W* next = states.data() + task.heads * size;
@@ -299,9 +311,11 @@ struct LinearPass {
         state.push_back(states.data() + h * size);
         copy_state(state.back(), linear_state<W>(p.start, task.segment, task.head + h), size);
       }
-      const int64_t behind = cut.first[task.segment + 1];
-      for (int64_t m = cut.first[task.segment]; m < behind; ++m)
+      const int64_t begin = cut.first[task.segment], behind = cut.first[task.segment + 1];
+      for (int64_t m = begin; m < behind; ++m)
         for (int64_t h = 0; h < task.heads; ++h) {
+          if (m > begin && (m - begin) % kGroup == 0)
+            std::copy_n(state[h], size, kept_state(kept, task.segment, (m - begin) / kGroup, task.head + h));
           chunk.at(task.head + h, cut.chunks[m]);
           chunk.take_queries();
           chunk.outputs(o, state[h]);
@@ -316,37 +330,47 @@ struct LinearPass {
     });
   }
 
-  // workspace: the states before all chunks of a task, one for each range
-  void backward(const Tensor& d_o, const Tensor& d_end, const LinearRunGradients& grads, W* workspace) const {
+  // workspace: the states before the chunks of a group, for each range
+  void backward(const Tensor& d_o, const Tensor& d_end, const Tensor& kept, const LinearRunGradients& grads,
+                W* workspace) const {
     each_task(&grads, [&](LinearChunk<T>& chunk, int64_t range, const LinearTask& task) {
       const int64_t begin = cut.first[task.segment], behind = cut.first[task.segment + 1];
-      W* const states = workspace + range * shares.together * shares.longest * size;
-      const auto state = [&](int64_t h, int64_t m) { return states + ((m - begin) * task.heads + h) * size; };
+      W* const states = workspace + range * shares.together * shares.group * size;
+      const auto state = [&](int64_t h, int64_t m) {
+        return states + ((m - begin) % kGroup * task.heads + h) * size;
+      };
       Scratch<W> adjoints(static_cast<size_t>((task.heads + 1) * size));
       W* before = adjoints.data() + task.heads * size;
       std::vector<W*> after;
       for (int64_t h = 0; h < task.heads; ++h) {
         after.push_back(adjoints.data() + h * size);
         turn_matrix(after.back(), linear_state<W>(d_end, task.segment, task.head + h), d, e);
-        turn_matrix(state(h, begin), linear_state<W>(p.start, task.segment, task.head + h), d, e);
       }
-      for (int64_t m = begin; m + 1 < behind; ++m)
-        for (int64_t h = 0; h < task.heads; ++h) {
-          chunk.at(task.head + h, cut.chunks[m]);
-          chunk.summarize_turned(state(h, m + 1));
-          add_decayed_columns(state(h, m + 1), chunk.total(), state(h, m), e, d);
-        }
-      for (int64_t m = behind - 1; m >= begin; --m)
-        for (int64_t h = 0; h < task.heads; ++h) {
-          chunk.at(task.head + h, cut.chunks[m]);
-          chunk.take_queries();
-          chunk.take_adjoint(d_o);
-          chunk.gradients(grads, state(h, m), after[h]);
-          if (m == begin && !grads.start.defined()) continue;
-          chunk.summarize_gradient(before);
-          add_decayed_columns(before, chunk.total(), after[h], e, d);
-          std::swap(before, after[h]);
-        }
+      for (int64_t group = (behind - 1 - begin) / kGroup; group >= 0; --group) {
+        const int64_t first = begin + group * kGroup, last = std::min(first + kGroup, behind);
+        for (int64_t h = 0; h < task.heads; ++h)
+          turn_matrix(state(h, first),
+                      group == 0 ? linear_state<W>(p.start, task.segment, task.head + h)
+                                 : kept_state(kept, task.segment, group, task.head + h),
+                      d, e);
+        for (int64_t m = first; m + 1 < last; ++m)
+          for (int64_t h = 0; h < task.heads; ++h) {
+            chunk.at(task.head + h, cut.chunks[m]);
+            chunk.summarize_turned(state(h, m + 1));
+            add_decayed_columns(state(h, m + 1), chunk.total(), state(h, m), e, d);
+          }
+        for (int64_t m = last - 1; m >= first; --m)
+          for (int64_t h = 0; h < task.heads; ++h) {
+            chunk.at(task.head + h, cut.chunks[m]);
+            chunk.take_queries();
+            chunk.take_adjoint(d_o);
+            chunk.gradients(grads, state(h, m), after[h]);
+            if (m == begin && !grads.start.defined()) continue;
+            chunk.summarize_gradient(before);
+            add_decayed_columns(before, chunk.total(), after[h], e, d);
+            std::swap(before, after[h]);
+          }
+      }
       if (grads.start.defined())
         for (int64_t h = 0; h < task.heads; ++h)
           turn_matrix(linear_state<W>(grads.start, task.segment, task.head + h), after[h], e, d);
@@ -391,7 +415,7 @@ struct LinearPass {
     });
   }
 
-  void forward_apart(const Tensor& o, const Tensor& end, W* states) const {
+  void forward_apart(const Tensor& o, const Tensor& end, const Tensor& kept, W* states) const {
     Scratch<W> totals(static_cast<size_t>(heads * cut.size() * d));
     const auto total = [&](int64_t head, int64_t m) { return &totals[(head * cut.size() + m) * d]; };
     each_chunk(nullptr, [&](LinearChunk<T>& chunk, int64_t head, int64_t m) {
@@ -409,6 +433,11 @@ struct LinearPass {
     each_chunk(nullptr, [&](LinearChunk<T>& chunk, int64_t head, int64_t m) {
       chunk.take_queries();
       chunk.outputs(o, at(states, head, cut.chunks[m].state));
+    });
+    each_state([&](int64_t segment, int64_t head) {
+      for (int64_t m = cut.first[segment] + kGroup, group = 1; m < cut.first[segment + 1];
+           m += kGroup, ++group)
+        std::copy_n(at(states, head, cut.chunks[m].state), size, kept_state(kept, segment, group, head));
     });
     if (!end.defined()) return;
     each_state([&](int64_t segment, int64_t head) {
@@ -457,35 +486,44 @@ struct LinearPass {
 
 }  // namespace
 
-int64_t linear_run_kept(const LinearRunProblem&) { return 0; }
+namespace {
+
+int64_t bytes_of_state(const LinearRunProblem& p) {
+  return p.q.dim(2) * p.v.dim(2) * size_of(wide_of(p.q.dtype()));
+}
+
+}  // namespace
+
+int64_t linear_run_kept(const LinearRunProblem& p) {
+  return p.q.dim(1) * LinearShares(p).kept * bytes_of_state(p);
+}
 
 int64_t linear_run_workspace(const LinearRunProblem& p, bool backward) {
   const LinearShares shares(p);
-  const int64_t state = p.q.dim(2) * p.v.dim(2) * size_of(wide_of(p.q.dtype()));
-  if (shares.apart) return (backward ? 2 : 1) * p.q.dim(1) * shares.states * state;
-  return backward ? shares.ranges * shares.together * shares.longest * state : 0;
+  if (shares.apart) return (backward ? 2 : 1) * p.q.dim(1) * shares.states * bytes_of_state(p);
+  return backward ? shares.ranges * shares.together * shares.group * bytes_of_state(p) : 0;
 }
 
-void linear_run_forward(const LinearRunProblem& p, const Tensor& o, const Tensor& end, const Tensor&,
+void linear_run_forward(const LinearRunProblem& p, const Tensor& o, const Tensor& end, const Tensor& kept,
                         const Tensor& workspace) {
   with_float(p.q.dtype(), [&]<class T>() {
-    const LinearPass<T> run{p};
-    if (run.shares.apart)
-      run.forward_apart(o, end, static_cast<Acc<T>*>(workspace.raw()));
+    const LinearPass<T> pass{p};
+    if (pass.shares.apart)
+      pass.forward_apart(o, end, kept, static_cast<Acc<T>*>(workspace.raw()));
     else
-      run.forward(o, end);
+      pass.forward(o, end, kept);
   });
 }
 
-void linear_run_backward(const LinearRunProblem& p, const Tensor& d_o, const Tensor& d_end, const Tensor&,
-                         const LinearRunGradients& d, const Tensor& workspace) {
+void linear_run_backward(const LinearRunProblem& p, const Tensor& d_o, const Tensor& d_end,
+                         const Tensor& kept, const LinearRunGradients& d, const Tensor& workspace) {
   with_float(p.q.dtype(), [&]<class T>() {
     auto* const states = static_cast<Acc<T>*>(workspace.raw());
-    const LinearPass<T> run{p};
-    if (run.shares.apart)
-      run.backward_apart(d_o, d_end, d, states);
+    const LinearPass<T> pass{p};
+    if (pass.shares.apart)
+      pass.backward_apart(d_o, d_end, d, states);
     else
-      run.backward(d_o, d_end, d, states);
+      pass.backward(d_o, d_end, kept, d, states);
   });
 }
 

@@ -131,6 +131,11 @@ TEST_P(LinearRunOnCpu, EqualsTheCompositionOfPackedDocuments) {
     expect_fused_equals_composed(GetParam(), {{70, 1, 0, 33, 130, 32}, 3, key, value}, all);
 }
 
+// Of which not every state is kept.
+TEST_P(LinearRunOnCpu, EqualsTheCompositionOfLongDocuments) {
+  expect_fused_equals_composed(GetParam(), {{1025, 1024, 2500}, 2, 4, 3}, {Dtype::f64});
+}
+
 TEST_P(LinearRunOnCpu, StrongDecaysEqualTheComposition) {
   expect_fused_equals_composed(GetParam(), {{130, 40}, 2, 9, 6}, {Dtype::f64, Dtype::f32}, 4);
 }

@@ -94,7 +94,7 @@ TEST(GemmKernel, IsTheProductAtEverySizeInEqualBits) {
   for (const bool ta : {false, true})
     for (const bool tb : {false, true})
       for (const int64_t m : {1, 6, 9, 70})
-        for (const int64_t n : {1, 16, 35, 530})
+        for (const int64_t n : {1, 16, 24, 35, 48, 530})
           for (const int64_t k : {0, 1, 5, 64, 300}) {
             compare<float, float, float>(m, n, k, ta, tb, 0);
             compare<float, float, float>(m, n, k, ta, tb, -2);
@@ -109,6 +109,8 @@ TEST(GemmKernel, OtherTypes) {
       for (const int64_t k : {3, 270}) {
         compare<double, double, double>(13, 41, k, ta, tb, 0);
         compare<double, double, double>(16, 32, k, ta, tb, 1);
+        compare<double, double, double>(16, 12, k, ta, tb, 0);
+        compare<double, double, double>(16, 24, k, ta, tb, 1);
         compare<float, bf16, bf16>(13, 41, k, ta, tb, 0);
         compare<float, bf16, float>(24, 64, k, ta, tb, 1);
         compare<float, float, bf16>(24, 64, k, ta, tb, 0);

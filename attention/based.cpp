@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "attention/feature_map.h"
+#include "attention/in_chunk.h"
 #include "attention/linear_attention.h"
 #include "attention/naive.h"
 #include "attention/softmax.h"
@@ -18,6 +19,41 @@ namespace {
 
 Variable constant_column(const Variable& like, double value) {
   return full({like.dim(0), like.dim(1), 1}, value, like.dtype(), like.device());
+}
+
+// (M, H, C, D) -> (M, H, C, features)
+Variable based_features_by_head(const Variable& x) {
+  const Variable y = taylor_features(reshape(x, {x.dim(0) * x.dim(1), x.dim(2), x.dim(3)}));
+  return reshape(y, {x.dim(0), x.dim(1), x.dim(2), y.dim(2)});
+}
+
+Block based_features(const Block& b) {
+  return {{taylor_features(b.x[0]), taylor_features(b.x[1]), b.x[2]}, b.position, b.document};
+}
+
+// Linear attention over the features of what it is given. Inside a chunk the product of two features is the
+// polynomial of a score, for a fraction of the work, so where a whole chunk is composed features are only
+// made for the state. A token of padding has v = 0, whatever its features are.
+Scan over_based_features(const Scan& linear, double scale) {
+  Scan scan = linear;
+  scan.summarize = [=](const Block& b) {
+    const Variable k = by_head(b.x[1]), v = by_head(b.x[2]);
+    return State{full({k.dim(0), k.dim(1), 1, 1}, 1, k.dtype(), k.device()),
+                 matmul(based_features_by_head(k), v, {true, false})};
+  };
+  scan.apply = [=](const Block& b, const State& prefix) {
+    const Variable q = by_head(b.x[0]), k = by_head(b.x[1]), v = by_head(b.x[2]);
+    const Variable s = weft::scale(matmul(q, k, {false, true}), scale);
+    const Variable weights = lower_triangle(add(weft::scale(s, 1, 1), weft::scale(square(s), 0.5)));
+    return by_token(add(matmul(weights, v), matmul(based_features_by_head(q), prefix[1])), b.x[2].dtype());
+  };
+  if (linear.step)
+    scan.step = [=](const Block& b, const Tensor& states) { return linear.step(based_features(b), states); };
+  scan.kernel.serves = [=](Device device) { return device == Device::cuda && linear.kernel.on(device); };
+  scan.kernel.run = [=](const Block& b, const Layout& layout, const State& start, bool want_end) {
+    return linear.kernel.run(based_features(b), layout, start, want_end);
+  };
+  return scan;
 }
 
 }  // namespace
@@ -38,11 +74,11 @@ std::vector<Input> Based::inputs() const { return {{"q", "h k"}, {"k", "h k"}, {
 Variable Based::forward(const Block& block, Crossing& cross) const {
   const Variable q = block.x[0], k = block.x[1], v = block.x[2];
   const int64_t d = dims().key, e = dims().value, features = 1 + d + d * (d + 1) / 2;
-  const Block mapped{{taylor_features(q), taylor_features(k), concatenate({v, constant_column(v, 1)}, 2)},
-                     block.position,
-                     block.document};
-  const Variable o = cross(
-      linear_scan(1, config_.chunk, false, dims().heads, features, e + 1, v.dtype(), v.device()), mapped);
+  const Scan scan =
+      linear_scan(1, config_.chunk, false, dims().heads, features, e + 1, v.dtype(), v.device());
+  const Variable o =
+      cross(over_based_features(scan, 1 / std::sqrt(static_cast<double>(d))),
+            {{q, k, concatenate({v, constant_column(v, 1)}, 2)}, block.position, block.document});
   const Variable linear = divide(slice(o, 2, 0, e), slice(o, 2, e, e + 1));
   if (config_.window == 0) return linear;
   const AttentionOptions options{.scale = 1 / std::sqrt(static_cast<double>(d))};

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "attention/delta_run.h"
+#include "attention/row_math.h"
 #include "autograd/ops/gemm_kernel.h"
 #include "autograd/ops/vector_math.h"
 #include "autograd/parallel.h"
@@ -14,21 +15,6 @@ namespace {
 
 constexpr int64_t kDeltaChunk = 32;  // tokens
 constexpr int64_t kSolvedAtOnce = 8;
-
-template <class W>
-W dot_of(const W* a, const W* b, int64_t n) {
-  W sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
-  return sum;
-}
-
-// to += factor * from
-template <class W>
-void add_scaled_row(W* to, W factor, const W* from, int64_t n) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) to[i] += factor * from[i];
-}
 
 // to = factor * from
 template <class W>
@@ -113,7 +99,7 @@ class DeltaChunk {
     put_product(past_.data(), tile(rows_, d_), matrix(state), 2 * n, e_, d_);
     ask_next(in_.v);
     for (int64_t i = 0; i < n; ++i) {
-      add_scaled_row(errors + i * e_, -since_[i], &past_[(n + i) * e_], e_);
+      add_scaled(errors + i * e_, -since_[i], &past_[(n + i) * e_], e_);
       scale_row(&past_[i * e_], scale * since_[i], e_);
     }
     solve(errors);
@@ -153,7 +139,7 @@ class DeltaChunk {
         put_product(errors + begin * e_, {met, n, 1}, tile(written_, e_), end - begin, e_, begin, W(-1),
                     W(1));
       for (int64_t i = begin; i < end; ++i, met += n) {
-        for (int64_t j = begin; j < i; ++j) add_scaled_row(errors + i * e_, -met[j], &written_[j * e_], e_);
+        for (int64_t j = begin; j < i; ++j) add_scaled(errors + i * e_, -met[j], &written_[j * e_], e_);
         put_scaled_row(&written_[i * e_], beta_[i], errors + i * e_, e_);
       }
     }
@@ -175,9 +161,8 @@ class DeltaChunk {
                     end - begin, e_, n - end, W(1), W(1));
       for (int64_t i = end - 1; i >= begin; --i) {
         put_scaled_row(minus + i * e_, -beta_[i], dwritten + i * e_, e_);
-        for (int64_t j = begin; j < i; ++j)
-          add_scaled_row(dwritten + j * e_, met[i * n + j], minus + i * e_, e_);
-        to.beta.data<W>()[number(i)] = dot_of(dwritten + i * e_, errors + i * e_, e_);
+        for (int64_t j = begin; j < i; ++j) add_scaled(dwritten + j * e_, met[i * n + j], minus + i * e_, e_);
+        to.beta.data<W>()[number(i)] = dot(dwritten + i * e_, errors + i * e_, e_);
       }
       end = begin;
     }
@@ -198,21 +183,21 @@ class DeltaChunk {
     put_product(drows_.data(), tile(pairs_, n), key_tile(), 2 * n, d_, n, W(1), W(1));
     put_product(dkeys_.data(), tile(written_, e_), matrix(d_state).transposed(), n, d_, e_);
     const bool gated = in_.g.defined();
-    W reach = gated ? since_[n - 1] * dot_of(state, d_state, d_ * e_) : W(0);
+    W reach = gated ? since_[n - 1] * dot(state, d_state, d_ * e_) : W(0);
     for (int64_t i = 0; i < n; ++i) {
       scale_row(&dkeys_[i * d_], until(i), d_);
-      if (gated) reach += dot_of(keys() + i * d_, &dkeys_[i * d_], d_);
+      if (gated) reach += dot(keys() + i * d_, &dkeys_[i * d_], d_);
     }
     put_product(dkeys_.data(), tile(pairs_, n).transposed(), tile(rows_, d_), n, d_, 2 * n, W(1), W(1));
     // What a gate scales begins before its token and ends at it or later.
     if (gated)
       for (int64_t i = n - 1; i >= 0; --i) {
         const W *q = &rows_[i * d_], *k = keys() + i * d_;
-        reach += dot_of(q, &drows_[i * d_], d_) + dot_of(k, &drows_[(n + i) * d_], d_) -
-                 dot_of(k, &dkeys_[i * d_], d_);
+        reach +=
+            dot(q, &drows_[i * d_], d_) + dot(k, &drows_[(n + i) * d_], d_) - dot(k, &dkeys_[i * d_], d_);
         to.g.data<W>()[number(i)] = decay_[i] == 0 ? W(0) : reach;
       }
-    add_scaled_row(dkeys_.data(), W(1), &drows_[n * d_], n * d_);
+    add_scaled(dkeys_.data(), W(1), &drows_[n * d_], n * d_);
     put(to.q, drows_.data(), d_);
     put(to.k, dkeys_.data(), d_);
   }

@@ -96,19 +96,6 @@ Variable FeatureMap::map(const Variable& x, const Parameter& own) const {
   return maximum(both, full({1}, kLeastFeature, both.dtype(), both.device()));
 }
 
-Variable taylor_features(const Variable& x) {
-  const int64_t d = x.dim(2);
-  const double root = std::sqrt(static_cast<double>(d));
-  std::vector<Variable> parts{full({x.dim(0), x.dim(1), 1}, 1, x.dtype(), x.device()),
-                              scale(x, 1 / std::sqrt(root))};
-  for (int64_t i = 0; i < d; ++i) {  // products with the features behind i, stored once
-    const Variable xi = slice(x, 2, i, i + 1);
-    parts.push_back(scale(square(xi), 1 / (std::sqrt(2.0) * root)));
-    if (i + 1 < d) parts.push_back(scale(multiply(xi, slice(x, 2, i + 1, d)), 1 / root));
-  }
-  return concatenate(parts, 2);
-}
-
 // Gram and Schmidt on normal vectors.
 std::vector<double> orthogonal_rows(int64_t rows, int64_t size, uint32_t seed) {
   std::vector<double> w = to_values(random_tensor({rows, size}, seed));

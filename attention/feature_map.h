@@ -44,6 +44,8 @@ class FeatureMap {
 // [1, x / d^(1/4), x_i x_j / sqrt(d) for i < j, x_i^2 / sqrt(2 d)]:
 // x (N, H, D) -> (N, H, 1 + D + D (D + 1) / 2)
 Variable taylor_features(const Variable& x);
+// The same composed of basic ops, where there is no kernel, and for its test.
+Variable taylor_features_by_ops(const Variable& x);
 
 // rows x size, row-major: in each run of `size` rows they are orthogonal, with the lengths of normal vectors.
 std::vector<double> orthogonal_rows(int64_t rows, int64_t size, uint32_t seed);

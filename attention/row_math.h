@@ -1,12 +1,13 @@
 #pragma once
-// Row operations of the CPU kernels of attention to chosen rows, and of memories that learn (memory_ops.h).
+// Row operations of the CPU kernels of attention to chosen rows, of memories that learn (memory_ops.h), and
+// of delta rules.
 
 #include <cstdint>
 
 namespace weft::cpu {
 
 template <class T>
-T dot(const T* a, const T* b, int64_t n) {
+__attribute__((always_inline)) inline T dot(const T* a, const T* b, int64_t n) {
   T sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
@@ -14,7 +15,7 @@ T dot(const T* a, const T* b, int64_t n) {
 }
 
 template <class T>
-void add_scaled(T* to, T factor, const T* from, int64_t n) {
+__attribute__((always_inline)) inline void add_scaled(T* to, T factor, const T* from, int64_t n) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) to[i] += factor * from[i];
 }

@@ -1,5 +1,5 @@
 #pragma once
-// Where the segments of a layout begin, as kernels over whole segments read it.
+// Where the segments of a layout begin, as kernels are told.
 
 #include <vector>
 

@@ -10,7 +10,7 @@ namespace weft {
 
 void DiagAttentionConfig::fields(FieldVisitor& f) {
   f("scale", scale, "factor of the scores q k; 0 = 1 / sqrt(key size)", {.min = 0});
-  f("block", block, "tokens in a block", {.unit = "tokens", .min = 1});
+  f("block", block, "tokens in a block", {.unit = "tokens", .min = 1, .max = 1 << 20});
 }
 
 DiagAttention::DiagAttention(Config config, Dimensions dims, const ParameterScope&)

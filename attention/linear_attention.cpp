@@ -80,8 +80,8 @@ std::vector<Input> LinearAttention::inputs() const { return {{"q", "h k"}, {"k",
 
 namespace {
 
-// Smaller sums of weights count as 0. Its square is still a number of f32.
-constexpr double kLeastSum = 1e-18;
+// Smaller sums of weights count as 0. Its square is still a number of the type.
+double least_sum(Dtype dtype) { return dtype == Dtype::f64 ? 1e-150 : 1e-18; }
 
 // v with a column of ones: its output is the sum of the weights.
 Variable with_ones(const Variable& v) {
@@ -92,7 +92,8 @@ Variable with_ones(const Variable& v) {
 // 1, or 0 where the weights sum to nothing, as those of relu may.
 Variable any_weight(const Variable& sum) {
   const Variable size = abs(sum.value());
-  return minimum(relu(scale(size, 1 / kLeastSum, -1)), full({1}, 1, size.dtype(), size.device()));
+  return minimum(relu(scale(size, 1 / least_sum(size.dtype()), -1)),
+                 full({1}, 1, size.dtype(), size.device()));
 }
 
 // Where no weight is, 0 and no gradient.

@@ -65,15 +65,15 @@ void MegaConfig::fields(FieldVisitor& f) {
   f("attention_chunk", attention_chunk,
     "a token sees only keys of its own chunk of this many positions (Mega-chunk); part of the function; "
     "0 = all earlier keys",
-    {.unit = "tokens", .min = 0});
+    {.unit = "tokens", .min = 0, .max = 1 << 20});
   f("bias", bias, "relative bias of the scores: simple, a table over distances, or rotary",
     {.choices = {"simple", "rotary"}});
   f("positions", positions,
     "distances that have a bias of their own (without attention_chunk); larger distances share the last",
-    {.unit = "tokens", .min = 1});
-  f("z_size", z_size, "size of a query or key; 0 = a quarter of the width", {.min = 0});
-  f("hidden", hidden, "size of a value; 0 = twice the width", {.min = 0});
-  f("ema_size", ema_size, "dimensions of the moving average of each channel", {.min = 1});
+    {.unit = "tokens", .min = 1, .max = 1 << 20});
+  f("z_size", z_size, "size of a query or key; 0 = a quarter of the width", {.min = 0, .max = 1 << 20});
+  f("hidden", hidden, "size of a value; 0 = twice the width", {.min = 0, .max = 1 << 20});
+  f("ema_size", ema_size, "dimensions of the moving average of each channel", {.min = 1, .max = 1 << 20});
   f("ema", ema,
     "how whole documents on one rank are averaged: by chunks (scan), by Fourier transforms (fft), in which "
     "every input affects the rounding of every output, or by the faster of the two (auto)",
@@ -91,7 +91,8 @@ Mega::Mega(Config config, Dimensions dims, const ParameterScope& scope)
   if (!config_.causal) back_.emplace(width, config_.ema_size, scope.inner("ema.back"));
   const int64_t z = config_.z_size, hidden = config_.hidden;
   if (config_.bias == "rotary" && z % 2 != 0)
-    throw Error(Exit::recipe, text("a rotary bias needs an even size of z, got ", z), "z_size");
+    throw Error(Exit::recipe, text("a rotary bias needs an even size of z, got ", z), "z_size",
+                "set an even z_size, or bias=simple");
   const Initializer random = Initializer::normal(kWeightDeviation);
   const auto vector = [&](const char* name, const Shape& shape, const Initializer& init) {
     return scope.declare({name, shape, ParameterKind::vector, init});

@@ -22,10 +22,10 @@ Memory memory_of(const MemoryConfig& config, const Dimensions& d) {
 void MemoryConfig::fields(FieldVisitor& f) {
   f("chunk", chunk,
     "tokens whose gradients are taken at the same weights; part of the function, not only of its speed",
-    {.unit = "tokens", .min = 1, .fixed = true});
+    {.unit = "tokens", .min = 1, .max = 1 << 20, .fixed = true});
   f("memory", memory, "what learns: x M, or x + norm(gelu(x W1) W2)",
     {.choices = {"matrix", "mlp"}, .fixed = true});
-  f("expansion", expansion, "inner size of the MLP, in key sizes", {.min = 1, .fixed = true});
+  f("expansion", expansion, "inner size of the MLP, in key sizes", {.min = 1, .max = 1 << 20, .fixed = true});
 }
 
 MemoryAttention::MemoryAttention(const MemoryConfig& config, Dimensions dims, const ParameterScope& scope,

@@ -85,9 +85,9 @@ MemoryAttention::Gates Yaad::gates(const Block& block) const {
 }
 
 Variable Yaad::naive_slope(const Variable& error, const Variable& bound) const {
-  const Variable length = sqrt(sum(square(error), 2, true));
-  const Variable one = full(length.shape(), 1, length.dtype(), length.device());
-  return scale(multiply(error, minimum(divide(bound, length), one)), 2);
+  // min(1, bound / |e|), without the slope of |e| at 0, which is none.
+  const Variable length = sqrt(maximum(sum(square(error), 2, true), square(bound)));
+  return scale(multiply(error, divide(bound, length)), 2);
 }
 
 Memora::Memora(const Config& config, Dimensions dims, const ParameterScope& scope)

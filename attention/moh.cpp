@@ -30,7 +30,7 @@ Dimensions with_heads(Dimensions d, const MohConfig& config) {
   d.kv_heads = config.kv_heads > 0 ? config.kv_heads : heads;
   if (keys % heads != 0 || values % heads != 0 || heads % d.kv_heads != 0)
     throw Error(Exit::recipe, text(heads, " heads over ", d.kv_heads, " do not divide ", keys, " features"),
-                "heads");
+                "heads", "choose divisors, of the width and of each other");
   d.key = keys / heads;
   d.value = values / heads;
   return d;
@@ -43,10 +43,11 @@ Variable ones(int64_t n, int64_t heads, const Variable& like) {
 }  // namespace
 
 void MohConfig::fields(FieldVisitor& f) {
-  f("heads", heads, "query heads, among which the total key size is divided; 0 = the model's", {.min = 0});
-  f("kv_heads", kv_heads, "key-value heads where heads is set; 0 = as many", {.min = 0});
-  f("shared", shared, "number of heads that are always on: the first ones", {.min = 0});
-  f("top_k", top_k, "number of the other heads that each token selects", {.min = 1});
+  f("heads", heads, "query heads, among which the total key size is divided; 0 = the model's",
+    {.min = 0, .max = 1 << 20});
+  f("kv_heads", kv_heads, "key-value heads where heads is set; 0 = as many", {.min = 0, .max = 1 << 20});
+  f("shared", shared, "number of heads that are always on: the first ones", {.min = 0, .max = 1 << 20});
+  f("top_k", top_k, "number of the other heads that each token selects", {.min = 1, .max = 1 << 20});
   f("router", router, "learned: by projections of x; norm: by the norms of the queries, without parameters",
     {.choices = {"learned", "norm"}});
   f("form", form, "weights of a learned router, as in the released code or as in the paper's text",
@@ -69,7 +70,8 @@ Moh::Moh(Config config, Dimensions dims, const ParameterScope& scope)
                      dims.heads, " heads"),
                 "top_k", "set shared + top_k <= heads");
   if (config_.position == "rope" && dims.key % 2 != 0)
-    throw Error(Exit::recipe, text("rotary positions need an even key size, got ", dims.key), "position");
+    throw Error(Exit::recipe, text("rotary positions need an even key size, got ", dims.key), "position",
+                "set position=none, or another key size");
   const auto projection = [&](const char* name, int64_t to, int64_t from, std::vector<int64_t> parts) {
     const auto start = Initializer::normal(std::sqrt(0.4 / static_cast<double>(from)));
     return scope.declare({name, {to, from}, ParameterKind::matrix, start, std::move(parts)});

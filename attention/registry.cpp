@@ -143,9 +143,11 @@ FieldValue parse_attributes(const std::vector<std::string>& settings) {
   for (const std::string& setting : settings) {
     const size_t equals = setting.find('=');
     if (equals == std::string::npos || equals == 0)
-      throw Error(Exit::usage, text("expected attribute=value, got ", setting), setting);
+      throw Error(Exit::usage, text("expected attribute=value, got ", setting), setting,
+                  "write it as attribute=value");
     FieldValue item = text_value(setting.substr(equals + 1));
     item.key = setting.substr(0, equals);
+    item.place.source = item.key_place.source = std::make_shared<const std::string>(setting);
     map.items.push_back(item);
   }
   return map;

@@ -39,7 +39,8 @@ Softmax::Softmax(Config config, Dimensions dims, const ParameterScope& scope)
     : Mechanism(dims), config_(std::move(config)) {
   if (config_.scale == 0) config_.scale = 1 / std::sqrt(static_cast<double>(dims.key));
   if (config_.position == "rope" && dims.key % 2 != 0)
-    throw Error(Exit::recipe, text("rotary positions need an even key size, got ", dims.key), "position");
+    throw Error(Exit::recipe, text("rotary positions need an even key size, got ", dims.key), "position",
+                "set position=none, or another key size");
   const auto gain = [&](const char* name) {
     return scope.declare({name, {dims.key}, ParameterKind::vector, Initializer::constant(1)});
   };

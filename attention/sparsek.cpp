@@ -70,26 +70,41 @@ std::vector<Variable> scores_of(const State& state) {
   return {add(state[2], slice(absent, 2, 0, kept)), add(state[3], slice(absent, 2, kept, all))};
 }
 
-// Pairs with their scores, and scores without: {k (M, H, X, Dk), v, u (M, H, X), rest (M, H, Y)}, -infinity
-// for none. The best `kept` pairs, the first ones where scores are equal, and the best `others` of all scores
-// that are left, as a state.
-State best_of(const std::vector<Variable>& all, int64_t kept, int64_t others) {
-  const int64_t m = all[2].dim(0), heads = all[2].dim(1), pairs = all[2].dim(2), r = m * heads;
-  const Variable u = reshape(all[2], {r, pairs});
-  const TopK sorted = top_k(u, pairs);
-  const Tensor rows = best_rows(u, sorted.indices, kept);
+// Scores with a pair (M, H, X), and behind them scores without (M, H, Y), if any.
+struct Scores {
+  Variable pairs, others;
+};
+
+// The pairs {k (M, H, X, Dk), v} of these scores, the older first, -infinity for none. The best `kept` pairs
+// and the best `others` of all scores that are left, as a state; of equal scores the earlier.
+State best_of(const std::vector<Variable>& all, const std::vector<Scores>& by_age, int64_t kept,
+              int64_t others) {
+  std::vector<Variable> with_pair;
+  for (const Scores& s : by_age) with_pair.push_back(s.pairs);
+  const Variable scores = concatenate(with_pair, 2);
+  const int64_t m = scores.dim(0), heads = scores.dim(1), pairs = scores.dim(2), r = m * heads;
+  const Variable u = reshape(scores, {r, pairs});
+  const Tensor best = top_k(u, kept).indices, rows = best_rows(u, best, kept);
   State out;
   for (int i = 0; i < 2; ++i) {
     const int64_t size = all[i].dim(3);
     out.push_back(reshape(gather_rows(reshape(all[i], {r * pairs, size}), rows), {m, heads, kept, size}));
   }
   out.push_back(reshape(gather_rows(reshape(u, {r * pairs, 1}), rows), {m, heads, kept}));
-  const Variable pool =
-      concatenate({reshape(all[3], {r, all[3].dim(2)}), slice(sorted.values, 1, kept, pairs)}, 1);
+  const Variable left = add(u, log(scale(Variable(marks(best, pairs, u.dtype())), -1, 1)));
+  std::vector<Variable> lists;
+  int64_t at = 0;
+  for (const Scores& s : by_age) {
+    const int64_t end = at + s.pairs.dim(2);
+    lists.push_back(slice(left, 1, at, end));
+    if (s.others.defined()) lists.push_back(reshape(s.others, {r, s.others.dim(2)}));
+    at = end;
+  }
+  const Variable pool = concatenate(lists, 1);
   const Tensor rest = best_rows(pool, top_k(pool, others).indices, others);
   out.push_back(reshape(gather_rows(reshape(pool, {pool.numel(), 1}), rest), {m, heads, others}));
   const auto there = [&](const Tensor& index, int64_t count) {
-    const Variable one = full({std::max(u.numel(), pool.numel()), 1}, 1, u.dtype(), u.device());
+    const Variable one = full({pool.numel(), 1}, 1, u.dtype(), u.device());
     return reshape(gather_rows(one, index), {m, heads, count});
   };
   out.push_back(concatenate({there(rows, kept), there(rest, others)}, 2));
@@ -99,10 +114,11 @@ State best_of(const std::vector<Variable>& all, int64_t kept, int64_t others) {
 }  // namespace
 
 void SparseKConfig::fields(FieldVisitor& f) {
-  f("k", k, "pairs kept from before the window", {.unit = "pairs", .min = 1});
+  f("k", k, "pairs kept from before the window", {.unit = "pairs", .min = 1, .max = 1 << 20});
   f("window", window, "last tokens that are always seen, the token itself included; 0 = none",
     {.unit = "tokens", .min = 0, .max = kLongestWindow});
-  f("support", support, "highest scores over which the gates are computed; 0 = 4 k", {.min = 0});
+  f("support", support, "highest scores over which the gates are computed; 0 = 4 k",
+    {.min = 0, .max = 1 << 22});
   f("slope", slope, "added to a score for each position, so that later scores need not grow to be kept");
   f("gate", gate, "what the gates multiply", {.choices = {"kv", "v"}});
   f("scale", scale, "factor of the scores q k; 0 = 1 / sqrt(key size)", {.min = 0});
@@ -117,7 +133,8 @@ SparseK::SparseK(Config config, Dimensions dims, const ParameterScope&)
   if (config_.scale == 0) config_.scale = 1 / std::sqrt(static_cast<double>(dims.key));
   if (config_.support == 0) config_.support = 4 * config_.k;
   if (config_.position == "rope" && dims.key % 2 != 0)
-    throw Error(Exit::recipe, text("rotary positions need an even key size, got ", dims.key), "position");
+    throw Error(Exit::recipe, text("rotary positions need an even key size, got ", dims.key), "position",
+                "set position=none, or another key size");
   if (config_.support <= config_.k)
     throw Error(Exit::recipe, text("gates over ", config_.support, " scores are all 1 for k = ", config_.k),
                 "support", "set it above k, or 0");
@@ -174,15 +191,13 @@ Scan SparseK::far(Dtype dtype, Device device) const {
     const Tensor same = from_ints(std::vector<int32_t>(static_cast<size_t>(b.x[0].dim(0)), 0), device);
     const State none = gather_state(identity(), same);
     const std::vector<Variable> scores = scores_of(none), more = candidates(b);
-    return best_of(
-        {together(none[0], more[0]), together(none[1], more[1]), together(scores[0], more[2]), scores[1]},
-        kept, others);
+    return best_of({together(none[0], more[0]), together(none[1], more[1])},
+                   {{scores[0], scores[1]}, {more[2], {}}}, kept, others);
   };
   scan.combine = [=](const State& before, const State& after) {
     const std::vector<Variable> a = scores_of(before), b = scores_of(after);
-    return best_of({together(before[0], after[0]), together(before[1], after[1]), together(a[0], b[0]),
-                    together(a[1], b[1])},
-                   kept, others);
+    return best_of({together(before[0], after[0]), together(before[1], after[1])},
+                   {{a[0], a[1]}, {b[0], b[1]}}, kept, others);
   };
   scan.apply = [=, factor = config_.scale, gate_keys = config_.gate == "kv"](const Block& b,
                                                                              const State& prefix) {

@@ -44,8 +44,9 @@ Variable unit_length(const Variable& x) {
 void TitansLayerConfig::fields(FieldVisitor& f) {
   TitansConfig::fields(f);
   f("heads", heads, "number of heads, of width / heads features; 0 = the model's",
-    {.unit = "heads", .min = 0});
-  f("persistent", persistent, "learned tokens that every query sees", {.unit = "tokens", .min = 1});
+    {.unit = "heads", .min = 0, .max = 1 << 20});
+  f("persistent", persistent, "learned tokens that every query sees",
+    {.unit = "tokens", .min = 1, .max = 1 << 20});
   f("convolution", convolution, "width of the convolution over the memory's projections, from 2; 0 = none",
     {.unit = "tokens", .min = 0, .max = 8, .fixed = true});
   f("position", position, "how attention encodes positions", {.choices = {"none", "rope"}, .fixed = true});
@@ -66,7 +67,8 @@ TitansLayer::TitansLayer(const TitansLayerConfig& config, const Dimensions& size
   if (config.convolution == 1)
     throw Error(Exit::recipe, "a convolution of width 1 mixes no tokens", "convolution", "set 0, or 2 to 8");
   if (config.position == "rope" && dims().key % 2 != 0)
-    throw Error(Exit::recipe, text("rotary positions need an even key size, got ", dims().key), "position");
+    throw Error(Exit::recipe, text("rotary positions need an even key size, got ", dims().key), "position",
+                "set position=none, or another key size");
   const int64_t h = dims().heads, k = h * dims().key, v = h * dims().value, c = dims().width;
   const int64_t width = attended == Attended::tokens ? c : v;
   const auto projection = [&](const char* name, const std::vector<int64_t>& parts, int64_t from) {

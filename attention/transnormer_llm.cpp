@@ -75,11 +75,11 @@ Scan count_scan(int64_t chunk, Dtype dtype, Device device) {
 
 void TransNormerLlmConfig::fields(FieldVisitor& f) {
   f("heads", heads, "number of heads, by default of width / heads features; 0 = the model's",
-    {.unit = "heads", .min = 0});
-  f("key", key, "features of a query or key; 0 = see heads", {.unit = "features", .min = 0});
-  f("value", value, "features of a value; 0 = see heads", {.unit = "features", .min = 0});
-  f("layer", layer, "index of the layer, from 0; -1 = its place in the model", {.min = -1});
-  f("layers", layers, "number of layers of the model; 0 = the model's", {.min = 0});
+    {.unit = "heads", .min = 0, .max = 1 << 20});
+  f("key", key, "features of a query or key; 0 = see heads", {.unit = "features", .min = 0, .max = 1 << 20});
+  f("value", value, "features of a value; 0 = see heads", {.unit = "features", .min = 0, .max = 1 << 20});
+  f("layer", layer, "index of the layer, from 0; -1 = its place in the model", {.min = -1, .max = 1 << 20});
+  f("layers", layers, "number of layers of the model; 0 = the model's", {.min = 0, .max = 1 << 20});
   f("chunk", chunk, "tokens processed as one matrix product",
     {.unit = "tokens", .min = 1, .speed_only = true});
   f("form", form, "layer of TransNormerLLM, or of TNL with Lightning Attention",

@@ -65,6 +65,63 @@ TEST_P(Extremes, OutputsAndGradientsStayFinite) {
   }
 }
 
+// What comes to nothing has gradients in the definition too.
+TEST_P(Extremes, TheDefinitionOfZerosIsFinite) {
+  Subject s(GetParam(), Dtype::f64);
+  const std::vector<Input> names = s.mechanism->inputs();
+  std::vector<Tensor> inputs = random_inputs(*s.mechanism, 9, Dtype::f64);
+  for (size_t i = 0; i < inputs.size(); ++i)
+    if (names[i].domain == Domain::real || names[i].domain == Domain::direction)
+      inputs[i] = zeros(inputs[i].shape(), Dtype::f64);
+  const Layout layout = whole_documents({9});
+  const Outcome fast = run_with_gradients(s, layout, inputs);
+  const Outcome slow = run_with_gradients(s, layout, inputs, [&](const std::vector<Variable>& x) {
+    return std::vector{s.mechanism->reference(block_of(x, layout))};
+  });
+  EXPECT_LE(difference(fast.output, slow.output), tolerance::of(Dtype::f64));
+  for (size_t i = 0; i < fast.gradients.size(); ++i)
+    for (const double value : to_values(slow.gradients[i])) EXPECT_TRUE(std::isfinite(value)) << i;
+}
+
+// A number of tokens, heads or features that nobody can mean is refused by its name, before a size overflows.
+TEST(Attributes, AbsurdSizesAreRefused) {
+  int64_t checked = 0;
+  for (const MechanismEntry& entry : mechanisms())
+    for (const FieldDescription& f : entry.describe({})) {
+      if (f.type != "int" || f.traits.speed_only) continue;
+      for (const char* value : {"9223372036854775807", "4611686018427387904", "10000000000"}) {
+        ParameterStore store;
+        try {
+          entry.make(parse_attributes({f.name + "=" + value}), small_dimensions(entry), {store, ""});
+          ADD_FAILURE() << entry.id << " took " << f.name << "=" << value;
+        } catch (const Error& e) {
+          EXPECT_EQ(e.code, Exit::recipe) << entry.id << " " << f.name << ": " << e.what();
+          EXPECT_EQ(e.where, f.name + "=" + value) << entry.id;
+        }
+        ++checked;
+      }
+    }
+  EXPECT_GE(checked, 60);
+}
+
+// Weights of e^-50 are numbers of f64: their mean is that of any others.
+TEST(Normaliser, SmallWeightsCountInF64) {
+  const Dimensions dims{.heads = 1, .kv_heads = 1, .key = 2, .value = 1, .width = 2};
+  ParameterStore store(Dtype::f64);
+  const auto m = find_mechanism("linear").make(
+      parse_attributes({"feature_map=elu", "normalize=true", "chunk=2"}), dims, {store, ""});
+  store.commit();
+  const Tensor small = full({3, 1, 2}, -25, Dtype::f64), v = from_values({3, 1, 1}, Dtype::f64, {3, 5, 1});
+  const Layout layout = whole_documents({3});
+  for (const bool naive : {false, true}) {
+    const std::vector<Variable> x{small, small, v};
+    const std::vector<double> y =
+        to_values((naive ? m->reference(block_of(x, layout)) : run_whole(*m, layout, x)).value());
+    const double mean[] = {3, 4, 3};
+    for (int t = 0; t < 3; ++t) EXPECT_NEAR(y[t], mean[t], 1e-12) << naive << ", token " << t;
+  }
+}
+
 // Exponents far above and far below what a float holds: only their differences count.
 TEST(LargestSoFar, KeysOfAnySizeWeighAsTheirExponentsSay) {
   const Dimensions dims{.heads = 2, .kv_heads = 2, .key = 4, .value = 3, .width = 8};

@@ -3,6 +3,7 @@
 #include "attention/sparsek.h"
 
 #include <algorithm>
+#include <cmath>
 #include <set>
 
 #include "tests/attention/conformance.h"
@@ -68,6 +69,26 @@ TEST(SparseKAttention, KeepsABoundedCache) {
   const int64_t heads = d.dims.heads, pair = heads * (d.dims.key + d.dims.value) * 8;
   const int64_t query_score_place = heads * (d.dims.key + 1) * 8 + 2 * 4;  // what a Halo keeps besides
   EXPECT_EQ(bytes, (k + window) * pair + window * query_score_place + 2 * support * heads * 8);
+}
+
+// Of equal scores the earlier are kept and carry the gates' gradient, in whole documents too.
+TEST(SparseKAttention, EqualScoresCountByAge) {
+  Subject s({"sparsek", "k=2 window=3"}, Dtype::f64);
+  std::vector<Tensor> inputs = random_inputs(*s.mechanism, 23, Dtype::f64);
+  const Layout layout = whole_documents({23});
+  const std::vector<double> scores = to_values(inputs[3]);
+  for (const double levels : {0.0, 1.0}) {
+    std::vector<double> u = scores;
+    for (double& x : u) x = levels * std::round(x) / 8;
+    inputs[3] = from_values(inputs[3].shape(), Dtype::f64, u);
+    const Outcome fast = run_with_gradients(s, layout, inputs);
+    const Outcome slow = run_with_gradients(s, layout, inputs, [&](const std::vector<Variable>& x) {
+      return std::vector{s.mechanism->reference(block_of(x, layout))};
+    });
+    EXPECT_LE(difference(fast.output, slow.output), tolerance::of(Dtype::f64));
+    for (size_t i = 0; i < fast.gradients.size(); ++i)
+      EXPECT_LE(difference(fast.gradients[i], slow.gradients[i]), tolerance::of(Dtype::f64)) << i;
+  }
 }
 
 TEST(SparseKAttention, RefusesASupportThatIsNone) {

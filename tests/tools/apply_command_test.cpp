@@ -85,6 +85,8 @@ TEST(ApplyCommand, Errors) {
        Exit::data,
        {"I32"}},
       {{"simple_gla"}, with("q", random_tensor({2, 0, 3, 4}, 1)), Exit::data, {"(2, 0, 3, 4)"}},
+      {{"moh", "heads=3"}, {{"x", random_tensor({1, 2, 8}, 1)}}, Exit::recipe, {"3 heads", "divisors"}},
+      {{"mega", "bias=rotary", "z_size=3"}, {{"x", random_tensor({1, 2, 8}, 1)}}, Exit::recipe, {"even"}},
   };
   for (const Row& row : table) {
     const Error e = apply_error(row.words, row.in);
@@ -93,6 +95,8 @@ TEST(ApplyCommand, Errors) {
     EXPECT_EQ(static_cast<int>(e.code), static_cast<int>(row.code)) << command << ": " << all;
     for (const std::string& words : row.says)
       EXPECT_NE(all.find(words), std::string::npos) << command << ": " << all;
+    EXPECT_FALSE(e.where.empty() || e.advice.empty())
+        << command << "does not say where, or what to do: " << all;
   }
 }
 
@@ -101,11 +105,14 @@ TEST(ApplyCommand, MoreErrors) {
   const Error missing = apply_error(sink.words({}), sink.without({"p."}));
   EXPECT_EQ(missing.code, Exit::data);
   EXPECT_NE(missing.advice.find("(4)"), std::string::npos) << missing.advice;
-  EXPECT_EQ(apply_error({"softmax", "position=rope"}, {{"q", random_tensor({1, 2, 1, 3}, 1)},
-                                                       {"k", random_tensor({1, 2, 1, 3}, 2)},
-                                                       {"v", random_tensor({1, 2, 1, 3}, 3)}})
-                .code,
-            Exit::recipe);
+  for (const char* id : {"softmax", "sparsek"}) {
+    Tensors odd;
+    for (const char* name : {"q", "k", "v"}) odd[name] = random_tensor({1, 2, 1, 3}, 1);
+    if (id == std::string("sparsek")) odd["u"] = random_tensor({1, 2, 1}, 4);
+    const Error rope = apply_error({id, "position=rope"}, odd);
+    EXPECT_EQ(rope.code, Exit::recipe);
+    EXPECT_NE(rope.advice.find("position=none"), std::string::npos) << rope.advice;
+  }
   EXPECT_EQ(apply_error({"softmax"}, {{"q", random_tensor({1, 2, 3, 4}, 1)},
                                       {"k", random_tensor({1, 2, 2, 4}, 2)},
                                       {"v", random_tensor({1, 2, 2, 4}, 3)}})
@@ -115,6 +122,7 @@ TEST(ApplyCommand, MoreErrors) {
     try {
       run_apply(words);
     } catch (const Error& e) {
+      EXPECT_FALSE(e.where.empty() || e.advice.empty()) << e.what();
       return e.code;
     }
     return Exit::ok;

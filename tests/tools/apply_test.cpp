@@ -103,6 +103,26 @@ TEST_P(Apply, GradientsAreThoseOfTheFunction) {
   }
 }
 
+// Of equal scores the earlier count, for what is kept and for what the gates are computed over: so gradients
+// do not depend on how tokens are grouped either.
+TEST(ApplySparseK, EqualScoresCountByAge) {
+  const ApplyCase c("sparsek", "k=2 window=2", 1, 21);
+  Tensors in = c.without({"state0.", "dstate.", "doc"});
+  std::vector<double> few = to_values(in["u"]);
+  for (double& u : few)
+    u = std::round(u) / 8;  // apart by less than 1, so that the gates are not at their ends
+  for (const bool all : {true, false}) {
+    in["u"] = all ? zeros(in["u"].shape(), Dtype::f64) : from_values(in["u"].shape(), Dtype::f64, few);
+    const Tensors expected = apply_to(c.words({"--dtype", "f64", "--reference"}), in);
+    for (const char* chunk : {"1", "5", "6", "1000"})
+      expect_same(apply_to(c.words({"--dtype", "f64", "--chunk", chunk}), in), expected, kExact,
+                  std::string("chunk ") + chunk);
+    for (const char* segments : {"2", "3:zigzag"})
+      expect_same(apply_to(c.words({"--dtype", "f64", "--segments", segments}), in), expected, kExact,
+                  segments);
+  }
+}
+
 // The state of the first half begins the second.
 TEST_P(Apply, StatesChain) {
   const ApplyCase c = make(2, 20);

@@ -41,7 +41,9 @@ std::string parent_of(const std::string& path) {
 
 File File::open_read(const std::string& path) {
   const int fd = open_retrying(path, O_RDONLY);
-  if (fd < 0) throw Error(Exit::data, text("cannot open: ", std::strerror(errno)), path, "");
+  if (fd < 0)
+    throw Error(Exit::data, text("cannot open: ", std::strerror(errno)), path,
+                "name a file that exists and can be read");
   File file(fd, path);
   struct stat info {};
   if (::fstat(fd, &info) == 0 && S_ISDIR(info.st_mode))
@@ -164,7 +166,7 @@ MappedFile::MappedFile(const std::string& path) {
   if (fd < 0 || ::fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
     const std::string reason = fd < 0 ? std::strerror(errno) : "not a regular file";
     if (fd >= 0) ::close(fd);
-    throw Error(Exit::data, "cannot open: " + reason, path, "");
+    throw Error(Exit::data, "cannot open: " + reason, path, "name a file that exists and can be read");
   }
   size_ = static_cast<size_t>(info.st_size);
   void* address = size_ == 0 ? nullptr : ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd, 0);

@@ -15,18 +15,20 @@ namespace {
 
 constexpr const char* kVariable = "WEFT_DEVICE";
 
-Device device_of_environment() {
+// Empty is as if it were not there: WEFT_DEVICE= weft train ... undoes an export.
+bool named_in_environment() {
   const char* const value = std::getenv(kVariable);
-  const std::string name = value == nullptr ? "cpu" : value;
+  return value != nullptr && *value != 0;
+}
+
+Device device_of_environment() {
+  const std::string name = named_in_environment() ? std::getenv(kVariable) : "cpu";
   if (name != "cpu" && name != "cuda")
     throw Error(Exit::usage, "the device is cpu or cuda, not " + name, kVariable);
   return name == "cuda" ? Device::cuda : Device::cpu;
 }
 
-std::atomic<Device>& chosen() {
-  static std::atomic<Device> device = device_of_environment();
-  return device;
-}
+std::atomic<Device> chosen{Device::meta};  // meta: nobody has, so the environment decides
 
 // How many GPUs there are, and why not one if it is none.
 int count_gpus([[maybe_unused]] std::string* why) {
@@ -48,7 +50,10 @@ const char* name_of(Device device) {
   return names[static_cast<int>(device)];
 }
 
-Device default_device() { return chosen(); }
+Device default_device() {
+  if (chosen == Device::meta) chosen = device_of_environment();
+  return chosen;
+}
 
 void use_device(Device device, [[maybe_unused]] int index) {
   if (device == Device::cuda) {
@@ -61,11 +66,11 @@ void use_device(Device device, [[maybe_unused]] int index) {
     CUDA_CHECK(cudaSetDevice(index % count));
 #endif
   }
-  chosen() = device;
+  chosen = device;
 }
 
 Device best_device() {
-  if (std::getenv(kVariable) != nullptr) return device_of_environment();
+  if (named_in_environment()) return device_of_environment();
   std::string why;
   return count_gpus(&why) > 0 ? Device::cuda : Device::cpu;
 }

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cerrno>
+#include <csignal>
 #include <cstdio>
 #include <cstring>
 
@@ -14,6 +15,8 @@ namespace weft {
 namespace {
 
 std::atomic<bool> printed = false;  // a watching thread asks too
+std::string* kept = nullptr;        // takes what is printed, in place of stdout
+bool silent = false;
 
 }  // namespace
 
@@ -31,7 +34,14 @@ bool wants_json(const Words& words) {
   return false;
 }
 
+void print_nothing() { silent = true; }
+
 void print(const std::string& text) {
+  if (silent) return;
+  if (kept != nullptr) {
+    *kept += text;
+    return;
+  }
   errno = 0;
   if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0) {
     const std::string why = std::strerror(errno);
@@ -39,6 +49,22 @@ void print(const std::string& text) {
     throw Error(Exit::io, "cannot write the result: " + why, "stdout");
   }
   if (!text.empty()) printed = true;
+}
+
+std::string printed_by(const std::function<void()>& command) {
+  std::string text;
+  kept = &text;
+  command();
+  kept = nullptr;
+  return text;
+}
+
+void print_failure(const std::string& line) {
+  std::signal(SIGPIPE, SIG_IGN);
+  try {
+    print(line);
+  } catch (const Error&) {  // stdout is gone
+  }
 }
 
 std::string for_reader(const std::string& text) {

@@ -1,6 +1,7 @@
 #pragma once
 // What main.cpp lists: a command is one file in tools/commands and one line there.
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,13 @@ bool wants_json(const Words& words);
 
 // A result, on stdout. Error (io) where it cannot be written: a full disk must not look like success.
 void print(const std::string& text);
+// From here on nothing is printed: of several ranks rank 0 alone speaks.
+void print_nothing();
+// What a command would print, as a text.
+std::string printed_by(const std::function<void()>& command);
+// The line of JSON of a failure. Where nobody can read it, the exit code has to do: it stays that of the
+// failure.
+void print_failure(const std::string& line);
 // A model's text: as it is for a file or a pipe; for a terminal, which would obey them, without control
 // characters.
 std::string for_reader(const std::string& text);

@@ -168,6 +168,9 @@ LaunchResult launch(const LaunchOptions& options, const std::vector<std::string>
   if (unresolved) throw Error(Exit::usage, text("no such program: ", unresolved.message()), program);
   const LaunchHost host = look_around();
   LaunchCommand command = launch_command(options, host, resolved, arguments);
+  if (!in_path(command.words[0]))  // --with srun where there is no Slurm
+    throw Error(Exit::usage, command.words[0] + " is not in PATH", "--with",
+                "leave --with out to take what there is");
   std::fprintf(stderr, "%s\n", command.shown().c_str());
   const CodesFolder codes;
   command.environment.push_back(text(launch_variable, "=", codes.path()));

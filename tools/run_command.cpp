@@ -57,6 +57,7 @@ int dispatch(const Words& words, int rank) {
   }
   const Command& command = named(first);
   if (rank > 0 && !command.ranks) return 0;
+  if (rank > 0) print_nothing();  // of what all ranks find, such as --help
   return command.run({words.begin() + 1, words.end()});
 }
 
@@ -75,9 +76,8 @@ void report(const Error& error, const Words& words, int rank) {
     return;
   }
   print_error(error);
-  // Where stdout is what failed, the exit code has to do.
   if (wants_json(words) && !anything_printed() && error.where != "stdout")
-    print(failure_json(printable(speaker(words)) + "/1", error, rank) + "\n");
+    print_failure(failure_json(printable(speaker(words)) + "/1", error, rank) + "\n");
 }
 
 }  // namespace

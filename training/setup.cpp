@@ -11,8 +11,54 @@ Dtype precision_of(const Recipe& recipe) {
   return recipe.precision == "f64" ? Dtype::f64 : recipe.precision == "bf16" ? Dtype::bf16 : Dtype::f32;
 }
 
-std::vector<std::string> doubts(const Recipe& recipe) {
+namespace {
+
+bool has_attribute(const std::string& mechanism, const std::string& name) {
+  const std::vector<FieldDescription> all = find_mechanism(mechanism).describe({});
+  return std::any_of(all.begin(), all.end(), [&](const FieldDescription& f) { return f.name == name; });
+}
+
+// Else it takes x and projects by itself.
+bool takes_queries(const std::string& mechanism) {
+  ParameterStore store(Dtype::f32, Device::meta);
+  const Dimensions any{.heads = 2, .kv_heads = 2, .key = 8, .value = 8, .width = 16};
+  const std::vector<Input> inputs = find_mechanism(mechanism).make({}, any, {store, ""})->inputs();
+  return std::any_of(inputs.begin(), inputs.end(),
+                     [](const Input& input) { return std::string_view(input.name) == "q"; });
+}
+
+// Keys that say something to which nothing listens.
+std::vector<std::string> idle_keys(const Recipe& recipe) {
   std::vector<std::string> lines;
+  const auto idle = [&](bool set, const char* key, const std::string& why) {
+    if (set) lines.push_back(text(key, " changes nothing: ", why));
+  };
+  const Recipe::Optim &optim = recipe.optim, defaults;
+  const std::string schedule = "optim.schedule is " + optim.schedule;
+  idle(optim.decay > 0 && optim.schedule != "wsd", "optim.decay", schedule);
+  idle(optim.min_lr > 0 && optim.schedule == "constant", "optim.min_lr", schedule);
+  const bool muon = optim.kind == "muon";
+  idle(!muon && optim.muon_lr != defaults.muon_lr, "optim.muon_lr", "optim.kind is " + optim.kind);
+  idle(!muon && optim.muon_momentum != defaults.muon_momentum, "optim.muon_momentum",
+       "optim.kind is " + optim.kind);
+  try {
+    const std::vector<std::string> layers = expand_layers(recipe.model.layers);
+    const auto none = [&](const auto& listens) {
+      return std::none_of(layers.begin(), layers.end(), listens);
+    };
+    idle(recipe.model.qk_norm && none([](const std::string& id) { return has_attribute(id, "qk_norm"); }),
+         "model.qk_norm", "no mechanism of model.layers has it");
+    idle(recipe.model.short_conv > 0 && none(takes_queries), "model.short_conv",
+         "no mechanism of model.layers takes q, k and v from its layer");
+  } catch (const Error&) {  // an unknown mechanism: whoever makes the model says so
+  }
+  return lines;
+}
+
+}  // namespace
+
+std::vector<std::string> doubts(const Recipe& recipe) {
+  std::vector<std::string> lines = idle_keys(recipe);
   if (recipe.steps > 0 && recipe.optim.warmup >= recipe.steps)
     lines.push_back(text("optim.warmup is ", recipe.optim.warmup, " of ", recipe.steps,
                          " steps: the learning rate never arrives at optim.lr"));
@@ -110,6 +156,7 @@ ModelConfig model_config(const Recipe& recipe, int64_t vocab) {
     } catch (const Error& e) {
       throw Error(Exit::recipe, e.what(), item.key_place.text(), e.advice);
     }
+    find_mechanism(item.key).describe(item);  // a wrong attribute is one also where no layer has it
   }
   c.attributes = [&m](const std::string& id) {
     const MechanismEntry& entry = find_mechanism(id);

@@ -12,8 +12,8 @@ namespace weft {
 
 Dtype precision_of(const Recipe& recipe);
 
-// Warnings about what a recipe may say but hardly means: a learning rate that is never reached, validation on
-// the training text.
+// Warnings about what a recipe may say but hardly means: a learning rate that is never reached, a key that
+// nothing listens to, validation on the training text.
 std::vector<std::string> doubts(const Recipe& recipe);
 
 // "bytes" (or "byte") or a tokenizer.json, a path relative to the working directory.

@@ -117,6 +117,9 @@ bool Run::prepare_folder() {
     if (exists && !options_.resume && !options_.resume_auto)
       throw Error(Exit::cannot_create, "the run exists already", recipe_.run,
                   "continue it with --resume " + recipe_.run + ", or set run=another/folder");
+    if (!exists && options_.resume)
+      throw Error(Exit::no_checkpoint, "no run to continue", recipe_.run,
+                  "start it with weft train RECIPE, or take --resume auto");
     std::error_code failed;
     fs::create_directories(recipe_.run, failed);
     if (failed)
@@ -125,7 +128,7 @@ bool Run::prepare_folder() {
     ckpt::clean(recipe_.run);
     resume = exists && !ckpt::list_steps(recipe_.run).empty();
     if (!resume) forget_rewind(recipe_.run);
-    if (exists && options_.resume && !resume)
+    if (options_.resume && !resume)
       throw Error(Exit::no_checkpoint, "the run has no complete checkpoint", recipe_.run,
                   "start a new run in another folder");
     if (exists && fs::exists(recipe_.run + "/recipe.yaml")) {

@@ -216,8 +216,10 @@ StepResult Trainer::step(int64_t step, const Batch& batch) {
   result.loss = loss * share;
   const SpikeGuard::Verdict verdict = guard_.judge(step, result.loss, result.grad_norm);
   if (verdict.action == SpikeGuard::Action::stop)
-    throw Error(Exit::numerics, text("step ", step, ": ", verdict.reason, ", again after going back"),
-                norm.non_finite, "lower optim.lr, or look at the data of these steps");
+    throw Error(
+        Exit::numerics,
+        text("step ", step + 1, ": ", verdict.reason, guard_.rewinds() > 0 ? ", again after going back" : ""),
+        norm.non_finite, "lower optim.lr, or look at the data of these steps");
   result.applied = verdict.action == SpikeGuard::Action::apply;
   result.rewind = verdict.action == SpikeGuard::Action::rewind;
   result.reason = verdict.reason;

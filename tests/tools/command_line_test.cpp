@@ -1,6 +1,7 @@
 // What holds for every command: help, usage lines, exit codes, one line of JSON, quiet streams.
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -98,6 +99,7 @@ std::vector<Failing> failing_commands() {
       {{"cp", "good.yaml", "full"}, 73},
       {{"cp", "good.yaml", "missing/folder/x.yaml"}, 73},
       {{"cp", "good.yaml", ""}, 73},
+      {{"cp", "good.yaml", std::string(300, 'x')}, 73},
       {{"cp", "bad.yaml", "x.yaml"}, 78},
       {{"help", "optim.lrr"}, 64},
       {{"help", "model.mechanisms.no_such"}, 64},
@@ -105,6 +107,7 @@ std::vector<Failing> failing_commands() {
       {{"schema", "x"}, 64},
       {{"diff", "good.yaml"}, 64},
       {{"diff", "good.yaml", "no_such_recipe"}, 64},
+      {{"diff", "good.yaml", "/dev/null"}, 64},
       {{"diff", "good.yaml", "bad.yaml"}, 78},
       {{"corpus", "--bytes", "10"}, 64},
       {{"corpus", "--bytes", "0", "--out", "x"}, 64},
@@ -121,6 +124,7 @@ std::vector<Failing> failing_commands() {
       {{"tokenize", "text.txt", "--out", "t", "--tokenizer", "bytes", "--train-vocab", "300"}, 64},
       {{"tokenize", "missing.txt", "--out", "t"}, 65},
       {{"tokenize", "made", "--out", "t"}, 65},
+      {{"tokenize", "/dev/zero", "--out", "t"}, 65},
       {{"tokenize", "text.txt", "--out", "t", "--tokenizer", "missing.json"}, 65},
       {{"tokenize", "text.txt", "--out", "full"}, 73},
       {{"tokenize", "text.txt", "--out", "made"}, 73},
@@ -130,6 +134,9 @@ std::vector<Failing> failing_commands() {
       {{"launch", "-n", "2", "ls"}, 64},
       {{"launch", "-n", "2", "trian", "good.yaml"}, 64},
       {{"launch", "-n", "2", "--with", "nothing", "train", "good.yaml"}, 64},
+      {{"launch", "-n", "2", "--with", "srun", "train", "good.yaml"},
+       64,
+       {.environment = {"PATH=/nonexistent"}}},
       {{"launch", "-n", "2", "--with", "mpirun", "train", "good.yaml"},
        64,
        {.environment = {"PATH=/nonexistent"}}},
@@ -141,6 +148,7 @@ std::vector<Failing> failing_commands() {
       {{"sweep", "good.yaml", "seed=1,2"}, 78},
       {{"sweep", "good.yaml", "seed=1,2", "-n", "1", "-n", "2"}, 64},
       {{"validate", "good.yaml", "--ranks", "1", "--ranks", "2"}, 64},
+      {{"sweep", "good.yaml", "seed=1,2", "--print", "--json"}, 64},
       {{"report"}, 64},
       {{"report", "missing"}, 66},
       {{"report", "made"}, 66},
@@ -214,6 +222,35 @@ TEST_F(Failures, AreOneLineOfJsonToo) {
   expect_nothing_new();
 }
 
+TEST_F(Failures, KeepTheirCodeWhereNobodyReadsTheirJson) {
+  if (!fs::exists("/dev/full")) GTEST_SKIP() << "no /dev/full";
+  const std::vector<Failing> failing{{{"ls", "word", "--json"}, 64},
+                                     {{"diff", "good.yaml", "bad.yaml", "--json"}, 78},
+                                     {{"train", "bad.yaml", "--json-summary"}, 78},
+                                     {{"launch", "-n", "2", "trian", "--json"}, 64}};
+  for (Failing f : failing) {
+    f.options.folder = folder_.path();
+    f.options.out = "/dev/full";
+    const Ran ran = run_weft(f.words, f.options);
+    EXPECT_EQ(ran.code, f.code) << f.words[0];
+    EXPECT_EQ(ran.err.find("cannot write"), std::string::npos) << "the cause comes last: " << ran.err;
+  }
+}
+
+TEST_F(Failures, ALinkThatLeadsNowhereIsNoFreeName) {
+  fs::create_symlink("nowhere", folder_ / "link.yaml");
+  EXPECT_EQ(run_weft({"cp", "good.yaml", "link.yaml"}, {.folder = folder_.path()}).code, 73);
+}
+
+TEST_F(Failures, AFolderThatMayNotBeSearchedIsNotOurMistake) {
+  if (geteuid() == 0) GTEST_SKIP() << "root may search any folder";
+  fs::create_directory(folder_ / "locked");
+  fs::permissions(folder_ / "locked", fs::perms::none);
+  const Ran ran = run_weft({"generate", "locked/run"}, {.folder = folder_.path()});
+  fs::permissions(folder_ / "locked", fs::perms::owner_all);
+  EXPECT_EQ(ran.code, 74) << ran.err;
+}
+
 TEST_F(Failures, TheErrorsOfARecipeNameTheLine) {
   const Ran ran = run_weft({"diff", "good.yaml", "bad.yaml", "--json"}, {.folder = folder_.path()});
   EXPECT_EQ(ran.json()["error"]["where"], "bad.yaml:2:3");
@@ -230,6 +267,18 @@ TEST(CommandLine, AResultThatCannotBeWrittenIsAFailure) {
   }
 }
 
+TEST(CommandLine, AFlagOverrulesTheDeviceOfTheEnvironment) {
+  const auto code = [](const char* setting, const Words& more = {}) {
+    Words words{"generate", "no_such_run"};
+    words.insert(words.end(), more.begin(), more.end());
+    return run_weft(words, {.environment = {setting}}).code;
+  };
+  EXPECT_EQ(code("WEFT_DEVICE=abacus"), 64);
+  EXPECT_EQ(code("WEFT_DEVICE=abacus", {"--device", "cpu"}), 66);
+  EXPECT_EQ(code("WEFT_DEVICE=", {"--device", "cpu"}), 66) << "empty is as if it were not there";
+  EXPECT_EQ(code("WEFT_DEVICE=cpu"), 66);
+}
+
 TEST(CommandLine, UnderMpirunRankZeroAlonePrints) {
   const auto rank = [](const char* number) {
     return RunOptions{.environment = {"OMPI_COMM_WORLD_SIZE=2", "OMPI_COMM_WORLD_LOCAL_SIZE=2",
@@ -237,7 +286,12 @@ TEST(CommandLine, UnderMpirunRankZeroAlonePrints) {
                                       std::string("OMPI_COMM_WORLD_LOCAL_RANK=") + number}};
   };
   EXPECT_EQ(run_weft({"schema"}, rank("0")).out, run_weft({"schema"}).out);
-  for (const Words& words : {Words{"schema"}, {"--help"}, {"corpus"}, {"schema", "--json"}}) {
+  for (const Words& words : {Words{"schema"},
+                             {"--help"},
+                             {"corpus"},
+                             {"schema", "--json"},
+                             {"train", "--help"},
+                             {"logits", "--help"}}) {
     const Ran ran = run_weft(words, rank("1"));
     EXPECT_EQ(ran.out + ran.err, "") << words[0];
     EXPECT_EQ(ran.code, 0) << words[0];

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <filesystem>
 
 #include "tests/tools/program.h"
@@ -108,6 +109,21 @@ TEST(Help, ExplainsKeysSectionsAndMechanisms) {
   EXPECT_EQ(json["weft"], "help/1");
   EXPECT_EQ(json["text"], key.out);
   EXPECT_NE(run_weft({"help", "optim.lrr"}).err.find("did you mean optim.lr?"), std::string::npos);
+}
+
+TEST(Help, ExplainsCommandsAndEveryKey) {
+  for (const char* name : {"train", "eval"})
+    EXPECT_EQ(run_weft({"help", name, "--json"}).json()["text"], run_weft({"help", name}).out) << name;
+  const std::string eval = run_weft({"help", "eval"}).out;
+  EXPECT_NE(eval.find("usage: weft eval"), std::string::npos) << eval;
+  EXPECT_NE(eval.find("eval.batches"), std::string::npos) << "it is a section of recipes, too: " << eval;
+  EXPECT_EQ(run_weft({"help", "extends"}).code, 0) << "a key of recipes that is no field";
+  const std::string attribute = run_weft({"help", "model.mechanisms.lightning2.chunk"}).out;
+  EXPECT_NE(attribute.find("model.mechanisms.lightning\n  chunk:"), std::string::npos) << attribute;
+  EXPECT_EQ(std::count(attribute.begin(), attribute.end(), '\n'), 3) << "one attribute: " << attribute;
+  const Ran wrong = run_weft({"help", "model.mechanisms.lightning.chunkk"});
+  EXPECT_EQ(wrong.code, 64);
+  EXPECT_NE(wrong.err.find("did you mean chunk?"), std::string::npos) << wrong.err;
 }
 
 TEST(Schema, IsAJsonSchema) {
@@ -251,6 +267,15 @@ TEST(Corpus, IsTheLibrarysAndTheSameEveryTime) {
   const Ran quiet = run_weft({"corpus", "--bytes=1", "--seed=9", "--out=one.txt"}, {.folder = folder.path()});
   EXPECT_EQ(quiet.out + quiet.err, "");
   EXPECT_EQ(folder.read("one.txt"), story(9, 0));
+}
+
+TEST(Corpus, ASignalLeavesNothingBehind) {
+  const TestFolder folder;
+  const Ran ran = run_weft({"corpus", "--bytes", "100000000000", "--out", "c.txt", "--json"},
+                           {.folder = folder.path(), .stop_after_ms = 300});
+  EXPECT_EQ(ran.code, 75) << ran.err;
+  EXPECT_EQ(ran.json()["exit"], 75);
+  EXPECT_TRUE(fs::is_empty(folder.path())) << "not even the part that was written";
 }
 
 TEST(Corpus, TakesAnyFileName) {

@@ -85,6 +85,8 @@ TEST_F(Generate, SeveralPromptsAreEachAsAlone) {
   EXPECT_EQ(text(with(all)), expected);
   tiny_->folder().write("prompts.txt", lines);
   EXPECT_EQ(text(with({"--prompts", "prompts.txt"})), expected);
+  for (const char* wrong : {"missing.txt", "runs"})
+    EXPECT_EQ(tiny_->weft({"generate", "runs/tiny", "--prompts", wrong}).code, 65) << wrong;
   all.push_back("--json");
   const Ran ran = tiny_->weft([&] {
     Words words = with(all);

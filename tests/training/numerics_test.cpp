@@ -59,6 +59,12 @@ TEST(Numerics, TooManySkipsGoBackOnceAndThenStop) {
   EXPECT_EQ(rewinds[0]["from"], 9);
   EXPECT_EQ(rewinds[0]["step"], 5);
   EXPECT_EQ(tiny.checkpoints(), (Words{"step-5"}));
+  EXPECT_NE(ran.err.find("weft: step 9: "), std::string::npos) << "as metrics.jsonl counts: " << ran.err;
+  EXPECT_NE(ran.err.find(", again after going back"), std::string::npos) << ran.err;
+  const Ran at_once = tiny.train({"numerics.max_skips=0", "numerics.rewind=0", "run=runs/at_once"},
+                                 {.environment = {"WEFT_FAULT=nan@step=8"}});
+  EXPECT_EQ(at_once.code, 80);
+  EXPECT_EQ(at_once.err.find("going back"), std::string::npos) << "it did not: " << at_once.err;
   // Nothing is lost: without the cause, the run goes on.
   const Ran resumed = tiny.train({"--resume", "auto"});
   EXPECT_EQ(resumed.code, 0) << resumed.err;

@@ -133,6 +133,14 @@ TEST(Resume, ByTheNameOfTheRun) {
   expect_same_end(longer, whole);
 }
 
+// A slip of the pen must not train for hours in a new folder.
+TEST(Resume, OfNoRunIsRefused) {
+  const TinyRun tiny;
+  EXPECT_EQ(tiny.train({"--resume", "runs/tinny"}).code, 66);
+  EXPECT_FALSE(fs::exists(tiny.run("tinny")));
+  EXPECT_EQ(tiny.train({"--resume", "auto", "steps=2"}).code, 0) << "auto starts it";
+}
+
 TEST(Resume, FallsBackFromADamagedCheckpointAndStopsWithoutAny) {
   const TinyRun tiny;
   const Ran whole = tiny.train({"run=runs/whole"});

@@ -216,6 +216,37 @@ TEST(Run, SaysWhatARecipeHardlyMeans) {
   }
 }
 
+TEST(Run, SaysWhichKeysChangeNothing) {
+  const TinyRun tiny;
+  const auto idle = [&](const Words& keys) {
+    Words words{"validate", "tiny.yaml", "--json"};
+    words.insert(words.end(), keys.begin(), keys.end());
+    const Ran ran = tiny.weft(words);
+    EXPECT_EQ(ran.code, 0) << ran.err;
+    return ran.json()["warnings"].dump();
+  };
+  const Words nothing[] = {
+      {"optim.schedule=cosine", "optim.decay=3"}, {"optim.schedule=constant", "optim.min_lr=1e-5"},
+      {"optim.kind=adamw", "optim.muon_lr=0.1"},  {"optim.kind=adamw", "optim.muon_momentum=0.5"},
+      {"model.layers=gla", "model.qk_norm=true"}, {"model.layers=mega", "model.short_conv=3"}};
+  for (const Words& keys : nothing)
+    EXPECT_NE(idle(keys).find(keys[1].substr(0, keys[1].find('=')) + " changes nothing"), std::string::npos)
+        << keys[1];
+  EXPECT_EQ(
+      idle({"optim.schedule=wsd", "optim.decay=3", "optim.min_lr=1e-5", "optim.kind=muon",
+            "optim.muon_lr=0.1", "model.layers=[gla,softmax]", "model.qk_norm=true", "model.short_conv=3"})
+          .find("changes nothing"),
+      std::string::npos);
+}
+
+TEST(Run, RefusesAWrongAttributeAlsoOfAMechanismThatNoLayerHas) {
+  const TinyRun tiny;
+  const Ran ran = tiny.train({"model.layers=softmax", "model.mechanisms={gla: {chunkk: 8}}"});
+  EXPECT_EQ(ran.code, 78) << ran.err;
+  EXPECT_NE(ran.err.find("did you mean gla.chunk?"), std::string::npos) << ran.err;
+  EXPECT_EQ(tiny.train({"model.layers=softmax", "model.mechanisms={gla: {chunk: 8}}", "steps=1"}).code, 0);
+}
+
 TEST(Run, MoreBatchesThanTheHeldOutTextHasAreAllOfIt) {
   const TinyRun tiny;
   const Ran all = tiny.train({"run=runs/all", "steps=2", "eval.batches=1000"});

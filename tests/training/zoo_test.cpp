@@ -73,6 +73,8 @@ TEST_F(Zoo, SkipsWhatIsThere) {
   const Ran changed = zoo({"--seeds", "1", "steps=7"});
   EXPECT_EQ(lines(changed), 2) << "another recipe, another result: " << changed.err;
   EXPECT_EQ(zoo({"--seeds", "1", "--table", "steps=8"}).err, "") << "runs nothing";
+  EXPECT_EQ(zoo({"--table", "--out", "missing"}).code, 66);
+  EXPECT_FALSE(fs::exists(folder_ / "missing"));
 }
 
 TEST_F(Zoo, GoesOnAfterASignal) {

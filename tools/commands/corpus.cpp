@@ -5,6 +5,7 @@
 #include "tools/flags.h"
 #include "training/checkpoint/files.h"
 #include "training/data/stories.h"
+#include "training/log/stop_request.h"
 
 namespace weft {
 
@@ -25,6 +26,7 @@ int run_corpus(const Words& words) {
   if (exists(out))
     throw Error(Exit::cannot_create, "the file exists already", out, "name another one, or remove it");
 
+  const StopRequest stop(false);
   AtomicFile file(out);
   std::string part;
   int64_t written = 0, stories = 0;
@@ -33,6 +35,8 @@ int run_corpus(const Words& words) {
     part += next;
     written += static_cast<int64_t>(next.size());
     if (part.size() < (1 << 20) && written < bytes) continue;
+    if (stop.requested())  // leaves nothing behind
+      throw Error(Exit::stopped, "stopped by a signal", out, "the same command starts again");
     file.write(part.data(), part.size());
     part.clear();
   }

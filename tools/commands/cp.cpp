@@ -46,7 +46,7 @@ int run_cp(const Words& words) {
   fs::path to = flags.argument(1, from.filename());
   std::error_code failed;
   if (fs::is_directory(to, failed)) to /= from.filename();
-  if (exists(to))
+  if (exists(to.string()))  // where nothing but a link is, too: fs::exists would follow it
     throw Error(Exit::cannot_create, "the file exists already", to,
                 "name another one: weft cp " + flags.argument(0) + " FILE");
   load_recipe(from);  // a broken recipe is no start

@@ -171,6 +171,9 @@ int eval_zoo(const Words& words) {
   if (!widths.empty()) options.widths = whole_numbers("--widths", widths);
   options.overrides = split_overrides(flags.arguments());
   if (options.folder.empty()) options.folder = "runs/zoo-" + options.size;
+  if (options.table_only && !exists(options.folder))
+    throw Error(Exit::no_checkpoint, "there are no results", options.folder,
+                "name the --out of a zoo that ran");
   const std::vector<ZooResult> results = run_zoo(
       options, recipe_root(), [](const std::string& line) { std::fprintf(stderr, "%s\n", line.c_str()); });
   const std::vector<ZooVerdict> verdicts = judge(results, zoo_claims());

@@ -17,13 +17,13 @@ namespace {
 // A prompt a line.
 Words read_prompts(const std::string& path) {
   std::ifstream file(path);
-  if (!file)
-    throw Error(Exit::usage, "cannot read the prompts", path, "name a file with one prompt on each line");
   Words prompts;
   for (std::string line; std::getline(file, line); prompts.push_back(line))
     if (!line.empty() && line.back() == '\r') line.pop_back();  // as other systems end a line
+  if (!file.eof())                                              // no such file, or a folder
+    throw Error(Exit::data, "cannot read the prompts", path, "name a file with one prompt on each line");
   if (prompts.empty())
-    throw Error(Exit::usage, "the file has no prompts", path, "write one prompt on each line");
+    throw Error(Exit::data, "the file has no prompts", path, "write one prompt on each line");
   return prompts;
 }
 

@@ -3,6 +3,8 @@
 #include "training/recipe/help.h"
 
 #include "attention/registry.h"
+#include "autograd/field_value.h"
+#include "autograd/nearest_name.h"
 #include "tools/commands.h"
 #include "tools/commands/json_line.h"
 #include "tools/flags.h"
@@ -25,14 +27,34 @@ std::string settings_help(const std::string& head, const std::vector<FieldDescri
   return out;
 }
 
+const char* const extends_help =
+    "extends: another recipe that this one builds on; a path relative to this file\n"
+    "  type     path\n  default  none\n";
+
 std::string mechanism_help(const MechanismEntry& entry) {
   return settings_help(in_recipe + entry.id + ": " + entry.title + ", " + entry.url, entry.describe({}));
 }
 
+std::string attribute_help(const MechanismEntry& entry, const std::string& name) {
+  std::vector<std::string> names;
+  for (const FieldDescription& f : entry.describe({})) {
+    if (f.name == name) return settings_help(in_recipe + entry.id, {f});
+    names.push_back(f.name);
+  }
+  throw Error(Exit::usage, "there is no key " + shown(in_recipe + entry.id + "." + name), "",
+              suggest_name(name, names, "attributes"));
+}
+
 // A key of the recipe first, then a mechanism, then a task; what is none is an error that names the nearest
 // key.
-std::string help_text(const std::string& key) {
-  if (key.starts_with(in_recipe)) return mechanism_help(find_mechanism(key.substr(in_recipe.size())));
+std::string key_help(const std::string& key) {
+  if (key.starts_with(in_recipe)) {
+    const std::string name = key.substr(in_recipe.size());
+    const size_t dot = name.find('.');
+    const MechanismEntry& entry = find_mechanism(name.substr(0, dot));
+    return dot == name.npos ? mechanism_help(entry) : attribute_help(entry, name.substr(dot + 1));
+  }
+  if (key == "extends") return extends_help;
   try {
     return recipe_help(key);
   } catch (const Error&) {
@@ -56,6 +78,18 @@ std::string help_text(const std::string& key) {
   }
 }
 
+// `eval` is a command and a section.
+std::string help_text(const std::string& name) {
+  const Command* command = find_command(name);
+  if (command == nullptr) return key_help(name);
+  const std::string usage = printed_by([&] { command->run({"--help"}); });
+  try {
+    return usage + "\nIn a recipe:\n" + key_help(name);
+  } catch (const Error&) {
+    return usage;
+  }
+}
+
 }  // namespace
 
 int run_help(const Words& words) {
@@ -68,7 +102,6 @@ int run_help(const Words& words) {
   flags.add("--json", json, "one line, help/1");
   if (!flags.parse(words)) return 0;
   const std::string key = flags.argument(0);
-  if (!json && find_command(key)) return find_command(key)->run({"--help"});
   const std::string text = help_text(key);
   if (json)
     print_line({{"weft", "help/1"}, {"exit", 0}, {"key", key}, {"text", text}});

@@ -96,12 +96,12 @@ int launch_for_json(const LaunchOptions& options, const Words& words) {
   HeldOutput held;
   const LaunchResult result = launch(options, words);
   const std::string said = held.text();
-  if (!said.empty()) print(said);
+  if (!said.empty()) result.code == Exit::ok ? print(said) : print_failure(said);
   if (!result.what.empty()) print_error(Error(result.code, result.what));
   if (said.empty() && result.code != Exit::ok) {
     std::string what = result.what.empty() ? "a rank failed, as stderr says" : result.what;
     if (!result.cause.empty()) what = result.cause.substr(result.cause.starts_with("weft: ") ? 6 : 0);
-    print(failure_json(words[0] + "/1", Error(result.code, what), result.rank) + "\n");
+    print_failure(failure_json(words[0] + "/1", Error(result.code, what), result.rank) + "\n");
   }
   return static_cast<int>(result.code);
 }

@@ -60,6 +60,8 @@ std::optional<SweepRequest> parse_sweep(const Words& words) {
   Words own = words;
   const Words overrides = flags.take_overrides(own);
   if (!flags.parse(own)) return {};
+  if (request.print && request.json)
+    throw Error(Exit::usage, "--print and --json exclude each other", "--print", "leave one out");
   request.program.ranks = static_cast<int>(ranks);
   request.program.path = fs::read_symlink("/proc/self/exe").string();
   if (!request.program.device.empty())
@@ -80,9 +82,8 @@ std::optional<SweepRequest> parse_sweep(const Words& words) {
                   "give one folder; each run gets its own in it");
     request.folder = run->values[0];
     request.axes.erase(run);
-  } else {
-    request.folder = load_recipe(request.recipe).run + "-sweep";
   }
+  if (request.folder.empty()) request.folder = load_recipe(request.recipe).run + "-sweep";
   return request;
 }
 
@@ -210,8 +211,9 @@ Exit code_of(const std::vector<SweepResult>& results) {
   return Exit::ok;
 }
 
+// wrong: why the sweep is not finished, if it is not
 void print_results(const SweepRequest& request, const std::vector<SweepRun>& runs,
-                   const std::vector<SweepResult>& results) {
+                   const std::vector<SweepResult>& results, const std::optional<Error>& wrong) {
   const auto fixed = [](double x) {
     char out[32];
     std::snprintf(out, sizeof out, "%.4f", x);
@@ -235,10 +237,12 @@ void print_results(const SweepRequest& request, const std::vector<SweepRun>& run
         {runs[i].name, r.status, std::to_string(r.step), fixed(r.loss), fixed(r.val_loss), fixed(r.val_bpb)});
     if (!r.failure.empty()) failures += "  " + runs[i].name + ": " + r.failure + "\n";
   }
-  const Exit code = code_of(results);
   if (request.json) {
-    print_line(
-        {{"weft", "sweep/1"}, {"exit", static_cast<int>(code)}, {"folder", request.folder}, {"runs", rows}});
+    Json line =
+        wrong ? Json::parse(failure_json("sweep/1", *wrong, 0)) : Json{{"weft", "sweep/1"}, {"exit", 0}};
+    line["folder"] = request.folder;
+    line["runs"] = rows;
+    print_line(line);
     return;
   }
   print(text_table(lines) + (failures.empty() ? "" : "\n  FAILED\n" + failures) +
@@ -256,15 +260,17 @@ int run_sweep(const Words& words) {
     return 0;
   }
   const std::vector<SweepResult> results = train_all(runs, request->program);
-  print_results(*request, runs, results);
   const Exit code = code_of(results);
   const auto failed = std::count_if(results.begin(), results.end(),
                                     [](const SweepResult& r) { return r.status == "failed"; });
+  std::optional<Error> wrong;
   if (failed > 0)
-    print_error(Error(code, text(failed, " of ", runs.size(), " runs failed"), request->folder,
-                      "the same command tries them again"));
+    wrong.emplace(code, text(failed, " of ", runs.size(), " runs failed"), request->folder,
+                  "the same command tries them again");
   else if (code == Exit::stopped)
-    print_error(Error(code, "stopped by a signal", request->folder, "the same command continues"));
+    wrong.emplace(code, "stopped by a signal", request->folder, "the same command continues");
+  print_results(*request, runs, results, wrong);
+  if (wrong) print_error(*wrong);
   return static_cast<int>(code);
 }
 

@@ -147,10 +147,7 @@ int run_train(const Words& words) {
     world->on_leave([folder, json, rank = launched.rank](Exit code, const std::string& what) {
       leave_exit_code(folder, rank, code, what);
       if (!json || rank > 0 || std::getenv(launch_variable) != nullptr || anything_printed()) return;
-      try {
-        print(failure_json("train/1", Error(code, what), rank) + "\n");
-      } catch (const Error&) {  // stdout is gone, and this thread is no place to say so
-      }
+      print_failure(failure_json("train/1", Error(code, what), rank) + "\n");
     });
   };
   try {
@@ -179,7 +176,7 @@ int run_train(const Words& words) {
   } catch (const std::exception& e) {
     const Error error = as_error(e);
     if (json && launched.rank == 0)
-      print(failure_json("train/1", error, 0, step > 0 ? std::optional(step) : std::nullopt) + "\n");
+      print_failure(failure_json("train/1", error, 0, step > 0 ? std::optional(step) : std::nullopt) + "\n");
     if (!world) throw error;
     std::fflush(stdout);
     say_once(*world, error, step > 0);

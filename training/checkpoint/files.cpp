@@ -48,6 +48,8 @@ File File::open_read(const std::string& path) {
   struct stat info {};
   if (::fstat(fd, &info) == 0 && S_ISDIR(info.st_mode))
     throw Error(Exit::data, "cannot open: it is a folder", path, "name a file");
+  if (!S_ISREG(info.st_mode))  // a device may never end, and a pipe cannot be read twice
+    throw Error(Exit::data, "cannot open: not a regular file", path, "save what it gives in a file");
   return file;
 }
 

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <filesystem>
 #include <new>
 #include <nlohmann/json.hpp>
 
@@ -13,6 +14,8 @@ Error as_error(const std::exception& exception) {
   if (const auto* error = dynamic_cast<const Error*>(&exception)) return *error;
   if (dynamic_cast<const std::bad_alloc*>(&exception))
     return Error(Exit::internal, "out of memory", "host", "lower micro_tokens, or use more ranks");
+  if (const auto* files = dynamic_cast<const std::filesystem::filesystem_error*>(&exception))
+    return Error(Exit::io, files->code().message(), files->path1().string(), "check its permissions");
   return Error(Exit::internal, exception.what());
 }
 

@@ -50,6 +50,9 @@ std::string find_recipe(const std::string& name, const std::string& root) {
     if (recipe.name == name || recipe.name + ".yaml" == name) return recipe.path;
     names.push_back(recipe.name);
   }
+  if (fs::exists(name, error))  // a pipe, too: a recipe is read more than once, by each rank
+    throw Error(Exit::usage, "this is not a recipe file", shown(name),
+                fs::is_directory(name, error) ? "name a recipe, or a run" : "save the recipe in a file");
   const std::string wanted = fs::path(name).stem().string();
   throw Error(Exit::usage, "there is no recipe of this name", shown(name),
               suggest_name(wanted, names, "recipes"));

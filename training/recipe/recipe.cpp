@@ -64,12 +64,14 @@ void Recipe::Model::fields(FieldVisitor& f) {
   f("position", position, "how softmax layers encode positions",
     {.choices = {"rope", "alibi", "none"}, .fixed = true});
   f("rope_theta", rope_theta, "base of the rotary frequencies", {.min = 1, .above_min = true, .fixed = true});
-  f("qk_norm", qk_norm, "normalise queries and keys of each head", {.fixed = true});
+  f("qk_norm", qk_norm, "normalise queries and keys of each head, in mechanisms that have this attribute",
+    {.fixed = true});
   f("tied", tied, "use the embedding as the output projection", {.fixed = true});
   f("scale_embedding", scale_embedding, "multiply the embedding by sqrt(width)", {.fixed = true});
   f("vocab", vocab, "rows of the embedding; 0: the tokenizer's",
     {.unit = "tokens", .min = 0, .max = 1e8, .fixed = true});
-  f("short_conv", short_conv, "width of the causal convolution on q, k and v; 0: none",
+  f("short_conv", short_conv,
+    "width of the causal convolution on q, k and v, in mechanisms that take them from their layer; 0: none",
     {.unit = "tokens", .min = 0, .max = 64, .fixed = true});
   f("checkpointing", checkpointing, "what is computed again in backward instead of kept in memory",
     {.choices = {"none", "attention", "ffn", "block"}});
@@ -81,7 +83,7 @@ void Recipe::Optim::fields(FieldVisitor& f) {
   f("kind", kind, "muon: Muon for the matrices of the blocks, AdamW for the rest",
     {.choices = {"adamw", "muon"}, .fixed = true});
   f("lr", lr, "highest learning rate", {.min = 0});
-  f("min_lr", min_lr, "learning rate at the end of the schedule, not above lr", {.min = 0});
+  f("min_lr", min_lr, "learning rate at the end of cosine and wsd, not above lr", {.min = 0});
   f("schedule", schedule, "wsd: warm up, stay constant, decay", {.choices = {"cosine", "wsd", "constant"}});
   f("warmup", warmup, "steps from zero to lr", {.unit = "steps", .min = 0});
   f("decay", decay, "steps at the end in which wsd falls to min_lr", {.unit = "steps", .min = 0});
@@ -91,7 +93,8 @@ void Recipe::Optim::fields(FieldVisitor& f) {
   f("weight_decay", weight_decay, "decoupled weight decay, times the learning rate; matrices only",
     {.min = 0});
   f("clip", clip, "largest norm of the whole gradient; 0: no clipping", {.min = 0});
-  f("ema", ema, "decay of the running mean of the weights; 0: none", {.min = 0, .max = 0.9999999});
+  f("ema", ema, "decay of the running mean of the weights; 0: none; a resumed run may stop it, not start it",
+    {.min = 0, .max = 0.9999999});
   f("muon_lr", muon_lr, "highest learning rate of Muon's matrices", {.min = 0});
   f("muon_momentum", muon_momentum, "Muon's momentum", {.min = 0, .max = 0.999999});
 }
@@ -136,7 +139,7 @@ void Recipe::Checkpoint::fields(FieldVisitor& f) {
 }
 
 void Recipe::Eval::fields(FieldVisitor& f) {
-  f("every", every, "steps between validations; 0: never", {.unit = "steps", .min = 0});
+  f("every", every, "steps between validations; 0: only after the last step", {.unit = "steps", .min = 0});
   f("batches", batches, "batches of one validation", {.unit = "batches", .min = 1});
   f("grid", grid, "what `weft eval` scores by default: tasks, with several values of a setting as a,b");
 }
@@ -153,9 +156,11 @@ void Recipe::Sample::fields(FieldVisitor& f) {
 void Recipe::Numerics::fields(FieldVisitor& f) {
   f("max_skips", max_skips, "skipped steps within the window before the run goes back to its last checkpoint",
     {.unit = "steps", .min = 0});
-  f("window", window, "past steps over which skips are counted and the gradient norm's statistics are taken",
+  f("window", window,
+    "past steps over which skips are counted, and the means of the loss and of the gradient norm are taken",
     {.unit = "steps", .min = 1});
-  f("spike_zscore", spike_zscore, "skip a step whose gradient norm is this far above the mean; 0: never",
+  f("spike_zscore", spike_zscore,
+    "skip a step whose loss or gradient norm is this far above its mean; 0: never",
     {.unit = "standard deviations", .min = 0});
   f("rewind", rewind, "times that the run may go back to its last checkpoint before it gives up", {.min = 0});
 }

@@ -35,7 +35,7 @@ struct Recipe {
 
     void read(const FieldValue& value, const std::string& name) override;
     FieldValue write() const override;
-    const char* type() const override { return "share in [0, 1), path, or list of paths"; }
+    const char* type() const override { return "share of 0 to 0.999, path, or list of paths"; }
     const char* schema() const override;
   };
 
@@ -119,7 +119,7 @@ struct Recipe {
   };
 
   struct Eval {
-    int64_t every = 250;  // 0 = never
+    int64_t every = 250;  // 0 = only after the last step
     int64_t batches = 8;
     std::vector<std::string> grid;  // for `weft eval`
     void fields(FieldVisitor& f);

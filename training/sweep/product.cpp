@@ -64,7 +64,7 @@ std::vector<std::string> range_of(const std::string& text, const std::string& ov
   if (static_cast<uint64_t>(last) - static_cast<uint64_t>(first) >= kMostPoints)
     refuse(override_, "the range " + text + " is too long", "");
   std::vector<std::string> numbers;
-  for (int64_t n = first; n <= last; ++n) numbers.push_back(std::to_string(n));
+  for (int64_t n = 0; n <= last - first; ++n) numbers.push_back(std::to_string(first + n));
   return numbers;
 }
 

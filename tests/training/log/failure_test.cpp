@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <new>
 #include <nlohmann/json.hpp>
 
@@ -51,6 +52,11 @@ TEST(Failure, AnyExceptionIsAnError) {
   EXPECT_EQ(as_error(std::bad_alloc()).code, Exit::internal);
   EXPECT_STREQ(as_error(std::bad_alloc()).what(), "out of memory");
   EXPECT_STREQ(as_error(std::runtime_error("odd")).what(), "odd");
+  const Error files = as_error(std::filesystem::filesystem_error(
+      "status", "locked/x", std::make_error_code(std::errc::permission_denied)));
+  EXPECT_EQ(files.code, Exit::io) << "the disk's fault, not the program's";
+  EXPECT_STREQ(files.what(), "Permission denied");
+  EXPECT_EQ(files.where, "locked/x");
 }
 
 }  // namespace

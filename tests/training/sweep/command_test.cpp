@@ -102,6 +102,7 @@ TEST(Sweep, AFailedRunDoesNotEndIt) {
   EXPECT_EQ(result["exit"], 80);
   EXPECT_EQ(statuses(result), (Words{"failed", "done"}));
   EXPECT_TRUE(result["runs"][0]["error"].get<std::string>().starts_with("weft: ")) << result;
+  EXPECT_EQ(result["error"]["what"], "1 of 2 runs failed") << "as of any command that fails: " << result;
   EXPECT_NE(ran.err.find("weft: 1 of 2 runs failed (runs/tiny-sweep); "), std::string::npos) << ran.err;
   const Json report = tiny.weft({"report", "runs/tiny-sweep", "--json"}).json();
   EXPECT_EQ(report["runs"][0]["status"], "done") << report;

@@ -31,6 +31,8 @@ TEST(Product, ValuesArePartedAtCommasOutsideBracketsAndQuotes) {
 TEST(Product, RangesOfWholeNumbers) {
   EXPECT_EQ(values_of("seed=1..3"), (Words{"1", "2", "3"}));
   EXPECT_EQ(values_of("seed=7,-1..1,9..9"), (Words{"7", "-1", "0", "1", "9"}));
+  EXPECT_EQ(values_of("seed=9223372036854775806..9223372036854775807"),
+            (Words{"9223372036854775806", "9223372036854775807"}));
   for (const char* other : {"data.train=../x..txt", "seed=1..", "seed=..3", "seed=1..2..3", "seed=1.5..2"})
     EXPECT_EQ(values_of(other).size(), 1u) << other;
 }

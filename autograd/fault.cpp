@@ -19,9 +19,9 @@
 namespace weft::fault {
 namespace {
 
-constexpr std::array<std::string_view, 11> phase_names = {
-    "load",     "forward",    "backward",      "collective",  "optimizer",  "save.data",
-    "save.mid", "save.fsync", "save.manifest", "save.rename", "save.latest"};
+constexpr std::array<std::string_view, 12> phase_names = {
+    "load",     "forward",    "backward",      "collective",  "optimizer",   "save.data",
+    "save.mid", "save.fsync", "save.manifest", "save.rename", "save.latest", "evaluate"};
 constexpr std::array<std::string_view, 8> kind_names = {"kill",   "stop", "nan",  "slow",
                                                         "enospc", "eio",  "flip", "skip_exchange"};
 

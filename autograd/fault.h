@@ -4,7 +4,7 @@
 //   step   as metrics.jsonl counts, from 1: step 10 is the one that makes step-10, and its save
 //   kind   kill | stop | nan | slow:MS | enospc | eio | flip | skip_exchange
 //   phase  load forward backward collective optimizer save.data save.mid save.fsync save.manifest save.rename
-//          save.latest
+//          save.latest evaluate (each batch of an evaluation)
 // Without the macro WEFT_FAULTS all of it compiles to nothing.
 
 #include <cstdint>
@@ -24,6 +24,7 @@ enum class Phase {
   save_manifest,
   save_rename,
   save_latest,
+  evaluate,
 };
 enum class Kind { kill, stop, nan, slow, enospc, eio, flip, skip_exchange };
 

@@ -114,6 +114,7 @@ class Communicator {
 
   // This rank still makes progress. What was last said is in the message when a rank hangs or dies.
   virtual void beat(int64_t /*step*/, const char* /*phase*/) {}
+  virtual void pulse() {}  // a sign of life within long work that other ranks may be waiting for
 
   const WireBytes& wire() const { return wire_; }
 

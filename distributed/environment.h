@@ -30,8 +30,9 @@ Launched detect_launch();
 
 struct WorldOptions {
   std::chrono::seconds start_limit{120};  // how long to wait for missing ranks
-  bool watch = true;                   // end this process when a peer of this node dies or leaves (peers.h)
-  std::chrono::seconds hang_limit{0};  // without a beat() for so long: Exit::hang; 0 is off
+  bool watch = true;  // end this process when a peer of this node dies or leaves (peers.h)
+  std::chrono::seconds hang_limit{
+      0};  // without a beat() or pulse() of any rank for so long: Exit::hang; 0 is off
   std::chrono::seconds stop_limit{
       20};  // a peer of this node stopped by a signal for so long: the same, 0 is off
 };

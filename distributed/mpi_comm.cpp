@@ -115,6 +115,7 @@ class MpiComm : public Communicator {
 
   const char* name() const override { return "mpi"; }
   void beat(int64_t step, const char* phase) override { board_->beat(step, phase); }
+  void pulse() override { board_->pulse(); }
 
   bool first_to_say() override { return board_->first_to_say(); }
 
@@ -305,10 +306,12 @@ class StartLimit {
           for (int rank : board.missing(launched.local_size)) who += text(who.empty() ? "" : ", ", rank);
           if (launched.size > launched.local_size && !who.empty())
             who += " (those of other nodes are not seen from here)";
+          const std::string why = !who.empty()      ? "missing: " + who
+                                  : board.stopped() ? board.slowest()
+                                                    : "missing: some on another node";
           if (board.first_to_say())
-            std::fprintf(stderr, "weft: not all of %d ranks started within %lld s; missing: %s\n",
-                         launched.size, static_cast<long long>(limit.count()),
-                         who.empty() ? "some on another node" : who.c_str());
+            std::fprintf(stderr, "weft: not all of %d ranks started within %lld s; %s\n", launched.size,
+                         static_cast<long long>(limit.count()), why.c_str());
           board.unlink();
           end_process(Exit::peer_lost);
         }) {}

@@ -64,7 +64,7 @@ struct PeerBoard::Cell {
   std::atomic<int32_t> pid;
   std::atomic<uint64_t> started;
   std::atomic<int32_t> code;
-  std::atomic<int64_t> beats;
+  std::atomic<int64_t> beats, pulses;
   std::atomic<int64_t> step;
   std::atomic<char> phase[24];
   std::atomic<char> what[400];
@@ -111,6 +111,7 @@ PeerBoard::PeerBoard(const std::string& job, int rank, int ranks) : rank_(rank),
   mine.pid = getpid();
   mine.started = look_at(getpid()).started;
   mine.beats = 0;
+  mine.pulses = 0;
   mine.state = running;
 }
 
@@ -127,6 +128,8 @@ void PeerBoard::beat(int64_t step, const char* phase) {
   ++mine.beats;
 }
 
+void PeerBoard::pulse() { ++shared_->cells[rank_].pulses; }
+
 void PeerBoard::leave(Exit code, const std::string& what) {
   Cell& mine = shared_->cells[rank_];
   mine.code = static_cast<int32_t>(code);
@@ -137,6 +140,12 @@ void PeerBoard::leave(Exit code, const std::string& what) {
 void PeerBoard::done() { shared_->cells[rank_].state = ended; }
 
 int64_t PeerBoard::beats() const { return cell(rank_).beats; }
+
+int64_t PeerBoard::signs() const {
+  int64_t sum = 0;
+  for (int r = 0; r < ranks_; ++r) sum += cell(r).beats + cell(r).pulses;
+  return sum;
+}
 
 std::vector<int> PeerBoard::missing(int local_ranks) const {
   std::vector<int> ranks;
@@ -202,20 +211,20 @@ Watch::~Watch() {
 
 void Watch::run() {
   const pid_t parent = getppid();
-  int64_t beats = board_.beats();
+  int64_t signs = board_.signs();
   // Looks are counted, not time: while the whole job is suspended (Ctrl-Z), nobody looks.
   constexpr std::chrono::milliseconds pause{50};
   int64_t idle = 0, stopped = 0;
   for (; !stop_; std::this_thread::sleep_for(pause)) {
     if (const auto lost = board_.lost()) return on_loss_(lost->code, lost->what);
     if (getppid() != parent) return on_loss_(Exit::peer_lost, "the launcher that started this rank is gone");
-    idle = board_.beats() == beats ? idle + 1 : 0;
-    beats = board_.beats();
+    idle = board_.signs() == signs ? idle + 1 : 0;
+    signs = board_.signs();
     stopped = board_.stopped() ? stopped + 1 : 0;
     const auto over = [&](int64_t looks, std::chrono::seconds limit) {
       return limit.count() > 0 && looks * pause > limit;
     };
-    const bool hangs = beats > 0 && over(idle, hang_limit_);
+    const bool hangs = board_.beats() > 0 && over(idle, hang_limit_);
     if (hangs || over(stopped, stop_limit_)) {
       const std::chrono::seconds limit = hangs ? hang_limit_ : stop_limit_;
       return on_loss_(Exit::hang, text("no progress for ", limit.count(), " s: ", board_.slowest()));

@@ -34,6 +34,7 @@ class PeerBoard {
   void unlink();
 
   void beat(int64_t step, const char* phase);      // progress; any thread
+  void pulse();                                    // a sign of life, no progress; any thread
   void leave(Exit code, const std::string& what);  // this rank ends on its own account
   void done();                                     // this rank ends as planned
 
@@ -42,6 +43,7 @@ class PeerBoard {
   std::optional<Lost> lost() const;  // the first rank that died or left
   bool first_to_say();               // true for one rank of this node: one failure is one line
   int64_t beats() const;             // of this rank
+  int64_t signs() const;             // beats and pulses of all ranks here: they may wait for one of them
   bool stopped() const;              // a peer has been stopped by a signal (SIGSTOP)
   std::string slowest() const;       // the rank that is stopped or has the fewest beats, and all places
 
@@ -56,9 +58,9 @@ class PeerBoard {
   Shared* shared_ = nullptr;
 };
 
-// Calls on_loss once, from its own thread, when board.lost(), when the parent process is gone, when this rank
-// has not made progress for hang_limit since its last beat, or when it has seen a peer stopped for stop_limit
-// (0: never).
+// Calls on_loss once, from its own thread, when board.lost(), when the parent process is gone, when no rank
+// has given a sign of life for hang_limit since this one's first beat, or when it has seen a peer stopped for
+// stop_limit (0: never).
 class Watch {
  public:
   using OnLoss = std::function<void(Exit code, const std::string& what)>;

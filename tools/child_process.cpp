@@ -133,7 +133,7 @@ ChildEnd run_child(const ChildProcess& child) {
     const timespec half_a_second{0, 500'000'000};
     const int signal = sigtimedwait(&signals, nullptr, &half_a_second);
     if (signal < 0) {
-      if (child.tick) child.tick();
+      if (child.tick) child.tick(process);
     } else if (signal == SIGCHLD) {
       if (waitpid(process, &ended.wait_status, WNOHANG) == process) break;
     } else if (signal == SIGUSR1) {

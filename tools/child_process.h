@@ -15,7 +15,7 @@ struct ChildProcess {
   std::vector<std::string> environment = {};  // NAME=value
   std::string out = {}, err = {};             // files that its streams are appended to; empty: ours
   std::string on_stop = {};                   // for stderr, when it is asked to stop
-  std::function<void()> tick = {};            // called twice a second
+  std::function<void(pid_t)> tick = {};       // called twice a second
   // Takes what it writes to stderr, piece by piece on another thread, and at the end nothing; in place of
   // `err`.
   std::function<void(std::string_view)> on_err = {};

@@ -11,6 +11,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <set>
+#include <utility>
 
 #include "distributed/exit_code.h"
 #include "tools/child_process.h"
@@ -69,6 +71,41 @@ class CodesFolder {
 
  private:
   std::string path_;
+};
+
+constexpr int kLooks = 6, kAbandoned = 20;  // half seconds
+
+// Asks all ranks to save and leave, once each. Where all are on this machine they are told themselves: Ubuntu
+// 24.04's Open MPI 4.1.6 takes the signal and passes it to nobody. A call that comes while they are being
+// started reaches each as soon as it listens; after `patience` looks, whether it listens or not.
+class StopCall {
+ public:
+  StopCall(int ranks, int patience) : ranks_(ranks), patience_(patience) {}
+
+  void begin(pid_t launcher) {
+    looks_ = 0;
+    told_.clear();
+    launcher_told_ = false;
+    look(launcher);
+  }
+
+  void look(pid_t launcher) {
+    if (looks_ < 0) return;  // nobody has called
+    const std::vector<pid_t> here = local_ranks(launcher);
+    const bool late = looks_++ >= patience_;
+    if (std::ssize(here) == ranks_ && !launcher_told_) {
+      for (const pid_t rank : here)
+        if ((late || handles(rank, SIGUSR1)) && told_.insert(rank).second) kill(rank, SIGUSR1);
+    } else if (late && told_.empty() && !std::exchange(launcher_told_, true)) {
+      kill(launcher, SIGUSR1);  // some ranks are elsewhere
+    }
+  }
+
+ private:
+  int ranks_, patience_;
+  int looks_ = -1;
+  bool launcher_told_ = false;
+  std::set<pid_t> told_;
 };
 
 bool in_contract(int code) {
@@ -178,14 +215,15 @@ LaunchResult launch(const LaunchOptions& options, const std::vector<std::string>
   ChildProcess child{.words = command.words,
                      .environment = command.environment,
                      .on_stop = "weft: asking all ranks to save and leave; again to end them at once\n"};
-  // Where all ranks are on this machine they are told themselves: Ubuntu 24.04's Open MPI 4.1.6 takes the
-  // signal and passes it to nobody.
-  child.ask = [&](pid_t launcher) {
-    const std::vector<pid_t> ranks = local_ranks(launcher);
-    if (std::ssize(ranks) != options.ranks)
-      kill(launcher, SIGUSR1);
-    else
-      for (const pid_t rank : ranks) kill(rank, SIGUSR1);
+  const bool all_local = command.words[0] == "mpirun" && host.nodes == 1 && options.extra.empty();
+  StopCall call(options.ranks, all_local ? kLooks : 0);
+  int abandoned = 0;  // looks
+  child.ask = [&](pid_t launcher) { call.begin(launcher); };
+  child.tick = [&](pid_t launcher) {
+    call.look(launcher);
+    // Open MPI 4 may miss that its ranks have died while it started them, and then waits for ever.
+    abandoned = has_only_dead_children(launcher) ? abandoned + 1 : 0;
+    if (abandoned > kAbandoned) kill(-launcher, SIGKILL);
   };
   LauncherNotes notes;
   if (command.words[0] == "mpirun" && host.mpi == LaunchHost::Mpi::open_mpi && host.mpi_major >= 5)

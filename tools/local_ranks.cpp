@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <sstream>
 #include <string>
 
 namespace weft {
@@ -17,11 +18,17 @@ std::string content_of(const fs::path& path) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
+struct Kin {
+  pid_t parent = 0;
+  bool dead = false;  // and nobody has asked for its end
+};
+
 // "PID (NAME) STATE PARENT ...", where NAME may hold anything.
-pid_t parent_of(const fs::path& process) {
+Kin kin_of(const fs::path& process) {
   const std::string stat = content_of(process / "stat");
   const size_t name_end = stat.rfind(") ");
-  return name_end == std::string::npos ? 0 : std::atoi(stat.c_str() + std::min(name_end + 4, stat.size()));
+  if (name_end == std::string::npos || name_end + 4 >= stat.size()) return {};
+  return {std::atoi(stat.c_str() + name_end + 4), stat[name_end + 2] == 'Z'};
 }
 
 bool has_rank(const fs::path& process) {
@@ -38,11 +45,32 @@ std::vector<pid_t> local_ranks(pid_t launcher) {
   std::error_code gone;
   for (const auto& entry : fs::directory_iterator("/proc", gone)) {
     const pid_t process = std::atoi(entry.path().filename().c_str());
-    if (process > 0 && parent_of(entry.path()) == launcher && has_rank(entry.path()))
+    if (process > 0 && kin_of(entry.path()).parent == launcher && has_rank(entry.path()))
       ranks.push_back(process);
   }
   std::sort(ranks.begin(), ranks.end());
   return ranks;
+}
+
+bool handles(pid_t process, int signal) {
+  std::istringstream status(content_of(fs::path("/proc") / std::to_string(process) / "status"));
+  for (std::string line; std::getline(status, line);)
+    if (line.starts_with("SigCgt:"))
+      return (std::strtoull(line.c_str() + 7, nullptr, 16) >> (signal - 1)) & 1;
+  return false;
+}
+
+bool has_only_dead_children(pid_t process) {
+  bool any = false;
+  std::error_code gone;
+  for (const auto& entry : fs::directory_iterator("/proc", gone)) {
+    if (std::atoi(entry.path().filename().c_str()) <= 0) continue;
+    const Kin kin = kin_of(entry.path());
+    if (kin.parent != process) continue;
+    if (!kin.dead) return false;
+    any = true;
+  }
+  return any;
 }
 
 }  // namespace weft

@@ -11,4 +11,10 @@ namespace weft {
 // runs between it and ranks of other machines (ssh, daemons) is none.
 std::vector<pid_t> local_ranks(pid_t launcher);
 
+// Whether a process handles a signal: before, it would end by it.
+bool handles(pid_t process, int signal);
+
+// Whether a process has children, and all of them have ended without its taking notice.
+bool has_only_dead_children(pid_t process);
+
 }  // namespace weft

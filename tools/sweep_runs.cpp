@@ -19,6 +19,7 @@
 #include "training/log/clock.h"
 #include "training/log/console_text.h"
 #include "training/log/failure.h"
+#include "training/log/metrics_file.h"
 #include "training/log/stop_request.h"
 #include "training/mechanism_settings.h"
 #include "training/recipe/diff.h"
@@ -177,7 +178,8 @@ bool is_finished(const SweepRun& run) {
   const std::string saved = run.recipe.run + "/recipe.yaml";
   if (!exists(saved)) return false;
   const std::vector<int64_t> steps = ckpt::list_steps(run.recipe.run);
-  const bool finished = !steps.empty() && steps.back() >= run.recipe.steps;
+  const bool finished = !steps.empty() && steps.back() >= run.recipe.steps &&
+                        !evaluation_was_stopped(run.recipe.run + "/metrics.jsonl", steps.back());
   // A run that goes on may change what is not fixed; the result of a finished one has to be that of this
   // recipe. Settings of mechanisms that change speed alone change neither.
   const Recipe before = load_recipe(saved);
@@ -229,7 +231,7 @@ std::vector<SweepResult> train_all(const std::vector<SweepRun>& runs, const Swee
                    .out = out,
                    .err = console,
                    .on_stop = "\nweft: asking the run to save and leave; again to end it at once\n",
-                   .tick = [&] { display.tick(open.size() - k - 1, seconds / done); },
+                   .tick = [&](pid_t) { display.tick(open.size() - k - 1, seconds / done); },
                    .cancelled = [&] { return stop.requested(); }});
     if (!end.started) break;
     SweepResult& result = results[open[k]];

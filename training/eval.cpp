@@ -30,6 +30,11 @@ MicroBatch whole(const Model& model, const Batch& batch) {
                          model.output_weight()->working.device());
 }
 
+void leave_if_asked(const EvalOptions& options) {
+  if (options.stop && options.stop())
+    throw Error(Exit::stopped, "stopped by a signal before the result was there", "eval", "call it again");
+}
+
 // Shares of the commonest label, and of the commonest whole answer.
 class Commonest {
  public:
@@ -69,6 +74,7 @@ void eval_task(const OpenModel& m, const TaskText& text, const EvalOptions& opti
   Commonest commonest;
   const int64_t together = std::max<int64_t>(1, kTokens / length);
   for (int64_t first = 0; first < options.examples; first += together) {
+    leave_if_asked(options);
     std::vector<int64_t> which;
     for (int64_t i = first; i < std::min(options.examples, first + together); ++i) which.push_back(i);
     const Batch batch = data.batch(which);
@@ -113,10 +119,12 @@ void eval_text(const OpenModel& m, const TaskText& text, const std::vector<std::
   read_config(config, text.settings, kTextTask);
   const int64_t context = config.context > 0 ? config.context : m.recipe.context;
   const Dataset data = open_text(m, paths, context);
+  data.require_labels();
   const int64_t bucket = (context + config.buckets - 1) / config.buckets;
   Evaluator evaluator(*m.model, {.tokenizer = m.tokenizer.get(), .bucket = bucket});
   const int64_t together = std::max<int64_t>(1, kTokens / context);
   for (int64_t first = 0; first < data.samples(); first += together) {
+    leave_if_asked(options);
     std::vector<int64_t> which;
     for (int64_t i = first; i < std::min(data.samples(), first + together); ++i) which.push_back(i);
     LocalCrossings crossings;

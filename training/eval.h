@@ -1,6 +1,7 @@
 #pragma once
 // `weft eval`: scores a trained model on a grid of task settings, or on text, one row for each cell.
 
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -20,8 +21,9 @@ struct EvalRow {
 };
 
 struct EvalOptions {
-  int64_t examples = 500;  // a cell, at least
-  int64_t seed = 1;        // of the held-out examples
+  int64_t examples = 500;           // a cell, at least
+  int64_t seed = 1;                 // of the held-out examples
+  std::function<bool()> stop = {};  // asked before each batch: Exit::stopped
 };
 
 // The name under which text is a task: bits_per_byte by position.

@@ -70,7 +70,7 @@ void Evaluator::judge(const MicroBatch& micro, const Tensor& hidden, const std::
 Evaluation Evaluator::Sums::mean() const {
   Evaluation e;
   e.tokens = static_cast<int64_t>(tokens);
-  e.loss = nats / std::max(1.0, tokens);
+  if (tokens > 0) e.loss = nats / tokens;
   if (bytes > 0) e.bits_per_byte = text_nats / (bytes * std::log(2.0));
   return e;
 }

@@ -11,7 +11,7 @@
 namespace weft {
 
 struct Evaluation {
-  double loss = 0;             // nats a labelled token
+  double loss = NAN;           // nats a labelled token; NaN where there is none
   double bits_per_byte = NAN;  // of text
   double accuracy = NAN;       // share of labelled tokens whose label is the most likely token
   double exact = NAN;          // share of examples for which that holds for all labels

@@ -11,7 +11,6 @@
 #include "training/checkpoint/hash.h"
 #include "training/data/order.h"
 #include "training/mechanism_settings.h"
-#include "training/recipe/diff.h"
 #include "training/recipe/load.h"
 
 namespace weft {
@@ -76,7 +75,8 @@ std::string weights_hash_of(const ParameterStore& store) {
 
 ckpt::Peers peers_of(Communicator* world) {
   if (world == nullptr) return {};
-  return {world->rank(), world->size(), [world](bool ok) { return all_ranks(*world, ok); }};
+  return {world->rank(), world->size(), [world](bool ok) { return all_ranks(*world, ok); },
+          [world] { world->pulse(); }};
 }
 
 namespace {
@@ -101,12 +101,14 @@ void require_same_weights(Communicator* world, const std::string& hash, int64_t 
 
 }  // namespace
 
-std::vector<std::string> save_run(Trainer& trainer, const RunState& state, const std::string& run_id) {
+std::vector<std::string> save_run(Trainer& trainer, const RunState& state, const std::string& run_id,
+                                  const std::vector<int64_t>& damaged) {
   const ckpt::Peers peers = peers_of(trainer.world());
   ckpt::SaveRequest request;
   request.run_folder = trainer.recipe().run;
   const int64_t keep = trainer.recipe().checkpoint.keep;
   request.keep = keep == 0 ? std::numeric_limits<int64_t>::max() : keep;
+  request.damaged = damaged;
   ckpt::Manifest& m = request.manifest;
   m.run = run_id;
   m.step = state.step;
@@ -175,20 +177,22 @@ void require_saved_settings(const ckpt::Checkpoint& checkpoint, const Recipe& re
   }
 }
 
-void require_saved_recipe(const ckpt::Checkpoint& checkpoint, const Recipe& recipe,
-                          const std::string& section) {
+std::vector<RecipeDifference> changes_since(const ckpt::Checkpoint& checkpoint, const Recipe& recipe) {
   const json extra = json::parse(checkpoint.manifest().extra, nullptr, false);
   if (!extra.is_object() || !extra.contains("recipe") || !extra["recipe"].is_string())
-    return;  // saved before
-  Recipe saved;
+    return {};  // saved before
   try {
-    saved = parse_recipe(extra["recipe"], checkpoint.folder());
+    return recipe_diff(parse_recipe(extra["recipe"], checkpoint.folder()), recipe);
   } catch (const Error&) {  // of a version with other keys, of which this one cannot tell
-    return;
+    return {};
   }
+}
+
+void require_saved_recipe(const ckpt::Checkpoint& checkpoint, const Recipe& recipe,
+                          const std::string& section) {
   const std::set<std::string> told_otherwise{"init", "data.train", "data.val", "data.tokenizer",
                                              "model.mechanisms"};
-  for (const RecipeDifference& d : recipe_diff(saved, recipe))
+  for (const RecipeDifference& d : changes_since(checkpoint, recipe))
     if (d.fixed && d.key.starts_with(section) && !told_otherwise.contains(d.key))
       throw Error(Exit::recipe, "the checkpoint was saved with another recipe: " + d.line(),
                   recipe.where(d.key),

@@ -4,6 +4,7 @@
 
 #include "training/checkpoint/load.h"
 #include "training/checkpoint/save.h"
+#include "training/recipe/diff.h"
 #include "training/trainer.h"
 
 namespace weft {
@@ -23,7 +24,9 @@ ckpt::Peers peers_of(Communicator* world);
 
 // All ranks together. Returns warnings. Errors: those of ckpt::save; Exit::internal where the ranks' weights
 // are not the same.
-std::vector<std::string> save_run(Trainer& trainer, const RunState& state, const std::string& run_id);
+// damaged: steps of before that do not count among those to keep.
+std::vector<std::string> save_run(Trainer& trainer, const RunState& state, const std::string& run_id,
+                                  const std::vector<int64_t>& damaged = {});
 
 // Records in the run folder that the run went back. The next checkpoint, which knows it too, may be some
 // steps away, and a run killed before it must not meet the same data again: from a checkpoint of fewer
@@ -44,6 +47,9 @@ void require_saved_settings(const ckpt::Checkpoint& checkpoint, const Recipe& re
 // ("") anywhere. Not asked of data and mechanisms, which are told by what they hold and do.
 void require_saved_recipe(const ckpt::Checkpoint& checkpoint, const Recipe& recipe,
                           const std::string& section);
+
+// In what the recipe differs from that of this checkpoint; empty where it keeps none.
+std::vector<RecipeDifference> changes_since(const ckpt::Checkpoint& checkpoint, const Recipe& recipe);
 
 // Into a trainer of the same recipe, past the data of the last rewind. Errors: Exit::no_checkpoint where an
 // array is missing or of another shape, Exit::data for a checkpoint of a run with another seed,

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <set>
 #include <thread>
 #include <utility>
 
@@ -18,11 +19,12 @@
 #include "training/checkpoint/files.h"
 #include "training/checkpoint/folder.h"
 #include "training/checkpoint/hash.h"
-#include "training/checkpoint/lock.h"
 #include "training/data/baseline.h"
 #include "training/data/loader.h"
 #include "training/device_peak.h"
 #include "training/generate.h"
+#include "training/held_folder.h"
+#include "training/log/clock.h"
 #include "training/log/environment_file.h"
 #include "training/log/run_log.h"
 #include "training/log/step_timer.h"
@@ -40,7 +42,8 @@ namespace fs = std::filesystem;
 
 // A failed save is a warning; so many in a row end the run.
 constexpr int kFailedSaves = 3;
-constexpr int64_t kStopPatience = 3;  // refused steps that a stop waits for one that is applied
+constexpr int64_t kStopPatience = 3;     // refused steps that a stop waits for one that is applied
+constexpr int64_t kRefusedAtTheEnd = 3;  // in a row, with which a run is not done
 
 bool run_exists(const std::string& run) {
   std::error_code unreachable;  // what cannot be looked at cannot be created either, which then is the error
@@ -75,9 +78,11 @@ class Run {
   bool step();
   void tell_start();
   std::optional<double> mfu(double seconds);
-  void evaluate();
+  bool evaluate();  // false where a signal ended it
+  void put_evaluation(StepRecord& record);
+  bool make_up_evaluation();
   void sample();
-  void mend_folder();
+  bool is_an_end(const StepResult& result);
   void save();
   bool weights_are_lost();
   void rewind();
@@ -87,7 +92,7 @@ class Run {
   const TrainOptions& options_;
   Communicator* world_;
   bool first_;
-  std::optional<ckpt::RunLock> lock_;
+  std::optional<HeldFolder> folder_;  // of the first rank
   std::optional<RunLog> log_;
   std::shared_ptr<const Tokenizer> tokenizer_;
   std::unique_ptr<Trainer> trainer_;
@@ -96,6 +101,7 @@ class Run {
   std::optional<Datasets> data_;
   std::string fingerprint_;                // of the data
   std::vector<RecipeDifference> changes_;  // of a resumed run's recipe; known to the first rank
+  std::set<int64_t> damaged_;              // checkpoints that were passed over
   std::optional<SampleOrder> order_;
   std::unique_ptr<Loader> loader_;
   std::optional<StepTimer> timer_;
@@ -106,6 +112,8 @@ class Run {
   int failed_saves_ = 0;
   bool save_is_due_ = false;
   int64_t refused_since_asked_ = 0;  // steps, since a stop was asked for
+  int64_t refused_in_a_row_ = 0;
+  bool unmeasured_ = false;  // a signal ended the evaluation of this step
   std::optional<Evaluation> last_evaluation_;
   TrainSummary summary_;
 };
@@ -124,7 +132,7 @@ bool Run::prepare_folder() {
     fs::create_directories(recipe_.run, failed);
     if (failed)
       throw Error(Exit::cannot_create, "cannot create the run folder: " + failed.message(), recipe_.run);
-    lock_.emplace(recipe_.run);
+    folder_.emplace(recipe_);
     ckpt::clean(recipe_.run);
     resume = exists && !ckpt::list_steps(recipe_.run).empty();
     if (!resume) forget_rewind(recipe_.run);
@@ -156,6 +164,11 @@ std::vector<std::string> Run::load_checkpoint() {
     throw Error(Exit::recipe,
                 text("the run has done ", state_.step, " steps, its recipe now asks for ", recipe_.steps),
                 recipe_.where("steps"), text("set steps to ", state_.step, " or more"));
+  // Also what was edited in the run's own recipe, or what a run changed that has saved nothing since.
+  for (RecipeDifference& d : changes_since(loaded.checkpoint, recipe_))
+    if (std::none_of(changes_.begin(), changes_.end(), [&](const auto& c) { return c.key == d.key; }))
+      changes_.push_back(std::move(d));
+  for (const int64_t step : loaded.damaged) damaged_.insert(step);
   run_id_ = loaded.checkpoint.manifest().run;
   order_hash_ = state_.order_hash.empty() ? OrderHash() : OrderHash(state_.order_hash);
   saved_step_ = state_.step;
@@ -202,16 +215,49 @@ void Run::start_loader() {
                                                     .ahead = recipe_.data.prefetch});
 }
 
-void Run::evaluate() {
-  if (!data_->val) return;
+bool Run::evaluate() {
+  if (!data_->val) return true;
   const auto span = timer_->pause();
   const int64_t all = data_->val->samples(), each = trainer_->samples_per_step();
-  last_evaluation_ =
-      trainer_->evaluate(*data_->val, recipe_.eval.batches > all / each ? all : recipe_.eval.batches * each);
+  last_evaluation_ = trainer_->evaluate(
+      *data_->val, recipe_.eval.batches > all / each ? all : recipe_.eval.batches * each,
+      [&] { return world_ == nullptr ? stop_.requested() : any_rank(*world_, stop_.requested()); });
+  unmeasured_ = !last_evaluation_;
+  if (unmeasured_) {
+    log_->warning(text("the evaluation after step ", state_.step,
+                       " was stopped; a run that continues there makes up for it"));
+    return false;
+  }
   summary_.val_loss = last_evaluation_->loss;
   summary_.val_bpb = last_evaluation_->bits_per_byte;
   summary_.val_accuracy = last_evaluation_->accuracy;
   summary_.val_exact = last_evaluation_->exact;
+  return true;
+}
+
+void Run::put_evaluation(StepRecord& record) {
+  record.val_stopped = unmeasured_;
+  if (!last_evaluation_) return;
+  const auto measured = [](double x) { return std::isnan(x) ? std::nullopt : std::optional(x); };
+  record.val_loss = last_evaluation_->loss;
+  if (recipe_.data.task.empty()) record.val_bpb = last_evaluation_->bits_per_byte;
+  record.val_accuracy = measured(last_evaluation_->accuracy);
+  record.val_exact = measured(last_evaluation_->exact);
+  last_evaluation_.reset();
+}
+
+// Of the step that a resumed run begins at, where a signal had ended it. False where one does so again.
+bool Run::make_up_evaluation() {
+  bool due = first_ && evaluation_was_stopped(recipe_.run + "/metrics.jsonl", state_.step);
+  if (world_ != nullptr) due = any_rank(*world_, due);
+  if (!due) return true;
+  if (!evaluate()) return false;
+  StepRecord record;
+  record.step = state_.step;
+  record.time = wall_seconds();
+  put_evaluation(record);
+  log_->measured(record);
+  return true;
 }
 
 void Run::sample() {
@@ -237,29 +283,18 @@ void Run::sample() {
   log_->sample(state_.step, summary_.sample);
 }
 
-// Without its recipe nobody could use what a run saves where its folder was.
-void Run::mend_folder() {
-  std::error_code unknown;
-  if (!first_ || fs::exists(recipe_.run + "/recipe.yaml", unknown)) return;
-  log_->warning("the run folder was moved or removed while the run used it: checkpoints go to a new one, " +
-                recipe_.run + ", without the log so far");
-  fs::create_directories(recipe_.run, unknown);
-  try {
-    write_file_atomically(recipe_.run + "/recipe.yaml", resolved_recipe(recipe_));
-  } catch (const Error& e) {  // no more than the checkpoint itself will meet, together with the other ranks
-    log_->warning(e.what());
-  }
-}
-
 void Run::save() {
   if (saved_step_ == state_.step) return;
   const auto span = timer_->pause();
   save_is_due_ = false;
   state_.order_hash = order_hash_.hex();
   state_.data = fingerprint_;
-  mend_folder();
+  if (world_ != nullptr) world_->beat(state_.step, "save");
+  if (folder_) folder_->mend(run_id_, [&](const std::string& warning) { log_->warning(warning); });
   try {
-    for (const std::string& w : save_run(*trainer_, state_, run_id_)) log_->warning(w);
+    for (const std::string& w : save_run(*trainer_, state_, run_id_, {damaged_.begin(), damaged_.end()}))
+      log_->warning(w);
+    damaged_.erase(state_.step);
     saved_step_ = state_.step;
     failed_saves_ = 0;
     log_->event(Event::checkpoint, state_.step);
@@ -292,10 +327,24 @@ bool Run::weights_are_lost() {
   return true;
 }
 
+// Whether the last step may be one. Behind steps in which nothing was learned it may not: the run goes back,
+// as after too many of them anywhere, or else has failed. What was learned before is kept.
+bool Run::is_an_end(const StepResult& result) {
+  if (refused_in_a_row_ < std::min(kRefusedAtTheEnd, recipe_.steps)) return true;
+  const std::string what = text("the last ", refused_in_a_row_, " steps were not applied: ", result.reason);
+  if (saved_step_ >= 0 && trainer_->guard().go_back()) {
+    log_->warning(what);
+    return false;
+  }
+  if (saved_step_ < 0 && trainer_->updates() > 0 && !weights_are_lost()) save();
+  throw Error(Exit::numerics, what, recipe_.run, "lower optim.lr, or look at the data of these steps");
+}
+
 // Back to the last good checkpoint, and past the data that led astray.
 void Run::rewind() {
   const int64_t from = state_.step, data = state_.step + state_.skipped_steps;
   save_is_due_ = false;
+  refused_in_a_row_ = 0;
   loader_.reset();
   on_first_rank(world_, [&] {
     try {
@@ -365,12 +414,13 @@ bool Run::step() {
     log_->warning(text("step ", state_.step, " was not applied: ", result.reason));
   }
   const bool last = state_.step == recipe_.steps;
+  unmeasured_ = false;
   if (last || (recipe_.eval.every > 0 && state_.step % recipe_.eval.every == 0)) evaluate();
 
   StepRecord record;
   record.step = state_.step;
   record.tokens = state_.tokens;
-  record.loss = result.loss;
+  if (result.labels > 0) record.loss = result.loss;
   record.grad_norm = result.grad_norm;
   record.lr = result.lr;
   record.tokens_per_s = times.tokens_per_s;
@@ -380,18 +430,13 @@ bool Run::step() {
   record.comm_s = times.comm_s;
   record.peak_bytes = memory_report(trainer_->store().device()).peak_bytes;
   if (world_ != nullptr) record.peak_bytes = max_over_ranks(*world_, record.peak_bytes);
-  if (last_evaluation_) {
-    const auto measured = [](double x) { return std::isnan(x) ? std::nullopt : std::optional(x); };
-    record.val_loss = last_evaluation_->loss;
-    if (recipe_.data.task.empty()) record.val_bpb = last_evaluation_->bits_per_byte;
-    record.val_accuracy = measured(last_evaluation_->accuracy);
-    record.val_exact = measured(last_evaluation_->exact);
-    last_evaluation_.reset();
-  }
+  put_evaluation(record);
   const Pace pace = timer_->pace();
   log_->step(record, pace);
-  summary_.loss = result.loss;
-  summary_.grad_norm = result.grad_norm;
+  if (result.applied) {
+    summary_.loss = record.loss;
+    summary_.grad_norm = result.grad_norm;
+  }
   summary_.tokens_per_s = pace.tokens_per_s;
   summary_.mfu = record.mfu.value_or(NAN);
   summary_.peak_bytes = record.peak_bytes;
@@ -408,6 +453,11 @@ bool Run::step() {
           Exit::numerics,
           text("step ", state_.step, ": ", result.reason, ", too often, and no checkpoint to go back to"), {},
           "lower optim.lr, or save earlier with checkpoint.every");
+    rewind();
+    return !asked;
+  }
+  refused_in_a_row_ = applied ? 0 : refused_in_a_row_ + 1;
+  if (last && !is_an_end(result)) {
     rewind();
     return !asked;
   }
@@ -475,7 +525,7 @@ TrainSummary Run::train() {
                              .tensorboard = recipe_.log.tensorboard,
                              .console = !options_.quiet,
                              .resume_step = resume_step});
-  if (lock_ && !lock_->note().empty()) log_->warning(lock_->note());
+  if (folder_ && !folder_->note().empty()) log_->warning(folder_->note());
   log_->environment({.command_line = options_.command_line,
                      .device = describe_device(trainer_->store().device()),
                      .world = world_ == nullptr ? 1 : world_->size(),
@@ -501,15 +551,16 @@ TrainSummary Run::train() {
     log_->warning(text(bad, " documents or lines of data.train are not usable and were skipped"));
 
   timer_.emplace(recipe_.steps - state_.step);
-  bool go_on = true;
+  bool go_on = !resume || make_up_evaluation();
+  const bool measured = !std::isnan(summary_.val_loss);  // already
   if (state_.step < recipe_.steps) start_loader();
   while (go_on && state_.step < recipe_.steps) go_on = step();
   loader_.reset();
   while (saved_step_ != state_.step) save();  // until it works, or has failed too often
 
-  summary_.exit = state_.step < recipe_.steps ? Exit::stopped : Exit::ok;
+  if (go_on && !measured && summary_.first_step_s == 0) evaluate();  // nothing was left to do
+  summary_.exit = state_.step < recipe_.steps || unmeasured_ ? Exit::stopped : Exit::ok;
   summary_.status = summary_.exit == Exit::ok ? "done" : "stopped";
-  if (summary_.exit == Exit::ok && summary_.first_step_s == 0) evaluate();  // nothing was left to do
   summary_.baseline_bpb = first_ && !options_.quiet && data_->val && summary_.exit == Exit::ok
                               ? baseline_bits_per_byte(data_->train, *data_->val, *tokenizer_)
                               : NAN;

@@ -244,14 +244,21 @@ StepResult Trainer::step(int64_t step, const Batch& batch) {
   return result;
 }
 
-Evaluation Trainer::evaluate(const Dataset& data, int64_t samples) {
+std::optional<Evaluation> Trainer::evaluate(const Dataset& data, int64_t samples,
+                                            const std::function<bool()>& stop) {
   const AveragedWeights averaged(store_, *optimizer_);
   const int64_t count = std::min(samples, data.samples());
   const Slice own = slice_of(count, mesh_.data ? mesh_.data->rank() : 0, mesh_.shape.dp);
   const bool task = data.maker() != nullptr;
   Evaluator evaluator(model_, {.tokenizer = task ? nullptr : &tokenizer_,
                                .documents = task ? count * data.maker()->documents() : 0});
-  for (int64_t first = own.begin; first < own.end; first += micro_samples_) {
+  int64_t rounds = (own.end - own.begin + micro_samples_ - 1) / micro_samples_;
+  if (world_ != nullptr) rounds = max_over_ranks(*world_, rounds);
+  for (int64_t round = 0; round < rounds; ++round) {
+    if (stop && stop()) return {};
+    const int64_t first = own.begin + round * micro_samples_;
+    if (first >= own.end) continue;  // the others have more
+    fault::point(fault::Phase::evaluate);
     std::vector<int64_t> which;
     for (int64_t i = first; i < std::min(own.end, first + micro_samples_); ++i) which.push_back(i);
     if (world_ != nullptr) world_->beat(updates_, "evaluation");

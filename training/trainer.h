@@ -42,8 +42,10 @@ class Trainer {
   int64_t micro_samples() const { return micro_samples_; }
 
   StepResult step(int64_t step, const Batch& batch);
-  // Over the first `samples` samples of a data set, shared among the data ranks.
-  Evaluation evaluate(const Dataset& data, int64_t samples);
+  // Over the first `samples` samples of a data set, shared among the data ranks. `stop` is asked before each
+  // batch, on all ranks as often and with one answer; what it ends has no result.
+  std::optional<Evaluation> evaluate(const Dataset& data, int64_t samples,
+                                     const std::function<bool()>& stop = {});
 
   const Recipe& recipe() const { return recipe_; }
   const Tokenizer& tokenizer() const { return tokenizer_; }

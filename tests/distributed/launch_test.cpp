@@ -313,6 +313,9 @@ TEST_F(Job, NamesAStoppedRank) {
   EXPECT_NE(said.find("rank 1 is stopped"), std::string::npos) << said;
 }
 
+// Rank 1 takes longer than the limit for something that it gives signs of; the others wait for it.
+TEST_F(Job, WaitsForARankThatIsNotStuck) { EXPECT_EQ(run_job("slow").code, Exit::ok); }
+
 TEST_F(Job, NoticesOneThatStaysStopped) {
   testing::internal::CaptureStderr();
   EXPECT_EQ(run_job("sleep").code, Exit::hang);
@@ -333,26 +336,47 @@ TEST_F(Job, ASignalAsksTheRanksToLeave) {
   unsetenv("WEFT_TEST_LAUNCHER");
 }
 
-// Stands for Ubuntu 24.04's Open MPI 4.1.6, which takes SIGUSR1 and passes it to nobody.
-TEST_F(Job, ASignalReachesRanksThatMpirunDoesNotTell) {
-  const std::string folder = testing::TempDir() + "deaf-mpirun";
+// `weft launch -n 1` of a shell, with a script in the place of mpirun: $program and "$@" are the rank.
+LaunchResult launch_by(const std::string& script, const std::string& rank) {
+  const std::string folder = testing::TempDir() + "other-mpirun";
   fs::create_directory(folder);
   std::ofstream(folder + "/mpirun") << R"(#!/bin/sh
 case $* in *--version*) echo 'mpirun (Open MPI) 4.1.6'; exit ;; esac
-trap : USR1
 for word; do [ "$word" = -c ] && break; program=$word; shift; done
+)" << script;
+  fs::permissions(folder + "/mpirun", fs::perms::owner_all);
+  const std::string path = std::getenv("PATH");
+  setenv("PATH", (folder + ":" + path).c_str(), 1);
+  const LaunchResult result = launch({1, "mpirun", {}, ""}, {"-c", rank}, "/bin/sh");
+  setenv("PATH", path.c_str(), 1);
+  fs::remove_all(folder);
+  return result;
+}
+
+const char* const start_and_wait = R"(
 OMPI_COMM_WORLD_RANK=0 "$program" "$@" &
 while kill -0 $! 2>/dev/null; do wait $!; code=$?; done
 exit $code
 )";
-  fs::permissions(folder + "/mpirun", fs::perms::owner_all);
-  const std::string path = std::getenv("PATH");
-  setenv("PATH", (folder + ":" + path).c_str(), 1);
-  const std::string rank = text("trap 'exit 75' USR1; kill -TERM ", getpid(),
-                                "; for i in $(seq 100); do sleep 0.05; done; exit 0");
-  EXPECT_EQ(launch({1, "mpirun", {}, ""}, {"-c", rank}, "/bin/sh").code, Exit::stopped);
-  setenv("PATH", path.c_str(), 1);
-  fs::remove_all(folder);
+const char* const five_seconds = "for i in $(seq 100); do sleep 0.05; done; exit 0";
+
+// Stands for Ubuntu 24.04's Open MPI 4.1.6, which takes SIGUSR1 and passes it to nobody.
+TEST_F(Job, ASignalReachesRanksThatMpirunDoesNotTell) {
+  const std::string rank = text("trap 'exit 75' USR1; kill -TERM ", getpid(), "; ", five_seconds);
+  EXPECT_EQ(launch_by(text("trap : USR1", start_and_wait), rank).code, Exit::stopped);
+}
+
+// Before there are any, and before they listen.
+TEST_F(Job, ASignalReachesRanksThatStillStart) {
+  const std::string call = text("trap : USR1; kill -TERM ", getpid(), "; sleep 0.3");
+  EXPECT_EQ(launch_by(text(call, start_and_wait), text("sleep 1; trap 'exit 75' USR1; ", five_seconds)).code,
+            Exit::stopped);
+}
+
+// Open MPI 4 may miss that its ranks have died while it started them.
+TEST_F(Job, EndsWhereMpirunMissesTheEndOfItsRanks) {
+  const LaunchResult result = launch_by("\"$program\" \"$@\" &\nexec sleep 60\n", "sleep 0.2; exit 3");
+  EXPECT_EQ(result.code, Exit::peer_lost);
 }
 
 TEST_F(Job, AProgramThatIsNotThereIsAnError) {

@@ -93,6 +93,10 @@ void misbehave(Communicator& world, const std::string& how) {
     if (how == "crash") std::abort();
     if (how == "exit") _exit(0);
     if (how == "hang" || how == "sleep") raise(SIGSTOP);
+    for (int i = 0; how == "slow" && i < 100; ++i) {  // longer than the limit, but not stuck
+      world.pulse();
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    }
     if (how == "fail") throw Error(Exit::numerics, "loss is not finite");
   }
   if (how == "stop") {  // as a training loop does: SIGUSR1 asks to leave between steps
@@ -102,7 +106,7 @@ void misbehave(Communicator& world, const std::string& how) {
     while (!any_rank(world, asked)) world.beat(7, "forward");
     throw Error(Exit::stopped, "stopped by a signal");
   }
-  for (int i = 0; i < 200; ++i) {
+  for (int i = 0; i < (how == "slow" ? 2 : 200); ++i) {
     double x[1000] = {};
     world.all_reduce(x, 1000, Dtype::f64);
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
@@ -116,7 +120,7 @@ int test_main(const std::string& how) {
   try {
     if (how == "late" && launched.rank == 1) std::this_thread::sleep_for(std::chrono::seconds(20));
     world = world_communicator(launched, {std::chrono::seconds(how == "late" ? 2 : 60), true,
-                                          std::chrono::seconds(how == "hang" ? 2 : 0),
+                                          std::chrono::seconds(how == "hang" || how == "slow" ? 2 : 0),
                                           std::chrono::seconds(how == "sleep" ? 1 : 20)});
     world->on_leave(
         [&](Exit why, const std::string& what) { leave_exit_code({}, launched.rank, why, what); });

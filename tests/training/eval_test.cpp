@@ -156,6 +156,16 @@ TEST_F(Eval, TextModelsAreAskedForTheNeedle) {
   EXPECT_EQ(json["rows"].size(), 8u);
 }
 
+TEST_F(Eval, ASignalEndsIt) {
+  for (const Words& words :
+       {Words{"runs/task"}, Words{"runs/tiny", "--task", "needle length=128 digits=2 depth=0"}}) {
+    const Ran ran =
+        tiny_->weft(Words{"eval"} + words + Words{"--examples", "200000", "--json"}, {.stop_after_ms = 2000});
+    EXPECT_EQ(ran.code, 75) << ran.err;
+    EXPECT_EQ(ran.json()["exit"], 75) << ran.out;
+  }
+}
+
 TEST_F(Eval, Refuses) {
   struct Case {
     Words words;

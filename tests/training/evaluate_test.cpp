@@ -140,6 +140,17 @@ TEST(Evaluator, TextByPosition) {
   EXPECT_TRUE(std::isnan(all.accuracy));
 }
 
+TEST(Evaluator, NoLabelIsNoLoss) {
+  const Echo echo;
+  Batch batch = some_batch();
+  batch.targets.assign(batch.targets.size(), -1);
+  Evaluator evaluator(echo.model(), {});
+  LocalCrossings crossings;
+  evaluator.add(cut_micro_batch(batch, SegmentPlan::contiguous, 1, 0, 1, Device::cpu), crossings);
+  EXPECT_EQ(evaluator.finish().tokens, 0);
+  EXPECT_TRUE(std::isnan(evaluator.finish().loss));
+}
+
 // A model of one softmax layer after another learns to look for what followed: far above 1 of 4.
 TEST(Learning, SoftmaxLearnsInduction) {
   const Recipe recipe = parse_recipe(
@@ -150,11 +161,11 @@ TEST(Learning, SoftmaxLearnsInduction) {
   const std::shared_ptr<const Tokenizer> tokenizer = open_tokenizer(recipe);
   Trainer trainer(recipe, *tokenizer, nullptr);
   const Datasets data = open_recipe_data(recipe, *tokenizer, vocabulary_of(recipe, *tokenizer));
-  EXPECT_LT(trainer.evaluate(*data.val, 32).accuracy, 0.4);
+  EXPECT_LT(trainer.evaluate(*data.val, 32)->accuracy, 0.4);
   const SampleOrder order = data.train.order(1);
   for (int64_t step = 0; step < recipe.steps; ++step)
     trainer.step(step, data.train.batch(order.step(step, trainer.samples_per_step())));
-  const Evaluation after = trainer.evaluate(*data.val, 32);
+  const Evaluation after = *trainer.evaluate(*data.val, 32);
   EXPECT_EQ(after.examples, 32 * 8);
   EXPECT_GT(after.accuracy, 0.6);
   EXPECT_EQ(after.accuracy, after.exact) << "one label an example";

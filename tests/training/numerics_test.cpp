@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <filesystem>
+
 #include "tests/training/tiny_run.h"
 #include "training/data/stories.h"
 
@@ -87,6 +89,49 @@ TEST(Numerics, LostWeightsComeBackFromTheCheckpointBefore) {
     EXPECT_EQ(resumed.code, 0) << resumed.err;
     EXPECT_LT(resumed.json()["val_loss"], 4.0);
   }
+}
+
+// What nothing was learned in at the end is no end: the run goes back and on with other data, and only where
+// it may not, it fails.
+TEST(Numerics, RefusedStepsAtTheEndAreNoEnd) {
+  const TinyRun tiny;
+  const RunOptions broken{.environment = {"WEFT_FAULT=nan@step=10;nan@step=11;nan@step=12"}};
+  const Words words{"steps=12", "numerics.rewind=0", "--resume", "auto"};
+  const Ran failed = tiny.train(words, broken);
+  EXPECT_EQ(failed.code, 80) << failed.err;
+  EXPECT_NE(failed.err.find("the last 3 steps were not applied: the loss is nan"), std::string::npos)
+      << failed.err;
+  EXPECT_EQ(failed.json()["error"]["step"], 12) << failed.out;
+  EXPECT_EQ(tiny.checkpoints(), (Words{"step-5"}))
+      << "behind the steps that were not applied nothing is saved";
+  EXPECT_EQ(tiny.train(words, broken).code, 80) << "nor is it done when it is called again";
+  const Ran mended = tiny.train(words);
+  EXPECT_EQ(mended.code, 0) << mended.err;
+  EXPECT_TRUE(mended.json()["loss"].is_number());
+
+  const Ran twice = tiny.train({"steps=12", "run=runs/twice"}, broken);
+  EXPECT_EQ(twice.code, 80) << "on other data it fails again: " << twice.err;
+  EXPECT_EQ(tiny.events("rewind", "twice").size(), 1u);
+
+  // Two are no more than a run may skip anywhere. Its loss is that of the last step that was applied.
+  const Ran two =
+      tiny.train({"steps=12", "run=runs/two"}, {.environment = {"WEFT_FAULT=nan@step=11;nan@step=12"}});
+  EXPECT_EQ(two.code, 0) << two.err;
+  EXPECT_EQ(two.json()["loss"], tiny.steps("two")[9]["loss"]);
+  EXPECT_EQ(two.json()["grad_norm"], tiny.steps("two")[9]["grad_norm"]);
+}
+
+// Without any checkpoint before, what was learned is saved all the same.
+TEST(Numerics, RefusedStepsAtTheEndLoseNothing) {
+  const TinyRun tiny;
+  const Ran ran = tiny.train({"steps=12", "checkpoint.every=0"},
+                             {.environment = {"WEFT_FAULT=nan@step=10;nan@step=11;nan@step=12"}});
+  EXPECT_EQ(ran.code, 80) << ran.err;
+  EXPECT_EQ(tiny.checkpoints(), (Words{"step-12"}));
+  const Ran nothing =
+      tiny.train({"steps=2", "checkpoint.every=0", "run=runs/nothing"}, {.environment = {"WEFT_FAULT=nan"}});
+  EXPECT_EQ(nothing.code, 80) << nothing.err;
+  EXPECT_FALSE(std::filesystem::exists(tiny.run("nothing") + "/checkpoints")) << "nothing was learned";
 }
 
 // What a run that was asked to stop saves is good too.

@@ -315,6 +315,24 @@ TEST(Ranks, StoppedBySignal) {
   EXPECT_EQ(resumed.json()["weights_hash"], whole.json()["weights_hash"]);
 }
 
+TEST(Ranks, AStopEndsAnEvaluation) {
+  const TinyRun tiny;
+  // Three ranks of unequal shares: all of them leave it at the same batch.
+  const Words words{"steps=2", "eval.every=1", "eval.batches=100", "--resume", "auto"};
+  const Ran whole = tiny.launch(3, words + Words{"run=runs/whole"});
+  ASSERT_EQ(whole.code, 0) << whole.err;
+  RunOptions options{.environment = {"WEFT_FAULT=slow:400@phase=evaluate"}};
+  options.stop_at_file = "runs/tiny/recipe.yaml";
+  const Ran stopped = tiny.launch(3, words, options);
+  EXPECT_EQ(stopped.code, 75) << stopped.err;
+  EXPECT_EQ(tiny.steps().size(), 1u);
+  EXPECT_FALSE(tiny.steps()[0].contains("val_loss"));
+  const Ran resumed = tiny.launch(3, words);
+  ASSERT_EQ(resumed.code, 0) << resumed.err;
+  EXPECT_EQ(resumed.json()["weights_hash"], whole.json()["weights_hash"]);
+  for (size_t i : {0, 1}) EXPECT_EQ(tiny.steps()[i]["val_loss"], tiny.steps("whole")[i]["val_loss"]);
+}
+
 TEST(Ranks, ErrorsAreSaidOnce) {
   const LongRun tiny;
   const Ran recipe = tiny.launch(2, {"mesh.dp=3"});

@@ -124,6 +124,46 @@ TEST(Resume, StoppedBySignal) {
   expect_each_step_once(tiny, "tiny", 100);
 }
 
+// A signal does not wait for a long evaluation, of the last step neither, and nothing is missing in the end.
+TEST(Resume, AStopEndsAnEvaluation) {
+  const TinyRun tiny;
+  for (const std::string steps : {"steps=2", "steps=1"}) {
+    SCOPED_TRACE(steps);
+    const Words words{steps, "eval.every=1", "eval.batches=100", "--resume", "auto"};
+    const auto in = [&](const std::string& run) {
+      Words all = words;
+      all.push_back("run=runs/" + run + steps);
+      return all;
+    };
+    const Ran whole = tiny.train(in("whole"));
+    ASSERT_EQ(whole.code, 0) << whole.err;
+    RunOptions slow_evaluation{.environment = {"WEFT_FAULT=slow:500@phase=evaluate"}};
+    slow_evaluation.stop_at_file = "runs/tiny" + steps + "/recipe.yaml";
+    for (int i = 0; i < 2; ++i) {  // the second time in what makes up for the first
+      const Ran stopped = tiny.train(in("tiny"), slow_evaluation);
+      ASSERT_EQ(stopped.code, 75) << stopped.err;
+      EXPECT_EQ(stopped.json()["status"], "stopped");
+      EXPECT_EQ(stopped.json()["step"], 1);
+      EXPECT_EQ(stopped.json()["val_loss"], nullptr);
+      ASSERT_EQ(tiny.steps("tiny" + steps).size(), 1u);
+      EXPECT_FALSE(tiny.steps("tiny" + steps)[0].contains("val_loss"));
+      EXPECT_EQ(tiny.checkpoints("tiny" + steps), Words{"step-1"});
+      slow_evaluation.stop_at_file = "runs/tiny" + steps + "/environment.json";  // made at each start
+      fs::remove(tiny.folder() / slow_evaluation.stop_at_file);
+    }
+    const Ran resumed = tiny.train(in("tiny"));
+    ASSERT_EQ(resumed.code, 0) << resumed.err;
+    for (const char* key : {"step", "weights_hash", "order_hash", "val_loss", "val_bpb"})
+      EXPECT_EQ(resumed.json()[key], whole.json()[key]) << key;
+    const auto a = tiny.steps("tiny" + steps), b = tiny.steps("whole" + steps);
+    ASSERT_EQ(a.size(), b.size());
+    for (size_t i = 0; i < a.size(); ++i) {
+      EXPECT_EQ(a[i].size(), b[i].size()) << a[i];
+      for (const char* key : {"step", "loss", "val_loss", "val_bpb"}) EXPECT_EQ(a[i][key], b[i][key]) << key;
+    }
+  }
+}
+
 TEST(Resume, ByTheNameOfTheRun) {
   const TinyRun tiny;
   const Ran whole = tiny.train({"run=runs/whole", "steps=20"});
@@ -237,11 +277,42 @@ TEST(Resume, AnEditInTheRunFolderIsAChangeToo) {
     const bool model = std::string(said).starts_with("model.");
     EXPECT_EQ(tiny.weft({"generate", "runs/tiny", "--tokens", "2"}).code, model ? 78 : 0) << said;
   }
+  // What may change is said, here too.
+  edited("lr: 0.003", "lr: 0.001");
+  const Ran slower = tiny.weft({"train", "--resume", "runs/tiny", "steps=6"});
+  EXPECT_EQ(slower.code, 0) << slower.err;
+  EXPECT_NE(slower.err.find("changed: optim.lr: 0.003 -> 0.001\n"), std::string::npos) << slower.err;
   // Text that moved is told by what it holds.
   std::filesystem::rename(tiny.folder() / "stories.txt", tiny.folder() / "moved.txt");
   edited("stories.txt", "moved.txt");
-  const Ran moved = tiny.weft({"train", "--resume", "runs/tiny", "steps=6"});
+  const Ran moved = tiny.weft({"train", "--resume", "runs/tiny", "steps=7"});
   EXPECT_EQ(moved.code, 0) << moved.err;
+}
+
+// Only the recipe's name is missing then, no checkpoint.
+TEST(Resume, ALostRecipeCanBeNamed) {
+  const TinyRun tiny;
+  ASSERT_EQ(tiny.train({"steps=5"}).code, 0);
+  fs::remove(tiny.run() + "/recipe.yaml");
+  const Ran lost = tiny.weft({"train", "--resume", "runs/tiny", "steps=6"});
+  EXPECT_EQ(lost.code, 66) << lost.err;
+  EXPECT_NE(
+      lost.err.find("the run has no recipe.yaml any more (runs/tiny); name its recipe: weft train RECIPE "
+                    "--resume runs/tiny"),
+      std::string::npos)
+      << lost.err;
+  EXPECT_EQ(tiny.train({"--resume", "runs/tiny", "steps=6"}).code, 0);
+}
+
+// A checkpoint that was found damaged is none of those to keep.
+TEST(Resume, KeepsGoodCheckpointsInPlaceOfADamagedOne) {
+  const TinyRun tiny;
+  ASSERT_EQ(tiny.train({"steps=15", "checkpoint.keep=2"}).code, 0);
+  fs::resize_file(tiny.run() + "/checkpoints/step-15/rank-0000.h5", 1000);
+  ASSERT_EQ(tiny.train({"steps=20", "checkpoint.every=20", "checkpoint.keep=2", "--resume", "auto"}).code, 0);
+  EXPECT_EQ(tiny.checkpoints(), (Words{"step-10", "step-15", "step-20"}));
+  ASSERT_EQ(tiny.train({"steps=30", "checkpoint.every=5", "checkpoint.keep=2", "--resume", "auto"}).code, 0);
+  EXPECT_EQ(tiny.checkpoints(), (Words{"step-25", "step-30"}));
 }
 
 TEST(Resume, KeepsItsText) {

@@ -277,6 +277,35 @@ TEST(Run, OutlivesItsFolder) {
   for (const char* run : {"runs/tiny", "runs/moved"}) EXPECT_EQ(tiny.weft({"generate", run}).code, 0) << run;
 }
 
+// Moved away, a folder may give its place to another run: its checkpoints are not written over.
+TEST(Run, LeavesARunInItsPlaceAlone) {
+  const TinyRun tiny;
+  for (const bool finished : {true, false}) {
+    SCOPED_TRACE(finished);
+    Ran ran, other;
+    const std::string name = finished ? "a" : "b", run = "run=runs/" + name;
+    std::thread training(
+        [&] { ran = tiny.train({run}, {.environment = {"WEFT_FAULT=slow:300@phase=load"}}); });
+    while (!fs::exists(tiny.run(name) + "/latest"))
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    fs::rename(tiny.run(name), tiny.run("moved-" + name));
+    std::thread second([&] {
+      other = tiny.train({run, "steps=5"},
+                         {.environment = {finished ? "A=b" : "WEFT_FAULT=slow:3000@phase=load"}});
+    });
+    if (finished) second.join();
+    training.join();
+    EXPECT_EQ(ran.code, 73) << ran.err;
+    EXPECT_NE(ran.err.find(finished ? "another run has taken the place" : "the run is in use by pid"),
+              std::string::npos)
+        << ran.err;
+    if (!finished) second.join();
+    EXPECT_EQ(other.code, 0) << other.err;
+    EXPECT_EQ(tiny.checkpoints(name), Words{"step-5"}) << "of the other alone";
+    EXPECT_EQ(tiny.train({"--resume", "runs/moved-" + name}).code, 0) << "from where the folder is now";
+  }
+}
+
 // `weft train ... | head -1`, with either stream: the reader is gone after a line, the run goes on to its
 // end.
 TEST(Run, OutlivesItsReader) {

@@ -13,6 +13,7 @@
 #include "tools/recipe_path.h"
 #include "tools/zoo.h"
 #include "training/checkpoint/files.h"
+#include "training/log/stop_request.h"
 #include "training/recipe/load.h"
 
 namespace weft {
@@ -81,6 +82,8 @@ int eval_run(const Words& words) {
   flags.add("--json", json, "one line, eval/1");
   if (!flags.parse(words)) return 0;
   compute_on(device);
+  const StopRequest stop(false);
+  options.stop = [&] { return stop.requested(); };
   const OpenModel model = open_model(flags.arguments()[0]);
   print_warnings(model.warnings);
   const Words texts = task.empty() ? eval_texts(model.recipe) : split(task, ';');

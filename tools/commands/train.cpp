@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <optional>
 #include <thread>
 
 #include "autograd/fault.h"
@@ -20,6 +21,7 @@
 #include "tools/recipe_path.h"
 #include "training/log/failure.h"
 #include "training/log/printable.h"
+#include "training/log/stop_request.h"
 #include "training/recipe/load.h"
 #include "training/train.h"
 
@@ -84,6 +86,9 @@ Request parse(const Words& words) {
   r.options.command_line.insert(r.options.command_line.end(), words.begin(), words.end());
   if (r.options.resume && recipe.empty()) {
     recipe = resume + "/recipe.yaml";
+    if (!std::filesystem::exists(recipe) && std::filesystem::exists(resume + "/checkpoints"))
+      throw Error(Exit::no_checkpoint, "the run has no recipe.yaml any more", resume,
+                  "name its recipe: weft train RECIPE --resume " + resume);
     if (!std::filesystem::exists(recipe))
       throw Error(Exit::no_checkpoint, "no run to continue", resume, "start it with weft train RECIPE");
   }
@@ -139,6 +144,9 @@ int run_train(const Words& words) {
   std::signal(SIGPIPE, SIG_IGN);  // a finished run is one, whoever still reads what it says
   std::unique_ptr<Communicator> world;
   const Launched launched = detect_launch();
+  // Ranks hear a signal while they still find each other, and none when all is said: a launcher ends the
+  // others when the first has left.
+  std::optional<StopRequest> stop(std::in_place, launched.rank == 0);
   std::string run;
   int64_t step = 0;
   // What a rank leaves behind when it or a peer fails: its code, and of rank 0 the line of JSON. `weft
@@ -168,12 +176,14 @@ int run_train(const Words& words) {
         print_summary(summary);
       std::fflush(stdout);
     }
+    stop.reset();
     world.reset();
     if (launched.size > 1)
       leave_exit_code(run, launched.rank, summary.exit,
                       summary.exit == Exit::ok ? "" : "stopped by a signal; continue with --resume");
     return static_cast<int>(summary.exit);
   } catch (const std::exception& e) {
+    stop.reset();
     const Error error = as_error(e);
     if (json && launched.rank == 0)
       print_failure(failure_json("train/1", error, 0, step > 0 ? std::optional(step) : std::nullopt) + "\n");

@@ -61,6 +61,17 @@ std::optional<int64_t> read_latest(const std::string& run_folder) {
   }
 }
 
+std::string latest_run(const std::string& run_folder) {
+  const std::optional<int64_t> step = read_latest(run_folder);
+  if (!step) return {};
+  const std::string path = step_folder(run_folder, *step) + "/MANIFEST";
+  try {
+    return parse_manifest(read_text_file(path, longest_manifest), path).run;
+  } catch (const Error&) {
+    return {};
+  }
+}
+
 void write_latest(const std::string& run_folder, int64_t step) {
   write_file_atomically(run_folder + "/latest", text("checkpoints/", prefix, step, "\n"));
 }
@@ -72,13 +83,19 @@ void delete_step(const std::string& run_folder, int64_t step) {
   remove_tree(trash);
 }
 
-std::vector<std::string> retain(const std::string& run_folder, int64_t step, int64_t keep) {
+std::vector<std::string> retain(const std::string& run_folder, int64_t step, int64_t keep,
+                                const std::vector<int64_t>& damaged) {
   std::vector<int64_t> steps = list_steps(run_folder);
   steps.erase(std::upper_bound(steps.begin(), steps.end(), step), steps.end());
+  // What is older than the last `keep` good ones.
+  int64_t good = 0;
+  while (!steps.empty() && good < std::max<int64_t>(keep, 1)) {
+    good += steps.back() == step || std::count(damaged.begin(), damaged.end(), steps.back()) == 0;
+    steps.pop_back();
+  }
   std::vector<std::string> warnings;
-  const int64_t surplus = static_cast<int64_t>(steps.size()) - std::max<int64_t>(keep, 1);
-  for (int64_t i = 0; i < surplus; ++i) try {
-      delete_step(run_folder, steps[static_cast<size_t>(i)]);
+  for (const int64_t old : steps) try {
+      delete_step(run_folder, old);
     } catch (const Error& error) {
       warnings.push_back(text("an old checkpoint stays: ", error.what(), " (", error.where, ")"));
     }

@@ -40,7 +40,7 @@ std::string Hash128::hex() const { return to_hex(XXH3_128bits_digest(&state_->xx
 
 std::string hash128(const void* data, size_t bytes) { return to_hex(XXH3_128bits(data, bytes)); }
 
-std::string hash_file(const std::string& path) {
+std::string hash_file(const std::string& path, const std::function<void()>& pulse) {
   const File file = File::open_read(path);
   std::vector<std::byte> buffer(size_t{1} << 20);
   Hash128 hash;
@@ -49,6 +49,7 @@ std::string hash_file(const std::string& path) {
     if (got == 0) return hash.hex();
     hash.add(buffer.data(), got);
     at += got;
+    if (pulse) pulse();
   }
 }
 

@@ -2,6 +2,7 @@
 // XXH3, 128 bits, written as 32 hexadecimal digits (the canonical big-endian form that xxhsum -H2 prints).
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -28,8 +29,8 @@ class Hash128 {
 
 std::string hash128(const void* data, size_t bytes);
 
-// Of a whole file, read with large sequential reads. Errors: Exit::io.
-std::string hash_file(const std::string& path);
+// Of a whole file, read with large sequential reads; calls `pulse` after each. Errors: Exit::io.
+std::string hash_file(const std::string& path, const std::function<void()>& pulse = {});
 
 // The fingerprint of a model: over the arrays sorted by name, each as its name, its shape in 64-bit
 // integers, its data in little-endian f32. Independent of world size, layout and order. All must be f32.

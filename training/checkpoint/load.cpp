@@ -14,12 +14,13 @@ namespace {
   throw Error(Exit::data, what, where, "");
 }
 
-void verify_file(const std::string& folder, const FileDigest& file, const Manifest& manifest) {
+void verify_file(const std::string& folder, const FileDigest& file, const Manifest& manifest,
+                 const Peers& peers) {
   const std::string path = folder + "/" + file.name;
   if (!exists(path)) refuse("is missing", path);
   if (const int64_t bytes = File::open_read(path).size(); bytes != file.bytes)
     refuse(text("has ", bytes, " bytes, the manifest says ", file.bytes), path);
-  const std::string hash = hash_file(path);
+  const std::string hash = hash_file(path, peers.pulse);
   if (hash == file.xxh3) return;
   for (const FileDigest& other : manifest.files)
     if (hash == other.xxh3) refuse("holds the shard " + other.name, path);
@@ -90,7 +91,7 @@ Manifest verify(const std::string& folder, int64_t step, const std::string& run,
     refuse(text("names ", manifest.files.size(), " files for ", manifest.world, " ranks"), path);
   for (size_t i = static_cast<size_t>(share.rank); i < manifest.files.size();
        i += static_cast<size_t>(share.size))
-    verify_file(folder, manifest.files[i], manifest);
+    verify_file(folder, manifest.files[i], manifest, share);
   return manifest;
 }
 
@@ -98,11 +99,13 @@ Loaded load(const std::string& run_folder, const LoadOptions& options, const Pee
   fault::point(fault::Phase::load);
   std::vector<std::string> warnings;
   const std::vector<int64_t> steps = candidates(run_folder, options, warnings);
+  std::vector<int64_t> damaged;
   for (size_t i = 0;; ++i) {
     // All ranks go on together, even if a slow file system shows them different folders.
     if (peers.agree(i < steps.size()) == false) break;
     if (auto found = attempt(run_folder, steps[i], options, peers, warnings))
-      return {std::move(*found), warnings};
+      return {std::move(*found), warnings, damaged};
+    damaged.push_back(steps[i]);
   }
   std::string what = text("no usable checkpoint", options.step ? text(" of step ", *options.step) : "");
   for (const std::string& warning : warnings) what += "; " + warning;

@@ -19,6 +19,7 @@ struct LoadOptions {
 struct Loaded {
   Checkpoint checkpoint;
   std::vector<std::string> warnings;  // print them: they say what was passed over, and why
+  std::vector<int64_t> damaged = {};  // what was passed over
 };
 
 // The step that `latest` names, else the newest complete one. Every byte is verified, the work divided among

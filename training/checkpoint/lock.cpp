@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <cerrno>
 #include <chrono>
@@ -99,8 +100,8 @@ bool may_be_alive(const Holder& holder) {
 
 }  // namespace
 
-RunLock::RunLock(const std::string& run_folder) {
-  const std::string path = run_folder + "/lock";
+RunLock::RunLock(const std::string& run_folder) : path_(run_folder + "/lock") {
+  const std::string& path = path_;
   fd_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
   if (fd_ < 0) throw Error(Exit::cannot_create, text("cannot create: ", std::strerror(errno)), path, "");
   try {
@@ -125,7 +126,14 @@ RunLock::RunLock(const std::string& run_folder) {
 }
 
 RunLock::RunLock(RunLock&& other) noexcept
-    : fd_(std::exchange(other.fd_, -1)), note_(std::move(other.note_)) {}
+    : path_(std::move(other.path_)), fd_(std::exchange(other.fd_, -1)), note_(std::move(other.note_)) {}
+
+bool RunLock::holds() const {
+  struct stat own {
+  }, there{};
+  return ::fstat(fd_, &own) == 0 && ::stat(path_.c_str(), &there) == 0 && own.st_dev == there.st_dev &&
+         own.st_ino == there.st_ino;
+}
 
 // An empty file is a lock that was released. It is not deleted: a job that has just opened it would lock a
 // ghost.

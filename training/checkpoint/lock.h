@@ -18,7 +18,11 @@ class RunLock {
   // Empty, or a line to print: the job before ended without releasing its lock.
   const std::string& note() const { return note_; }
 
+  // Whether the folder's lock is still this one: the folder may have been moved, or the file deleted.
+  bool holds() const;
+
  private:
+  std::string path_;
   int fd_ = -1;
   std::string note_;
 };

@@ -55,7 +55,7 @@ class Save {
       if (!first()) return;
       // Once more, before anything is deleted.
       parse_manifest(read_text_file(final_ + "/MANIFEST", longest_manifest), final_);
-      warnings = retain(request_.run_folder, manifest_.step, request_.keep);
+      warnings = retain(request_.run_folder, manifest_.step, request_.keep, request_.damaged);
     });
     return warnings;
   }
@@ -105,14 +105,15 @@ class Save {
 
   void write_own_shard() {
     const std::string path = temporary_ + "/" + shard_name(peers_.rank);
-    write_shard(path, {manifest_.run, manifest_.step, peers_.rank, peers_.size}, request_.pieces);
-    const std::string written = hash_file(path);
+    write_shard(path, {manifest_.run, manifest_.step, peers_.rank, peers_.size}, request_.pieces,
+                peers_.pulse);
+    const std::string written = hash_file(path, peers_.pulse);
     damage(path, {Phase::save_data, Phase::save_mid, Phase::save_fsync});
     fault::point(Phase::save_fsync);
     const File file = File::open_read(path);
     file.sync();
     file.drop_cache();
-    if (hash_file(path) != written)
+    if (hash_file(path, peers_.pulse) != written)
       throw Error(Exit::io, "the disk holds other data than were written", path, "check the disk");
     write_file_atomically(digest_path(peers_.rank), text(file.size(), " ", written, "\n"));
   }

@@ -19,13 +19,16 @@ struct Peers {
   int64_t rank = 0, size = 1;
   // True on every rank if every rank passed true. Called by all ranks the same number of times.
   std::function<bool(bool)> agree = [](bool ok) { return ok; };
+  // Called many times within what takes long, while the others may be waiting.
+  std::function<void()> pulse = [] {};
 };
 
 struct SaveRequest {
   std::string run_folder;
-  Manifest manifest;               // `files` and `world` are filled in
-  std::vector<ArrayPiece> pieces;  // what this rank holds; over all ranks each array exactly once
-  int64_t keep = 2;                // complete steps to keep, this one included
+  Manifest manifest;                  // `files` and `world` are filled in
+  std::vector<ArrayPiece> pieces;     // what this rank holds; over all ranks each array exactly once
+  int64_t keep = 2;                   // complete steps to keep, this one included
+  std::vector<int64_t> damaged = {};  // steps that do not count
 };
 
 // Returns warnings to print. On failure older checkpoints are as they were, nothing of this one remains (or,

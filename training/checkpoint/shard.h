@@ -8,6 +8,7 @@
 // `step`, `rank`, `world`.
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -36,7 +37,7 @@ struct StoredPiece {
 // Writes and closes; to sync is the caller's. Fault points save.data, save.mid. Errors: Exit::io, and what
 // was written then has to be thrown away.
 void write_shard(const std::string& path, const ShardIdentity& identity,
-                 const std::vector<ArrayPiece>& pieces);
+                 const std::vector<ArrayPiece>& pieces, const std::function<void()>& pulse = {});
 
 // The table of contents; every type, shape, extent and attribute checked, `identity` compared. Errors:
 // Exit::data. HDF5 itself may misbehave on a damaged file: verify the file's hash first.

@@ -89,7 +89,7 @@ void Writer::dataset(const ArrayPiece& piece) const {
 }  // namespace
 
 void write_shard(const std::string& path, const ShardIdentity& identity,
-                 const std::vector<ArrayPiece>& pieces) {
+                 const std::vector<ArrayPiece>& pieces, const std::function<void()>& pulse) {
   const auto lock = hdf5::enter();
   fault::point(fault::Phase::save_data);
   const Handle access = hdf5::access_without_lock();
@@ -103,6 +103,7 @@ void write_shard(const std::string& path, const ShardIdentity& identity,
   for (size_t i = 0; i <= pieces.size(); ++i) {
     if (i == pieces.size() / 2) fault::point(fault::Phase::save_mid);
     if (i < pieces.size()) writer.dataset(pieces[i]);
+    if (pulse) pulse();
   }
   writer.ok(H5Fflush(writer.file, H5F_SCOPE_LOCAL), "flush the file");
   if (!writer.file.close()) writer.ok(-1, "close the file");

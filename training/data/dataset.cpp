@@ -46,6 +46,15 @@ int64_t Dataset::bad_documents() const {
   return bad;
 }
 
+void Dataset::require_labels() const {
+  for (const Part& part : parts_) {
+    const std::vector<Span>& spans = part.corpus.spans();
+    if (std::none_of(spans.begin(), spans.end(), [](const Span& s) { return s.end - s.begin > 1; }))
+      throw Error(Exit::data, "has no token to predict: each of its documents is a single token",
+                  spans.empty() ? "" : spans.front().source->path(), "give text with longer documents");
+  }
+}
+
 Batch Dataset::batch(std::span<const int64_t> samples) const {
   Batch batch;
   batch.tokens.reserve(samples.size() * static_cast<size_t>(context_));
@@ -123,6 +132,8 @@ Datasets open_datasets(const DataConfig& config, int64_t context, const SourceOp
   if (!held_out.empty())
     sets.val.emplace(std::vector<Dataset::Part>{{Corpus(std::move(held_out)), 1}}, context,
                      Dataset::Tail::keep);
+  sets.train.require_labels();
+  if (sets.val) sets.val->require_labels();
   return sets;
 }
 

@@ -53,9 +53,10 @@ class Dataset {
   Dataset(std::shared_ptr<const SampleMaker> maker, int64_t context);
 
   int64_t context() const { return context_; }
-  int64_t samples() const { return first_.back(); }          // numbered through the parts
-  int64_t tokens() const;                                    // in all samples
-  int64_t bad_documents() const;                             // left out of the files, SourceOptions::skip_bad
+  int64_t samples() const { return first_.back(); }  // numbered through the parts
+  int64_t tokens() const;                            // in all samples
+  int64_t bad_documents() const;                     // left out of the files, SourceOptions::skip_bad
+  void require_labels() const;  // Error (data) where a part has no token with one before it
   const std::vector<Part>& parts() const { return parts_; }  // none of made samples
   const SampleMaker* maker() const { return maker_.get(); }  // null where samples are read
 

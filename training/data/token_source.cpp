@@ -69,7 +69,7 @@ TokenSource::TokenSource(std::string path, std::string format, std::unique_ptr<T
   }
   if (documents_.empty())
     throw Error(Exit::data, text("holds no tokens (", empty_, " empty documents, ", bad_, " unusable)"),
-                path_);
+                path_, "leave the file out, or write it again");
 }
 
 bool TokenSource::is_valid(const DocumentRange& range) const {

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
@@ -21,14 +22,44 @@ std::string line_of(const Json& json) {
   return json.dump(-1, ' ', false, Json::error_handler_t::replace) + '\n';
 }
 
-bool stays(std::string_view line, int64_t step, bool keep_events) {
-  const Json json = Json::parse(line, nullptr, false);
-  if (!json.is_object()) return false;
-  const auto at = json.find("step");
-  if (at == json.end() || !at->is_number_integer() || at->get<int64_t>() <= step) return true;
-  const auto event = json.find("event");
-  if (event == json.end()) return false;
+bool is_step(const Json& line, int64_t step) {
+  const auto at = line.find("step");
+  return !line.contains("event") && at != line.end() && at->is_number_integer() && at->get<int64_t>() == step;
+}
+
+bool stays(const Json& line, int64_t step, bool keep_events) {
+  const auto at = line.find("step");
+  if (at == line.end() || !at->is_number_integer() || at->get<int64_t>() <= step) return true;
+  const auto event = line.find("event");
+  if (event == line.end()) return false;
   return keep_events || *event == name_of(Event::fault) || *event == name_of(Event::resume);
+}
+
+std::string content_of(const std::string& path) {
+  if (!std::filesystem::is_regular_file(path)) return {};  // whoever opens it for writing says what is wrong
+  std::ifstream in(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+// Calls f(line, where it begins, its JSON) for each line, without its end; no object where it is none.
+template <class F>
+void for_lines(const std::string& content, F f) {
+  for (size_t begin = 0; begin < content.size();) {
+    const size_t end = std::min(content.find('\n', begin), content.size());
+    const std::string_view line = std::string_view(content).substr(begin, end - begin);
+    const Json json = Json::parse(line, nullptr, false);
+    f(line, begin, json.is_object() ? json : Json());
+    begin = end + 1;
+  }
+}
+
+void put_evaluation(Json& json, const StepRecord& r) {
+  json.erase("val_stopped");
+  if (r.val_loss) json["val_loss"] = *r.val_loss;
+  if (r.val_bpb) json["val_bpb"] = *r.val_bpb;
+  if (r.val_accuracy) json["val_accuracy"] = *r.val_accuracy;
+  if (r.val_exact) json["val_exact"] = *r.val_exact;
+  if (r.val_stopped) json["val_stopped"] = true;
 }
 
 }  // namespace
@@ -64,10 +95,7 @@ void MetricsFile::step(const StepRecord& r) {
                {"comm_s", r.comm_s},
                {"peak_bytes", r.peak_bytes},
                {"time", r.time}};
-  if (r.val_loss) json["val_loss"] = *r.val_loss;
-  if (r.val_bpb) json["val_bpb"] = *r.val_bpb;
-  if (r.val_accuracy) json["val_accuracy"] = *r.val_accuracy;
-  if (r.val_exact) json["val_exact"] = *r.val_exact;
+  put_evaluation(json, r);
   file_->append(line_of(json));
 }
 
@@ -84,20 +112,47 @@ void MetricsFile::rewind(int64_t step) {
   file_.emplace(path_, AppendFile::Open::append, warn_);
 }
 
+bool evaluation_was_stopped(const std::string& path, int64_t step) {
+  bool stopped = false;
+  for_lines(content_of(path), [&](std::string_view, size_t, const Json& json) {
+    if (json.is_object() && is_step(json, step)) stopped = json.contains("val_stopped");
+  });
+  return stopped;
+}
+
+void MetricsFile::measured(const StepRecord& record) {
+  std::string content;
+  for_lines(content_of(path_), [&](std::string_view line, size_t, Json json) {
+    if (json.is_object() && is_step(json, record.step)) {
+      put_evaluation(json, record);
+      content += line_of(json);
+    } else {
+      content.append(line) += '\n';
+    }
+  });
+  file_.reset();
+  try {
+    write_file_atomically(path_, content);
+  } catch (const Error& error) {
+    warn_(text("cannot rewrite ", path_, ": ", error.what(), "; the evaluation after step ", record.step,
+               " is not in it"));
+  }
+  file_.emplace(path_, AppendFile::Open::append, warn_);
+}
+
 void MetricsFile::prune(int64_t step, bool keep_events) {
-  std::ifstream in(path_, std::ios::binary);
-  const std::string content{std::istreambuf_iterator<char>(in), {}};
+  const std::string content = content_of(path_);
   std::string kept;
   std::optional<size_t> first_gone;
-  for (size_t begin = 0; begin < content.size();) {
-    const size_t end = std::min(content.find('\n', begin), content.size());
-    const std::string_view line = std::string_view(content).substr(begin, end - begin);
-    if (stays(line, step, keep_events))
+  bool damaged = false;  // the line before
+  for_lines(content, [&](std::string_view line, size_t begin, const Json& json) {
+    unreadable_ += damaged;  // a crash damages the last one alone
+    damaged = !json.is_object();
+    if (!damaged && stays(json, step, keep_events))
       kept.append(line) += '\n';
     else if (!first_gone)
       first_gone = begin;
-    begin = end + 1;
-  }
+  });
   if (kept == content) return;
   try {
     write_file_atomically(path_, kept);

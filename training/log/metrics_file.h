@@ -21,6 +21,9 @@ const char* name_of(Event event);
 // What else an event line says.
 using EventFields = std::vector<std::pair<std::string, std::variant<int64_t, double, std::string>>>;
 
+// Whether the evaluation after this step was stopped, and nobody has made up for it yet.
+bool evaluation_was_stopped(const std::string& path, int64_t step);
+
 class MetricsFile {
  public:
   // resume_step: none for a new run (Error cannot_create if the file exists); else the step that the run
@@ -33,12 +36,17 @@ class MetricsFile {
 
   // The run goes on from an earlier step, on other data: the lines of later steps go, all events stay.
   void rewind(int64_t step);
+  // Puts what an evaluation measured late into the line of its step.
+  void measured(const StepRecord& record);
+
+  int64_t unreadable() const { return unreadable_; }  // lines that a new start left out, but for the last
 
  private:
   void prune(int64_t step, bool keep_events);
 
   std::string path_;
   Warn warn_;
+  int64_t unreadable_ = 0;
   std::optional<AppendFile> file_;
 };
 

@@ -24,6 +24,8 @@ RunLog::RunLog(const RunLogOptions& options) : folder_(options.folder) {
   make_folder(folder_ + "/log");
   rank_log_.emplace(folder_ + "/log", options.rank, warn_);
   if (first) rank0_.emplace(options, warn_);
+  if (const int64_t lines = rank0_ ? rank0_->metrics.unreadable() : 0; lines > 0)
+    warning(text(lines, " lines of ", folder_, "/metrics.jsonl cannot be read and were left out"));
 }
 
 void RunLog::environment(const RunEnvironment& environment) {
@@ -65,6 +67,12 @@ void RunLog::rewind(int64_t from, int64_t to) {
   rank0_->metrics.rewind(to);
   rank0_->metrics.event(Event::rewind, to, {{"from", from}});
   if (rank0_->tensorboard) rank0_->tensorboard->rewind(to);
+}
+
+void RunLog::measured(const StepRecord& record) {
+  if (!rank0_) return;
+  rank0_->metrics.measured(record);
+  if (rank0_->tensorboard) rank0_->tensorboard->evaluation(record);
 }
 
 void RunLog::info(const std::string& message) {

@@ -33,13 +33,15 @@ class RunLog {
   RunLog(const RunLog&) = delete;
   RunLog& operator=(const RunLog&) = delete;
 
-  // On ranks other than 0 these six do nothing.
+  // On ranks other than 0 these seven do nothing.
   void environment(const RunEnvironment& environment);
   void step(const StepRecord& record, const Pace& pace);
   void event(Event event, int64_t step, const EventFields& fields = {});
   void sample(int64_t step, const std::string& text);  // to samples.txt, TensorBoard and the console
   // After step `from` the run goes back to the checkpoint of step `to` and on with other data.
   void rewind(int64_t from, int64_t to);
+  // What an evaluation measured after its step was written.
+  void measured(const StepRecord& record);
   void finish();  // ends the bar; to be called before results are printed
 
   // Into the rank's log; on rank 0 also on the console. Any thread.

@@ -26,6 +26,7 @@ struct StepRecord {
 
   // Where measured after this step: nats a token, bits a byte; of a task, shares of right tokens and answers.
   std::optional<double> val_loss, val_bpb, val_accuracy, val_exact;
+  bool val_stopped = false;  // a signal ended that evaluation; a run that continues makes up for it
 
   // For TensorBoard only: the largest loss of a rank; TFLOP/s a rank.
   std::optional<double> max_loss, tflops;

@@ -86,6 +86,17 @@ std::string restart_record(int64_t step) {
   return tensorboard_record(event_message(wall_seconds(), step).message(7, session).bytes());
 }
 
+void add_scalar(Message& summary, const char* tag, std::optional<double> value) {
+  if (value) summary.message(1, Message().string(1, tag).real(2, static_cast<float>(*value)));
+}
+
+void add_evaluation(Message& summary, const StepRecord& r) {
+  add_scalar(summary, "validation_metrics/loss", r.val_loss);
+  add_scalar(summary, "validation_metrics/bits_per_byte", r.val_bpb);
+  add_scalar(summary, "validation_metrics/accuracy", r.val_accuracy);
+  add_scalar(summary, "validation_metrics/exact", r.val_exact);
+}
+
 std::string new_path(const std::string& folder) {
   static std::atomic<int> count{0};
   char host[256] = "localhost";
@@ -122,10 +133,16 @@ void TensorBoardFile::append(const std::string& records) {
     unsaid_.clear();
 }
 
+void TensorBoardFile::evaluation(const StepRecord& r) {
+  Message summary;
+  add_evaluation(summary, r);
+  append(tensorboard_record(event_message(r.time, r.step).message(5, summary).bytes()));
+}
+
 void TensorBoardFile::step(const StepRecord& r) {
   Message summary;
   const auto scalar = [&summary](const char* tag, std::optional<double> value) {
-    if (value) summary.message(1, Message().string(1, tag).real(2, static_cast<float>(*value)));
+    add_scalar(summary, tag, value);
   };
   const auto percent = [](std::optional<double> share) {
     return share ? std::optional(100 * *share) : std::nullopt;
@@ -142,10 +159,7 @@ void TensorBoardFile::step(const StepRecord& r) {
   scalar("time_metrics/communication(%)", percent(r.comm_s / r.step_s));
   scalar("memory/max_reserved(GiB)", static_cast<double>(r.peak_bytes) / (1 << 30));
   scalar("n_tokens_seen", static_cast<double>(r.tokens));
-  scalar("validation_metrics/loss", r.val_loss);
-  scalar("validation_metrics/bits_per_byte", r.val_bpb);
-  scalar("validation_metrics/accuracy", r.val_accuracy);
-  scalar("validation_metrics/exact", r.val_exact);
+  add_evaluation(summary, r);
   append(tensorboard_record(event_message(r.time, r.step).message(5, summary).bytes()));
 }
 

@@ -25,6 +25,7 @@ class TensorBoardFile {
 
   // Scalars under the tags that torchtitan uses, so that its dashboards fit.
   void step(const StepRecord& record);
+  void evaluation(const StepRecord& record);  // what was measured after its step was written
   // Text, shown as it is (in a code block).
   void text(const std::string& tag, int64_t step, const std::string& text);
   // The run goes on from an earlier step: later points are withdrawn.

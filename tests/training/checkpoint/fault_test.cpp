@@ -44,9 +44,9 @@ TEST_F(FaultTest, InputOutputErrorsAreThrown) {
 }
 
 TEST_F(FaultTest, EveryPhaseHasItsName) {
-  const std::vector<std::string> names = {"load",          "forward",     "backward",   "collective",
-                                          "optimizer",     "save.data",   "save.mid",   "save.fsync",
-                                          "save.manifest", "save.rename", "save.latest"};
+  const std::vector<std::string> names = {"load",          "forward",     "backward",    "collective",
+                                          "optimizer",     "save.data",   "save.mid",    "save.fsync",
+                                          "save.manifest", "save.rename", "save.latest", "evaluate"};
   for (size_t i = 0; i < names.size(); ++i) {
     configure("nan@phase=" + names[i]);
     for (size_t j = 0; j < names.size(); ++j) EXPECT_EQ(wants(Kind::nan, static_cast<Phase>(j)), i == j);

@@ -65,6 +65,20 @@ TEST(RunLock, MovesItsHold) {
   EXPECT_THROW(RunLock third(run.path()), Error);
 }
 
+TEST(RunLock, KnowsWhenItsFolderIsAnother) {
+  const TemporaryFolder folder;
+  const std::string run = folder / "run";
+  std::filesystem::create_directory(run);
+  const RunLock lock(run);
+  EXPECT_TRUE(lock.holds());
+  std::filesystem::rename(run, folder / "moved");
+  EXPECT_FALSE(lock.holds());
+  std::filesystem::create_directory(run);
+  const RunLock other(run);
+  EXPECT_TRUE(other.holds());
+  EXPECT_FALSE(lock.holds());
+}
+
 TEST(RunLock, NeedsAFolder) {
   TemporaryFolder run;
   expect_error(Exit::cannot_create, {"nowhere"}, [&] { RunLock lock(run / "nowhere"); });

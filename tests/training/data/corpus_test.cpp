@@ -263,6 +263,21 @@ TEST(OpenDatasets, AShareIsHeldOutOfEveryPart) {
       EXPECT_FALSE(held.contains(span.source->hash(span.document, span.begin, span.end)));
 }
 
+// A loss of no labels would be 0, the best there is.
+TEST(OpenDatasets, TextWithoutAnyLabelIsAnError) {
+  TempFolder dir;
+  counting(dir, "a", {40});
+  counting(dir, "single", {1, 1, 1, 1, 1, 1});
+  const auto refused = [&](const DataConfig& config) {
+    const Error error = error_of([&] { open_datasets(config, 4, token_options(1000)); });
+    EXPECT_EQ(error.code, Exit::data);
+    EXPECT_NE(error.where.find("single"), std::string::npos) << error.where;
+  };
+  refused({{{dir / "a", 1}}, 0, {dir / "single"}});
+  refused({{{dir / "single", 1}}, 0, {}});
+  refused({{{dir / "a", 1}, {dir / "single", 1}}, 0, {}});
+}
+
 TEST(OpenDatasets, RefusesWhatARecipeGetsWrong) {
   TempFolder dir;
   counting(dir, "a", {40});

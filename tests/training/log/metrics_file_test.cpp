@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <filesystem>
+#include <fstream>
 
 #include "tests/training/log/log_support.h"
 
@@ -69,6 +71,55 @@ TEST(MetricsFile, Events) {
   EXPECT_EQ(line["seconds"], 1.5);
   EXPECT_EQ(line["bytes"], int64_t{1} << 40);
   EXPECT_GT(line["time"], 1.6e9);
+}
+
+TEST(MetricsFile, AnEvaluationMayComeLate) {
+  const TemporaryFolder folder;
+  const std::string path = folder / "m";
+  {
+    MetricsFile file(path, {}, no_warning);
+    file.step(record_of(1));
+    StepRecord stopped = record_of(2);
+    stopped.val_stopped = true;
+    file.step(stopped);
+    file.event(Event::checkpoint, 2);
+  }
+  EXPECT_FALSE(evaluation_was_stopped(path, 1));
+  EXPECT_TRUE(evaluation_was_stopped(path, 2));
+  EXPECT_FALSE(evaluation_was_stopped(path, 3));
+  const auto before = json_lines(path);
+  MetricsFile file(path, 2, no_warning);
+  StepRecord late;
+  late.step = 2;
+  late.val_loss = 3.5;
+  file.measured(late);
+  file.step(record_of(3));
+  EXPECT_FALSE(evaluation_was_stopped(path, 2));
+  auto after = json_lines(path);
+  EXPECT_EQ(outline(path), "1 2 checkpoint@2 3");
+  EXPECT_EQ(after[1]["val_loss"], 3.5);
+  after[1].erase("val_loss");
+  after[1]["val_stopped"] = true;
+  for (size_t i : {0, 1, 2}) EXPECT_EQ(after[i], before[i]);
+  EXPECT_EQ(file.unreadable(), 0);
+}
+
+TEST(MetricsFile, LinesThatCannotBeReadAreCounted) {
+  const TemporaryFolder folder;
+  const std::string path = folder / "m";
+  { MetricsFile(path, {}, no_warning).step(record_of(1)); }
+  std::ofstream(path, std::ios::app) << "{\"step\":2,\"lo\xff\n";
+  { MetricsFile(path, 5, no_warning).step(record_of(3)); }
+  EXPECT_EQ(outline(path), "1 3");
+  std::ofstream(path) << "{\"step\":1}\n{\"step\":\nnot JSON\n{\"step\":4}\n{\"step\":5,";
+  const MetricsFile file(path, 5, no_warning);
+  EXPECT_EQ(file.unreadable(), 2) << "what a crash cut off at the end is no damage";
+}
+
+TEST(MetricsFile, AFolderInItsPlaceIsAnError) {
+  const TemporaryFolder folder;
+  std::filesystem::create_directory(folder / "m");
+  expect_error(Exit::cannot_create, {"m"}, [&] { MetricsFile(folder / "m", 5, no_warning); });
 }
 
 TEST(MetricsFile, ANewRunDoesNotWriteOverAnother) {

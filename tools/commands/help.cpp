@@ -68,7 +68,13 @@ int run_help(const Words& words) {
   flags.add("--json", json, "one line, help/1");
   if (!flags.parse(words)) return 0;
   const std::string key = flags.argument(0);
-  if (!json && find_command(key)) return find_command(key)->run({"--help"});
+  if (!json && find_command(key)) {
+    try {  // eval is a section too
+      print(recipe_help(key) + "\n");
+    } catch (const Error&) {
+    }
+    return find_command(key)->run({"--help"});
+  }
   const std::string text = help_text(key);
   if (json)
     print_line({{"weft", "help/1"}, {"exit", 0}, {"key", key}, {"text", text}});

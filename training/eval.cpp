@@ -67,7 +67,7 @@ void eval_task(const OpenModel& m, const TaskText& text, const EvalOptions& opti
                 weft::text(text.id, " has ", maker->vocab(), " tokens, the model ", m.model->config().vocab),
                 "task",
                 trained.empty() ? "the run was trained on text: score it on lm"
-                                : "give the vocab that the run was trained with: " + trained);
+                                : "ask for what the run was trained on: " + trained);
   }
   const Dataset data(maker, length);
   Evaluator evaluator(*m.model, {.documents = options.examples * maker->documents()});

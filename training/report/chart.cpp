@@ -63,7 +63,7 @@ Frame frame_of(const Chart& chart) {
   // Around a single height, marks that are apart by what can be read.
   const double margin = frame.y1 > frame.y0
                             ? std::max(0.04 * (frame.y1 - frame.y0), 1e-6 + 1e-3 * std::abs(frame.y0))
-                            : 1e-3 + 0.05 * std::abs(frame.y0);
+                            : 0.01 + 0.05 * std::abs(frame.y0);
   frame.y0 -= margin;
   frame.y1 += margin;
   return frame;

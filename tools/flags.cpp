@@ -60,7 +60,11 @@ std::vector<std::string> Flags::take_overrides(std::vector<std::string>& words) 
     const std::string &word = words[i], name = word.substr(0, word.find('='));
     const auto flag =
         std::find_if(flags_.begin(), flags_.end(), [&](const Flag& f) { return f.name == name; });
-    const bool known = flag != flags_.end() || name == "--help" || name == "-h";
+    // The beginning of a flag is one misspelt: --rank is no key of a recipe.
+    const bool begun =
+        name.size() > 3 && name.starts_with("--") &&
+        std::any_of(flags_.begin(), flags_.end(), [&](const Flag& f) { return f.name.starts_with(name); });
+    const bool known = flag != flags_.end() || begun || name == "--help" || name == "-h";
     const bool is_recipe = !recipe && name == word && !word.starts_with("-");
     recipe |= is_recipe;
     std::vector<std::string>& to = known || is_recipe ? own : overrides;
@@ -160,12 +164,16 @@ std::string Flags::usage() const {
 
 std::string Flags::help() const {
   std::string out = "usage: " + usage() + "\n\n" + summary_ + "\n";
+  constexpr size_t wide = 24;  // a longer one has its help on the next line
   size_t width = 0;
-  for (const Flag& flag : flags_) width = std::max(width, flag.name.size() + 1 + flag.unit.size());
+  for (const Flag& flag : flags_)
+    if (const size_t own = flag.name.size() + 1 + flag.unit.size(); own <= wide) width = std::max(width, own);
   if (!flags_.empty()) out += "\n";
   for (const Flag& flag : flags_) {
     const std::string left = flag.name + " " + flag.unit;
-    out += "  " + left + std::string(width + 2 - left.size(), ' ') + flag.help + "\n";
+    const bool fits = left.size() <= width;
+    out += "  " + left + (fits ? "" : "\n  ") + std::string(width + 2 - (fits ? left.size() : 0), ' ') +
+           flag.help + "\n";
   }
   return out;
 }

@@ -65,10 +65,15 @@ void eval_task(const OpenModel& m, const TaskText& text, const EvalOptions& opti
   const int64_t length = text.make(*m.tokenizer)->length();
   const auto maker = std::make_shared<TaskSamples>(std::vector{text}, *m.tokenizer, length,
                                                    static_cast<uint32_t>(options.seed), TaskSplit::held_out);
-  if (maker->vocab() > m.model->config().vocab)
+  if (maker->vocab() > m.model->config().vocab) {
+    std::string trained;
+    for (const std::string& task : m.recipe.data.task) trained += (trained.empty() ? "" : "; ") + task;
     throw Error(Exit::recipe,
                 weft::text(text.id, " has ", maker->vocab(), " tokens, the model ", m.model->config().vocab),
-                "task", "ask for what the run was trained on, or set model.vocab before training");
+                "task",
+                trained.empty() ? "the run was trained on text: score it on lm"
+                                : "ask for what the run was trained on: " + trained);
+  }
   const Dataset data(maker, length);
   Evaluator evaluator(*m.model, {.documents = options.examples * maker->documents()});
   Commonest commonest;

@@ -9,17 +9,18 @@
 namespace weft {
 
 OpenModel open_model(const std::string& path, std::optional<Dtype> dtype) {
-  const std::string recipe = path + "/recipe.yaml";
+  const ckpt::Named from = ckpt::named(path);
+  const std::string recipe = from.run + "/recipe.yaml";
   if (!std::filesystem::exists(recipe))
     throw Error(Exit::no_checkpoint, "not a run: it has no recipe.yaml", path,
-                "name the folder that weft train wrote");
+                "name the folder that weft train wrote, or a checkpoint in it: RUN/checkpoints/step-N");
   OpenModel m;
   m.recipe = load_recipe(recipe);
   m.tokenizer = open_tokenizer(m.recipe);
   m.store = std::make_unique<ParameterStore>(dtype.value_or(precision_of(m.recipe)));
   m.model = std::make_unique<Model>(model_config(m.recipe, vocabulary_of(m.recipe, *m.tokenizer)), *m.store);
   m.store->commit();
-  const ckpt::Loaded loaded = ckpt::load(path);
+  const ckpt::Loaded loaded = ckpt::load(from.run, {.step = from.step});
   if (loaded.checkpoint.manifest().tokenizer_hash != m.tokenizer->hash())
     throw Error(Exit::recipe, "the tokenizer is not that of the model", m.recipe.where("data.tokenizer"),
                 "put back the tokenizer it was trained with");

@@ -14,8 +14,8 @@ struct OpenModel {
   std::vector<std::string> warnings;  // print them: which checkpoint was passed over, and why
 };
 
-// path: a run folder. dtype: the type to compute in; by default the recipe's. Errors: Exit::no_checkpoint
-// where there is none, Exit::usage for something that is not a run.
+// path: a run folder, or one of its checkpoints (ckpt::named). dtype: the type to compute in; by default the
+// recipe's. Errors: Exit::no_checkpoint where there is none, Exit::usage for something that is not a run.
 OpenModel open_model(const std::string& path, std::optional<Dtype> dtype = {});
 
 }  // namespace weft

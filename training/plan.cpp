@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "autograd/planned_device.h"
+#include "training/log/console_text.h"
 #include "training/recipe/diff.h"
 
 namespace weft {
@@ -196,6 +197,20 @@ std::string change_that_fits(const Recipe& recipe, int ranks, int64_t bytes) {
   return cheapest_that_fits(recipe, *tokenizer, batch, ranks, plan.micro_tokens, bytes);
 }
 
+namespace {
+
+// 12.34 MiB: in the largest unit of which there is one.
+std::string scaled(double amount, double step, const std::vector<const char*>& units) {
+  size_t unit = 0;
+  while (amount >= step && unit + 1 < units.size()) amount /= step, ++unit;
+  char out[64];
+  std::snprintf(out, sizeof out, "%.*f %s", unit == 0 && amount == std::floor(amount) ? 0 : 2, amount,
+                units[unit]);
+  return out;
+}
+
+}  // namespace
+
 std::string to_json(const RunPlan& p) {
   using nlohmann::ordered_json;
   ordered_json scopes = ordered_json::object();
@@ -225,28 +240,31 @@ std::string to_json(const RunPlan& p) {
 
 std::string to_table(const RunPlan& p) {
   std::string out;
-  const auto line = [&](const char* name, double value, const char* unit) {
-    char buffer[128];
-    std::snprintf(buffer, sizeof buffer, "%-22s %14.2f %s\n", name, value, unit);
+  const auto line = [&](const std::string& name, const std::string& value, const char* more = "") {
+    char buffer[160];
+    std::snprintf(buffer, sizeof buffer, "%-22s %14s%s%s\n", name.c_str(), value.c_str(), *more ? " " : "",
+                  more);
     out += buffer;
   };
-  line("parameters", static_cast<double>(p.parameters) / 1e6, "M");
-  line("work per token", p.flops_per_token / 1e6, "MFLOP, forward and backward");
-  line("tokens per step", static_cast<double>(p.tokens_per_step), "");
-  line("tokens in total", static_cast<double>(p.tokens) / 1e6, "M");
-  line("ranks per sequence", p.mesh.cp, "");
-  line("sequence groups", p.mesh.dp, "");
-  line("memory of a rank", static_cast<double>(p.peak_bytes) / (1 << 20), "MiB at its peak, of which:");
+  const auto count = [](double n) { return grouped(n); };
+  const auto bytes = [](double n) { return scaled(n, 1024, {"B", "KiB", "MiB", "GiB", "TiB"}); };
+  line("parameters", count(static_cast<double>(p.parameters)));
+  line("work per token", scaled(p.flops_per_token, 1000, {"FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"}),
+       "forward and backward");
+  line("tokens per step", count(static_cast<double>(p.tokens_per_step)));
+  line("tokens in total", count(static_cast<double>(p.tokens)));
+  line("ranks per sequence", count(p.mesh.cp));
+  line("sequence groups", count(p.mesh.dp));
+  line("memory of a rank", bytes(static_cast<double>(p.peak_bytes)), "at its peak, of which:");
   for (size_t i = 0; i < p.scopes.size() && i < 6; ++i)
-    line(("  " + p.scopes[i].first).c_str(), static_cast<double>(p.scopes[i].second) / (1 << 20), "MiB");
+    line("  " + p.scopes[i].first, bytes(static_cast<double>(p.scopes[i].second)));
   const WireBytes& w = p.wire;
   line("sent by a rank",
-       static_cast<double>(w.all_gather + w.reduce_scatter + w.send_recv + w.all_to_all) / (1 << 20),
-       "MiB a step");
-  line("a checkpoint", static_cast<double>(p.checkpoint_bytes) / (1 << 20), "MiB");
+       bytes(static_cast<double>(w.all_gather + w.reduce_scatter + w.send_recv + w.all_to_all)), "a step");
+  line("a checkpoint", bytes(static_cast<double>(p.checkpoint_bytes)));
   if (std::isfinite(p.step_s)) {
-    line("a step", p.step_s, "s");
-    line("the run", p.eta_s / 3600, "h");
+    line("a step", scaled(1e6 * p.step_s, 1000, {"us", "ms", "s"}));
+    line("the run", duration_text(p.eta_s));
   }
   for (const std::string& warning : p.warnings) out += "note: " + warning + "\n";
   return out;

@@ -176,10 +176,11 @@ std::vector<std::string> Run::load_checkpoint() {
 }
 
 std::vector<std::string> Run::start_from_other() {
-  if (!run_exists(recipe_.init))
+  const ckpt::Named from = ckpt::named(recipe_.init);
+  if (!run_exists(from.run))
     throw Error(Exit::no_checkpoint, "no run to start from in " + recipe_.init, recipe_.where("init"),
                 "name the folder of a run that has saved");
-  ckpt::Loaded loaded = ckpt::load(recipe_.init, {}, peers_of(world_));
+  ckpt::Loaded loaded = ckpt::load(from.run, {.step = from.step}, peers_of(world_));
   if (loaded.checkpoint.manifest().tokenizer_hash != trainer_->tokenizer().hash())
     throw Error(Exit::recipe, "the tokenizer is not that of " + recipe_.init, "init",
                 "use the tokenizer of that run");

@@ -25,6 +25,8 @@ TEST(Ls, KnowsRecipesAndMechanisms) {
   folder.write("recipes/mechanisms/linear.yaml",
                "precision: f32\nmodel:\n  layers: [linear]\n  width: 8\n  heads: 2\n  head_size: 6\n");
   folder.write("recipes/mechanisms/softmax.yaml", "steps: none\n");
+  folder.write("recipes/tasks/one.yaml", "steps: 1\n");
+  folder.write("recipes/tasks/two.yaml", "steps: 1\n");
   const Ran ran = run_weft({"ls", "--json"}, {.folder = folder.path()});
   EXPECT_EQ(ran.code, 0);
   EXPECT_EQ(ran.err, "");
@@ -58,7 +60,7 @@ TEST(Ls, KnowsRecipesAndMechanisms) {
   EXPECT_TRUE(linear);
 
   const std::string table = run_weft({"ls"}, {.folder = folder.path()}).out;
-  for (const char* word : {"softmax", "lightning2", "small", "a small one", "broken: "})
+  for (const char* word : {"softmax", "lightning2", "small", "a small one", "broken: ", "tasks/  one two\n"})
     EXPECT_NE(table.find(word), std::string::npos) << word;
 }
 
@@ -105,6 +107,9 @@ TEST(Help, ExplainsKeysSectionsAndMechanisms) {
   EXPECT_NE(task.find("pairs"), std::string::npos) << task;
   EXPECT_NE(run_weft({"help", "lm"}).out.find("buckets"), std::string::npos)
       << "weft ls lists it among the tasks";
+  const std::string both = run_weft({"help", "eval"}).out;
+  for (const char* word : {"eval.batches", "usage: weft eval"})
+    EXPECT_NE(both.find(word), std::string::npos) << "a section and a command: " << both;
   const Json json = run_weft({"help", "optim.lr", "--json"}).json();
   EXPECT_EQ(json["weft"], "help/1");
   EXPECT_EQ(json["text"], key.out);

@@ -115,6 +115,8 @@ TEST(Flags, OverridesAreWordsOfTheirOwn) {
   EXPECT_EQ(apart({"a.yaml", "b.yaml"}), (Both{{"a.yaml"}, {"b.yaml"}}));
   EXPECT_EQ(apart({"a.yaml", "--jsom", "--bytes"}), (Both{{"a.yaml", "--bytes"}, {"--jsom"}}));
   EXPECT_EQ(apart({"-h"}), (Both{{"-h"}, {}}));
+  EXPECT_EQ(apart({"a.yaml", "--byte"}), (Both{{"a.yaml", "--byte"}, {}}))
+      << "the flags then say it is unknown";
 }
 
 TEST(Flags, RequiredOnesStandFirstInTheUsage) {
@@ -127,6 +129,12 @@ TEST(Flags, RequiredOnesStandFirstInTheUsage) {
   EXPECT_EQ(flags.help(),
             "usage: weft test --out FILE IN... [-n N]\n\nA test.\n\n  -n N        a number\n  --out FILE  "
             "where to\n");
+  std::string segments;
+  flags.add("--segments", segments, "RANKS[:contiguous|zigzag]", "how to share");
+  EXPECT_NE(flags.help().find(
+                "  --out FILE  where to\n  --segments RANKS[:contiguous|zigzag]\n              how to"),
+            std::string::npos)
+      << "one long flag does not move the others' help: " << flags.help();
   EXPECT_THROW(flags.parse({"a"}), Error);
 }
 

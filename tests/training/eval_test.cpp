@@ -175,6 +175,7 @@ TEST_F(Eval, Refuses) {
   const std::vector<Case> cases{{{"runs/absent"}, 66, "runs/absent"},
                                 {{"runs/task", "--task", "mqra"}, 64, "mqar"},
                                 {{"runs/task", "--task", "mqar"}, 78, "8192"},
+                                {{"runs/task", "--task", "mqar"}, 78, "trained on: selective_copy length=16"},
                                 {{"runs/task", "--task", "selective_copy size=3"}, 78, "size"},
                                 {{"runs/task", "--task", "lm"}, 64, "--text"},
                                 {{"runs/task", "--task", ";"}, 64, "--task"},

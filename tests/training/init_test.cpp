@@ -51,6 +51,23 @@ TEST(Init, TheMeanStartsThereToo) {
   EXPECT_EQ(text("runs/same"), text("runs/dense"));
 }
 
+// To branch off where a schedule began to fall, say.
+TEST(Init, ACheckpointOfARunMayBeNamed) {
+  const TinyRun tiny;
+  const Ran whole = tiny.train({"run=runs/long", "steps=4", "checkpoint.every=2"});
+  ASSERT_EQ(whole.code, 0) << whole.err;
+  ASSERT_NE(tiny.weights_hash_at(2, "long"), whole.json()["weights_hash"]);
+  const Ran branch = tiny.train({"run=runs/branch", "steps=0", "init=runs/long/checkpoints/step-2/"});
+  ASSERT_EQ(branch.code, 0) << branch.err;
+  EXPECT_EQ(branch.json()["weights_hash"], tiny.weights_hash_at(2, "long"));
+  const auto text = [&](const char* model) {
+    return tiny.weft({"generate", model, "--prompt", "Once", "--tokens", "12", "--temperature", "0"}).out;
+  };
+  EXPECT_EQ(text("runs/long/checkpoints/step-2"), text("runs/branch"));
+  const Ran missing = tiny.train({"run=runs/lost", "init=runs/long/checkpoints/step-3"});
+  EXPECT_EQ(missing.code, 66) << missing.err;
+}
+
 TEST(Init, SaysWhatIsMissingAndRefusesWhatDoesNotFit) {
   const TinyRun tiny;
   ASSERT_EQ(tiny.train(kDense).code, 0);

@@ -50,6 +50,12 @@ TEST(Plan, HasItsKeys) {
   EXPECT_GT(device["step_s"], 0);
   EXPECT_GT(device["eta_s"], device["step_s"]);
   EXPECT_EQ(tiny.weft({"validate", "tiny.yaml", "--device", "abacus"}).code, 64);
+  const std::string table = tiny.weft({"validate", "tiny.yaml", "--device", "h100-80"}).out;
+  for (const char* line :
+       {"tokens per step                   256\n", "ranks per sequence                  1\n",
+        "tokens in total                 5,120\n", "sent by a rank                    0 B a step\n"})
+    EXPECT_NE(table.find(line), std::string::npos) << "counts are whole: " << table;
+  EXPECT_EQ(table.find(" 0.00 "), std::string::npos) << "each in a unit that shows it: " << table;
 #ifdef WEFT_CUDA
   const auto peak_on = [&](const char* where) {
     const Words words{"tiny.yaml", "model.layers=[lightning*2]", "precision=bf16", "--device", where};

@@ -38,13 +38,18 @@ int run_generate(const Words& words) {
   Flags flags(
       "generate", "RUN",
       "Continues texts with a trained model, several side by side, each as it would be continued alone.");
-  flags.add("--prompt", prompts, "TEXT", "text to continue; may be given more than once");
+  flags.add("--prompt", prompts, "TEXT",
+            "text to continue; may be given more than once; default: an empty one");
   flags.add("--prompts", file, "FILE", "file of texts to continue, one a line");
-  flags.add("--tokens", options.tokens, "N", "at most this many tokens for each text", {.min = 1});
-  flags.add("--temperature", temperature, "T", "divides the logits; 0: always take the most likely token");
-  flags.add("--top-k", options.top_k, "K", "draw only from the K most likely tokens; 0: from all",
-            {.min = 0});
-  flags.add("--seed", seed, "S", "seed of the draws", {.min = 0, .max = UINT32_MAX});
+  flags.add("--tokens", options.tokens, "N", "at most this many tokens for each text; default 128",
+            {.min = 1});
+  flags.add("--temperature", temperature, "T",
+            "divides the logits; 0: always take the most likely token; default 0.8");
+  flags.add("--top-k", options.top_k, "K",
+            "draw only from the K most likely tokens; 0, the default: from all", {.min = 0});
+  flags.add("--seed", seed, "S",
+            "seed of the draws, the same for each text: equal prompts give equal texts; default 1",
+            {.min = 0, .max = UINT32_MAX});
   flags.add("--device", device, "cpu|cuda", kDeviceHelp);
   flags.add("--json", json, "one line, generate/1");
   if (!flags.parse(words)) return 0;

@@ -86,7 +86,19 @@ std::string joined(const Json& texts, const char* between) {
   return out;
 }
 
-std::string readable(const Json& all) {
+// "tasks/  induction listops ...": a line a folder. Those of mechanisms go by the mechanism's name.
+std::string folders(const std::string& root) {
+  std::string out, folder;
+  for (const std::string& name : recipes_in_folders(root)) {
+    const size_t slash = name.find('/') + 1;
+    if (name.starts_with("mechanisms/")) continue;
+    if (name.substr(0, slash) != folder) out += "\n  " + (folder = name.substr(0, slash)) + " ";
+    out += " " + name.substr(slash);
+  }
+  return out.empty() ? out : out.substr(1) + "\n";
+}
+
+std::string readable(const Json& all, const std::string& root) {
   std::vector<Words> rows{{"MECHANISM", "PARTS", "SEES", "STATE", "CPU", "CUDA", "RANKS", "ALSO CALLED"}};
   for (const Json& m : all["mechanisms"]) {
     const bool causal = m["causal"], bidirectional = m["bidirectional"];
@@ -105,7 +117,7 @@ std::string readable(const Json& all) {
     rows.push_back(
         {r["name"], r["parameters"].is_null() ? "-" : with_unit(r["parameters"], 1000, {"", "K", "M", "G"}),
          r.contains("error") ? "broken: " + r["error"].get<std::string>() : r["summary"].get<std::string>()});
-  if (rows.size() > 1) out.append("\n").append(text_table(rows));
+  if (rows.size() > 1) out.append("\n").append(text_table(rows)).append(folders(root));
   if (!all["tasks"].empty()) out += "\n  TASKS  " + joined(all["tasks"], " ") + "\n";
   return out +
          "\n  STATE: what one layer keeps of one document to decode, at the recipe's context\n"
@@ -130,7 +142,7 @@ int run_ls(const Words& words) {
   for (const TaskEntry& entry : tasks()) all["tasks"].push_back(entry.id);
   all["tasks"].push_back(kTextTask);
   for (const RecipeEntry& entry : list_recipes(root)) all["recipes"].push_back(describe(entry));
-  json ? print_line(all) : print(readable(all));
+  json ? print_line(all) : print(readable(all, root));
   return 0;
 }
 

@@ -70,6 +70,9 @@ int run_tokenize(const Words& words) {
       "tokenize", "INPUT...",
       "Turns text (plain or .jsonl, also .gz and .zst) into token shards in a folder that data.train can "
       "name.\n"
+      "A line of .jsonl is a document: {\"text\": \"...\"}. In plain text two blank lines, or a line that is "
+      "only\n"
+      "<|endoftext|>, end one. The tokenizer's end token goes before each document.\n"
       "If it is stopped, the same command continues where it was.");
   TokenizeOptions options;
   std::string tokenizer_path, special = "plain";

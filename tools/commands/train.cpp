@@ -127,6 +127,7 @@ void print_summary(const TrainSummary& s) {
   if (std::isfinite(s.val_exact)) std::printf(", whole answers %.4f", s.val_exact);
   if (std::isfinite(s.baseline_bpb)) std::printf(" (5-gram model of the same text: %.3f)", s.baseline_bpb);
   std::printf(", %.0f s\n", s.seconds);
+  if (s.exit == Exit::stopped) std::printf("continue with: weft train --resume %s\n", s.run.c_str());
   if (!s.sample.empty()) std::printf("\n%s\n", for_reader(s.sample).c_str());
 }
 

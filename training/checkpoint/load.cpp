@@ -1,6 +1,7 @@
 #include "training/checkpoint/load.h"
 
 #include <algorithm>
+#include <filesystem>
 
 #include "autograd/fault.h"
 #include "training/checkpoint/files.h"
@@ -79,6 +80,17 @@ std::optional<Checkpoint> attempt(const std::string& run_folder, int64_t step, c
 }
 
 }  // namespace
+
+Named named(const std::string& path) {
+  std::filesystem::path folder(path);
+  if (!folder.has_filename()) folder = folder.parent_path();  // step-10/
+  const std::filesystem::path checkpoints = folder.parent_path();
+  if (checkpoints.filename() != "checkpoints") return {path};
+  const std::string run = checkpoints.has_parent_path() ? checkpoints.parent_path().string() : ".";
+  for (const int64_t step : list_steps(run))
+    if (std::filesystem::path(step_folder(run, step)).filename() == folder.filename()) return {run, step};
+  return {path};
+}
 
 Manifest verify(const std::string& folder, int64_t step, const std::string& run, const Peers& share) {
   const std::string path = folder + "/MANIFEST";

@@ -27,6 +27,13 @@ struct Loaded {
 // good, and at once, without falling back, for a format version that this program does not read.
 Loaded load(const std::string& run_folder, const LoadOptions& options = {}, const Peers& peers = {});
 
+// What a person names: RUN, or one checkpoint of it, RUN/checkpoints/step-N.
+struct Named {
+  std::string run;
+  std::optional<int64_t> step = {};
+};
+Named named(const std::string& path);
+
 // MANIFEST and every file of one step against their hashes. Errors as above, but Exit::data for damage.
 Manifest verify(const std::string& folder, int64_t step, const std::string& run = {},
                 const Peers& share = {});

@@ -47,10 +47,10 @@ class Reader {
   }
 
  private:
-  [[noreturn]] void refuse(const std::string& field, const std::string& advice =
-                                                         "only byte-level and byte-fallback "
-                                                         "BPE tokenizers are supported") const {
-    throw Error(Exit::data, "the tokenizer uses " + field + " in a way that is not supported", path_, advice);
+  [[noreturn]] void refuse(
+      const std::string& field,
+      const std::string& advice = "use a byte-level or byte-fallback BPE without it") const {
+    throw Error(Exit::data, "the tokenizer's " + field + " is not supported", path_, advice);
   }
   static const json& part(const json& object, const char* key) {
     static const json null;

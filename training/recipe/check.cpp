@@ -77,7 +77,7 @@ std::vector<std::string> expand_layers(const std::vector<std::string>& patterns,
     }
     if (!valid)
       throw Error(Exit::recipe, "the layer pattern " + shown(text_value(pattern, true)) + " is malformed",
-                  where, "write NAME or NAME*COUNT, such as lightning*3");
+                  where, "write NAME or NAME*COUNT, several in brackets: [lightning*3, softmax]");
     if (count > kMaxLayers - static_cast<int64_t>(layers.size()))
       throw Error(Exit::recipe, text("more than ", kMaxLayers, " layers"), where,
                   "lower a count in model.layers");

@@ -42,20 +42,37 @@ std::vector<RecipeEntry> list_recipes(const std::string& root) {
   return recipes;
 }
 
+std::vector<std::string> recipes_in_folders(const std::string& root) {
+  std::vector<std::string> names;
+  std::error_code error;
+  for (const fs::directory_entry& folder : fs::directory_iterator(fs::path(root) / "recipes", error)) {
+    if (!folder.is_directory(error)) continue;
+    for (const fs::directory_entry& entry : fs::directory_iterator(folder.path(), error))
+      if (entry.path().extension() == ".yaml" && entry.is_regular_file(error))
+        names.push_back(folder.path().filename().string() + "/" + entry.path().stem().string());
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
 std::string find_recipe(const std::string& name, const std::string& root) {
   std::error_code error;
   if (fs::is_regular_file(name, error)) return name;
+  const std::string wanted = name.ends_with(".yaml") ? name.substr(0, name.size() - 5) : name;
   std::vector<std::string> names;
-  for (const RecipeEntry& recipe : list_recipes(root)) {
-    if (recipe.name == name || recipe.name + ".yaml" == name) return recipe.path;
-    names.push_back(recipe.name);
-  }
+  for (const RecipeEntry& recipe : list_recipes(root)) names.push_back(recipe.name);
+  const std::vector<std::string> inner = recipes_in_folders(root);
+  if (std::count(names.begin(), names.end(), wanted) + std::count(inner.begin(), inner.end(), wanted) > 0)
+    return (fs::path(root) / "recipes" / (wanted + ".yaml")).string();
   if (fs::exists(name, error))  // a pipe, too: a recipe is read more than once, by each rank
     throw Error(Exit::usage, "this is not a recipe file", shown(name),
                 fs::is_directory(name, error) ? "name a recipe, or a run" : "save the recipe in a file");
-  const std::string wanted = fs::path(name).stem().string();
+  std::string near = nearest_name(wanted, inner);
+  for (const std::string& known : inner)
+    if (near.empty() && known.ends_with("/" + wanted)) near = known;
   throw Error(Exit::usage, "there is no recipe of this name", shown(name),
-              suggest_name(wanted, names, "recipes"));
+              near.empty() ? suggest_name(fs::path(wanted).filename().string(), names, "recipes")
+                           : "did you mean " + near + "?");
 }
 
 }  // namespace weft

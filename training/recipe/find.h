@@ -15,8 +15,11 @@ struct RecipeEntry {
 // The recipes under ROOT/recipes, by name; none where the folder is missing.
 std::vector<RecipeEntry> list_recipes(const std::string& root);
 
-// The path of a recipe: `name` itself where it is a file, else ROOT/recipes/NAME.yaml. Unknown is
-// Exit::usage.
+// Those in the folders of ROOT/recipes, as FOLDER/NAME ("124m/softmax"), sorted.
+std::vector<std::string> recipes_in_folders(const std::string& root);
+
+// The path of a recipe: `name` itself where it is a file, else ROOT/recipes/NAME.yaml, where NAME may begin
+// with a folder. Unknown is Exit::usage.
 std::string find_recipe(const std::string& name, const std::string& root);
 
 }  // namespace weft

@@ -13,7 +13,8 @@ void Recipe::fields(FieldVisitor& f) {
   f("version", version, "version of the recipe format", {.min = 1, .max = 1});
   f("run", run, "folder the run writes to; empty: runs/ and the name of the recipe");
   f("init", init,
-    "run whose last weights this one starts from; parameters that it lacks are initialised as usual",
+    "run whose last weights this one starts from, or one of its checkpoints (RUN/checkpoints/step-N); "
+    "parameters that it lacks are initialised as usual",
     {.fixed = true});
   f("seed", seed, "seed of the initial weights, the data order and every random draw",
     {.min = 0, .max = kMaxSeed, .fixed = true});
@@ -109,7 +110,10 @@ void Recipe::Data::fields(FieldVisitor& f) {
     "synthetic examples instead of text: mqar, or \"mqar length=64 pairs=4\", or a list of such, each with "
     "weight=W if wanted; `weft ls` lists the tasks",
     {.fixed = true});
-  f("train", train, "training text: files, folders or globs, with weights if wanted", {.fixed = true});
+  f("train", train,
+    "training text or tokens: files, folders or globs, with weights if wanted; docs/contract.md has the "
+    "formats",
+    {.fixed = true});
   f("val", val, "validation text, or the share of the training text to hold out for it; 0: none",
     {.fixed = true});
   f("tokenizer", tokenizer, "bytes (no tokenizer), or the path of a tokenizer file or folder",
@@ -140,7 +144,8 @@ void Recipe::Checkpoint::fields(FieldVisitor& f) {
 
 void Recipe::Eval::fields(FieldVisitor& f) {
   f("every", every, "steps between validations; 0: only after the last step", {.unit = "steps", .min = 0});
-  f("batches", batches, "batches of one validation", {.unit = "batches", .min = 1});
+  f("batches", batches, "batches of one validation, from the start of the held-out text",
+    {.unit = "batches", .min = 1});
   f("grid", grid, "what `weft eval` scores by default: tasks, with several values of a setting as a,b");
 }
 

@@ -12,7 +12,7 @@ namespace weft {
 namespace {
 
 constexpr double kWidth = 640, kHeight = 400;
-constexpr double kLeft = 64, kRight = 16, kTop = 14, kBottom = 58;
+constexpr double kLeft = 72, kRight = 16, kTop = 14, kBottom = 58;
 constexpr size_t kDrawn = 240;  // of a curve's points: more than the eye tells apart
 
 std::string rounded(double x, int digits = 1) {
@@ -60,7 +60,10 @@ Frame frame_of(const Chart& chart) {
     break;
   }
   frame.x1 *= 1.01;  // room for the last dot
-  const double margin = std::max(0.04 * (frame.y1 - frame.y0), 1e-6 + 1e-3 * std::abs(frame.y0));
+  // Around a single height, marks that are apart by what can be read.
+  const double margin = frame.y1 > frame.y0
+                            ? std::max(0.04 * (frame.y1 - frame.y0), 1e-6 + 1e-3 * std::abs(frame.y0))
+                            : 0.01 + 0.05 * std::abs(frame.y0);
   frame.y0 -= margin;
   frame.y1 += margin;
   return frame;
@@ -165,7 +168,7 @@ std::string stroke_class(int color, bool dotted) {
 }
 
 std::vector<double> smoothed(const std::vector<double>& values) {
-  const double span = std::max(3.0, static_cast<double>(values.size()) / 50), fading = 1 - 1 / span;
+  const double span = std::max(1.0, static_cast<double>(values.size()) / 50), fading = 1 - 1 / span;
   std::vector<double> out;
   double sum = 0, weight = 0;
   for (const double x : values) {

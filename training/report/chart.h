@@ -30,7 +30,8 @@ struct Chart {
 // twentieth: the first steps, or a run that diverged, would press all else together.
 std::string svg(const Chart& chart);
 
-// Exponential mean over about 1/50 of the values (at least 3), not biased to the first.
+// Exponential mean over about 1/50 of the values, not biased to the first: up to 50 stay as they are. A
+// longer span would draw a short run that still learns far above what it reached.
 std::vector<double> smoothed(const std::vector<double>& values);
 
 }  // namespace weft

@@ -6,6 +6,7 @@
 
 #include "attention/registry.h"
 #include "autograd/check.h"
+#include "layers/model.h"
 #include "training/log/console_text.h"
 #include "training/plan.h"
 #include "training/recipe/diff.h"
@@ -42,6 +43,15 @@ Question question_of(const Recipe& recipe) {
           {"eval.batches", std::to_string(recipe.eval.batches)}};
 }
 
+// 0 stands for a size that follows from others; beside sizes that were set it would read as none at all.
+std::string size_meant(const std::string& key, const std::string& value, const Recipe::Model& m) {
+  if (value != "0") return value;
+  if (key == "model.ffn") return std::to_string(derived_ffn(m.ffn_kind, m.width));
+  if (key == "model.kv_heads") return std::to_string(m.heads);
+  if (key == "model.head_size") return std::to_string(m.width / m.heads);
+  return value;
+}
+
 void find_differing_keys(Comparison& all) {
   const Recipe* first = nullptr;
   std::map<std::string, std::string> of_first;
@@ -61,8 +71,9 @@ void find_differing_keys(Comparison& all) {
     ComparedRun& run = all.runs[i];
     for (const std::string& key : all.keys) {
       const auto own = others[i].find(key);
-      const std::string value = own != others[i].end() ? own->second : of_first[key];
-      run.values.push_back(run.data.recipe ? value : "");
+      const std::string written = own != others[i].end() ? own->second : of_first[key];
+      const std::string value = run.data.recipe ? size_meant(key, written, run.data.recipe->model) : "";
+      run.values.push_back(value);
       if (!run.data.recipe || key == "model.layers" || is_housekeeping(key)) continue;
       run.setting += (run.setting.empty() ? "" : ", ") + key + " " + value;
     }

@@ -107,6 +107,8 @@ std::string curves(const Comparison& all) {
                          "</figure>\n");
     pictures += "</div>\n";
   }
+  pictures += paragraph(
+      "Training: the strong line is a mean over about a fiftieth of the steps, the faint one is every step.");
   return text("<div class=\"curves\">\n<p class=\"by\">Against</p>\n", switches, legend(all), pictures,
               "</div>\n");
 }

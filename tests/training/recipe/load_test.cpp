@@ -251,5 +251,22 @@ TEST_F(RecipeFiles, AreFoundByName) {
   EXPECT_ERROR(find_recipe("x", "nowhere"), usage, "x", "", "there are no recipes");
 }
 
+TEST_F(RecipeFiles, AreFoundInTheirFolders) {
+  write("recipes/quickstart.yaml", "steps: 1\n");
+  for (const char* name : {"recipes/124m/softmax.yaml", "recipes/tasks/mqar.yaml", "recipes/zoo/mqar.yaml"}) {
+    fs::create_directories((folder_ / name).parent_path());
+    write(name, "steps: 1\n");
+  }
+  const std::string root = folder_.string();
+  EXPECT_EQ(list_recipes(root).size(), 1u);
+  EXPECT_EQ(recipes_in_folders(root), (std::vector<std::string>{"124m/softmax", "tasks/mqar", "zoo/mqar"}));
+  EXPECT_EQ(find_recipe("124m/softmax", root), (folder_ / "recipes/124m/softmax.yaml").string());
+  EXPECT_EQ(find_recipe("tasks/mqar.yaml", root), (folder_ / "recipes/tasks/mqar.yaml").string());
+  EXPECT_ERROR(find_recipe("mqar", root), usage, "mqar", "", "did you mean tasks/mqar?");
+  EXPECT_ERROR(find_recipe("124m/sofmax", root), usage, "124m/sofmax", "", "did you mean 124m/softmax?");
+  EXPECT_ERROR(find_recipe("../recipes/quickstart", root), usage, "../recipes/quickstart",
+               "there is no recipe", "quickstart");
+}
+
 }  // namespace
 }  // namespace weft

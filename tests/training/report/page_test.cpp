@@ -69,6 +69,12 @@ TEST(Compare, MeanAndSpreadOverSeeds) {
   EXPECT_EQ(all.runs[0].parameters, all.runs[2].parameters);
 }
 
+TEST(Compare, ASizeThatFollowsFromOthersIsANumber) {
+  const Comparison all = compare_runs({made("a", {}, 1), made("b", {"model.ffn=80"}, 1)});
+  EXPECT_EQ(all.runs[0].setting, "model.ffn 64") << "8/3 of the width, to a multiple of 64";
+  EXPECT_EQ(all.runs[1].setting, "model.ffn 80");
+}
+
 TEST(Compare, TrainingLossIsThatOfTheLastTwentieth) {
   const Comparison all = compare_runs({made("a", {}, 1, 40), made("b", {}, 1)});
   EXPECT_NEAR(all.runs[0].loss, 5 - 0.1 * 39.5, 1e-12);
@@ -139,10 +145,14 @@ TEST(WellFormed, IsNoRubberStamp) {
 TEST(Chart, SmoothsWithoutBiasAndDrawsGaps) {
   const std::vector<double> even = smoothed(std::vector<double>(100, 3.0));
   for (const double y : even) EXPECT_DOUBLE_EQ(y, 3);
-  const std::vector<double> steps = smoothed({1, 1, NAN, 5});
-  EXPECT_TRUE(std::isnan(steps[2]));
-  EXPECT_GT(steps[3], 1);
-  EXPECT_LT(steps[3], 5);
+  EXPECT_EQ(smoothed({9, 5, 2, 1}), (std::vector<double>{9, 5, 2, 1})) << "a short run ends where it ended";
+  std::vector<double> steps(150, 1);
+  steps[120] = NAN;
+  steps[121] = 5;
+  steps = smoothed(steps);
+  EXPECT_TRUE(std::isnan(steps[120]));
+  EXPECT_GT(steps[121], 1);
+  EXPECT_LT(steps[121], 5);
 
   Chart chart{"a", "t", "tokens", 1, {}};
   EXPECT_NE(svg(chart).find("nothing to draw"), std::string::npos);
@@ -156,6 +166,23 @@ TEST(Chart, SmoothsWithoutBiasAndDrawsGaps) {
   const std::string path = picture.substr(line + 18, picture.find('"', line + 20) - line - 18);
   EXPECT_EQ(std::count(path.begin(), path.end(), 'M'), 2) << path;
   EXPECT_EQ(std::count(path.begin(), path.end(), 'L'), 2) << path;
+}
+
+TEST(Chart, MarksOfASinglePointAreShort) {
+  for (const double y : {0.02898, 5.5, 0.0}) {
+    Chart chart{"a", "t", "tokens", 1, {}};
+    Curve curve;
+    curve.x = {1000};
+    curve.y = {y};
+    chart.curves.push_back(curve);
+    std::string picture = svg(chart);
+    const std::string mark = "<text class=\"left\"";
+    EXPECT_NE(picture.find(mark), std::string::npos);
+    for (size_t at = picture.find(mark); at != std::string::npos; at = picture.find(mark, at + 1)) {
+      const size_t begin = picture.find('>', at) + 1;
+      EXPECT_LE(picture.find('<', begin) - begin, 6u) << picture.substr(begin, 12) << " beside " << y;
+    }
+  }
 }
 
 TEST(Chart, ShowsAllOfAnAccuracy) {

@@ -160,9 +160,11 @@ std::optional<PeerBoard::Lost> PeerBoard::lost() const {
     const Cell& peer = cell(r);
     if (r == rank_) continue;
     if (peer.state == left) {
-      // A rank that left because of another one has said which.
+      // A rank that left because of another one has said which; and who was asked to leave was asked for all,
+      // who may still be waiting for the last word of what they agreed on.
       const auto code = static_cast<Exit>(peer.code.load());
-      if (code == Exit::peer_lost || code == Exit::hang) return Lost{code, load(peer.what)};
+      if (code == Exit::peer_lost || code == Exit::hang || code == Exit::stopped)
+        return Lost{code, load(peer.what)};
       return Lost{Exit::peer_lost,
                   text("rank ", r, " left with code ", peer.code.load(), ": ", load(peer.what))};
     }

@@ -20,7 +20,7 @@ namespace weft {
 class PeerBoard {
  public:
   struct Lost {
-    Exit code;  // peer_lost or hang
+    Exit code;  // peer_lost, hang or stopped
     std::string what;
   };
 

@@ -1,0 +1,123 @@
+#include "training/training_run.h"
+
+#include <chrono>
+#include <filesystem>
+#include <thread>
+
+#include "distributed/agree.h"
+#include "training/checkpoint/files.h"
+#include "training/checkpoint/folder.h"
+#include "training/mechanism_settings.h"
+#include "training/recipe/load.h"
+
+namespace weft {
+namespace {
+
+namespace fs = std::filesystem;
+
+bool run_exists(const std::string& run) {
+  std::error_code unreachable;  // what cannot be looked at cannot be created either, which then is the error
+  return fs::exists(run + "/recipe.yaml", unreachable) || fs::exists(run + "/checkpoints", unreachable);
+}
+
+}  // namespace
+
+bool TrainingRun::prepare_folder() {
+  bool resume = false;
+  on_first_rank(world_, [&] {
+    const bool exists = run_exists(recipe_.run);
+    if (exists && !options_.resume && !options_.resume_auto)
+      throw Error(Exit::cannot_create, "the run exists already", recipe_.run,
+                  "continue it with --resume " + recipe_.run + ", or set run=another/folder");
+    if (!exists && options_.resume)
+      throw Error(Exit::no_checkpoint, "no run to continue", recipe_.run,
+                  "start it with weft train RECIPE, or take --resume auto");
+    std::error_code failed;
+    fs::create_directories(recipe_.run, failed);
+    if (failed)
+      throw Error(Exit::cannot_create, "cannot create the run folder: " + failed.message(), recipe_.run);
+    folder_.emplace(recipe_);
+    ckpt::clean(recipe_.run);
+    resume = exists && !ckpt::list_steps(recipe_.run).empty();
+    if (!resume) forget_rewind(recipe_.run);
+    if (options_.resume && !resume)
+      throw Error(Exit::no_checkpoint, "the run has no complete checkpoint", recipe_.run,
+                  "start a new run in another folder");
+    if (exists && fs::exists(recipe_.run + "/recipe.yaml")) {
+      const Recipe saved = load_recipe(recipe_.run + "/recipe.yaml");
+      changes_ = check_resume(saved, recipe_, same_function(saved, recipe_));
+    }
+  });
+  return world_ == nullptr ? resume : any_rank(*world_, resume);
+}
+
+std::vector<std::string> TrainingRun::load_checkpoint() {
+  const ckpt::Loaded loaded =
+      ckpt::load(recipe_.run, {.strict = recipe_.checkpoint.strict}, peers_of(world_));
+  state_ = restore_run(*trainer_, loaded.checkpoint);
+  if (!state_.data.empty() && state_.data != fingerprint_) {
+    const bool held_out = state_.data.starts_with(data_->train.fingerprint());
+    throw Error(Exit::data,
+                text(held_out ? "the held-out text is not the one that the run was measured on"
+                              : "the text is not the one that the run was trained on",
+                     ": it had ", state_.data, ", now ", fingerprint_),
+                recipe_.where(held_out ? "data.val" : "data.train"),
+                "put the old files back, or start a new run with init=" + recipe_.run);
+  }
+  if (state_.step > recipe_.steps)
+    throw Error(Exit::recipe,
+                text("the run has done ", state_.step, " steps, its recipe now asks for ", recipe_.steps),
+                recipe_.where("steps"), text("set steps to ", state_.step, " or more"));
+  // Also what was edited in the run's own recipe, or what a run changed that has saved nothing since.
+  for (RecipeDifference& d : changes_since(loaded.checkpoint, recipe_))
+    if (std::none_of(changes_.begin(), changes_.end(), [&](const auto& c) { return c.key == d.key; }))
+      changes_.push_back(std::move(d));
+  for (const int64_t step : loaded.damaged) damaged_.insert(step);
+  run_id_ = loaded.checkpoint.manifest().run;
+  order_hash_ = state_.order_hash.empty() ? OrderHash() : OrderHash(state_.order_hash);
+  saved_step_ = state_.step;
+  return loaded.warnings;
+}
+
+std::vector<std::string> TrainingRun::start_from_other() {
+  const ckpt::Named from = ckpt::named(recipe_.init);
+  if (!run_exists(from.run))
+    throw Error(Exit::no_checkpoint, "no run to start from in " + recipe_.init, recipe_.where("init"),
+                "name the folder of a run that has saved");
+  ckpt::Loaded loaded = ckpt::load(from.run, {.step = from.step}, peers_of(world_));
+  if (loaded.checkpoint.manifest().tokenizer_hash != trainer_->tokenizer().hash())
+    throw Error(Exit::recipe, "the tokenizer is not that of " + recipe_.init, "init",
+                "use the tokenizer of that run");
+  const std::vector<std::string> absent = start_from(trainer_->store(), loaded.checkpoint);
+  restart_mean(trainer_->store(), trainer_->optimizer());
+  if (!absent.empty())
+    loaded.warnings.push_back(text(recipe_.init, " lacks ", absent.size(), " parameters, such as ", absent[0],
+                                   ": they are initialised as usual"));
+  return loaded.warnings;
+}
+
+// Behind everything that may refuse it: a run whose recipe it cannot follow would be lost. A folder that some
+// ranks do not see would lose every checkpoint, hours later.
+void TrainingRun::keep_recipe() {
+  const std::string path = recipe_.run + "/recipe.yaml";
+  on_first_rank(world_, [&] { write_file_atomically(path, resolved_recipe(recipe_)); });
+  if (world_ == nullptr) return;
+  std::error_code unknown;
+  for (int i = 0; i < 100 && !fs::exists(path, unknown); ++i)  // a network folder may be slow to show it
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  if (!all_ranks(*world_, fs::exists(path, unknown)))
+    throw Error(Exit::cannot_create, "some ranks do not see the run folder", recipe_.run,
+                "set run to a folder that all ranks share");
+}
+
+void TrainingRun::start_loader() {
+  const Slice own = trainer_->samples_of_step();
+  loader_ = std::make_unique<Loader>(data_->train, *order_,
+                                     Loader::Config{.samples_per_step = trainer_->samples_per_step(),
+                                                    .begin = own.begin,
+                                                    .end = own.end,
+                                                    .first_step = state_.step + state_.skipped_steps,
+                                                    .ahead = recipe_.data.prefetch});
+}
+
+}  // namespace weft

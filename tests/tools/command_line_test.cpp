@@ -148,7 +148,6 @@ std::vector<Failing> failing_commands() {
       {{"sweep", "good.yaml", "seed=1,2"}, 78},
       {{"sweep", "good.yaml", "seed=1,2", "-n", "1", "-n", "2"}, 64},
       {{"validate", "good.yaml", "--ranks", "1", "--ranks", "2"}, 64},
-      {{"sweep", "good.yaml", "seed=1,2", "--print", "--json"}, 64},
       {{"report"}, 64},
       {{"report", "missing"}, 66},
       {{"report", "made"}, 66},
@@ -235,6 +234,13 @@ TEST_F(Failures, KeepTheirCodeWhereNobodyReadsTheirJson) {
     EXPECT_EQ(ran.code, f.code) << f.words[0];
     EXPECT_EQ(ran.err.find("cannot write"), std::string::npos) << "the cause comes last: " << ran.err;
   }
+}
+
+// The printed commands are for a shell, a line each.
+TEST_F(Failures, PrintedCommandsAreNoJson) {
+  const Ran ran = run_weft({"sweep", "good.yaml", "--print", "--json"}, {.folder = folder_.path()});
+  EXPECT_EQ(ran.code, 64);
+  EXPECT_EQ(ran.json()["exit"], 64) << ran.out;
 }
 
 TEST_F(Failures, ALinkThatLeadsNowhereIsNoFreeName) {

@@ -1,5 +1,6 @@
 #include "training/training_run.h"
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <thread>

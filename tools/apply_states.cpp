@@ -147,7 +147,7 @@ Variable StatesCrossing::operator()(const Scan& part, const Block& block) {
       Scan::Ran ran = part.kernel.run(tokens, layout, before, true);
       int32_t row = 0;
       for (const Segment& s : layout.segments) {
-        if (s.end == documents_[s.document].length)
+        if (ends_here_[s.document] && s.end == documents_[s.document].length)
           states.last[s.document] = gather_state(ran.end, from_ints({row}, tokens.position.device()));
         ++row;
       }

@@ -158,7 +158,9 @@ TEST(Tensor, ThoseThatLiveNeverOverlap) {
     if (at == nullptr) continue;  // no elements
     ++taken;
     const auto behind = living.lower_bound(at);
-    if (behind != living.end()) ASSERT_LE(at + x.bytes(), behind->first) << i;
+    if (behind != living.end()) {
+      ASSERT_LE(at + x.bytes(), behind->first) << i;
+    }
     if (behind != living.begin()) {
       const auto& [before, other] = *std::prev(behind);
       ASSERT_LE(before + other.bytes(), at) << i;

@@ -57,7 +57,7 @@ struct Scan {
     std::function<bool(Device)> serves;
     std::function<Ran(const Block&, const Layout&, const State& start, bool want_end)> run;
     // Of each segment, what it multiplies the state before it by: the first of the two tensors of a state.
-    std::function<Variable(const Block&, const Layout&)> transition;
+    std::function<Variable(const Block&, const Layout&)> transition = {};
     bool on(Device device) const { return serves && serves(device); }
     // Of each segment, its summary.
     State summarize(const Block& block, const Layout& layout) const {

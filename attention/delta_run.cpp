@@ -56,7 +56,10 @@ void delta_backward(Backward& b, const DeltaSizes& s) {
   ON_DEVICE(computed_on(device), delta_run_room(room, x, true));
   const Tensor workspace = empty({room.workspace}, x.beta.dtype(), device);
   count_delta_matmuls(x, 6, 5);
-  ON_DEVICE(device, delta_run_backward(d, x, kept, workspace, d_o, d_end));
+  if (x.q.dim(0) > 0)
+    ON_DEVICE(device, delta_run_backward(d, x, kept, workspace, d_o, d_end));
+  else if (d.start.defined())
+    state_or_zero(d.start, d_end);
   b.add(0, d.q);
   b.add(1, d.k);
   b.add(2, d.v);
@@ -74,10 +77,17 @@ DeltaRun delta_run(const Variable& q, const Variable& k, const Variable& v, cons
   CHECK(q.rank() == 3 && k.shape() == q.shape() && v.rank() == 3 && v.dim(1) == q.dim(1) &&
             v.dtype() == q.dtype() && k.dtype() == q.dtype(),
         "delta_run: q ", q.shape(), ", k ", k.shape(), ", v ", v.shape());
+  const Shape numbers{q.dim(0), q.dim(1)};
+  CHECK(v.dim(0) == q.dim(0) && beta_in.shape() == numbers && (!g_in.defined() || g_in.shape() == numbers),
+        "delta_run: q ", q.shape(), ", v ", v.shape(), ", beta ", beta_in.shape(), ", g ",
+        g_in.defined() ? g_in.shape() : Shape{});
   const Dtype wide = wide_of(q.dtype());
   const Device device = q.device();
   const Variable beta = cast(beta_in, wide), g = g_in.defined() ? cast(g_in, wide) : g_in;
   const DeltaSizes sizes{scale, bounds_of(layout).documents, g.defined(), want_end};
+  const Shape states{sizes.documents, q.dim(1), q.dim(2), v.dim(2)};
+  CHECK(!start.defined() || (start.shape() == states && start.dtype() == wide), "delta_run: states ", states,
+        " in ", name_of(wide), ", start ", start.shape(), " in ", name_of(start.dtype()));
   const DeltaInputs x{as_kernels_read(q),
                       as_kernels_read(k),
                       as_kernels_read(v),
@@ -95,13 +105,15 @@ DeltaRun delta_run(const Variable& q, const Variable& k, const Variable& v, cons
   for (const Variable& i : inputs) follows |= Tape::current() != nullptr && i.differentiable();
 
   const Tensor o = empty(v.shape(), v.dtype(), device);
-  const Tensor end =
-      want_end ? empty({sizes.documents, q.dim(1), q.dim(2), v.dim(2)}, wide, device) : Tensor();
+  const Tensor end = want_end ? empty(states, wide, device) : Tensor();
   DeltaRoom room;
   ON_DEVICE(computed_on(device), delta_run_room(room, x, follows));
   const Tensor kept = empty({room.kept}, wide, device);
   count_delta_matmuls(x, 3, 2);
-  ON_DEVICE(device, delta_run_forward(o, end, kept, x, follows));
+  if (x.q.dim(0) > 0)
+    ON_DEVICE(device, delta_run_forward(o, end, kept, x, follows));
+  else if (want_end)
+    state_or_zero(end, x.start);
 
   std::vector<Tensor> outputs{o};
   if (want_end) outputs.push_back(end);

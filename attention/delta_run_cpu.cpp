@@ -6,6 +6,7 @@
 #include "attention/delta_run.h"
 #include "attention/row_math.h"
 #include "autograd/ops/gemm_kernel.h"
+#include "autograd/ops/rows.h"
 #include "autograd/ops/vector_math.h"
 #include "autograd/parallel.h"
 #include "autograd/scratch.h"
@@ -227,7 +228,7 @@ class DeltaChunk {
     T* to = x.data<T>() + first_ * pitch + head_ * width;
     for (int64_t i = 0; i < n_; ++i, from += width, to += pitch)
 #pragma omp simd
-      for (int64_t c = 0; c < width; ++c) to[c] = static_cast<T>(from[c]);
+      for (int64_t c = 0; c < width; ++c) store(to[c], from[c]);
   }
 
   // Products of rows i with rows j: of queries and keys up to their own token, of keys and keys before it.

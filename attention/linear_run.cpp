@@ -31,13 +31,6 @@ Tensor linear_bytes(Device device, int64_t bytes) {
   return bytes > 0 ? empty({(bytes + 3) / 4}, Dtype::f32, device) : Tensor();
 }
 
-void state_or_zero(const Tensor& to, const Tensor& from) {
-  if (from.defined())
-    to.copy_from(from);
-  else
-    to.zero();
-}
-
 // On meta those of the device that is planned for.
 int64_t linear_kept_bytes(const LinearRunProblem& p) {
 #ifdef WEFT_CUDA
@@ -98,9 +91,8 @@ LinearRun linear_run(const Variable& q, const Variable& k, const Variable& v, co
   const Variable g = gate.defined() ? cast(gate, wide) : gate;
   const LinearSizes sizes{scale, bounds_of(layout), want_end};
   const Shape states{sizes.bounds.documents, q.dim(1), q.dim(2), v.dim(2)};
-  CHECK(!start.defined() || (start.shape().with(0, states[0]) == states && start.dtype() == wide),
-        "linear_run: states ", states, " in ", name_of(wide), ", start ", start.shape(), " in ",
-        name_of(start.dtype()));
+  CHECK(!start.defined() || (start.shape() == states && start.dtype() == wide), "linear_run: states ", states,
+        " in ", name_of(wide), ", start ", start.shape(), " in ", name_of(start.dtype()));
   const LinearRunProblem p{q.value(),
                            k.value(),
                            v.value(),

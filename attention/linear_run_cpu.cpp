@@ -68,7 +68,7 @@ struct LinearShares {
     group = std::min(p.bounds.longest / kLinearChunk + 1, kGroup);
     const int64_t threads =
         std::clamp<int64_t>(heads * states / grain, 1, omp_in_parallel() ? 1 : omp_get_max_threads());
-    apart = threads > 1 && 2 * p.bounds.longest * threads > tokens * heads;
+    apart = threads > 1 && p.bounds.longest * threads > tokens * heads;
     together =
         std::clamp<int64_t>(std::min(heads * documents / threads, kTaskStates / (d * e + 1)), 1, heads);
     ranges = std::min(threads, (heads + together - 1) / together * documents);

@@ -93,6 +93,8 @@ class Mechanism {
   virtual std::vector<double> fixed_input(const std::string&) const { return {}; }
   // Outputs that grow with the text, as sums do, need a norm after them in a layer.
   virtual bool normalize_output() const { return false; }
+  // What a training run should be warned of; empty: nothing.
+  virtual std::string doubt() const { return {}; }
   // It norms its input and adds it to its output itself, so a block does neither.
   virtual bool whole_layer() const { return false; }
 

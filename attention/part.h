@@ -56,7 +56,8 @@ struct Scan {
     // Whether this build has a kernel for this part's inputs on a device, which need not be there.
     std::function<bool(Device)> serves;
     std::function<Ran(const Block&, const Layout&, const State& start, bool want_end)> run;
-    // Of each segment, what it multiplies the state before it by: the first of the two tensors of a state.
+    // Optional: of each segment, what it multiplies the state before it by: the first of the two tensors of a
+    // state. Without it ranks compose the part of chunks.
     std::function<Variable(const Block&, const Layout&)> transition = {};
     bool on(Device device) const { return serves && serves(device); }
     // Of each segment, its summary.

@@ -1,5 +1,5 @@
 #pragma once
-// Where the segments of a layout begin, as kernels are told.
+// Segments of a layout as kernels are told of them: where they begin, and what of those without tokens.
 
 #include <vector>
 
@@ -27,6 +27,14 @@ inline Tensor segment_offsets(const Layout& layout, int64_t tokens, Device devic
   }
   CHECK(end == tokens, "attention: ", tokens, " tokens in segments of ", end);
   return offsets;
+}
+
+// The states behind segments of no tokens: those before them.
+inline void state_or_zero(const Tensor& to, const Tensor& from) {
+  if (from.defined())
+    to.copy_from(from);
+  else
+    to.zero();
 }
 
 }  // namespace weft

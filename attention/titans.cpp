@@ -51,6 +51,11 @@ Variable Titans::limited(const Variable& theta, const Variable& eta) const {
   return multiply(theta, scale(eta, -most, most));
 }
 
+std::string Titans::doubt() const {
+  if (step_limit_ > 0) return {};
+  return "nothing bounds the steps of its memory, which may grow until the run ends (80); step_limit: 1 does";
+}
+
 Variable Titans::naive_slope(const Variable& error, const Variable&) const { return scale(error, 2); }
 
 namespace {

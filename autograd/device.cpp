@@ -51,7 +51,8 @@ const char* name_of(Device device) {
 }
 
 Device default_device() {
-  if (chosen == Device::meta) chosen = device_of_environment();
+  Device nobody = Device::meta;  // a choice made meanwhile stands
+  if (chosen == nobody) chosen.compare_exchange_strong(nobody, device_of_environment());
   return chosen;
 }
 

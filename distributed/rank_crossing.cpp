@@ -47,43 +47,50 @@ Variable RankCrossing::operator()(const Scan& part, const Block& block) {
     return own_of_whole(LocalCrossing(plan_.whole().layout)(part, whole));
   }
   const Device device = block.x[0].device();
-  const bool fused = !part.total && part.kernel.on(computed_on(device));
+  const bool fused = !part.total && part.kernel.transition && part.kernel.on(computed_on(device));
   const auto scan = [&](const Block& b) { return fused ? by_kernel(part, b) : by_chunks(part, b); };
   if (!part.reverse) return scan(block);
   const Tensor turned = turned_rows(layout(), device);
   return gather_rows(scan(gather_block(block, turned)), turned);
 }
 
-RankCrossing::Known RankCrossing::across(const Scan& part, const State& summaries) {
+RankCrossing::Known RankCrossing::across(const Scan& part, const State& pieces) {
   const RankPlan::States& states = plan_.states();
-  State pieces;  // of all ranks, then those of the documents here, in order
-  for (const Variable& s : gather_state(summaries, states.own))
-    pieces.push_back(gather_rows(all_gather_rows(ranks_, s, states.counts, Recompute::kept),
-                                 part.reverse ? states.order_back : states.order));
-  expect(scan_bytes(plan_, row_bytes(pieces)), true);
-  const Folded folded = fold(part, pieces, states.documents);
+  State all;  // of all ranks, then those of the documents here, in order
+  for (const Variable& s : pieces)
+    all.push_back(gather_rows(all_gather_rows(ranks_, s, states.counts, Recompute::kept),
+                              part.reverse ? states.order_back : states.order));
+  expect(scan_bytes(plan_, row_bytes(all)), true);
+  const Folded folded = fold(part, all, states.documents);
   return {gather_state(concatenate_states({part.identity(), folded.prefix}),
                        part.reverse ? states.before_back : states.before),
-          gather_state(concatenate_states({summaries, folded.total}), states.document)};
+          folded.total};
 }
 
 Variable RankCrossing::by_kernel(const Scan& part, const Block& block) {
   State before;
-  if (plan_.states().total > 0) before = across(part, part.kernel.summarize(block, layout())).before;
+  if (plan_.states().total > 0) {
+    const RankPlan::Cut& cut = plan_.cut();
+    const bool all = cut.rest.dim(0) == 0;
+    before = across(part, all ? part.kernel.summarize(block, layout())
+                              : part.kernel.summarize(gather_block(block, cut.own), cut.layout))
+                 .before;
+  }
   return part.kernel.run(block, layout(), before, false).y;
 }
 
 Variable RankCrossing::by_chunks(const Scan& part, const Block& block) {
+  const RankPlan::States& states = plan_.states();
   const Chunks chunks = cut_chunks(layout(), part.chunk, block.x[0].device());
   const Block cut = into_chunks(block, chunks, part.pad);
   const Folded local = fold(part, part.summarize(cut), chunks);
-  State prefix = local.prefix, document = local.total;
-  if (plan_.states().total > 0) {
-    Known known = across(part, local.total);
-    prefix = part.combine(gather_state(known.before, chunks.segment), prefix);
-    document = known.document;
+  State prefix = local.prefix, total = local.total;
+  if (states.total > 0) {
+    const Known known = across(part, gather_state(local.total, states.own));
+    prefix = part.combine(gather_state(known.before, chunks.segment), local.prefix);
+    total = gather_state(concatenate_states({local.total, known.documents}), states.document);
   }
-  if (part.total) prefix = gather_state(document, chunks.segment);
+  if (part.total) prefix = gather_state(total, chunks.segment);
   return out_of_chunks(part.apply(cut, prefix), chunks);
 }
 

@@ -46,12 +46,12 @@ class RankCrossing : public Crossing {
   // A Scan on the segments of this rank: by the part's kernel, or composed of chunks.
   Variable by_kernel(const Scan& part, const Block& block);
   Variable by_chunks(const Scan& part, const Block& block);
-  // From the summaries of this rank's segments, (G, ...), what the ranks know of each: the state before it,
-  // and the summary of its whole document.
+  // From the summaries of the pieces of cut documents here, what the ranks know: the states before this
+  // rank's segments, (G, ...), and the summaries of the cut documents that have a piece here.
   struct Known {
-    State before, document;
+    State before, documents;
   };
-  Known across(const Scan& part, const State& summaries);
+  Known across(const Scan& part, const State& pieces);
   // Merge among the tokens of cut documents.
   std::vector<Variable> merge_across(const Merge& part, const Block& block);
   std::vector<Variable> merge_by_heads(const Merge& part, const Block& block);

@@ -76,13 +76,18 @@ void RankPlan::plan_cut() {
     if (p.cut) cut.push_back(p);
   cut_.rows = gathered(by_rank(cut), ranks(), device_);
   Indices own, rest;
-  for (const Piece& p : by_rank(pieces_))
-    if (p.rank == rank_) append_range(p.cut ? own : rest, p.row, p.row + p.segment.size());
+  Segments pieces;
+  for (const Piece& p : by_rank(pieces_)) {
+    if (p.rank != rank_) continue;
+    append_range(p.cut ? own : rest, p.row, p.row + p.segment.size());
+    if (p.cut) pieces.push_back(p.segment);
+  }
   Indices back(own.size() + rest.size());
   int32_t at = 0;
   for (const Indices* part : {&rest, &own})
     for (const int32_t row : *part) back[static_cast<size_t>(row)] = at++;
   cut_.own = from_ints(own, device_);
+  cut_.layout = make_layout(pieces, device_);
   cut_.rest = from_ints(rest, device_);
   cut_.back = from_ints(back, device_);
 }

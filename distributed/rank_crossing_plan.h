@@ -52,9 +52,10 @@ class RankPlan {
   // Tokens of cut documents.
   struct Cut {
     GatheredRows rows;
-    Tensor own;   // of this rank's tokens, those of cut documents
-    Tensor rest;  // and the others
-    Tensor back;  // (own tokens) row among rest and then own
+    Tensor own;     // of this rank's tokens, those of cut documents
+    Layout layout;  // of these
+    Tensor rest;    // and the others
+    Tensor back;    // (own tokens) row among rest and then own
   };
   const Cut& cut() const { return cut_; }
 

@@ -53,9 +53,12 @@ void print(const std::string& text) {
 
 std::string printed_by(const std::function<void()>& command) {
   std::string text;
-  kept = &text;
+  struct Keeping {
+    explicit Keeping(std::string* to) { kept = to; }
+    ~Keeping() { kept = nullptr; }
+  };
+  const Keeping keeping(&text);
   command();
-  kept = nullptr;
   return text;
 }
 

@@ -73,14 +73,17 @@ class CodesFolder {
   std::string path_;
 };
 
-constexpr int kLooks = 6, kAbandoned = 20;  // half seconds
+// Half seconds: until ranks that do not listen are told, until the launcher is where they have not all
+// started, and until one that has only dead children is given up.
+constexpr int kLooks = 6, kStart = 60, kAbandoned = 20;
 
 // Asks all ranks to save and leave, once each. Where all are on this machine they are told themselves: Ubuntu
 // 24.04's Open MPI 4.1.6 takes the signal and passes it to nobody. A call that comes while they are being
-// started reaches each as soon as it listens; after `patience` looks, whether it listens or not.
+// started reaches each as soon as it listens, or after a while whether it listens or not. Else the launcher
+// is told, at once or, where the ranks should be here, when they do not come.
 class StopCall {
  public:
-  StopCall(int ranks, int patience) : ranks_(ranks), patience_(patience) {}
+  StopCall(int ranks, bool all_local) : ranks_(ranks), all_local_(all_local) {}
 
   void begin(pid_t launcher) {
     looks_ = 0;
@@ -92,17 +95,19 @@ class StopCall {
   void look(pid_t launcher) {
     if (looks_ < 0) return;  // nobody has called
     const std::vector<pid_t> here = local_ranks(launcher);
-    const bool late = looks_++ >= patience_;
+    const int look = looks_++;
     if (std::ssize(here) == ranks_ && !launcher_told_) {
+      const bool late = !all_local_ || look >= kLooks;
       for (const pid_t rank : here)
         if ((late || handles(rank, SIGUSR1)) && told_.insert(rank).second) kill(rank, SIGUSR1);
-    } else if (late && told_.empty() && !std::exchange(launcher_told_, true)) {
-      kill(launcher, SIGUSR1);  // some ranks are elsewhere
+    } else if ((!all_local_ || look >= kStart) && told_.empty() && !std::exchange(launcher_told_, true)) {
+      kill(launcher, SIGUSR1);
     }
   }
 
  private:
-  int ranks_, patience_;
+  int ranks_;
+  bool all_local_;
   int looks_ = -1;
   bool launcher_told_ = false;
   std::set<pid_t> told_;
@@ -215,14 +220,15 @@ LaunchResult launch(const LaunchOptions& options, const std::vector<std::string>
   ChildProcess child{.words = command.words,
                      .environment = command.environment,
                      .on_stop = "weft: asking all ranks to save and leave; again to end them at once\n"};
-  const bool all_local = command.words[0] == "mpirun" && host.nodes == 1 && options.extra.empty();
-  StopCall call(options.ranks, all_local ? kLooks : 0);
+  const bool all_local = command.words[0] == "mpirun" && host.mpi == LaunchHost::Mpi::open_mpi &&
+                         host.nodes == 1 && options.extra.empty();
+  StopCall call(options.ranks, all_local);
   int abandoned = 0;  // looks
   child.ask = [&](pid_t launcher) { call.begin(launcher); };
   child.tick = [&](pid_t launcher) {
     call.look(launcher);
     // Open MPI 4 may miss that its ranks have died while it started them, and then waits for ever.
-    abandoned = has_only_dead_children(launcher) ? abandoned + 1 : 0;
+    abandoned = all_local && has_only_dead_children(launcher) ? abandoned + 1 : 0;
     if (abandoned > kAbandoned) kill(-launcher, SIGKILL);
   };
   LauncherNotes notes;

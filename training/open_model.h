@@ -15,7 +15,7 @@ struct OpenModel {
 };
 
 // path: a run folder, or one of its checkpoints (ckpt::named). dtype: the type to compute in; by default the
-// recipe's. Errors: Exit::no_checkpoint where there is none, Exit::usage for something that is not a run.
+// recipe's. Errors: Exit::no_checkpoint where there is none.
 OpenModel open_model(const std::string& path, std::optional<Dtype> dtype = {});
 
 }  // namespace weft

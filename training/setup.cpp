@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <map>
+#include <memory>
+#include <set>
 
 #include "attention/recording_crossing.h"
 
@@ -18,13 +20,30 @@ bool has_attribute(const std::string& mechanism, const std::string& name) {
   return std::any_of(all.begin(), all.end(), [&](const FieldDescription& f) { return f.name == name; });
 }
 
-// Else it takes x and projects by itself.
-bool takes_queries(const std::string& mechanism) {
+// Of any size.
+std::unique_ptr<Mechanism> made(const std::string& mechanism, const FieldValue& attributes) {
   ParameterStore store(Dtype::f32, Device::meta);
   const Dimensions any{.heads = 2, .kv_heads = 2, .key = 8, .value = 8, .width = 16};
-  const std::vector<Input> inputs = find_mechanism(mechanism).make({}, any, {store, ""})->inputs();
+  return find_mechanism(mechanism).make(attributes, any, {store, ""});
+}
+
+// Else it takes x and projects by itself.
+bool takes_queries(const std::string& mechanism) {
+  const std::vector<Input> inputs = made(mechanism, {})->inputs();
   return std::any_of(inputs.begin(), inputs.end(),
                      [](const Input& input) { return std::string_view(input.name) == "q"; });
+}
+
+std::vector<std::string> doubts_of_mechanisms(const Recipe& recipe) {
+  std::vector<std::string> lines;
+  try {
+    const ModelConfig config = model_config(recipe, 1);
+    for (const std::string& id : std::set(config.layers.begin(), config.layers.end()))
+      if (const std::string doubt = made(id, config.attributes(id))->doubt(); !doubt.empty())
+        lines.push_back(text(id, ": ", doubt));
+  } catch (const Error&) {  // attributes that are wrong or do not fit: whoever makes the model says so
+  }
+  return lines;
 }
 
 // Keys that say something to which nothing listens.
@@ -59,6 +78,7 @@ std::vector<std::string> idle_keys(const Recipe& recipe) {
 
 std::vector<std::string> doubts(const Recipe& recipe) {
   std::vector<std::string> lines = idle_keys(recipe);
+  for (std::string& line : doubts_of_mechanisms(recipe)) lines.push_back(std::move(line));
   if (recipe.steps > 0 && recipe.optim.warmup >= recipe.steps)
     lines.push_back(text("optim.warmup is ", recipe.optim.warmup, " of ", recipe.steps,
                          " steps: the learning rate never arrives at optim.lr"));

@@ -97,6 +97,10 @@ bool TrainingRun::step() {
     return !asked;
   }
   refused_in_a_row_ = applied ? 0 : refused_in_a_row_ + 1;
+  if (applied) {
+    learned_ = state_;
+    learned_->order_hash = order_hash_.hex();
+  }
   if (last && !is_an_end(result)) {
     rewind();
     return !asked;
@@ -107,9 +111,7 @@ bool TrainingRun::step() {
   // to, and the good checkpoints would give way to them: it waits for a step that is applied, or for the
   // rewind.
   if (asked && !applied && ++refused_since_asked_ >= kStopPatience && saved_step_ >= 0 && !last) {
-    for (const std::string& w : load_checkpoint()) log_->warning(w);
-    log_->warning(
-        text("stopped at the checkpoint of step ", state_.step, ": the steps since were not applied"));
+    stop_at_checkpoint();
     return false;
   }
   const bool stop = asked && (applied || refused_since_asked_ >= kStopPatience);

@@ -55,6 +55,8 @@ class TrainingRun {
   bool is_an_end(const StepResult& result);
   void save();
   bool weights_are_lost();
+  void hold_folder();
+  void stop_at_checkpoint();
   void rewind();
   StopRequest stop_;
 
@@ -70,13 +72,14 @@ class TrainingRun {
   bool impossible_ = false;     // more than that was counted once, and it was said
   std::optional<Datasets> data_;
   std::string fingerprint_;                // of the data
-  std::vector<RecipeDifference> changes_;  // of a resumed run's recipe; known to the first rank
+  std::vector<RecipeDifference> changes_;  // of a resumed run's recipe
   std::set<int64_t> damaged_;              // checkpoints that were passed over
   std::optional<SampleOrder> order_;
   std::unique_ptr<Loader> loader_;
   std::optional<StepTimer> timer_;
   OrderHash order_hash_;
   RunState state_;
+  std::optional<RunState> learned_;  // at the last step that was applied, if this process has made one
   std::string run_id_;
   int64_t saved_step_ = -1;
   int failed_saves_ = 0;

@@ -1,9 +1,9 @@
 #include "training/training_run.h"
 
 #include <cmath>
+#include <cstdio>
 #include <utility>
 
-#include "autograd/device_times.h"
 #include "autograd/start_span.h"
 #include "distributed/agree.h"
 #include "training/device_peak.h"

@@ -21,7 +21,7 @@ void TrainingRun::save() {
   state_.order_hash = order_hash_.hex();
   state_.data = fingerprint_;
   if (world_ != nullptr) world_->beat(state_.step, "save");
-  if (folder_) folder_->mend(run_id_, [&](const std::string& warning) { log_->warning(warning); });
+  hold_folder();
   try {
     for (const std::string& w : save_run(*trainer_, state_, run_id_, {damaged_.begin(), damaged_.end()}))
       log_->warning(w);
@@ -59,7 +59,8 @@ bool TrainingRun::weights_are_lost() {
 }
 
 // Whether the last step may be one. Behind steps in which nothing was learned it may not: the run goes back,
-// as after too many of them anywhere, or else has failed. What was learned before is kept.
+// as after too many of them anywhere, or else has failed. What was learned before is kept, as the step that
+// learned it: the run is not done.
 bool TrainingRun::is_an_end(const StepResult& result) {
   if (refused_in_a_row_ < std::min(kRefusedAtTheEnd, recipe_.steps)) return true;
   const std::string what = text("the last ", refused_in_a_row_, " steps were not applied: ", result.reason);
@@ -67,12 +68,30 @@ bool TrainingRun::is_an_end(const StepResult& result) {
     log_->warning(what);
     return false;
   }
-  if (saved_step_ < 0 && trainer_->updates() > 0 && !weights_are_lost()) save();
+  if (saved_step_ < 0 && learned_ && !weights_are_lost()) {
+    state_ = *learned_;
+    order_hash_ = OrderHash(state_.order_hash);
+    save();
+  }
   throw Error(Exit::numerics, what, recipe_.run, "lower optim.lr, or look at the data of these steps");
+}
+
+// Before it is read or written: it may be another run's by now.
+void TrainingRun::hold_folder() {
+  if (folder_) folder_->mend(run_id_, [&](const std::string& warning) { log_->warning(warning); });
+}
+
+// What a stop that no step is applied for ends at.
+void TrainingRun::stop_at_checkpoint() {
+  hold_folder();
+  for (const std::string& w : load_checkpoint()) log_->warning(w);
+  log_->warning(
+      text("stopped at the checkpoint of step ", state_.step, ": the steps since were not applied"));
 }
 
 // Back to the last good checkpoint, and past the data that led astray.
 void TrainingRun::rewind() {
+  hold_folder();
   const int64_t from = state_.step, data = state_.step + state_.skipped_steps;
   save_is_due_ = false;
   refused_in_a_row_ = 0;

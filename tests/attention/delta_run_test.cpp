@@ -137,6 +137,31 @@ class ComposedDelta : public LocalCrossing {
   }
 };
 
+// On every device: the state behind a document of no tokens is the one before it.
+TEST(DeltaRun, OfNoTokensKeepsTheState) {
+  const Layout layout = make_layout({{0, 5, 5}});
+  const Dtype f32 = Dtype::f32;
+  const Variable q = zeros({0, 2, 3}, f32), v = zeros({0, 2, 4}, f32), beta = zeros({0, 2}, f32);
+  const Tensor state = random_tensor({1, 2, 3, 4}, 1).to(f32);
+  if (!has_delta_run(default_device(), f32, 3, 4)) GTEST_SKIP() << "no kernel here";
+  EXPECT_TRUE(same_bits(delta_run(q, q, v, beta, {}, state, 1, layout, true).end, state));
+  for (const double x : to_values(delta_run(q, q, v, beta, {}, {}, 1, layout, true).end)) EXPECT_EQ(x, 0);
+}
+
+TEST(DeltaRun, NamesWhatDoesNotFit) {
+  const Layout layout = whole_documents({4});
+  const Tensor q = random_tensor({4, 2, 3}, 1), v = random_tensor({4, 2, 5}, 2),
+               beta = random_tensor({4, 2}, 3);
+  const auto run = [&](const Variable& values, const Variable& strengths, const Variable& g,
+                       const Variable& start) {
+    delta_run(q, q, values, strengths, g, start, 1, layout, true);
+  };
+  EXPECT_THROW(run(random_tensor({5, 2, 5}, 2), beta, {}, {}), Error);
+  EXPECT_THROW(run(v, random_tensor({3, 2}, 3), {}, {}), Error);
+  EXPECT_THROW(run(v, beta, random_tensor({4, 1}, 3), {}), Error);
+  EXPECT_THROW(run(v, beta, {}, random_tensor({2, 2, 3, 5}, 4)), Error);
+}
+
 TEST(DeltaRunOnCpu, EqualsTheComposition) {
   if (!delta_anywhere()) GTEST_SKIP() << "of the CPU";
   const Layout layout = whole_documents({130, 1, 64, 37});

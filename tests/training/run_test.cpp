@@ -239,6 +239,18 @@ TEST(Run, SaysWhichKeysChangeNothing) {
       std::string::npos);
 }
 
+TEST(Run, WarnsOfAMemoryWhoseStepsAreNotBounded) {
+  const TinyRun tiny;
+  const auto warnings = [&](const std::string& mechanisms) {
+    return tiny.weft({"validate", "tiny.yaml", "--json", "model.layers=[softmax,titans_mag]", mechanisms})
+        .json()["warnings"]
+        .dump();
+  };
+  EXPECT_NE(warnings("model.mechanisms={}").find("titans_mag: nothing bounds"), std::string::npos);
+  EXPECT_EQ(warnings("model.mechanisms={titans_mag: {step_limit: 1}}").find("nothing bounds"),
+            std::string::npos);
+}
+
 TEST(Run, RefusesAWrongAttributeAlsoOfAMechanismThatNoLayerHas) {
   const TinyRun tiny;
   const Ran ran = tiny.train({"model.layers=softmax", "model.mechanisms={gla: {chunkk: 8}}"});

@@ -1,5 +1,8 @@
 // `weft corpus`: text to train on where there is none.
 
+#include <optional>
+#include <utility>
+
 #include "tools/commands.h"
 #include "tools/commands/json_line.h"
 #include "tools/flags.h"
@@ -26,7 +29,7 @@ int run_corpus(const Words& words) {
   if (exists(out))
     throw Error(Exit::cannot_create, "the file exists already", out, "name another one, or remove it");
 
-  const StopRequest stop(false);
+  std::optional<StopRequest> stop(std::in_place, false);
   AtomicFile file(out);
   std::string part;
   int64_t written = 0, stories = 0;
@@ -35,12 +38,13 @@ int run_corpus(const Words& words) {
     part += next;
     written += static_cast<int64_t>(next.size());
     if (part.size() < (1 << 20) && written < bytes) continue;
-    if (stop.requested())  // leaves nothing behind
+    if (stop->requested())  // leaves nothing behind
       throw Error(Exit::stopped, "stopped by a signal", out, "the same command starts again");
     file.write(part.data(), part.size());
     part.clear();
   }
   file.commit();
+  stop.reset();  // a reader that leaves ends what prints
   if (json)
     print_line({{"weft", "corpus/1"}, {"exit", 0}, {"path", out}, {"bytes", written}, {"stories", stories}});
   return 0;

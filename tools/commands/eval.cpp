@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdio>
+#include <optional>
 #include <sstream>
 
 #include "tools/commands.h"
@@ -82,13 +83,14 @@ int eval_run(const Words& words) {
   flags.add("--json", json, "one line, eval/1");
   if (!flags.parse(words)) return 0;
   compute_on(device);
-  const StopRequest stop(false);
-  options.stop = [&] { return stop.requested(); };
+  std::optional<StopRequest> stop(std::in_place, false);
+  options.stop = [&] { return stop->requested(); };
   const OpenModel model = open_model(flags.arguments()[0]);
   print_warnings(model.warnings);
   const Words texts = task.empty() ? eval_texts(model.recipe) : split(task, ';');
   if (texts.empty()) throw Error(Exit::usage, "--task names no task", "--task", "`weft ls` lists them");
   const std::vector<EvalRow> rows = eval(model, texts, options, path.empty() ? Words{} : Words{path});
+  stop.reset();  // a reader that leaves ends what prints
   if (!json) {
     print_rows(rows);
     return 0;

@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cstdio>
+#include <optional>
 
 #include "tools/commands.h"
 #include "tools/commands/json_line.h"
@@ -101,11 +102,11 @@ int run_tokenize(const Words& words) {
                 "leave one out");
 
   const auto start = Clock::now();
-  const StopRequest stop;
+  std::optional<StopRequest> stop(std::in_place);
   options.inputs = flags.arguments();
   options.special = special == "parse" ? SpecialText::parse : SpecialText::plain;
   options.threads = static_cast<int>(threads);
-  options.stop = [&] { return stop.requested(); };
+  options.stop = [&] { return stop->requested(); };
   const auto tokenizer =
       vocab > 0
           ? trained(options, vocab)
@@ -116,6 +117,7 @@ int run_tokenize(const Words& words) {
     options.progress = [&](const TokenizeProgress& p) { meter(p); };
     done = tokenize_corpus(*tokenizer, options);
   }
+  stop.reset();  // a reader that leaves ends what prints
   if (json) {
     print_line({{"weft", "tokenize/1"},
                 {"exit", 0},

@@ -40,7 +40,7 @@ std::string parent_of(const std::string& path) {
 }  // namespace
 
 File File::open_read(const std::string& path) {
-  const int fd = open_retrying(path, O_RDONLY);
+  const int fd = open_retrying(path, O_RDONLY | O_NONBLOCK);  // a pipe that nobody writes to would wait
   if (fd < 0)
     throw Error(Exit::data, text("cannot open: ", std::strerror(errno)), path,
                 "name a file that exists and can be read");

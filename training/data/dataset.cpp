@@ -50,7 +50,7 @@ void Dataset::require_labels() const {
   for (const Part& part : parts_) {
     const std::vector<Span>& spans = part.corpus.spans();
     if (std::none_of(spans.begin(), spans.end(), [](const Span& s) { return s.end - s.begin > 1; }))
-      throw Error(Exit::data, "has no token to predict: each of its documents is a single token",
+      throw Error(Exit::data, "has no token to predict: each document here is a single token",
                   spans.empty() ? "" : spans.front().source->path(), "give text with longer documents");
   }
 }

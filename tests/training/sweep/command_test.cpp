@@ -107,6 +107,9 @@ TEST(Sweep, AFailedRunDoesNotEndIt) {
   const Json report = tiny.weft({"report", "runs/tiny-sweep", "--json"}).json();
   EXPECT_EQ(report["runs"][0]["status"], "done") << report;
   EXPECT_EQ(report["runs"][1]["status"], "failed") << report;
+  const Ran unread = sweep(tiny, joined(words, {"--json"}), {.out = "/dev/full"});
+  EXPECT_EQ(unread.code, 80) << unread.err;
+  EXPECT_NE(unread.err.find("1 of 2 runs failed"), std::string::npos) << unread.err;
   const std::string table = sweep(tiny, words).out;
   EXPECT_NE(table.find("FAILED\n  lr-1e30: weft: "), std::string::npos) << table;
 }

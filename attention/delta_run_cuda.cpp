@@ -32,14 +32,12 @@ void delta_run_room(DeltaRoom& room, const DeltaInputs& x, bool backward_follows
 
 void delta_run_forward(const Tensor& o, const Tensor& end, const Tensor& kept, const DeltaInputs& x,
                        bool backward_follows) {
-  if (x.q.dim(0) == 0) return;
   delta_rule_forward(delta_rule_of(x), rows_of(x.q), rows_of(x.k), rows_of(x.v), floats(x.start), written(o),
                      floats(end), kept.raw(), backward_follows, stream());
 }
 
 void delta_run_backward(const DeltaGradients& d, const DeltaInputs& x, const Tensor& kept,
                         const Tensor& workspace, const Tensor& d_o, const Tensor& d_end) {
-  if (x.q.dim(0) == 0) return;
   delta_rule_backward(
       delta_rule_of(x), rows_of(x.q), rows_of(x.k), rows_of(x.v), floats(x.start), rows_of(d_o),
       floats(d_end), kept.raw(),

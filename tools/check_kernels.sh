@@ -10,11 +10,11 @@ kernels() {
   nm -C --defined-only "${@:2}" 2>/dev/null |
     sed -n "s/^[0-9a-f]* [TW] \(void \)\?weft::$1::\(.*(.*\)/\2/p" |
     sed -E 's/weft::(cpu|cuda):://g' |
-    grep -vE '^(\(anonymous|base::|avx512::|multiply<|has_avx512|[A-Z][A-Za-z]*::)' | sort -u
+    grep -vE '^(\(anonymous|base::|avx512::|multiply<|has_avx512|[A-Z][A-Za-z]*(<[^>]*>)?::)' | sort -u
 }
 
 mapfile -t cpu < <(find "$1" -name '*_cpu.cpp.o')
-mapfile -t cuda < <(find "$2" -name '*.cu.o')
+mapfile -t cuda < <(find "$2" -name '*.cu.o' -o -name '*_cuda.cpp.o')
 missing=$(comm -23 <(kernels cpu "${cpu[@]}") <(kernels cuda "${cuda[@]}"))
 if [ -n "$missing" ]; then
   printf 'check_kernels: no CUDA kernel for\n%s\n' "$missing" >&2

@@ -9,11 +9,11 @@
 namespace weft {
 namespace {
 
-constexpr int64_t kHeads = 2, kKey = 3, kValue = 5, kChunk = 4, kChunks = 6;
+constexpr int64_t kMemoryHeads = 2, kMemoryKey = 3, kMemoryValue = 5, kMemoryChunk = 4, kMemoryChunks = 6;
 
 // Answers, the state behind them, and the gradients of everything that goes in.
 std::vector<std::vector<double>> learned_in(int64_t groups, const MemoryPolicy& policy) {
-  const ChunkedMemory memory(policy, kChunk);
+  const ChunkedMemory memory(policy, kMemoryChunk);
   Tape tape;
   std::vector<Variable> inputs;
   const auto input = [&](const Shape& shape, bool gate) {
@@ -21,14 +21,20 @@ std::vector<std::vector<double>> learned_in(int64_t groups, const MemoryPolicy& 
     inputs.push_back(tape.input(gate ? sigmoid(x).value() : x));
     return inputs.back();
   };
-  const auto tokens = [&](int64_t size, bool gate) { return input({kChunks * kHeads, kChunk, size}, gate); };
-  MemoryTokens t{tokens(kKey, false), tokens(kKey, false), tokens(kValue, false),
-                 tokens(1, true),     tokens(1, true),     {},
+  const auto tokens = [&](int64_t size, bool gate) {
+    return input({kMemoryChunks * kMemoryHeads, kMemoryChunk, size}, gate);
+  };
+  MemoryTokens t{tokens(kMemoryKey, false),
+                 tokens(kMemoryKey, false),
+                 tokens(kMemoryValue, false),
+                 tokens(1, true),
+                 tokens(1, true),
+                 {},
                  tokens(1, true)};
   if (policy.momentum) t.momentum = tokens(1, true);
   State a;
   for (const Shape& shape : policy.memory.shapes) a.push_back(input(shape, false));
-  const auto [y, after] = memory.learn_in_groups(t, kChunks, groups, 0, memory.start(a));
+  const auto [y, after] = memory.learn_in_groups(t, kMemoryChunks, groups, 0, memory.start(a));
   std::vector<Variable> outputs{y};
   outputs.insert(outputs.end(), after.begin(), after.end() - 1);  // the place has no gradient
   std::vector<Tensor> seeds;
@@ -41,7 +47,8 @@ std::vector<std::vector<double>> learned_in(int64_t groups, const MemoryPolicy& 
 }
 
 TEST(MemoryByChunks, GroupsOfAnswersChangeNothing) {
-  const Memory matrix = matrix_memory(kHeads, kKey, kValue), mlp = mlp_memory(kHeads, kKey, 7, kValue);
+  const Memory matrix = matrix_memory(kMemoryHeads, kMemoryKey, kMemoryValue),
+               mlp = mlp_memory(kMemoryHeads, kMemoryKey, 7, kMemoryValue);
   const std::vector<MemoryPolicy> policies{
       {mlp, squared_bias(), {}, true},
       {mlp, huber_bias(), {}, false},
@@ -52,7 +59,7 @@ TEST(MemoryByChunks, GroupsOfAnswersChangeNothing) {
   };
   for (size_t p = 0; p < policies.size(); ++p) {
     const auto at_once = learned_in(1, policies[p]);
-    for (const int64_t groups : {kChunks, kChunks / 2}) {
+    for (const int64_t groups : {kMemoryChunks, kMemoryChunks / 2}) {
       const auto apart = learned_in(groups, policies[p]);
       ASSERT_EQ(apart.size(), at_once.size());
       for (size_t i = 0; i < apart.size(); ++i) {

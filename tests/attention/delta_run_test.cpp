@@ -139,7 +139,8 @@ class ComposedDelta : public LocalCrossing {
 
 // On every device: the state behind a document of no tokens is the one before it.
 TEST(DeltaRun, OfNoTokensKeepsTheState) {
-  const Layout layout = make_layout({{0, 5, 5}});
+  const Tensor no_token = from_ints(std::vector<int32_t>{});
+  const Layout layout{{{0, 5, 5}}, no_token, no_token};
   const Dtype f32 = Dtype::f32;
   const Variable q = zeros({0, 2, 3}, f32), v = zeros({0, 2, 4}, f32), beta = zeros({0, 2}, f32);
   const Tensor state = random_tensor({1, 2, 3, 4}, 1).to(f32);

@@ -1,6 +1,6 @@
 #include "attention/delta_run.h"
 
-#include "attention/segment_offsets.h"
+#include "attention/segment_run.h"
 #include "autograd/flops.h"
 #include "autograd/ops/elementwise.h"
 #include "autograd/planned_device.h"
@@ -52,12 +52,12 @@ void delta_backward(Backward& b, const DeltaSizes& s) {
                          empty_like(x.beta),
                          s.gated ? empty_like(x.g) : Tensor(),
                          x.start.defined() ? empty_like(x.start) : Tensor()};
-  DeltaRoom room;
+  RunRoom room;
   ON_DEVICE(computed_on(device), delta_run_room(room, x, true));
-  const Tensor workspace = empty({room.workspace}, x.beta.dtype(), device);
+  const Tensor workspace = empty({room.backward}, x.beta.dtype(), device);
   count_delta_matmuls(x, 6, 5);
   if (x.q.dim(0) > 0)
-    ON_DEVICE(device, delta_run_backward(d, x, kept, workspace, d_o, d_end));
+    ON_DEVICE(device, delta_run_backward(d, workspace, x, kept, d_o, d_end));
   else if (d.start.defined())
     state_or_zero(d.start, d_end);
   b.add(0, d.q);
@@ -101,12 +101,11 @@ DeltaRun delta_run(const Variable& q, const Variable& k, const Variable& v, cons
   std::vector<Variable> inputs{q, k, v, beta};
   if (g.defined()) inputs.push_back(g);
   if (start.defined()) inputs.push_back(start);
-  bool follows = false;  // a backward pass
-  for (const Variable& i : inputs) follows |= Tape::current() != nullptr && i.differentiable();
+  const bool follows = followed(inputs);
 
   const Tensor o = empty(v.shape(), v.dtype(), device);
   const Tensor end = want_end ? empty(states, wide, device) : Tensor();
-  DeltaRoom room;
+  RunRoom room;
   ON_DEVICE(computed_on(device), delta_run_room(room, x, follows));
   const Tensor kept = empty({room.kept}, wide, device);
   count_delta_matmuls(x, 3, 2);

@@ -1,7 +1,7 @@
 #pragma once
 // The delta rule over whole segments by one kernel: what a Scan composes of chunks, as one op.
 
-#include "autograd/layout.h"
+#include "attention/segment_run.h"
 #include "autograd/tape.h"
 
 namespace weft {
@@ -32,26 +32,21 @@ struct DeltaInputs {
 struct DeltaGradients {
   Tensor q, k, v, beta, g, start;  // g and start where there are such inputs
 };
-// Wide numbers that the forward leaves for the backward, and those that the backward writes in between.
-struct DeltaRoom {
-  int64_t kept = 0, workspace = 0;
-};
 
+// end, d_end: undefined if not wanted, or none. kept and workspace hold what the room says.
 namespace cpu {
-void delta_run_room(DeltaRoom& room, const DeltaInputs& x, bool backward_follows);
-// end, if wanted. kept holds room.kept numbers.
+void delta_run_room(RunRoom& room, const DeltaInputs& x, bool backward_follows);
 void delta_run_forward(const Tensor& o, const Tensor& end, const Tensor& kept, const DeltaInputs& x,
                        bool backward_follows);
-// d_end may be undefined.
-void delta_run_backward(const DeltaGradients& d, const DeltaInputs& x, const Tensor& kept,
-                        const Tensor& workspace, const Tensor& d_o, const Tensor& d_end);
+void delta_run_backward(const DeltaGradients& d, const Tensor& workspace, const DeltaInputs& x,
+                        const Tensor& kept, const Tensor& d_o, const Tensor& d_end);
 }  // namespace cpu
 namespace cuda {
-void delta_run_room(DeltaRoom& room, const DeltaInputs& x, bool backward_follows);
+void delta_run_room(RunRoom& room, const DeltaInputs& x, bool backward_follows);
 void delta_run_forward(const Tensor& o, const Tensor& end, const Tensor& kept, const DeltaInputs& x,
                        bool backward_follows);
-void delta_run_backward(const DeltaGradients& d, const DeltaInputs& x, const Tensor& kept,
-                        const Tensor& workspace, const Tensor& d_o, const Tensor& d_end);
+void delta_run_backward(const DeltaGradients& d, const Tensor& workspace, const DeltaInputs& x,
+                        const Tensor& kept, const Tensor& d_o, const Tensor& d_end);
 }  // namespace cuda
 
 }  // namespace weft

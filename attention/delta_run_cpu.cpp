@@ -1,12 +1,11 @@
-// The delta rule on a CPU, chunk by chunk: README.md, "Delta rules, by chunks" and "Scans on a CPU". All
+// The delta rule on a CPU, chunk by chunk: README.md, "Delta rules on a CPU". All
 // tiles of a chunk and the state of its head stay in the caches of a core.
 
 #include <algorithm>
 
 #include "attention/delta_run.h"
 #include "attention/row_math.h"
-#include "autograd/ops/gemm_kernel.h"
-#include "autograd/ops/rows.h"
+#include "attention/scan_tiles.h"
 #include "autograd/ops/vector_math.h"
 #include "autograd/parallel.h"
 #include "autograd/scratch.h"
@@ -27,13 +26,6 @@ void put_scaled_row(W* to, W factor, const W* from, int64_t n) {
 template <class W>
 void scale_row(W* row, W factor, int64_t n) {
   if (factor != 1) put_scaled_row(row, factor, row, n);
-}
-
-// c (m, n) = alpha a (m, k) b (k, n) + beta c, all rows of c together
-template <class W>
-void put_product(W* c, MatrixView<W> a, MatrixView<W> b, int64_t m, int64_t n, int64_t k, W alpha = 1,
-                 W beta = 0) {
-  multiply(Product<W, W, W>{c, n, a, b, m, n, k, alpha, beta});
 }
 
 // Lines of memory into the caches while a chunk computes: what the next one reads and writes lies too far
@@ -69,9 +61,9 @@ class DeltaChunk {
 
   // next: the first token of the chunk after this one
   void move_to(int64_t head, int64_t first, int64_t n, int64_t next) {
-    head_ = head, first_ = first, n_ = n, next_ = next;
-    read(rows_.data(), in_.q);
-    read(keys(), in_.k);
+    place_ = {head, first, n_ = n}, next_ = next;
+    read_rows<T>(rows_.data(), in_.q, place_);
+    read_rows<T>(keys(), in_.k, place_);
     ask_next(in_.q);
     const W *beta = in_.beta.data<W>(), *g = in_.g.defined() ? in_.g.data<W>() : nullptr;
     for (int64_t i = 0; i < n; ++i) {
@@ -80,12 +72,13 @@ class DeltaChunk {
     }
     // Products of decays, not differences of sums: a decay of 0 or 1e-38 is one like any other.
     W product = 1;
+    const W* above = between_.data();
     for (int64_t i = 0; i < n; ++i) {
-      since_[i] = product *= decay_[i];
+      since_[i] = product = decay_product(product, decay_[i]);
       W* const row = &between_[i * n];
-      if (i == 0) std::fill_n(row, n, W(0));
-      if (i > 0) put_scaled_row(row, decay_[i], row - n, n);
-      row[i] = 1;
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) row[j] = j < i ? decay_product(above[j], decay_[i]) : W(j == i);
+      above = row;
     }
     put_product(scores_.data(), tile(rows_, d_), key_tile().transposed(), 2 * n, n, d_);
     ask_next(in_.k);
@@ -96,7 +89,7 @@ class DeltaChunk {
   void forward(W* state, W* errors, const Tensor& o) {
     const int64_t n = n_;
     const W scale = static_cast<W>(in_.scale);
-    read(errors, in_.v);
+    read_rows<T>(errors, in_.v, place_);
     put_product(past_.data(), tile(rows_, d_), matrix(state), 2 * n, e_, d_);
     ask_next(in_.v);
     for (int64_t i = 0; i < n; ++i) {
@@ -105,7 +98,7 @@ class DeltaChunk {
     }
     solve(errors);
     put_product(past_.data(), tile(scores_, n), tile(written_, e_), n, e_, n, scale, W(1));
-    put(o, past_.data(), e_);
+    write_rows<T>(o, past_.data(), place_);
     ask_next(o);
     put_product(state, key_tile().transposed(), decayed_to_end(), d_, e_, n, W(1), since_[n - 1]);
   }
@@ -113,7 +106,7 @@ class DeltaChunk {
   // From the gradient of the state behind to that of the state before.
   void backward(const W* state, W* d_state, const W* errors, const Tensor& d_o, const DeltaGradients& to) {
     const int64_t n = n_;
-    read(dy_.data(), d_o);
+    read_rows<T>(dy_.data(), d_o, place_);
     scale_row(dy_.data(), static_cast<W>(in_.scale), n * e_);
     for (int64_t i = 0; i < n; ++i) put_scaled_row(&written_[i * e_], beta_[i], errors + i * e_, e_);
     write_back(d_state, errors, to);
@@ -168,7 +161,7 @@ class DeltaChunk {
       end = begin;
     }
     put_scaled_row(dwritten, W(-1), minus, n * e_);
-    put(to.v, dwritten, e_);
+    write_rows<T>(to.v, dwritten, place_);
   }
 
   // The gradients of q, k and g. dkeys_: of keys as what others meet and what is written; drows_: the rest.
@@ -199,36 +192,21 @@ class DeltaChunk {
         to.g.data<W>()[number(i)] = decay_[i] == 0 ? W(0) : reach;
       }
     add_scaled(dkeys_.data(), W(1), &drows_[n * d_], n * d_);
-    put(to.q, drows_.data(), d_);
-    put(to.k, dkeys_.data(), d_);
+    write_rows<T>(to.q, drows_.data(), place_);
+    write_rows<T>(to.k, dkeys_.data(), place_);
   }
 
   W* keys() { return &rows_[n_ * d_]; }
   MatrixView<W> key_tile() { return {keys(), d_, 1}; }
   static MatrixView<W> tile(const Scratch<W>& x, int64_t columns) { return {x.data(), columns, 1}; }
   MatrixView<W> matrix(const W* state) const { return {state, e_, 1}; }
-  int64_t number(int64_t i) const { return (first_ + i) * in_.q.dim(1) + head_; }
+  int64_t number(int64_t i) const { return (place_.first + i) * in_.q.dim(1) + place_.head; }
   W until(int64_t i) const { return between_[(n_ - 1) * n_ + i]; }  // the decay from token i to the last
 
   __attribute__((always_inline)) void ask_next(const Tensor& x) const {
     const int64_t width = x.dim(2), pitch = x.pitch(), end = std::min(next_ + kDeltaChunk, x.dim(0));
     for (int64_t i = std::max<int64_t>(0, next_); i < end; ++i)
-      ask_line(x.data<T>() + i * pitch + head_ * width, width);
-  }
-
-  void read(W* to, const Tensor& x) const {
-    const int64_t width = x.dim(2), pitch = x.pitch();
-    const T* from = x.data<T>() + first_ * pitch + head_ * width;
-    for (int64_t i = 0; i < n_; ++i, from += pitch, to += width)
-#pragma omp simd
-      for (int64_t c = 0; c < width; ++c) to[c] = static_cast<W>(from[c]);
-  }
-  void put(const Tensor& x, const W* from, int64_t width) const {
-    const int64_t pitch = x.pitch();
-    T* to = x.data<T>() + first_ * pitch + head_ * width;
-    for (int64_t i = 0; i < n_; ++i, from += width, to += pitch)
-#pragma omp simd
-      for (int64_t c = 0; c < width; ++c) store(to[c], from[c]);
+      ask_line(x.data<T>() + i * pitch + place_.head * width, width);
   }
 
   // Products of rows i with rows j: of queries and keys up to their own token, of keys and keys before it.
@@ -250,7 +228,8 @@ class DeltaChunk {
 
   const DeltaInputs& in_;
   const int64_t d_ = in_.q.dim(2), e_ = in_.v.dim(2);
-  int64_t head_ = 0, first_ = 0, n_ = 0, next_ = 0;
+  HeadRows place_{};
+  int64_t n_ = 0, next_ = 0;
   Scratch<W> beta_, decay_, since_;  // since_: the decay from the state before
   Scratch<W> rows_, between_;        // (2 n, Dk); (n, n): the decay from token j to token i, 0 for j > i
   Scratch<W> scores_, pairs_;        // (2 n, n) and its gradient
@@ -262,8 +241,7 @@ class DeltaChunk {
 // What of one head of one segment lies where.
 template <class W>
 struct DeltaSegment {
-  int64_t head, begin, end;
-  int64_t place;       // of its state among (documents, H, Dk, Dv)
+  int64_t segment, head, begin, end;
   W *states, *errors;  // kept: the states before its chunks, and (end - begin, Dv); null if nothing is
 };
 
@@ -281,7 +259,7 @@ void for_each_delta_segment(const DeltaInputs& x, const Tensor& kept, const F& f
     F mine = f;
     for (int64_t item = first; item < last; ++item) {
       const int64_t head = item / x.documents, segment = item % x.documents, begin = offsets[segment];
-      DeltaSegment<W> s{head, begin, offsets[segment + 1], (segment * heads + head) * size, nullptr, nullptr};
+      DeltaSegment<W> s{segment, head, begin, offsets[segment + 1], nullptr, nullptr};
       if (all != nullptr) {
         // No two segments share a place, whatever their lengths.
         s.states = all + (head * most_chunks(x) + begin / kDeltaChunk + segment) * size;
@@ -292,21 +270,9 @@ void for_each_delta_segment(const DeltaInputs& x, const Tensor& kept, const F& f
   });
 }
 
-template <class W>
-void take_state(Scratch<W>& state, const Tensor& from, int64_t place) {
-  if (from.defined())
-    std::copy_n(from.data<W>() + place, state.size(), state.data());
-  else
-    std::fill(state.begin(), state.end(), W(0));
-}
-template <class W>
-void give_state(const Tensor& to, int64_t place, const Scratch<W>& state) {
-  if (to.defined()) std::copy_n(state.data(), state.size(), to.data<W>() + place);
-}
-
 }  // namespace
 
-void delta_run_room(DeltaRoom& room, const DeltaInputs& x, bool backward_follows) {
+void delta_run_room(RunRoom& room, const DeltaInputs& x, bool backward_follows) {
   const int64_t width = x.v.dim(2);
   if (backward_follows) room.kept = x.q.dim(1) * (most_chunks(x) * x.q.dim(2) + x.q.dim(0)) * width;
 }
@@ -319,19 +285,19 @@ void delta_run_forward(const Tensor& o, const Tensor& end, const Tensor& kept, c
         x, kept,
         [&, chunk = DeltaChunk<T, W>(x), state = Scratch<W>(size),
          errors = Scratch<W>(kDeltaChunk * width)](const DeltaSegment<W>& s) mutable {
-          take_state(state, x.start, s.place);
+          copy_state(state.data(), state_in<W>(x.start, s.segment, s.head), size);
           for (int64_t t = s.begin, i = 0; t < s.end; t += kDeltaChunk, ++i) {
             if (s.states != nullptr) std::copy_n(state.data(), size, s.states + i * size);
             chunk.move_to(s.head, t, std::min(kDeltaChunk, s.end - t), t + kDeltaChunk);
             chunk.forward(state.data(),
                           s.errors != nullptr ? s.errors + i * kDeltaChunk * width : errors.data(), o);
           }
-          give_state(end, s.place, state);
+          if (end.defined()) std::copy_n(state.data(), size, state_in<W>(end, s.segment, s.head));
         });
   });
 }
 
-void delta_run_backward(const DeltaGradients& d, const DeltaInputs& x, const Tensor& kept, const Tensor&,
+void delta_run_backward(const DeltaGradients& d, const Tensor&, const DeltaInputs& x, const Tensor& kept,
                         const Tensor& d_o, const Tensor& d_end) {
   with_float(x.q.dtype(), [&]<class T>() {
     using W = Acc<T>;
@@ -339,7 +305,7 @@ void delta_run_backward(const DeltaGradients& d, const DeltaInputs& x, const Ten
     for_each_delta_segment<W>(
         x, kept,
         [&, chunk = DeltaChunk<T, W>(x), d_state = Scratch<W>(size)](const DeltaSegment<W>& s) mutable {
-          take_state(d_state, d_end, s.place);
+          copy_state(d_state.data(), state_in<W>(d_end, s.segment, s.head), size);
           for (int64_t i = (s.end - s.begin + kDeltaChunk - 1) / kDeltaChunk - 1; i >= 0; --i) {
             const int64_t t = s.begin + i * kDeltaChunk;
             const W *state = s.states + i * size, *errors = s.errors + i * kDeltaChunk * width;
@@ -348,7 +314,7 @@ void delta_run_backward(const DeltaGradients& d, const DeltaInputs& x, const Ten
             if (i > 0) ask_line(state - size, size);
             if (i > 0) ask_line(errors - kDeltaChunk * width, kDeltaChunk * width);
           }
-          give_state(d.start, s.place, d_state);
+          if (d.start.defined()) std::copy_n(d_state.data(), size, state_in<W>(d.start, s.segment, s.head));
         });
   });
 }

@@ -1,4 +1,4 @@
-// The kernels of attention/kernels, called with tensors.
+// How delta_run reaches the launchers of attention/kernels.
 
 #include "attention/delta_run.h"
 #include "attention/kernel_arguments.h"
@@ -23,11 +23,10 @@ DeltaRule delta_rule_of(const DeltaInputs& x) {
 
 }  // namespace
 
-void delta_run_room(DeltaRoom& room, const DeltaInputs& x, bool backward_follows) {
+void delta_run_room(RunRoom& room, const DeltaInputs& x, bool backward_follows) {
   if (x.q.dim(0) == 0) return;
   const DeltaRule shape = delta_rule_of(x);
-  room = {delta_rule_kept(shape, backward_follows) / 4,
-          backward_follows ? delta_rule_workspace(shape) / 4 : 0};
+  room = {.kept = delta_rule_kept(shape, backward_follows) / 4, .backward = delta_rule_workspace(shape) / 4};
 }
 
 void delta_run_forward(const Tensor& o, const Tensor& end, const Tensor& kept, const DeltaInputs& x,
@@ -36,8 +35,8 @@ void delta_run_forward(const Tensor& o, const Tensor& end, const Tensor& kept, c
                      floats(end), kept.raw(), backward_follows, stream());
 }
 
-void delta_run_backward(const DeltaGradients& d, const DeltaInputs& x, const Tensor& kept,
-                        const Tensor& workspace, const Tensor& d_o, const Tensor& d_end) {
+void delta_run_backward(const DeltaGradients& d, const Tensor& workspace, const DeltaInputs& x,
+                        const Tensor& kept, const Tensor& d_o, const Tensor& d_end) {
   delta_rule_backward(
       delta_rule_of(x), rows_of(x.q), rows_of(x.k), rows_of(x.v), floats(x.start), rows_of(d_o),
       floats(d_end), kept.raw(),

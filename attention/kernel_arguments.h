@@ -2,7 +2,7 @@
 // How tensors reach the launchers of attention/kernels. Included only if WEFT_CUDA.
 
 #include "attention/kernels/linear_attention.h"
-#include "attention/segment_offsets.h"
+#include "attention/segment_run.h"
 
 namespace weft {
 

@@ -1,8 +1,8 @@
 #include "attention/linear_chunk.h"
 
 #include <algorithm>
-#include <limits>
 
+#include "attention/scan_tiles.h"
 #include "autograd/ops/gemm_kernel.h"
 #include "autograd/ops/vector_math.h"
 
@@ -10,13 +10,6 @@ namespace weft::cpu {
 namespace {
 
 constexpr int64_t kNearTokens = 8;  // tokens whose pairs are multiplied one by one
-
-// Of decays. Numbers below the normal ones are 0: some processors take a hundred times as long for them.
-template <class W>
-W decay_product(W a, W b) {
-  const W y = a * b;
-  return y < std::numeric_limits<W>::min() ? W(0) : y;
-}
 
 template <class W>
 MatrixView<W> dense_rows(const W* x, int64_t pitch) {
@@ -147,8 +140,8 @@ void ChunkDecays<W>::head_backward(W* p, W* dp, const W* q, const W* k, W* dq, W
     gate_[static_cast<size_t>(i * d_)] = sum;
   }
   const MatrixView<W> between = dense_rows<W>(dp, kLinearChunk);
-  multiply(Product<W, W, W>{dq, d_, between, dense_rows(k, d_), n_, d_, n_, 1, 0});
-  multiply(Product<W, W, W>{dk, d_, between.transposed(), dense_rows(q, d_), n_, d_, n_, 1, 0});
+  put_product(dq, between, dense_rows(k, d_), n_, d_, n_);
+  put_product(dk, between.transposed(), dense_rows(q, d_), n_, d_, n_);
 }
 
 template <class W>
@@ -167,9 +160,8 @@ void ChunkDecays<W>::channel_backward(W* p, const W* dp, const W* q, const W* k,
       far_pairs(p, begin, middle, end);
       const MatrixView<W> between = dense_rows(dp + middle * kLinearChunk + begin, kLinearChunk);
       const auto weighted = [&](int64_t row) { return dense_rows<W>(weighted_.data() + row * d, d); };
-      multiply(Product<W, W, W>{part + middle * d, d, between, weighted(begin), end - middle, d, half, 1, 0});
-      multiply(Product<W, W, W>{part + begin * d, d, between.transposed(), weighted(middle), half, d,
-                                end - middle, 1, 0});
+      put_product(part + middle * d, between, weighted(begin), end - middle, d, half);
+      put_product(part + begin * d, between.transposed(), weighted(middle), half, d, end - middle);
       // A decay in the second half is in the pairs of the queries from it on, one in the first in those of
       // the keys before it.
       for (int64_t at = begin; at < end; ++at)

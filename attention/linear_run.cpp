@@ -1,7 +1,7 @@
 #include "attention/linear_run.h"
 
 #include "attention/scan_kernel.h"
-#include "attention/segment_offsets.h"
+#include "attention/segment_run.h"
 #include "autograd/flops.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
@@ -26,25 +26,6 @@ Tensor gate_values(const Variable& g) {
   return x.contiguous();
 }
 
-// Undefined where none is needed.
-Tensor linear_bytes(Device device, int64_t bytes) {
-  return bytes > 0 ? empty({(bytes + 3) / 4}, Dtype::f32, device) : Tensor();
-}
-
-// On meta those of the device that is planned for.
-int64_t linear_kept_bytes(const LinearRunProblem& p) {
-#ifdef WEFT_CUDA
-  if (computed_on(p.q.device()) == Device::cuda) return cuda::linear_run_kept(p);
-#endif
-  return cpu::linear_run_kept(p);
-}
-int64_t linear_workspace_bytes(const LinearRunProblem& p, bool backward) {
-#ifdef WEFT_CUDA
-  if (computed_on(p.q.device()) == Device::cuda) return cuda::linear_run_workspace(p, backward);
-#endif
-  return cpu::linear_run_workspace(p, backward);
-}
-
 // Of both matrix products of a state, and of those inside chunks.
 void count_forwards(const Tensor& q, const Tensor& v, double forwards) {
   const auto dk = static_cast<double>(q.dim(2)), dv = static_cast<double>(v.dim(2));
@@ -52,19 +33,21 @@ void count_forwards(const Tensor& q, const Tensor& v, double forwards) {
 }
 
 void linear_backward(Backward& b, const LinearSizes& s) {
-  const LinearRunProblem p{b.saved(0), b.saved(1), b.saved(2), b.saved(3),
-                           b.saved(4), b.saved(5), s.bounds,   s.scale};
+  const LinearInputs x{b.saved(0), b.saved(1), b.saved(2), b.saved(3),
+                       b.saved(4), b.saved(5), s.bounds,   s.scale};
   const Tensor& kept = b.saved(6);
-  const Device device = p.q.device();
+  const Device device = x.q.device();
   const Tensor d_o = b.grad(0).contiguous();
   const Tensor d_end = s.ends && b.has_grad(1) ? b.grad(1).contiguous() : Tensor();
-  LinearRunGradients d{b.room(0, p.q), b.room(1, p.k), b.room(2, p.v), {}, {}};
-  if (p.g.defined() && b.wants(3)) d.g = empty_like(p.g);
-  if (p.start.defined()) d.start = empty_like(p.start);
-  if (p.q.dim(0) > 0) {
-    const Tensor workspace = linear_bytes(device, linear_workspace_bytes(p, true));
-    count_forwards(p.q, p.v, 2);
-    ON_DEVICE(device, linear_run_backward(p, d_o, d_end, kept, d, workspace));
+  LinearGradients d{b.room(0, x.q), b.room(1, x.k), b.room(2, x.v), {}, {}};
+  if (x.g.defined() && b.wants(3)) d.g = empty_like(x.g);
+  if (x.start.defined()) d.start = empty_like(x.start);
+  if (x.q.dim(0) > 0) {
+    RunRoom room;
+    ON_DEVICE(computed_on(device), linear_run_room(room, x, true));
+    const Tensor workspace = empty({room.backward}, wide_of(x.q.dtype()), device);
+    count_forwards(x.q, x.v, 2);
+    ON_DEVICE(device, linear_run_backward(d, workspace, x, kept, d_o, d_end));
   } else if (d.start.defined()) {
     state_or_zero(d.start, d_end);
   }
@@ -73,7 +56,7 @@ void linear_backward(Backward& b, const LinearSizes& s) {
   b.add(2, d.v);
   int next = 3;
   if (d.g.defined()) b.add(next, d.g);
-  if (p.g.defined()) ++next;
+  if (x.g.defined()) ++next;
   if (d.start.defined()) b.add(next, d.start);
 }
 
@@ -93,32 +76,35 @@ LinearRun linear_run(const Variable& q, const Variable& k, const Variable& v, co
   const Shape states{sizes.bounds.documents, q.dim(1), q.dim(2), v.dim(2)};
   CHECK(!start.defined() || (start.shape() == states && start.dtype() == wide), "linear_run: states ", states,
         " in ", name_of(wide), ", start ", start.shape(), " in ", name_of(start.dtype()));
-  const LinearRunProblem p{q.value(),
-                           k.value(),
-                           v.value(),
-                           gate_values(g),
-                           start.defined() ? start.value().contiguous() : Tensor(),
-                           segment_offsets(layout, q.dim(0), q.device()),
-                           sizes.bounds,
-                           scale};
-  const Tensor o = empty(v.shape(), v.dtype(), v.device());
-  const Tensor end = want_end ? empty(states, wide, q.device()) : Tensor();
-  Tensor kept;
-  if (q.dim(0) > 0) {
-    count_forwards(q, v, 1);
-    kept = linear_bytes(q.device(), linear_kept_bytes(p));
-    const Tensor workspace = linear_bytes(q.device(), linear_workspace_bytes(p, false));
-    ON_DEVICE(q.device(), linear_run_forward(p, o, end, kept, workspace));
-  } else if (want_end) {
-    state_or_zero(end, p.start);
-  }
+  const Device device = q.device();
+  const LinearInputs x{q.value(),
+                       k.value(),
+                       v.value(),
+                       gate_values(g),
+                       start.defined() ? start.value().contiguous() : Tensor(),
+                       segment_offsets(layout, q.dim(0), device),
+                       sizes.bounds,
+                       scale};
   std::vector<Variable> inputs{q, k, v};
   if (g.defined()) inputs.push_back(g);
   if (start.defined()) inputs.push_back(start);
+  const Tensor o = empty(v.shape(), v.dtype(), device);
+  const Tensor end = want_end ? empty(states, wide, device) : Tensor();
+  Tensor kept;
+  if (q.dim(0) > 0) {
+    RunRoom room;
+    ON_DEVICE(computed_on(device), linear_run_room(room, x, followed(inputs)));
+    kept = empty({room.kept}, wide, device);
+    const Tensor workspace = empty({room.forward}, wide, device);
+    count_forwards(q, v, 1);
+    ON_DEVICE(device, linear_run_forward(o, end, kept, workspace, x));
+  } else if (want_end) {
+    state_or_zero(end, x.start);
+  }
   std::vector<Tensor> outputs{o};
   if (want_end) outputs.push_back(end);
   const auto recorded =
-      record_many("linear_run", inputs, outputs, save(p.q, p.k, p.v, p.g, p.start, p.offsets, kept), sizes,
+      record_many("linear_run", inputs, outputs, save(x.q, x.k, x.v, x.g, x.start, x.offsets, kept), sizes,
                   linear_backward);
   return {recorded[0], want_end ? recorded[1] : Variable()};
 }

@@ -3,7 +3,7 @@
 // between them. On the CPU for all types and widths, on GPUs by the kernels of attention/kernels.
 
 #include "attention/part.h"
-#include "autograd/layout_bounds.h"
+#include "attention/segment_run.h"
 
 namespace weft {
 
@@ -23,36 +23,33 @@ LinearRun linear_run(const Variable& q, const Variable& k, const Variable& v, co
 // (on a GPU in bf16 and f32, for keys and values of up to 256), and of steps.
 void use_linear_run(Scan& scan, double scale, bool gated, int64_t key, int64_t value, Dtype dtype);
 
-// What kernels are told. Rows of q, k and v may have a pitch.
-struct LinearRunProblem {
+// What the kernels read. Rows of q, k and v may have a pitch.
+struct LinearInputs {
   Tensor q, k, v;
-  Tensor g;        // f32 (f64), dense; (H) where it is the same for all tokens; undefined: none
-  Tensor start;    // dense; undefined: zero
+  Tensor g;        // wide, dense; (H) where it is the same for all tokens; undefined: none
+  Tensor start;    // wide, dense; undefined: zero
   Tensor offsets;  // (documents + 1) i32: where segments begin, and the end of the last
   DocumentBounds bounds;
   double scale;
 };
-struct LinearRunGradients {
+struct LinearGradients {
   Tensor q, k, v, g, start;  // g, start undefined: not wanted
 };
 
-// end, d_end: undefined if not wanted, or none. kept goes from the forward to the backward pass; both it and
-// `workspace` have the sizes below, in bytes, and are undefined where these are 0.
+// end, d_end: undefined if not wanted, or none. kept and workspace hold what the room says.
 namespace cpu {
-int64_t linear_run_kept(const LinearRunProblem& p);
-int64_t linear_run_workspace(const LinearRunProblem& p, bool backward);
-void linear_run_forward(const LinearRunProblem& p, const Tensor& o, const Tensor& end, const Tensor& kept,
-                        const Tensor& workspace);
-void linear_run_backward(const LinearRunProblem& p, const Tensor& d_o, const Tensor& d_end,
-                         const Tensor& kept, const LinearRunGradients& d, const Tensor& workspace);
+void linear_run_room(RunRoom& room, const LinearInputs& x, bool backward_follows);
+void linear_run_forward(const Tensor& o, const Tensor& end, const Tensor& kept, const Tensor& workspace,
+                        const LinearInputs& x);
+void linear_run_backward(const LinearGradients& d, const Tensor& workspace, const LinearInputs& x,
+                         const Tensor& kept, const Tensor& d_o, const Tensor& d_end);
 }  // namespace cpu
 namespace cuda {
-int64_t linear_run_kept(const LinearRunProblem& p);
-int64_t linear_run_workspace(const LinearRunProblem& p, bool backward);
-void linear_run_forward(const LinearRunProblem& p, const Tensor& o, const Tensor& end, const Tensor& kept,
-                        const Tensor& workspace);
-void linear_run_backward(const LinearRunProblem& p, const Tensor& d_o, const Tensor& d_end,
-                         const Tensor& kept, const LinearRunGradients& d, const Tensor& workspace);
+void linear_run_room(RunRoom& room, const LinearInputs& x, bool backward_follows);
+void linear_run_forward(const Tensor& o, const Tensor& end, const Tensor& kept, const Tensor& workspace,
+                        const LinearInputs& x);
+void linear_run_backward(const LinearGradients& d, const Tensor& workspace, const LinearInputs& x,
+                         const Tensor& kept, const Tensor& d_o, const Tensor& d_end);
 }  // namespace cuda
 
 }  // namespace weft

@@ -8,8 +8,7 @@
 
 #include "attention/linear_chunk.h"
 #include "attention/linear_run.h"
-#include "autograd/ops/gemm_kernel.h"
-#include "autograd/ops/rows.h"
+#include "attention/scan_tiles.h"
 #include "autograd/parallel.h"
 #include "autograd/scratch.h"
 
@@ -58,7 +57,7 @@ struct LinearShares {
   int64_t group;         // chunks of the largest
   int64_t grain;         // chunks that are worth a thread
 
-  explicit LinearShares(const LinearRunProblem& p) {
+  explicit LinearShares(const LinearInputs& p) {
     const int64_t tokens = p.q.dim(0), heads = p.q.dim(1), d = p.q.dim(2), e = p.v.dim(2),
                   documents = p.bounds.documents;
     const int64_t of_chunk = kLinearChunk * (2 * d * e + kLinearChunk * (d + e));
@@ -106,7 +105,7 @@ template <class T, class W = Acc<T>>
 class LinearChunk {
  public:
   // together: how many heads may take turns
-  LinearChunk(const LinearRunProblem& p, const LinearRunGradients* d, int64_t together)
+  LinearChunk(const LinearInputs& p, const LinearGradients* d, int64_t together)
       : p_(p),
         heads_(p.q.dim(1)),
         d_(p.q.dim(2)),
@@ -129,44 +128,40 @@ class LinearChunk {
 
   // The keys, values and decays of a chunk, which all else is about.
   void at(int64_t head, const LinearPlace& place) {
-    head_ = head, begin_ = place.token, n_ = place.n;
-    take(k_, p_.k, 1);
-    take(v_, p_.v, 1);
+    rows_ = {head, place.token, n_ = place.n};
+    read_rows<T>(k_.data(), p_.k, rows_);
+    read_rows<T>(v_.data(), p_.v, rows_);
     static constexpr W kNone = 0;
     if (!gated_) return decays_->load(&kNone, 0, n_);
     if (fixed()) decays_ = &all_decays_[static_cast<size_t>(head) % all_decays_.size()];
     const int64_t width = p_.g.rank() == 3 ? d_ : 1, pitch = fixed() ? 0 : heads_ * width;
-    decays_->load(p_.g.data<W>() + begin_ * pitch + head_ * width, pitch, n_);
+    decays_->load(p_.g.data<W>() + rows_.first * pitch + head * width, pitch, n_);
   }
-  void take_queries() { take(q_, p_.q, static_cast<W>(p_.scale)); }
-  void take_adjoint(const Tensor& d_o) { take(o_, d_o, 1); }
+  void take_queries() { read_rows<T>(q_.data(), p_.q, rows_, static_cast<W>(p_.scale)); }
+  void take_adjoint(const Tensor& d_o) { read_rows<T>(o_.data(), d_o, rows_); }
   const W* total() const { return decays_->total(); }
 
   // What its tokens add to the state behind it: (d, e), and turned.
   void summarize(W* to) {
-    multiply(Product<W, W, W>{to, e_, keys(weighed(k_, decays_->to_end())).transposed(), values(v_), d_, e_,
-                              n_, 1, 0});
+    put_product(to, keys(weighed(k_, decays_->to_end())).transposed(), values(v_), d_, e_, n_);
   }
   void summarize_turned(W* to) {
-    multiply(Product<W, W, W>{to, d_, values(v_).transposed(), keys(weighed(k_, decays_->to_end())), e_, d_,
-                              n_, 1, 0});
+    put_product(to, values(v_).transposed(), keys(weighed(k_, decays_->to_end())), e_, d_, n_);
   }
   // What it adds to the gradient of the state before it, turned.
   void summarize_gradient(W* to) {
-    multiply(Product<W, W, W>{to, d_, values(o_).transposed(), keys(weighed(q_, decays_->from_start())), e_,
-                              d_, n_, 1, 0});
+    put_product(to, values(o_).transposed(), keys(weighed(q_, decays_->from_start())), e_, d_, n_);
   }
 
   void outputs(const Tensor& o, const W* state) {
     decays_->scores(scores_.data(), q_.data(), k_.data());
-    multiply(Product<W, W, W>{o_.data(), e_, scores(scores_), values(v_), n_, e_, n_, 1, 0});
-    multiply(Product<W, W, W>{o_.data(), e_, keys(weighed(q_, decays_->from_start())),
-                              MatrixView<W>{state, e_, 1}, n_, e_, d_, 1, 1});
-    put(o, o_.data(), 1);
+    put_product(o_.data(), scores(scores_), values(v_), n_, e_, n_);
+    put_product(o_.data(), keys(weighed(q_, decays_->from_start())), {state, e_, 1}, n_, e_, d_, W(1), W(1));
+    write_rows<T>(o, o_.data(), rows_);
   }
 
   // state: before the chunk; after: the gradient of the one behind it. Both turned.
-  void gradients(const LinearRunGradients& d, const W* state, const W* after) {
+  void gradients(const LinearGradients& d, const W* state, const W* after) {
     const MatrixView<W> turned_values{turned_values_.data(), n_, 1}, turned{turned_.data(), n_, 1};
     turn_matrix(turned_values_.data(), v_.data(), n_, e_);
     multiply(Product<W, W, W>{d_scores_.data(), kLinearChunk, values(o_), turned_values, n_, n_, e_, 1, 0});
@@ -174,25 +169,21 @@ class LinearChunk {
 
     // dv, turned
     turn_matrix(turned_.data(), weighed(k_, decays_->to_end()), n_, d_);
-    multiply(Product<W, W, W>{turned_values_.data(), n_, values(o_).transposed(), scores(scores_), e_, n_, n_,
-                              1, 0});
-    multiply(
-        Product<W, W, W>{turned_values_.data(), n_, MatrixView<W>{after, d_, 1}, turned, e_, n_, d_, 1, 1});
+    put_product(turned_values_.data(), values(o_).transposed(), scores(scores_), e_, n_, n_);
+    put_product(turned_values_.data(), {after, d_, 1}, turned, e_, n_, d_, W(1), W(1));
     turn_matrix(turned_.data(), turned_values_.data(), e_, n_);
-    put(d.v, turned_.data(), 1);
+    write_rows<T>(d.v, turned_.data(), rows_);
 
-    multiply(
-        Product<W, W, W>{from_state_.data(), d_, values(o_), MatrixView<W>{state, d_, 1}, n_, d_, e_, 1, 0});
+    put_product(from_state_.data(), values(o_), {state, d_, 1}, n_, d_, e_);
     weigh(from_state_.data(), from_state_.data(), decays_->from_start());
-    multiply(
-        Product<W, W, W>{weighted_.data(), d_, values(v_), MatrixView<W>{after, d_, 1}, n_, d_, e_, 1, 0});
+    put_product(weighted_.data(), values(v_), {after, d_, 1}, n_, d_, e_);
     weigh(weighted_.data(), weighted_.data(), decays_->to_end());
 #pragma omp simd
     for (int64_t i = 0; i < n_ * d_; ++i) dq_[i] += from_state_[i];
 #pragma omp simd
     for (int64_t i = 0; i < n_ * d_; ++i) dk_[i] += weighted_[i];
-    put(d.q, dq_.data(), static_cast<W>(p_.scale));
-    put(d.k, dk_.data(), 1);
+    write_rows<T>(d.q, dq_.data(), rows_, static_cast<W>(p_.scale));
+    write_rows<T>(d.k, dk_.data(), rows_);
     if (!d.g.defined()) return;
     std::fill(kept_.begin(), kept_.end(), W(0));
     for (int64_t x = 0; x < e_; ++x)
@@ -202,7 +193,7 @@ class LinearChunk {
     for (int64_t c = 0; c < d_; ++c) kept_[c] *= total()[c];
     decays_->add_states(q_.data(), from_state_.data(), k_.data(), weighted_.data(), kept_.data());
     const int64_t width = d.g.rank() == 3 ? d_ : 1, pitch = heads_ * width;
-    decays_->take_gate_gradient(d.g.data<W>() + begin_ * pitch + head_ * width, pitch);
+    decays_->take_gate_gradient(d.g.data<W>() + rows_.first * pitch + rows_.head * width, pitch);
   }
 
  private:
@@ -211,21 +202,6 @@ class LinearChunk {
   MatrixView<W> values(const Scratch<W>& x) const { return {x.data(), e_, 1}; }
   static MatrixView<W> scores(const Scratch<W>& x) { return {x.data(), kLinearChunk, 1}; }
 
-  void take(Scratch<W>& to, const Tensor& x, W scale) const {
-    const int64_t width = x.dim(2), pitch = x.pitch();
-    const T* from = x.data<T>() + begin_ * pitch + head_ * width;
-    W* row = to.data();
-    for (int64_t i = 0; i < n_; ++i, from += pitch, row += width)
-#pragma omp simd
-      for (int64_t c = 0; c < width; ++c) row[c] = scale * static_cast<W>(from[c]);
-  }
-  void put(const Tensor& x, const W* row, W scale) const {
-    const int64_t width = x.dim(2), pitch = x.pitch();
-    T* to = x.data<T>() + begin_ * pitch + head_ * width;
-    for (int64_t i = 0; i < n_; ++i, to += pitch, row += width)
-#pragma omp simd
-      for (int64_t c = 0; c < width; ++c) store(to[c], scale * row[c]);
-  }
   void weigh(W* to, const W* x, const W* decay) const {
     if (!gated_ && to == x) return;
 #pragma omp simd
@@ -237,8 +213,9 @@ class LinearChunk {
     return weighted_.data();
   }
 
-  const LinearRunProblem& p_;
-  int64_t heads_, d_, e_, head_ = 0, begin_ = 0, n_ = 0;
+  const LinearInputs& p_;
+  int64_t heads_, d_, e_, n_ = 0;
+  HeadRows rows_{};
   bool gated_;
   std::vector<ChunkDecays<W>> all_decays_;  // of heads that take turns, where they are fixed
   ChunkDecays<W>* decays_;                  // of this chunk
@@ -263,32 +240,16 @@ std::vector<std::vector<LinearTask>> linear_tasks(const LinearShares& shares, co
   return tasks;
 }
 
-// The state of a segment and head in (segments, H, d, e), if there are such.
-template <class W>
-W* linear_state(const Tensor& states, int64_t segment, int64_t head) {
-  if (!states.defined()) return nullptr;
-  return states.data<W>() + (segment * states.dim(1) + head) * states.dim(2) * states.dim(3);
-}
-
-// to = from, or zero
-template <class W>
-void copy_state(W* to, const W* from, int64_t n) {
-  if (from == nullptr)
-    std::fill_n(to, n, W(0));
-  else
-    std::copy_n(from, n, to);
-}
-
 template <class T, class W = Acc<T>>
 struct LinearPass {
-  const LinearRunProblem& p;
+  const LinearInputs& p;
   const LinearShares shares{p};
   const LinearCut cut{p.offsets};
   const int64_t heads = p.q.dim(1), d = p.q.dim(2), e = p.v.dim(2), size = d * e;
 
   // f(chunk, range, task) for the tasks of all ranges.
   template <class F>
-  void each_task(const LinearRunGradients* grads, F f) const {
+  void each_task(const LinearGradients* grads, F f) const {
     const auto tasks = linear_tasks(shares, cut, heads);
     parallel_for(shares.ranges, 1, [&](int64_t first, int64_t last) {
       LinearChunk<T> chunk(p, grads, shares.together);
@@ -299,7 +260,7 @@ struct LinearPass {
 
   // The state before a group that is not the first of its segment.
   W* kept_state(const Tensor& kept, int64_t segment, int64_t group, int64_t head) const {
-    return static_cast<W*>(kept.raw()) + (head * shares.kept + cut.kept[segment] + group - 1) * size;
+    return kept.data<W>() + (head * shares.kept + cut.kept[segment] + group - 1) * size;
   }
 
   void forward(const Tensor& o, const Tensor& end, const Tensor& kept) const {
@@ -309,12 +270,12 @@ struct LinearPass {
       std::vector<W*> state;
       for (int64_t h = 0; h < task.heads; ++h) {
         state.push_back(states.data() + h * size);
-        copy_state(state.back(), linear_state<W>(p.start, task.segment, task.head + h), size);
+        copy_state(state.back(), state_in<W>(p.start, task.segment, task.head + h), size);
       }
       const int64_t begin = cut.first[task.segment], behind = cut.first[task.segment + 1];
       for (int64_t m = begin; m < behind; ++m)
         for (int64_t h = 0; h < task.heads; ++h) {
-          if (m > begin && (m - begin) % kGroup == 0)
+          if (kept.numel() > 0 && m > begin && (m - begin) % kGroup == 0)
             std::copy_n(state[h], size, kept_state(kept, task.segment, (m - begin) / kGroup, task.head + h));
           chunk.at(task.head + h, cut.chunks[m]);
           chunk.take_queries();
@@ -326,12 +287,12 @@ struct LinearPass {
         }
       if (end.defined())
         for (int64_t h = 0; h < task.heads; ++h)
-          std::copy_n(state[h], size, linear_state<W>(end, task.segment, task.head + h));
+          std::copy_n(state[h], size, state_in<W>(end, task.segment, task.head + h));
     });
   }
 
   // workspace: the states before the chunks of a group, for each range
-  void backward(const Tensor& d_o, const Tensor& d_end, const Tensor& kept, const LinearRunGradients& grads,
+  void backward(const Tensor& d_o, const Tensor& d_end, const Tensor& kept, const LinearGradients& grads,
                 W* workspace) const {
     each_task(&grads, [&](LinearChunk<T>& chunk, int64_t range, const LinearTask& task) {
       const int64_t begin = cut.first[task.segment], behind = cut.first[task.segment + 1];
@@ -344,13 +305,13 @@ struct LinearPass {
       std::vector<W*> after;
       for (int64_t h = 0; h < task.heads; ++h) {
         after.push_back(adjoints.data() + h * size);
-        turn_matrix(after.back(), linear_state<W>(d_end, task.segment, task.head + h), d, e);
+        turn_matrix(after.back(), state_in<W>(d_end, task.segment, task.head + h), d, e);
       }
       for (int64_t group = (behind - 1 - begin) / kGroup; group >= 0; --group) {
         const int64_t first = begin + group * kGroup, last = std::min(first + kGroup, behind);
         for (int64_t h = 0; h < task.heads; ++h)
           turn_matrix(state(h, first),
-                      group == 0 ? linear_state<W>(p.start, task.segment, task.head + h)
+                      group == 0 ? state_in<W>(p.start, task.segment, task.head + h)
                                  : kept_state(kept, task.segment, group, task.head + h),
                       d, e);
         for (int64_t m = first; m + 1 < last; ++m)
@@ -373,13 +334,13 @@ struct LinearPass {
       }
       if (grads.start.defined())
         for (int64_t h = 0; h < task.heads; ++h)
-          turn_matrix(linear_state<W>(grads.start, task.segment, task.head + h), after[h], e, d);
+          turn_matrix(state_in<W>(grads.start, task.segment, task.head + h), after[h], e, d);
     });
   }
 
   // f(chunk, head, index of a chunk) for all chunks, on all threads.
   template <class F>
-  void each_chunk(const LinearRunGradients* grads, F f) const {
+  void each_chunk(const LinearGradients* grads, F f) const {
     parallel_for(heads * cut.size(), shares.grain, [&](int64_t first, int64_t last) {
       LinearChunk<T> chunk(p, grads, shares.together);
       for (int64_t i = first; i < last; ++i) {
@@ -423,7 +384,7 @@ struct LinearPass {
       std::copy_n(chunk.total(), d, total(head, m));
     });
     each_state([&](int64_t segment, int64_t head) {
-      copy_state(first_state(states, segment, head), linear_state<W>(p.start, segment, head), size);
+      copy_state(first_state(states, segment, head), state_in<W>(p.start, segment, head), size);
     });
     each_row(d, [&](int64_t segment, int64_t head, int64_t row) {
       W* state = first_state(states, segment, head) + row * e;
@@ -435,19 +396,18 @@ struct LinearPass {
       chunk.outputs(o, at(states, head, cut.chunks[m].state));
     });
     each_state([&](int64_t segment, int64_t head) {
-      for (int64_t m = cut.first[segment] + kGroup, group = 1; m < cut.first[segment + 1];
+      for (int64_t m = cut.first[segment] + kGroup, group = 1; kept.numel() > 0 && m < cut.first[segment + 1];
            m += kGroup, ++group)
         std::copy_n(at(states, head, cut.chunks[m].state), size, kept_state(kept, segment, group, head));
     });
     if (!end.defined()) return;
     each_state([&](int64_t segment, int64_t head) {
-      std::copy_n(last_state(states, segment, head), size, linear_state<W>(end, segment, head));
+      std::copy_n(last_state(states, segment, head), size, state_in<W>(end, segment, head));
     });
   }
 
   // Behind the states lie their gradients.
-  void backward_apart(const Tensor& d_o, const Tensor& d_end, const LinearRunGradients& grads,
-                      W* states) const {
+  void backward_apart(const Tensor& d_o, const Tensor& d_end, const LinearGradients& grads, W* states) const {
     W* const adjoints = at(states, heads, 0);
     Scratch<W> totals(static_cast<size_t>(heads * cut.size() * d));
     const auto total = [&](int64_t head, int64_t m) { return &totals[(head * cut.size() + m) * d]; };
@@ -459,8 +419,8 @@ struct LinearPass {
       std::copy_n(chunk.total(), d, total(head, m));
     });
     each_state([&](int64_t segment, int64_t head) {
-      turn_matrix(first_state(states, segment, head), linear_state<W>(p.start, segment, head), d, e);
-      turn_matrix(last_state(adjoints, segment, head), linear_state<W>(d_end, segment, head), d, e);
+      turn_matrix(first_state(states, segment, head), state_in<W>(p.start, segment, head), d, e);
+      turn_matrix(last_state(adjoints, segment, head), state_in<W>(d_end, segment, head), d, e);
     });
     each_row(e, [&](int64_t segment, int64_t head, int64_t row) {
       const int64_t begin = cut.first[segment], behind = cut.first[segment + 1];
@@ -479,47 +439,37 @@ struct LinearPass {
     });
     if (!grads.start.defined()) return;
     each_state([&](int64_t segment, int64_t head) {
-      turn_matrix(linear_state<W>(grads.start, segment, head), first_state(adjoints, segment, head), e, d);
+      turn_matrix(state_in<W>(grads.start, segment, head), first_state(adjoints, segment, head), e, d);
     });
   }
 };
 
 }  // namespace
 
-namespace {
-
-int64_t bytes_of_state(const LinearRunProblem& p) {
-  return p.q.dim(2) * p.v.dim(2) * size_of(wide_of(p.q.dtype()));
+void linear_run_room(RunRoom& room, const LinearInputs& x, bool backward_follows) {
+  const LinearShares shares(x);
+  const int64_t state = x.q.dim(2) * x.v.dim(2), all = x.q.dim(1) * shares.states * state;
+  if (backward_follows) room.kept = x.q.dim(1) * shares.kept * state;
+  room.forward = shares.apart ? all : 0;
+  room.backward = shares.apart ? 2 * all : shares.ranges * shares.together * shares.group * state;
 }
 
-}  // namespace
-
-int64_t linear_run_kept(const LinearRunProblem& p) {
-  return p.q.dim(1) * LinearShares(p).kept * bytes_of_state(p);
-}
-
-int64_t linear_run_workspace(const LinearRunProblem& p, bool backward) {
-  const LinearShares shares(p);
-  if (shares.apart) return (backward ? 2 : 1) * p.q.dim(1) * shares.states * bytes_of_state(p);
-  return backward ? shares.ranges * shares.together * shares.group * bytes_of_state(p) : 0;
-}
-
-void linear_run_forward(const LinearRunProblem& p, const Tensor& o, const Tensor& end, const Tensor& kept,
-                        const Tensor& workspace) {
-  with_float(p.q.dtype(), [&]<class T>() {
-    const LinearPass<T> pass{p};
+void linear_run_forward(const Tensor& o, const Tensor& end, const Tensor& kept, const Tensor& workspace,
+                        const LinearInputs& x) {
+  with_float(x.q.dtype(), [&]<class T>() {
+    const LinearPass<T> pass{x};
     if (pass.shares.apart)
-      pass.forward_apart(o, end, kept, static_cast<Acc<T>*>(workspace.raw()));
+      pass.forward_apart(o, end, kept, workspace.data<Acc<T>>());
     else
       pass.forward(o, end, kept);
   });
 }
 
-void linear_run_backward(const LinearRunProblem& p, const Tensor& d_o, const Tensor& d_end,
-                         const Tensor& kept, const LinearRunGradients& d, const Tensor& workspace) {
-  with_float(p.q.dtype(), [&]<class T>() {
-    auto* const states = static_cast<Acc<T>*>(workspace.raw());
-    const LinearPass<T> pass{p};
+void linear_run_backward(const LinearGradients& d, const Tensor& workspace, const LinearInputs& x,
+                         const Tensor& kept, const Tensor& d_o, const Tensor& d_end) {
+  with_float(x.q.dtype(), [&]<class T>() {
+    auto* const states = workspace.data<Acc<T>>();
+    const LinearPass<T> pass{x};
     if (pass.shares.apart)
       pass.backward_apart(d_o, d_end, d, states);
     else

@@ -7,7 +7,7 @@
 namespace weft::cuda {
 namespace {
 
-LinearAttention shape_of(const LinearRunProblem& p) {
+LinearAttention shape_of(const LinearInputs& p) {
   return {.tokens = p.q.dim(0),
           .documents = p.bounds.documents,
           .offsets = static_cast<const int*>(p.offsets.raw()),
@@ -25,21 +25,21 @@ LinearAttention shape_of(const LinearRunProblem& p) {
 
 }  // namespace
 
-int64_t linear_run_kept(const LinearRunProblem& p) { return linear_attention_kept(shape_of(p)); }
-
-int64_t linear_run_workspace(const LinearRunProblem& p, bool backward) {
-  return backward ? linear_attention_workspace(shape_of(p)) : 0;
+// Kept in any case: what segments start from.
+void linear_run_room(RunRoom& room, const LinearInputs& x, bool) {
+  const LinearAttention shape = shape_of(x);
+  room = {.kept = linear_attention_kept(shape) / 4, .backward = linear_attention_workspace(shape) / 4};
 }
 
-void linear_run_forward(const LinearRunProblem& p, const Tensor& o, const Tensor& end, const Tensor& kept,
-                        const Tensor&) {
-  linear_attention_forward(shape_of(p), rows_of(p.q), rows_of(p.k), rows_of(p.v), floats(p.start), written(o),
+void linear_run_forward(const Tensor& o, const Tensor& end, const Tensor& kept, const Tensor&,
+                        const LinearInputs& x) {
+  linear_attention_forward(shape_of(x), rows_of(x.q), rows_of(x.k), rows_of(x.v), floats(x.start), written(o),
                            floats(end), floats(kept), stream());
 }
 
-void linear_run_backward(const LinearRunProblem& p, const Tensor& d_o, const Tensor& d_end,
-                         const Tensor& kept, const LinearRunGradients& d, const Tensor& workspace) {
-  linear_attention_backward(shape_of(p), rows_of(p.q), rows_of(p.k), rows_of(p.v), floats(p.start),
+void linear_run_backward(const LinearGradients& d, const Tensor& workspace, const LinearInputs& x,
+                         const Tensor& kept, const Tensor& d_o, const Tensor& d_end) {
+  linear_attention_backward(shape_of(x), rows_of(x.q), rows_of(x.k), rows_of(x.v), floats(x.start),
                             rows_of(d_o), floats(d_end),
                             {written(d.q), written(d.k), written(d.v), floats(d.start), floats(d.g),
                              floats(kept), floats(workspace)},

@@ -60,15 +60,19 @@ void taylor_row_back(W* dx, const W* dy, const W* x, int64_t d, const TaylorFact
   }
 }
 
-// f(row of x (N, H, d), row of y (N, H, features)) for all rows, in the type of sums.
-template <class T, class F>
-void for_each_taylor_row(const Tensor& x, const Tensor& y, F f) {
-  const int64_t heads = x.dim(1), d = x.dim(2), features = y.dim(2);
-  parallel_for(x.dim(0), 1 + (1 << 14) / (heads * features), [&](int64_t begin, int64_t end) {
+// f(token, head) for all rows of x (N, H, d).
+template <class F>
+void for_each_taylor_row(const Tensor& x, F f) {
+  const int64_t heads = x.dim(1), d = x.dim(2);
+  parallel_for(x.dim(0), 1 + (1 << 15) / (heads * d * d + 1), [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n)
-      for (int64_t h = 0; h < heads; ++h)
-        f(x.data<T>() + n * x.pitch() + h * d, y.data<T>() + n * y.pitch() + h * features);
+      for (int64_t h = 0; h < heads; ++h) f(n, h);
   });
+}
+
+template <class T>
+T* taylor_row_of(const Tensor& x, int64_t token, int64_t head) {
+  return x.data<T>() + token * x.pitch() + head * x.dim(2);
 }
 
 void taylor_forward(const Tensor& y, const Tensor& x) {
@@ -76,7 +80,9 @@ void taylor_forward(const Tensor& y, const Tensor& x) {
   with_float(x.dtype(), [&]<class T>() {
     using W = Acc<T>;
     const TaylorFactors<W> factor(d);
-    for_each_taylor_row<T>(x, y, [&](const T* from, T* to) {
+    for_each_taylor_row(x, [&](int64_t n, int64_t h) {
+      const T* from = taylor_row_of<T>(x, n, h);
+      T* to = taylor_row_of<T>(y, n, h);
       if constexpr (std::is_same_v<T, W>) {
         taylor_row(to, from, d, factor);
       } else {
@@ -93,11 +99,9 @@ void taylor_backward(const Tensor& dx, const Tensor& dy, const Tensor& x) {
   with_float(x.dtype(), [&]<class T>() {
     using W = Acc<T>;
     const TaylorFactors<W> factor(d);
-    const T *const X = x.data<T>(), *const of = dx.data<T>();
-    // Rows of dx lie where those of x would if it had no pitch.
-    for_each_taylor_row<T>(dx, dy, [&](T* to, const T* from) {
-      const int64_t row = (to - of) / d, heads = x.dim(1);
-      const T* at = X + row / heads * x.pitch() + row % heads * d;
+    for_each_taylor_row(x, [&](int64_t n, int64_t h) {
+      const T *at = taylor_row_of<T>(x, n, h), *from = taylor_row_of<T>(dy, n, h);
+      T* to = taylor_row_of<T>(dx, n, h);
       if constexpr (std::is_same_v<T, W>) {
         taylor_row_back(to, from, at, d, factor);
       } else {

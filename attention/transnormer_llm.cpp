@@ -179,8 +179,10 @@ Variable TransNormerLlm::forward(const Block& block, Crossing& cross) const {
   }
   const Scan scan =
       linear_scan(1, config_.chunk, true, dims().heads, in[0].dim(2), dims().value, wide, x.device());
-  // By chunks q, k and v are read more than once: wide, their gradients add up before they are rounded.
-  if (!scan.kernel.on(computed_on(x.device())))
+  // By chunks, and over ranks by kernels too, q, k and v are read more than once: wide, their gradients add
+  // up before they are rounded. On a CPU that costs nothing, since its kernel computes wide in any case.
+  const Device device = computed_on(x.device());
+  if (device == Device::cpu || !scan.kernel.on(device))
     for (Variable& each : in) each = cast(each, wide);
   in.emplace_back(decays_("g", fixed_input("g"), x.dim(0), wide, x.device()));
   return finish(cross(scan, {in, block.position, block.document}), gate, x.dtype());

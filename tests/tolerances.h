@@ -12,10 +12,6 @@ inline constexpr double kGradcheck = 1e-7;
 // |value|.
 constexpr double of(Dtype dtype) { return dtype == Dtype::f64 ? 1e-10 : dtype == Dtype::f32 ? 2e-5 : 4e-2; }
 
-// Over ranks beside one rank, in bf16: a scan's kernel runs twice there, and the gradients of its inputs are
-// rounded by each and once more as their sum.
-inline constexpr double kBf16Ranks = 8e-2;
-
 // Computed in bf16 against f64: the norm of the difference over the norm.
 inline constexpr double kBf16Norm = 3e-2;
 

@@ -90,7 +90,7 @@ TEST_P(RankConformance, NarrowEqualsOneRank) {
   const MakeSubject subject = of(GetParam(), Dtype::bf16);
   for (const Placing& placing : {Placing{3, zigzag, native, packed}, Placing{4, contiguous, ring, one}}) {
     SCOPED_TRACE(testing::Message() << placing);
-    expect_equal(run_on_ranks(subject, placing), run_on_one(subject, placing), tolerance::kBf16Ranks);
+    expect_equal(run_on_ranks(subject, placing), run_on_one(subject, placing), tolerance::of(Dtype::bf16));
   }
 }
 

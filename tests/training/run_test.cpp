@@ -303,7 +303,7 @@ TEST(Run, LeavesARunInItsPlaceAlone) {
     fs::rename(tiny.run(name), tiny.run("moved-" + name));
     std::thread second([&] {
       other = tiny.train({run, "steps=5"},
-                         {.environment = {finished ? "A=b" : "WEFT_FAULT=slow:3000@phase=load"}});
+                         {.environment = {finished ? "A=b" : "WEFT_FAULT=slow:1000@phase=load"}});
     });
     if (finished) second.join();
     training.join();
@@ -316,6 +316,25 @@ TEST(Run, LeavesARunInItsPlaceAlone) {
     EXPECT_EQ(tiny.checkpoints(name), Words{"step-5"}) << "of the other alone";
     EXPECT_EQ(tiny.train({"--resume", "runs/moved-" + name}).code, 0) << "from where the folder is now";
   }
+}
+
+// Nor does it go back to the other's checkpoint.
+TEST(Run, GoesBackToNoOtherRunsCheckpoint) {
+  const TinyRun tiny;
+  Ran ran;
+  std::thread training([&] {
+    ran =
+        tiny.train({"numerics.max_skips=0"}, {.environment = {"WEFT_FAULT=slow:600@phase=load;nan@step=9"}});
+  });
+  while (!fs::exists(tiny.run() + "/latest")) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  fs::rename(tiny.run(), tiny.run("moved"));
+  EXPECT_EQ(tiny.train({"steps=5"}).code, 0);
+  const size_t lines = tiny.steps().size();
+  training.join();
+  EXPECT_EQ(ran.code, 73) << ran.err;
+  EXPECT_NE(ran.err.find("another run has taken the place"), std::string::npos) << ran.err;
+  EXPECT_FALSE(fs::exists(tiny.run() + "/rewind.json"));
+  EXPECT_EQ(tiny.steps().size(), lines);
 }
 
 // `weft train ... | head -1`, with either stream: the reader is gone after a line, the run goes on to its

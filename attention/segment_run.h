@@ -1,9 +1,12 @@
 #pragma once
-// Segments of a layout as kernels are told of them: where they begin, and what of those without tokens.
+// What ops over whole segments share: where segments begin, the room that kernels ask for, and the states of
+// segments without tokens.
 
+#include <algorithm>
 #include <vector>
 
 #include "autograd/layout_bounds.h"
+#include "autograd/tape.h"
 
 namespace weft {
 
@@ -27,6 +30,17 @@ inline Tensor segment_offsets(const Layout& layout, int64_t tokens, Device devic
   }
   CHECK(end == tokens, "attention: ", tokens, " tokens in segments of ", end);
   return offsets;
+}
+
+// Numbers in f32 (f64): kept from the forward to the backward pass, and those to work in of either.
+struct RunRoom {
+  int64_t kept = 0, forward = 0, backward = 0;
+};
+
+// Whether a backward pass may follow.
+inline bool followed(const std::vector<Variable>& inputs) {
+  return Tape::current() != nullptr &&
+         std::any_of(inputs.begin(), inputs.end(), [](const Variable& x) { return x.differentiable(); });
 }
 
 // The states behind segments of no tokens: those before them.

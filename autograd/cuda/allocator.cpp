@@ -70,7 +70,8 @@ class Arena {
     const bool fresh = std::exchange(block->second.fresh, false);
     fresh_ -= fresh ? 1 : 0;
     const int64_t bytes = block->second.bytes;
-    if (bytes <= kLargestWaiting && waiting_bytes_ + bytes <= kMostWaiting) {
+    if (bytes <= kLargestWaiting) {
+      if (waiting_bytes_ + bytes > kMostWaiting) join_waiting();  // sizes that nobody asks for any more
       waiting_[bytes / kAlignment].push_back(block);
       waiting_bytes_ += bytes;
     } else {

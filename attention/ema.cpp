@@ -11,6 +11,7 @@
 #include "autograd/ops/elementwise.h"
 #include "autograd/ops/matmul.h"
 #include "autograd/ops/reduce.h"
+#include "autograd/planned_device.h"
 
 namespace weft {
 namespace {
@@ -77,7 +78,9 @@ Variable DampedEma::kernel(int64_t length) const {
   return slice(reshape(matmul(coarse, fine, {true, false}), {channels_, rows * width}), 1, 0, length);
 }
 
-bool DampedEma::has_kernel(Device device, Dtype dtype) const { return has_ema_run(device, dtype, size_); }
+bool DampedEma::has_kernel(Device device, Dtype dtype) const {
+  return has_ema_run(computed_on(device), dtype, size_);
+}
 
 Scan DampedEma::scan(Device device, Dtype dtype, int64_t chunk, bool fft) const {
   const EmaCoefficients c = coefficients();

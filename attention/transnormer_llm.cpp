@@ -180,7 +180,9 @@ Variable TransNormerLlm::forward(const Block& block, Crossing& cross) const {
   const Scan scan =
       linear_scan(1, config_.chunk, true, dims().heads, in[0].dim(2), dims().value, wide, x.device());
   // By chunks, and over ranks by kernels too, q, k and v are read more than once: wide, their gradients add
-  // up before they are rounded. On a CPU that costs nothing, since its kernel computes wide in any case.
+  // up before they are rounded. On a CPU that costs nothing, since its kernel computes wide in any case. A
+  // GPU's fast kernel takes bf16, so there each reading's gradient is rounded first, and over ranks gradients
+  // in bf16 can lie 5 % off those of one rank.
   const Device device = computed_on(x.device());
   if (device == Device::cpu || !scan.kernel.on(device))
     for (Variable& each : in) each = cast(each, wide);

@@ -13,7 +13,7 @@ struct Chunks {
   bool exact = false;      // no padding anywhere: a reshape does it
   Tensor to_chunks;        // (M length) i32: token, or -1
   Tensor to_tokens;        // (N) i32: row among the M length
-  std::vector<int> first;  // of each segment, its first chunk; and the total behind the last
+  std::vector<int> first;  // of each segment, its first chunk; and after the last the total
   Tensor segment;          // (M) i32: of each chunk, its segment
 };
 Chunks cut_chunks(const Layout& layout, int64_t length, Device device);

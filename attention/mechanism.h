@@ -27,7 +27,7 @@ enum class Domain : uint8_t {
 struct Input {
   const char* name;  // as in `weft apply`
   const char*
-      dims;  // behind the token axis, of: h heads, g key-value heads, k key size, v value size, c width
+      dims;  // after the token axis, of: h heads, g key-value heads, k key size, v value size, c width
   Domain domain = Domain::real;
   // The initial value of a layer's gate for this input, before it is mapped into the domain (-3 in the domain
   // unit is 0.05); tests draw around it.
@@ -45,7 +45,7 @@ struct Dimensions {
 // An Error (recipe) unless every query head has a key head of its own.
 void require_equal_heads(const Dimensions& dims, const char* mechanism);
 
-// "h k" with these sizes, behind n tokens: (n, heads, key).
+// "h k" with these sizes, for n tokens: (n, heads, key).
 Shape input_shape(const Input& input, const Dimensions& dims, int64_t n);
 
 // An exact statement of the paper: deviation() of both sides must not exceed the tolerance.

@@ -20,7 +20,7 @@
 //
 // What the paper leaves open is as in the authors' moving_average_gated_attention.py,
 // exponential_moving_average.py and relative_positional_bias.py (github.com/facebookresearch/mega): omega and
-// the silu behind it, the biases of the projections, the number of keys seen as divisor before the bias is
+// the silu after it, the biases of the projections, the number of keys seen as divisor before the bias is
 // added, base 10000, the two averages. A distance beyond the table, which they refuse, takes its last entry.
 
 #include <optional>

@@ -40,7 +40,7 @@ MatrixLearning learn_matrix(const Variable& a, const Variable& s, const Variable
                             const Variable& last, int64_t chunks);
 
 // From projections to the inputs of a Titans memory. rows (B (skip + n), 2 H K + H V): queries, keys and
-// values of the heads side by side, for each of B documents n tokens behind `skip` rows that are not read;
+// values of the heads side by side, for each of B documents n tokens after `skip` rows that are not read;
 // logits (B n, 3 H)
 // -> {q, k (B H, n, K), v (B H, n, V), step, momentum, keep (B H, n, 1)} in f32 (f64 of f64): SiLU, q and k
 // then of length 1, x / sqrt(|x|^2 + 1e-6); sigmoid of the logits, keep being 1 less that.

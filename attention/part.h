@@ -98,7 +98,7 @@ struct Merge {
   // Softmax-like partial results over the keys at hand: o (N, H, Dv) in q's dtype, lse (N, H) in f32 (f64),
   // -inf where a query saw no key. Query and key meet if they are of one document and the options allow their
   // positions. bias, if defined, (H, R) in lse's dtype: bias[h, min(distance, R - 1)] is added to a score;
-  // where attention is not causal (H, 2 R - 1), from the distance -(R - 1), a key behind the query, to R - 1.
+  // where attention is not causal (H, 2 R - 1), from the distance -(R - 1), a key after the query, to R - 1.
   // active, if defined, (N, H), in any float type: 0 turns a head of a query off. It then costs nothing and
   // gives o = 0, lse = -inf and no gradient.
   using Forward = std::vector<Tensor> (*)(const AttentionOptions&, const Tensor& q, const Tensor& k,

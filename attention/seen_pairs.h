@@ -8,7 +8,7 @@ namespace weft {
 
 // Pairs of a query and a key that the options let meet. Segments of either list do not overlap.
 double seen_pairs(const AttentionOptions& options, const Segments& queries, const Segments& keys);
-// Of queries that have all keys of their documents up to their segment's end, as behind a Halo.
+// Of queries that have all keys of their documents up to their segment's end, as with a Halo.
 double seen_pairs(const AttentionOptions& options, const Segments& queries);
 
 // Multiplications and additions of so many pairs in each head of q (N, H, Dk), v (M, Hkv, Dv): the scores and

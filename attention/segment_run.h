@@ -43,7 +43,7 @@ inline bool followed(const std::vector<Variable>& inputs) {
          std::any_of(inputs.begin(), inputs.end(), [](const Variable& x) { return x.differentiable(); });
 }
 
-// The states behind segments of no tokens: those before them.
+// The states after segments of no tokens: those before them.
 inline void state_or_zero(const Tensor& to, const Tensor& from) {
   if (from.defined())
     to.copy_from(from);

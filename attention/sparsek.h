@@ -47,7 +47,7 @@ class SparseK : public Mechanism {
   std::vector<Identity> identities() const override;
 
  private:
-  // The window's {o, lse}, and the candidates {k, v, u} that each token adds, behind its window.
+  // The window's {o, lse}, and the candidates {k, v, u} that each token adds: what leaves its window.
   struct Near {
     Variable o, lse, k, v, u;
   };

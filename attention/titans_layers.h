@@ -58,7 +58,7 @@ class TitansLayer : public Mechanism {
               const ParameterScope& scope);
 
   // The memory's q, k and v side by side, (n, 2 H k + H v), before the convolution; and what it takes, from
-  // them behind it and the gates' x (n, C).
+  // them after it and the gates' x (n, C).
   Variable packed(const Variable& x) const;
   Block memory_inputs(const Variable& packed, const Variable& x, const Tensor& position,
                       const Tensor& document) const;

@@ -54,7 +54,7 @@ class TransNormerLlm : public Mechanism {
   // q and k (N, H, Dk), v (N, H, Dv), and what the gate is made of: u, or x W_1 of form=lightning. In x's
   // dtype, by one product.
   std::vector<Variable> project(const Variable& x) const;
-  // The norm, the gate and the last projection behind o (N, H, Dv), in `dtype`.
+  // The norm, the gate and the last projection after o (N, H, Dv), in `dtype`.
   Variable finish(const Variable& o, const Variable& gate, Dtype dtype) const;
   bool lightning() const { return config_.form == "lightning"; }
 

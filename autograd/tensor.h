@@ -1,6 +1,6 @@
 #pragma once
 // A tensor: row-major, shared storage, and one optional pitch. The pitch is the distance, in elements,
-// between successive rows of the leading dimension; everything behind the leading dimension is contiguous. A
+// between successive rows of the leading dimension; everything after the leading dimension is contiguous. A
 // view cuts the leading dimension or takes a range of columns, so packed projections are one product and
 // several views. A pitch of 0 is one row that stands for all.
 

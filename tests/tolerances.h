@@ -1,5 +1,5 @@
 #pragma once
-// Every tolerance of the tests, in one place. None depends on the environment.
+// Tolerances that tests share. None depends on the environment.
 
 #include "autograd/dtype.h"
 

@@ -21,7 +21,7 @@ struct DeltaStages {
   char* writes = nullptr;    // U, bf16 (64, d_v); null: not kept
   char* states = nullptr;    // S^T before the chunk, bf16 (d_v / 64, 64, d_k); null: not kept
   char* d_rhs = nullptr;     // R = T^T dU, like writes
-  char* d_states = nullptr;  // dS^T / scale behind the chunk, like states
+  char* d_states = nullptr;  // dS^T / scale after the chunk, like states
 };
 
 // Chunks have slots, some of which stay empty.

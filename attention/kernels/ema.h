@@ -25,7 +25,7 @@ struct Ema {
 };
 
 // x (tokens, channels) with a pitch; y (tokens, channels) dense. start, end (rows, channels, size) f32: the
-// states before and behind each document, by the plan's rows; rows of documents without tokens are neither
+// states before and after each document, by the plan's rows; rows of documents without tokens are neither
 // read nor written. A null start is zero, a null end not wanted.
 void ema_forward(const Ema& shape, Rows x, const float* start, void* y, float* end, float* workspace,
                  cudaStream_t stream);

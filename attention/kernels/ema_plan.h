@@ -10,7 +10,7 @@
 
 namespace weft::cuda {
 
-// Spans of tokens, one behind the other. A span holds whole documents, or a piece of one.
+// Spans of tokens, one after the other. A span holds whole documents, or a piece of one.
 struct EmaPlan {
   int documents = 0, spans = 0;  // documents that have tokens
   bool cut = false;              // some span starts inside a document

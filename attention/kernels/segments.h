@@ -86,7 +86,7 @@ inline Cut choose_cut(const LinearAttention& p, const CutDevice& device) {
   return best;
 }
 
-// offsets (cut.most + 1): the tokens where segments begin, behind the last one where documents end. first
+// offsets (cut.most + 1): the tokens where segments begin, after the last one where documents end. first
 // (documents + 1): the segments where documents begin.
 void cut_documents(const LinearAttention& p, const Cut& cut, int* offsets, int* first, cudaStream_t stream);
 
@@ -134,7 +134,7 @@ void segment_states_wgmma(const SegmentStates& states, cudaStream_t stream);  //
 void channel_segment_states(const SegmentStates& states, bool wgmma, cudaStream_t stream);
 
 // states (segments, heads, d_k, d_v): what each segment leaves becomes `scale` times what those before it
-// in its document leave it (in reverse: those behind it); `from` at the document's start and `to` behind its
+// in its document leave it (in reverse: those after it); `from` at the document's start and `to` after its
 // end (documents, heads, d_k, d_v) may be null.
 struct Fold {
   int documents = 0, heads = 0, d_k = 0, d_v = 0;

@@ -27,7 +27,7 @@ class Replay {
 };
 
 // While it lives, what is allocated comes from the arena of recordings, so that the same work, run first and
-// then recorded, takes its memory once. What lives on behind a pass, or goes later, or was there before and
+// then recorded, takes its memory once. What lives on after a pass, or goes later, or was there before and
 // goes within it, changes the arena: what was recorded until then may write where somebody else is now, or
 // read what is gone, and must not run again.
 class Pass {

@@ -76,7 +76,7 @@ struct RecurrencePhase {
   int documents, heads;
   bool channels;
   float scale;
-  bool norm;  // what is sent is normed, head by head, for the product behind; set by that one
+  bool norm;  // what is sent is normed, head by head, for the next product; set by that one
   const float* gain;
   float eps;
   Sent sent;

@@ -1,4 +1,4 @@
-// docs/contract.md against the code that it speaks of.
+// docs/contract.md, and contract_tests.md beside it, against the code that they speak of.
 
 #include <gtest/gtest.h>
 
@@ -51,9 +51,11 @@ TEST(Contract, RecipeKeys) {
     EXPECT_NE(run_weft({"help", "mesh.strategy"}).out.find(choice), std::string::npos) << choice;
 }
 
-// `FILE` Suite.Name, Suite.Name; `FILE` ...
+// - `FILE`: Suite.Name, Suite.Name
 TEST(Contract, TheTestsItNamesExist) {
-  const std::string text = contract();
+  const std::string text = content_of("docs/contract_tests.md");
+  for (const std::string& heading : found(text, "\n(## [^\n]+)"))
+    EXPECT_NE(contract().find("\n" + heading + "\n"), std::string::npos) << heading;
   const std::regex word("`(tests/[a-z_/]+\\.cpp)`|\\b([A-Z][A-Za-z0-9]+)\\.([A-Z][A-Za-z0-9]+)\\b");
   std::string file, code;
   int tests = 0;

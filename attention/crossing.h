@@ -51,15 +51,11 @@ class Crossing {
   void loss(const std::string& name, const Variable& value, double weight = 1) {
     losses_.push_back({name, value, weight});
   }
-  // Sums over tokens for a mechanism's statistics; tensors without gradient.
-  void observe(const std::string& name, const Tensor& sums) { observations_.emplace_back(name, sums); }
   const std::vector<AuxiliaryLoss>& losses() const { return losses_; }
-  const std::vector<std::pair<std::string, Tensor>>& observations() const { return observations_; }
 
  private:
   const Layout& layout_;
   std::vector<AuxiliaryLoss> losses_;
-  std::vector<std::pair<std::string, Tensor>> observations_;
 };
 
 // Rows of one document that later tokens will look at. It grows without copying the old rows each time.

@@ -69,13 +69,13 @@ Scan delta_scan(double scale, int64_t chunk, bool gated, const Dimensions& dims,
     const Variable past = matmul(multiply(q, as_column(exp(w.decay))), prefix[1]);
     return by_token(add(matmul(scores, written), past), b.x[2].dtype());
   };
-  scan.kernel.serves = [=](Device where) { return has_delta_run(where, dtype, d, e); };
+  scan.kernel.serves = [=](Device where) { return has_scan_kernel(where, dtype, d, e); };
   scan.kernel.run = [=, identity = scan.identity](const Block& b, const Layout& layout, const State& start,
                                                   bool want_end) {
     const DeltaRun r = delta_run(cast(b.x[0], dtype), cast(b.x[1], dtype), cast(b.x[2], dtype), b.x[3],
                                  gated ? b.x[4] : Variable(), start.empty() ? Variable() : start[1], scale,
                                  layout, want_end);
-    return ran(r.o, r.end, identity);
+    return run_result(r.o, r.end, identity);
   };
   // What becomes of the unit matrix where nothing is written.
   scan.kernel.transition = [=, identity = scan.identity](const Block& b, const Layout& layout) {

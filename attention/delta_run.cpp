@@ -6,16 +6,6 @@
 #include "autograd/planned_device.h"
 
 namespace weft {
-
-bool has_delta_run(Device device, [[maybe_unused]] Dtype dtype, [[maybe_unused]] int64_t key_size,
-                   [[maybe_unused]] int64_t value_size) {
-#ifdef WEFT_CUDA
-  if (device == Device::cuda)
-    return (dtype == Dtype::bf16 || dtype == Dtype::f32) && key_size <= 256 && value_size <= 256;
-#endif
-  return device == Device::cpu;
-}
-
 namespace {
 
 struct DeltaSizes {

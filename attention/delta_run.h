@@ -6,8 +6,6 @@
 
 namespace weft {
 
-bool has_delta_run(Device device, Dtype dtype, int64_t key_size, int64_t value_size);
-
 struct DeltaRun {
   Variable o;    // (N, H, Dv), in v's dtype
   Variable end;  // (segments, H, Dk, Dv) f32 (f64): the state after each segment; undefined if not wanted

@@ -109,23 +109,9 @@ LinearRun linear_run(const Variable& q, const Variable& k, const Variable& v, co
   return {recorded[0], want_end ? recorded[1] : Variable()};
 }
 
-namespace {
-
-bool has_linear_run(Device where, [[maybe_unused]] Dtype dtype, [[maybe_unused]] int64_t key,
-                    [[maybe_unused]] int64_t value) {
-  if (where == Device::cpu) return true;
-#ifdef WEFT_CUDA
-  return where == Device::cuda && dtype != Dtype::f64 && key <= 256 && value <= 256;
-#else
-  return false;
-#endif
-}
-
-}  // namespace
-
 void use_linear_run(Scan& scan, double scale, bool gated, int64_t key, int64_t value, Dtype dtype) {
   use_recurrent_step(scan, scale, key, -1, gated ? 3 : -1);
-  scan.kernel.serves = [=](Device where) { return has_linear_run(where, dtype, key, value); };
+  scan.kernel.serves = [=](Device where) { return has_scan_kernel(where, dtype, key, value); };
   scan.kernel.run = [=, identity = scan.identity](const Block& b, const Layout& layout, const State& start,
                                                   bool want_end) {
     const Dtype narrow = b.x[2].dtype(),
@@ -133,7 +119,7 @@ void use_linear_run(Scan& scan, double scale, bool gated, int64_t key, int64_t v
     const LinearRun r = linear_run(cast(b.x[0], common), cast(b.x[1], common), cast(b.x[2], common),
                                    gated ? b.x[3] : Variable(), start.empty() ? Variable() : start[1], scale,
                                    layout, want_end);
-    return ran(cast(r.o, narrow), r.end, identity);
+    return run_result(cast(r.o, narrow), r.end, identity);
   };
 }
 

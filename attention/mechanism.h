@@ -94,7 +94,7 @@ class Mechanism {
   // Outputs that grow with the text, as sums do, need a norm after them in a layer.
   virtual bool normalize_output() const { return false; }
   // What a training run should be warned of; empty: nothing.
-  virtual std::string doubt() const { return {}; }
+  virtual std::string warning() const { return {}; }
   // It norms its input and adds it to its output itself, so a block does neither.
   virtual bool whole_layer() const { return false; }
 

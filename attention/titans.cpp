@@ -51,7 +51,7 @@ Variable Titans::limited(const Variable& theta, const Variable& eta) const {
   return multiply(theta, scale(eta, -most, most));
 }
 
-std::string Titans::doubt() const {
+std::string Titans::warning() const {
   if (step_limit_ > 0) return {};
   return "nothing bounds the steps of its memory, which may grow until the run ends (80); step_limit: 1 does";
 }

@@ -28,7 +28,7 @@ class Titans : public MemoryAttention {
 
   std::vector<Input> inputs() const override;
   std::vector<Identity> identities() const override;
-  std::string doubt() const override;
+  std::string warning() const override;
   // theta as the memory uses it, of that which is given; both wide, as is eta.
   Variable limited(const Variable& theta, const Variable& eta) const;
 

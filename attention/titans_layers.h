@@ -49,7 +49,7 @@ class TitansLayer : public Mechanism {
  public:
   std::vector<Input> inputs() const override { return {{"x", "c"}}; }
   int64_t align() const override { return memory_.align(); }
-  std::string doubt() const override { return memory_.doubt(); }
+  std::string warning() const override { return memory_.warning(); }
 
  protected:
   // What attention's queries, keys and values are made of: x, or the memory's answers.

@@ -158,7 +158,7 @@ RunPlan Planner::plan(const Recipe& recipe, int ranks, const std::string& device
 #endif
   plan.mesh = plan_mesh(ranks, static_cast<int>(recipe.mesh.cp), static_cast<int>(recipe.mesh.dp));
   if (!plan.mesh.note.empty()) plan.warnings.push_back(plan.mesh.note);
-  for (const std::string& doubt : doubts(recipe)) plan.warnings.push_back(doubt);
+  for (const std::string& warning : recipe_warnings(recipe)) plan.warnings.push_back(warning);
   plan.warnings.insert(plan.warnings.end(), unread_.begin(), unread_.end());
   const int64_t samples = recipe.batch_tokens / recipe.context;
   plan.tokens_per_step = samples * recipe.context;

@@ -34,13 +34,13 @@ bool takes_queries(const std::string& mechanism) {
                      [](const Input& input) { return std::string_view(input.name) == "q"; });
 }
 
-std::vector<std::string> doubts_of_mechanisms(const Recipe& recipe) {
+std::vector<std::string> mechanism_warnings(const Recipe& recipe) {
   std::vector<std::string> lines;
   try {
     const ModelConfig config = model_config(recipe, 1);
     for (const std::string& id : std::set(config.layers.begin(), config.layers.end()))
-      if (const std::string doubt = made(id, config.attributes(id))->doubt(); !doubt.empty())
-        lines.push_back(text(id, ": ", doubt));
+      if (const std::string warning = made(id, config.attributes(id))->warning(); !warning.empty())
+        lines.push_back(text(id, ": ", warning));
   } catch (const Error&) {  // attributes that are wrong or do not fit: whoever makes the model says so
   }
   return lines;
@@ -76,9 +76,9 @@ std::vector<std::string> idle_keys(const Recipe& recipe) {
 
 }  // namespace
 
-std::vector<std::string> doubts(const Recipe& recipe) {
+std::vector<std::string> recipe_warnings(const Recipe& recipe) {
   std::vector<std::string> lines = idle_keys(recipe);
-  for (std::string& line : doubts_of_mechanisms(recipe)) lines.push_back(std::move(line));
+  for (std::string& line : mechanism_warnings(recipe)) lines.push_back(std::move(line));
   if (recipe.steps > 0 && recipe.optim.warmup >= recipe.steps)
     lines.push_back(text("optim.warmup is ", recipe.optim.warmup, " of ", recipe.steps,
                          " steps: the learning rate never arrives at optim.lr"));

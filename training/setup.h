@@ -14,7 +14,7 @@ Dtype precision_of(const Recipe& recipe);
 
 // Warnings about what a recipe may say but hardly means: a learning rate that is never reached, a key that
 // nothing listens to, validation on the training text.
-std::vector<std::string> doubts(const Recipe& recipe);
+std::vector<std::string> recipe_warnings(const Recipe& recipe);
 
 // "bytes" (or "byte") or a tokenizer.json, a path relative to the working directory.
 std::shared_ptr<const Tokenizer> open_tokenizer(const Recipe& recipe);

@@ -174,7 +174,7 @@ TrainSummary TrainingRun::train() {
                      .versions = {}});
   if (!trainer_->mesh().note.empty()) log_->info(trainer_->mesh().note);
   if (const std::string idle = trainer_->idle_ranks(); !idle.empty()) log_->warning(idle);
-  for (const std::string& doubt : doubts(recipe_)) log_->warning(doubt);
+  for (const std::string& warning : recipe_warnings(recipe_)) log_->warning(warning);
   for (const std::string& w : warnings) log_->warning(w);
   for (const RecipeDifference& change : changes_)
     if (change.key != "run") log_->info("changed: " + change.line());

@@ -6,7 +6,7 @@
 //
 // g is absent (plain linear attention), constant per head (retention, TransNormer, Lightning Attention),
 // given per token and head (scalar gate, the Mamba-2 form) or per token, head and channel of the keys (GLA:
-// exp(g_t) is a diagonal matrix). The README beside this file derives the chunked forms. Nothing of size
+// exp(g_t) is a diagonal matrix). README.md and channel_gate.md derive the chunked forms. Nothing of size
 // (tokens, d, d) is ever stored. Results have the same bits from run to run.
 
 #include <cuda_runtime_api.h>

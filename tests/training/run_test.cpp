@@ -210,8 +210,8 @@ TEST(Run, SaysWhatARecipeHardlyMeans) {
     validate.insert(validate.end(), more.begin(), more.end());
     const std::string said[] = {tiny.weft(validate).json()["warnings"].dump(), tiny.train(more).err};
     for (const std::string& s : said)
-      for (const char* doubt : {"never arrives at optim.lr", "validation on text that is learned"})
-        EXPECT_EQ(s.find(doubt) == std::string::npos, meant) << s;
+      for (const char* warning : {"never arrives at optim.lr", "validation on text that is learned"})
+        EXPECT_EQ(s.find(warning) == std::string::npos, meant) << s;
     fs::remove_all(tiny.run());
   }
 }

@@ -24,9 +24,9 @@ GATES = {
     "gated tens": lambda x: torch.nn.functional.logsigmoid(x) / 16,
     "gated hundreds": lambda x: torch.nn.functional.logsigmoid(x + 6),
 }
-# The same for each channel of the keys; the last forgets some channels at once and the rest hardly.
 # As rows are called, after the mechanisms that want them.
 NAMES = {"none": "linear", "fixed": "lightning", "gated": "simple_gla", "channels": "gla"}
+# The same for each channel of the keys; the last forgets some channels at once and the rest hardly.
 CHANNEL_GATES = {
     "channels": GATES["gated"],
     "channels tens": GATES["gated tens"],

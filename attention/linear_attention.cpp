@@ -156,10 +156,20 @@ Variable LinearAttention::reference(const Block& block) const {
   return divide(slice(o, 2, 0, e - 1), add(sum, scale(any_weight(sum), -1, 1)));
 }
 
+void LightningConfig::fields(FieldVisitor& f) {
+  LinearConfig::fields(f);
+  f("decay", decay, "decays of the heads where g is not given: by ALiBi's slopes, or RetNet's",
+    {.choices = {"alibi", "retnet"}});
+}
+
+Lightning::Lightning(Config config, Dimensions dims, const ParameterScope& scope)
+    : SimpleGla(config, dims, scope), decay_(std::move(config.decay)) {}
+
 std::vector<double> Lightning::fixed_input(const std::string& name) const {
   if (name != "g") return {};
   std::vector<double> decay = alibi_slopes(dims().heads);
-  for (double& d : decay) d = -d;
+  for (size_t h = 0; h < decay.size(); ++h)
+    decay[h] = decay_ == "retnet" ? std::log1p(-std::exp2(-5 - static_cast<double>(h))) : -decay[h];
   return decay;
 }
 
@@ -174,6 +184,19 @@ std::vector<Identity> Lightning::identities() const {
          for (size_t h = 0; h < 6; ++h) worst = std::max(worst, std::abs(decay[h] + std::exp2(-power[h])));
          return worst;
        }});
+  out.push_back({"decays of RetNet are 31/32, 63/64, 127/128", 1e-15, [] {
+                   ParameterStore store(Dtype::f64);
+                   LightningConfig retnet;
+                   retnet.decay = "retnet";
+                   const Lightning m(retnet, {.heads = 3, .kv_heads = 3, .key = 2, .value = 2, .width = 4},
+                                     {store, ""});
+                   double worst = 0, part = 32;
+                   for (const double d : m.fixed_input("g")) {
+                     worst = std::max(worst, std::abs(std::exp(d) - (part - 1) / part));
+                     part *= 2;
+                   }
+                   return worst;
+                 }});
   return out;
 }
 

@@ -57,13 +57,24 @@ class SimpleGla : public LinearAttention {
   bool gated() const override { return true; }
 };
 
-// The same with its decay fixed: g, if not given, is -slope_h of ALiBi's slopes, as TransNormerLLM takes
-// them.
+struct LightningConfig : LinearConfig {
+  std::string decay = "alibi";
+  void fields(FieldVisitor& f);
+};
+
+// The same with its decay fixed: g, if not given, is in every layer
+//   decay=alibi   -slope_h of ALiBi's slopes (layers of TransNormerLLM, whose decays differ, are
+//   transnormer_llm) decay=retnet  log(1 - 2^(-5 - h)), h = 0.. (Sun et al. 2023, "Retentive Network", arXiv
+//   2307.08621)
 class Lightning : public SimpleGla {
  public:
-  using SimpleGla::SimpleGla;
+  using Config = LightningConfig;
+  Lightning(Config config, Dimensions dims, const ParameterScope& scope);
   std::vector<double> fixed_input(const std::string& name) const override;
   std::vector<Identity> identities() const override;
+
+ private:
+  std::string decay_;
 };
 
 }  // namespace weft

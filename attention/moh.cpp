@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "attention/initialize.h"
 #include "attention/naive.h"
 #include "attention/softmax.h"
 #include "autograd/gradcheck.h"
@@ -72,21 +73,29 @@ Moh::Moh(Config config, Dimensions dims, const ParameterScope& scope)
   if (config_.position == "rope" && dims.key % 2 != 0)
     throw Error(Exit::recipe, text("rotary positions need an even key size, got ", dims.key), "position",
                 "set position=none, or another key size");
-  const auto projection = [&](const char* name, int64_t to, int64_t from, std::vector<int64_t> parts) {
-    const auto start = Initializer::normal(std::sqrt(0.4 / static_cast<double>(from)));
-    return scope.declare({name, {to, from}, ParameterKind::matrix, start, std::move(parts)});
-  };
   const auto router = [&](const char* name, int64_t to) {
     return scope.declare({name, {to, dims.width}, ParameterKind::vector, Initializer::normal(0.02)});
   };
   const std::vector<int64_t> parts{dims.heads * dims.key, dims.kv_heads * dims.key,
                                    dims.kv_heads * dims.value};
-  in_ = projection("in.weight", parts[0] + parts[1] + parts[2], dims.width, parts);
-  out_ = projection("out.weight", dims.width, dims.heads * dims.value, {});
+  in_ = scope.declare({"in.weight",
+                       {parts[0] + parts[1] + parts[2], dims.width},
+                       ParameterKind::matrix,
+                       projection_init(dims.width),
+                       parts});
+  const int64_t values = dims.heads * dims.value;
+  out_ = scope.declare(
+      {"out.weight", {dims.width, values}, ParameterKind::matrix, residual_init(values, dims.layers)});
   if (!learned()) return;
   router_routed_ = router("router.routed", routed());
   if (config_.shared > 1) router_shared_ = router("router.shared", config_.shared);
   if (config_.shared > 0) router_mix_ = router("router.mix", 2);
+}
+
+std::string Moh::warning() const {
+  if (!learned() || config_.form != "code" || config_.top_k > 1 || routed() < 2) return {};
+  return "with top_k=1 and form=code the routed head has the weight 1 whatever the router says, so only the "
+         "balance loss trains the router; set top_k=2 or more, or form=paper";
 }
 
 std::vector<Input> Moh::inputs() const { return {{"x", "c"}}; }

@@ -49,6 +49,7 @@ class Moh : public Mechanism {
   Variable forward(const Block& block, Crossing& cross) const override;
   Variable reference(const Block& block) const override;
   std::vector<Identity> identities() const override;
+  std::string warning() const override;  // of a router that the loss cannot train
 
  private:
   struct Routing {

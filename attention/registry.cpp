@@ -60,7 +60,7 @@ const std::vector<MechanismEntry>& mechanisms() {
                               "feature_map=taylor normalize=true", "feature_map=hedgehog normalize=true",
                               "feature_map=favor normalize=true", "feature_map=lln normalize=true"}),
       entry<Lightning>("lightning", {"lightning2", "tnl_lightning", "retention"}, "Lightning Attention-2",
-                       "https://arxiv.org/abs/2401.04658", {"chunk=16"}),
+                       "https://arxiv.org/abs/2401.04658", {"decay=retnet chunk=16"}),
       entry<SimpleGla>("simple_gla", {},
                        "Gated Linear Attention Transformers with Hardware-Efficient Training",
                        "https://arxiv.org/abs/2312.06635", {"chunk=7"}),

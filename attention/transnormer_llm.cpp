@@ -170,6 +170,16 @@ Variable TransNormerLlm::forward(const Block& block, Crossing& cross) const {
   std::vector<Variable> in = project(x);
   const Variable gate = in.back();
   in.pop_back();
+  const Scan scan = linear_scan(1, config_.chunk, true, dims().heads, (theta_.defined() ? 2 : 1) * dims().key,
+                                dims().value, wide, x.device());
+  // By chunks, and over ranks by kernels too, q, k and v are read more than once; and theta's gradient is a
+  // difference of sums that grow with the position, of which only the part in the distance remains. Both need
+  // gradients that are not yet rounded. On a CPU that costs nothing, since its kernel computes wide in any
+  // case. A GPU's fast kernel takes bf16 and gives gradients in it: there theta's is mostly noise from some
+  // thousand tokens on, and over ranks the others lie up to 5 % off those of one rank.
+  const Device device = computed_on(x.device());
+  if (device == Device::cpu || !scan.kernel.on(device))
+    for (Variable& each : in) each = cast(each, wide);
   if (theta_.defined()) {
     const Variable position =
         cross(count_scan(config_.chunk, wide, x.device()),
@@ -177,15 +187,6 @@ Variable TransNormerLlm::forward(const Block& block, Crossing& cross) const {
     const std::vector<Variable> features = lrpe_features({in[0], in[1]}, theta_, position);
     std::copy(features.begin(), features.end(), in.begin());
   }
-  const Scan scan =
-      linear_scan(1, config_.chunk, true, dims().heads, in[0].dim(2), dims().value, wide, x.device());
-  // By chunks, and over ranks by kernels too, q, k and v are read more than once: wide, their gradients add
-  // up before they are rounded. On a CPU that costs nothing, since its kernel computes wide in any case. A
-  // GPU's fast kernel takes bf16, so there each reading's gradient is rounded first, and over ranks gradients
-  // in bf16 can lie 5 % off those of one rank.
-  const Device device = computed_on(x.device());
-  if (device == Device::cpu || !scan.kernel.on(device))
-    for (Variable& each : in) each = cast(each, wide);
   in.emplace_back(decays_("g", fixed_input("g"), x.dim(0), wide, x.device()));
   return finish(cross(scan, {in, block.position, block.document}), gate, x.dtype());
 }

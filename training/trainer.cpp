@@ -83,6 +83,11 @@ Trainer::Trainer(const Recipe& recipe, const Tokenizer& tokenizer, Communicator*
               .rewinds = recipe.numerics.rewind}),
       plan_(segment_plan(recipe, model_)),
       samples_per_step_(recipe.batch_tokens / recipe.context) {
+  if ((samples_per_step_ - 1) / mesh_.shape.dp >= INT32_MAX / recipe.context)
+    throw Error(Exit::recipe,
+                text("batch_tokens ", recipe.batch_tokens, " over ", mesh_.shape.dp,
+                     " groups of ranks are more for each than 32 bits count"),
+                recipe.where("batch_tokens"), "set fewer, or start more ranks");
   if (device != Device::meta) set_deterministic(recipe.determinism == "run");
   store_.commit();
   const MemoryScope scope("optimizer");

@@ -142,6 +142,24 @@ TEST(Moh, StraightThroughPassesTheGradientOfTheSoftmax) {
 }
 
 // From a router that prefers one head, down the balance loss alone.
+// Of one chosen head the released code's weight is 1: a layer whose outputs cannot train its router says so.
+TEST(Moh, WarnsOfARouterThatOutputsCannotTrain) {
+  const Dimensions dims{.heads = 4, .kv_heads = 4, .key = 4, .value = 4, .width = 8};
+  const Layout layout = whole_documents({20});
+  for (const int64_t top_k : {1, 2})
+    for (const char* form : {"code", "paper"}) {
+      Subject s(dims, Dtype::f64, [&](const Dimensions& d, const ParameterScope& scope) {
+        return std::make_unique<Moh>(MohConfig{.shared = 1, .top_k = top_k, .form = form}, d, scope);
+      });
+      run_with_gradients(s, layout, {random_tensor({20, 8}, 1)});
+      double largest = 0;
+      for (const double g : to_values(s.store.find("router.routed")->gradient))
+        largest = std::max(largest, std::abs(g));
+      EXPECT_EQ(largest < 1e-12, !s.mechanism->warning().empty()) << form << " top_k=" << top_k;
+      EXPECT_EQ(s.mechanism->warning().empty(), top_k > 1 || std::string(form) == "paper");
+    }
+}
+
 TEST(Moh, BalanceLossEvensTheLoad) {
   const int64_t n = 200, width = 16;
   const Dimensions dims{.heads = 5, .kv_heads = 5, .key = 4, .value = 4, .width = width};

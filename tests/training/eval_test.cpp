@@ -178,6 +178,7 @@ TEST_F(Eval, Refuses) {
                                 {{"runs/task", "--task", "mqar"}, 78, "trained on: selective_copy length=16"},
                                 {{"runs/task", "--task", "selective_copy size=3"}, 78, "size"},
                                 {{"runs/task", "--task", "lm"}, 64, "--text"},
+                                {{"runs/task", "--text", "text.txt"}, 64, "no task here reads text"},
                                 {{"runs/task", "--task", ";"}, 64, "--task"},
                                 {{"runs/task", "--device", "abacus"}, 64, "--device"},
                                 {{"zoo", "--tasks", "mqra"}, 64, "--tasks"},

@@ -133,6 +133,17 @@ TEST_F(Logits, DocumentsOfAnyNumber) {
     EXPECT_EQ(values("wide.out", name), values("small.out", name)) << name;
 }
 
+// A misspelt `doc` would leave one document where several were meant.
+TEST_F(Logits, RefusesTensorsThatItDoesNotKnow) {
+  const std::vector<int32_t> ids = some_ids(6), doc{0, 0, 1, 1, 1, 2};
+  write_safetensors(path("misspelt"),
+                    {{"ids", Dtype::i32, {1, 6}, ids.data()}, {"docs", Dtype::i32, {1, 6}, doc.data()}}, {});
+  const Ran ran = tiny_->weft(
+      {"logits", "runs/tiny", "--in", "misspelt.safetensors", "--out", "misspelt.out.safetensors"});
+  EXPECT_EQ(ran.code, 65) << ran.err;
+  EXPECT_NE(ran.err.find("did you mean doc?"), std::string::npos) << ran.err;
+}
+
 // Over ranks, threads or processes, the scores are those of one.
 TEST_F(Logits, SegmentsEqualOneRank) {
   std::vector<int32_t> doc(3 * 200);

@@ -102,6 +102,13 @@ TEST(Plan, PeakMemoryIsThatOfTheRun) {
   }
 }
 
+TEST(Plan, RefusesStepsThatNoRankCanHold) {
+  const TinyRun tiny;
+  const Ran ran = tiny.weft({"validate", "tiny.yaml", "batch_tokens=1000000000000", "context=1000000"});
+  EXPECT_EQ(ran.code, 78);
+  EXPECT_NE(ran.err.find("more for each than 32 bits count"), std::string::npos) << ran.err;
+}
+
 TEST(Plan, EveryMechanism) {
   const TinyRun tiny;
   for (const MechanismEntry& entry : mechanisms()) {

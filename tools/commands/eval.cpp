@@ -2,6 +2,7 @@
 
 #include "training/eval.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <optional>
@@ -89,6 +90,9 @@ int eval_run(const Words& words) {
   print_warnings(model.warnings);
   const Words texts = task.empty() ? eval_texts(model.recipe) : split(task, ';');
   if (texts.empty()) throw Error(Exit::usage, "--task names no task", "--task", "`weft ls` lists them");
+  const auto reads_text = [](const std::string& t) { return TaskText::parse(t).id == "lm"; };
+  if (!path.empty() && std::none_of(texts.begin(), texts.end(), reads_text))
+    throw Error(Exit::usage, "no task here reads text", "--text", "add --task lm");
   const std::vector<EvalRow> rows = eval(model, texts, options, path.empty() ? Words{} : Words{path});
   stop.reset();  // a reader that leaves ends what prints
   if (!json) {

@@ -1,6 +1,7 @@
 #include <exception>
 #include <optional>
 
+#include "autograd/nearest_name.h"
 #include "distributed/environment.h"
 #include "distributed/thread_comm.h"
 #include "tools/commands.h"
@@ -18,6 +19,10 @@ namespace {
 // The file's ids as documents: each row one, or as many as `doc` says.
 Batch read_batch(const SafetensorsFile& file, const std::string& in, int64_t vocab) {
   if (file.find("ids") == nullptr) throw Error(Exit::data, "no tensor ids", in, "give ids (B, T)");
+  for (const SafetensorsEntry& e : file.entries())
+    if (e.name != "ids" && e.name != "doc")
+      throw Error(Exit::data, text("tensor ", shown(e.name), " is neither ids nor doc"), in,
+                  suggest_name(e.name, {"ids", "doc"}, "tensors"));
   const OwnedArray ids = file.read("ids", Dtype::i32);
   if (ids.shape.size() != 2)
     throw Error(Exit::data,

@@ -1,6 +1,7 @@
 // What no single key of a recipe can tell, and the patterns of model.layers.
 
 #include <charconv>
+#include <cstdint>
 
 #include "autograd/check.h"
 #include "training/recipe/recipe.h"
@@ -44,6 +45,9 @@ void check_batch(const Recipe& recipe) {
   require(below == batch, recipe, key,
           text("batch_tokens ", batch, " is not a multiple of the context ", context),
           text("set batch_tokens to ", below, " or ", below + context));
+  require(recipe.steps <= INT64_MAX / batch, recipe, recipe.places.count("steps") ? "steps" : key,
+          text(recipe.steps, " steps of ", batch, " tokens are more than can be counted"),
+          "set fewer steps, or fewer batch_tokens");
   require(recipe.micro_tokens <= batch, recipe, "micro_tokens",
           text("micro_tokens ", recipe.micro_tokens, " is more than batch_tokens ", batch),
           "set it to 0 to derive it");

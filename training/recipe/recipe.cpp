@@ -22,7 +22,7 @@ void Recipe::fields(FieldVisitor& f) {
   f("batch_tokens", batch_tokens, "tokens in one step, over all ranks together; a multiple of the context",
     {.unit = "tokens", .min = 1, .max = 1e12, .fixed = true});
   f("context", context, "length of a training sequence",
-    {.unit = "tokens", .min = 1, .max = 1e12, .fixed = true});
+    {.unit = "tokens", .min = 1, .max = 1e9, .fixed = true});
   f("micro_tokens", micro_tokens, "tokens that a rank processes at once; 0: as many as fit in memory",
     {.unit = "tokens", .min = 0});
   f("precision", precision, "type of activations and matrices; master weights and reductions stay f32",

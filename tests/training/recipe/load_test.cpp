@@ -139,6 +139,8 @@ TEST(LoadRecipe, RefusesCombinations) {
   EXPECT_ERROR(parse("optim: {lr: 1e-4, min_lr: 1e-3}\n"), recipe, "r.yaml:1:27", "min_lr 0.001 is above",
                "lower");
   EXPECT_ERROR(parse("micro_tokens: 16384\n"), recipe, "r.yaml:1:15", "more than batch_tokens 8192", "");
+  EXPECT_ERROR(parse("steps: 9223372036854775807\n"), recipe, "r.yaml:1:8", "more than can be counted",
+               "set fewer steps");
   EXPECT_ERROR(parse("model: {layers: [gla*0]}\n"), recipe, "r.yaml:1:17", "gla*0", "NAME*COUNT");
   EXPECT_ERROR(parse("model: {layers: [gla*x]}\n"), recipe, "r.yaml:1:17", "malformed", "");
   EXPECT_ERROR(parse("model: {layers: [\"*3\"]}\n"), recipe, "r.yaml:1:17", "malformed", "");

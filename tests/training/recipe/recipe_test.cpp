@@ -22,7 +22,7 @@ Recipe unusual() {
       "a: 'off'}}}\noptim: {lr: 0.1, eps: 1e-15, beta1: 0.3333333333333333}\n",
       "r.yaml",
       {"sample.prompt=\"\\\"quoted\\\"\\n\\ttwo: lines # \\\\ \xE2\x82\xAC\"", "data.val=[off, '3', 'a b']",
-       "data.train=[{path: '*.bin', weight: 0.1}, null.txt, 'null']", "steps=9223372036854775807",
+       "data.train=[{path: '*.bin', weight: 0.1}, null.txt, 'null']", "steps=1125899906842623",
        "determinism=off", "run=-x y"});
 }
 

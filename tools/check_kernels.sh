@@ -13,8 +13,8 @@ kernels() {
 
 mapfile -t ops < <(find "$1" -path "$1/tests" -prune -o -name '*.cpp.o' ! -name '*_cpu.cpp.o' -print)
 mapfile -t cuda < <(find "$2" -name '*.cu.o' -o -name '*_cuda.cpp.o')
-# What the processor can do, and the tiles that files of both instruction sets share, are the CPU's own.
-called=$(kernels cpu U "${ops[@]}" | grep -vE '^(base::|has_avx512\()')
+# What the processor can do, and what is compiled for both of its instruction sets, are the CPU's own.
+called=$(kernels cpu U "${ops[@]}" | grep -vE '^(base::|avx512::|has_avx512\()')
 missing=$(comm -23 <(echo "$called") <(kernels cuda TW "${cuda[@]}"))
 if [ -n "$missing" ]; then
   printf 'check_kernels: no CUDA kernel for\n%s\n' "$missing" >&2

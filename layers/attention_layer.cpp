@@ -59,6 +59,7 @@ AttentionLayer::AttentionLayer(const AttentionLayerConfig& config, const Paramet
   const Dimensions& dims = config.dims;
   std::vector<int64_t> parts;
   int64_t packed = 0, filtered = 0;
+  std::vector<int64_t> gate_parts;
   std::vector<double> gates;  // where each starts
   for (const Sourced& input : inputs_) {
     const int64_t size = input_shape(input, dims, 1).numel();
@@ -68,14 +69,17 @@ AttentionLayer::AttentionLayer(const AttentionLayerConfig& config, const Paramet
       packed += size;
       if (convolved(input)) filtered += size;
     }
-    if (input.source == Source::gate) gates.insert(gates.end(), static_cast<size_t>(size), input.start);
+    if (input.source == Source::gate) {
+      gate_parts.push_back(size);
+      gates.insert(gates.end(), static_cast<size_t>(size), input.start);
+    }
   }
   if (packed > 0)
     projection_ = scope.declare(
         {"in.weight", {packed, dims.width}, ParameterKind::matrix, projection_init(dims.width), parts});
   if (const auto count = static_cast<int64_t>(gates.size()); count > 0) {
     gates_ = scope.declare(
-        {"gate.weight", {count, dims.width}, ParameterKind::matrix, projection_init(dims.width)});
+        {"gate.weight", {count, dims.width}, ParameterKind::matrix, projection_init(dims.width), gate_parts});
     gate_bias_ = scope.declare({"gate.bias", {count}, ParameterKind::vector, Initializer::from(gates)});
   }
   if (config.short_conv > 0 && packed > 0)

@@ -11,7 +11,7 @@ kernels() {
     sed -E 's/weft::(cpu|cuda):://g' | sort -u
 }
 
-mapfile -t ops < <(find "$1" -path "$1/tests" -prune -o -name '*.cpp.o' ! -name '*_cpu.cpp.o' -print)
+mapfile -t ops < <(find "$1" -path "$1/tests" -prune -o -name '*.o' ! -name '*_cpu.cpp.o' -print)
 mapfile -t cuda < <(find "$2" -name '*.cu.o' -o -name '*_cuda.cpp.o')
 # What the processor can do, and what is compiled for both of its instruction sets, are the CPU's own.
 called=$(kernels cpu U "${ops[@]}" | grep -vE '^(base::|avx512::|has_avx512\()')

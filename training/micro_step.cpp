@@ -15,8 +15,10 @@ MicroStep::MicroStep(const Model& model, ParameterStore& store, int64_t graphs)
 Device MicroStep::made_on() const { return store_.device() == Device::cuda ? Device::cpu : store_.device(); }
 
 Tensor MicroStep::operator()(const MicroBatch& micro, double share, const Crossings& crossings) {
-  seeds_.copy_from(
-      from_values({2}, Dtype::f64, {share, share * static_cast<double>(micro.labels)}, Device::cpu));
+  // An auxiliary loss weighs as much as the tokens it comes from. Every rank of a context group holds the
+  // whole of it and sends its share of the gradient.
+  const double extra = share * static_cast<double>(micro.labels) / static_cast<double>(micro.all.size());
+  seeds_.copy_from(from_values({2}, Dtype::f64, {share, extra}, Device::cpu));
   if (store_.device() != Device::cuda) {
     bounded_work(micro, crossings, false);
     return loss_;
@@ -64,8 +66,7 @@ void MicroStep::work(const MicroBatch& micro, const Crossings& crossings) const 
   loss_.copy_from(outputs[0].value().reshape({1}));
   outputs.insert(outputs.end(), extra.begin(), extra.end());
   std::vector<Tensor> seeds;
-  for (size_t i = 0; i < outputs.size();
-       ++i) {  // auxiliary losses are weighted like the tokens they come from
+  for (size_t i = 0; i < outputs.size(); ++i) {
     const Tensor seed = i == 0 ? seeds_.rows(0, 1) : seeds_.rows(1, 2);
     seeds.push_back(seed.to(outputs[i].dtype()).reshape(outputs[i].shape()));
   }

@@ -84,6 +84,15 @@ class FirstBatch {
 
 namespace {
 
+// Of one step, over these samples, on one rank: ranks that share a sequence share its work unevenly.
+double step_flops_alone(Recipe recipe, const Tokenizer& tokenizer, const Batch& samples, int64_t tokens) {
+  recipe.mesh = {};
+  recipe.batch_tokens = tokens;
+  Trainer trainer(recipe, tokenizer, nullptr, Device::meta);
+  trainer.step(0, samples);
+  return trainer.step_flops();
+}
+
 void dry_run(RunPlan& plan, const Recipe& recipe, const Tokenizer& tokenizer, const FirstBatch& batch,
              int ranks) {
   // Where samples do not divide, the last rank has one more than the first.
@@ -93,15 +102,17 @@ void dry_run(RunPlan& plan, const Recipe& recipe, const Tokenizer& tokenizer, co
     const std::unique_ptr<Communicator> world = planned_communicator(r, ranks);
     Trainer trainer(recipe, tokenizer, world.get(), Device::meta);
     const Slice own = trainer.samples_of_step();
-    trainer.step(0, batch.samples(own));
+    const Batch samples = batch.samples(own);
+    trainer.step(0, samples);
     const MemoryReport memory = memory_report(Device::meta);
     if (memory.peak_bytes - before > plan.peak_bytes) {
       plan.peak_bytes = memory.peak_bytes - before;
       plan.scopes = memory.peak_by_scope;
     }
-    if (own.end > own.begin)
+    if (const int64_t tokens = (own.end - own.begin) * recipe.context; tokens > 0 && r == ranks - 1)
       plan.flops_per_token =
-          trainer.step_flops() * plan.mesh.cp / static_cast<double>((own.end - own.begin) * recipe.context);
+          (plan.mesh.cp > 1 ? step_flops_alone(recipe, tokenizer, samples, tokens) : trainer.step_flops()) /
+          static_cast<double>(tokens);
     plan.step_flops = std::max(plan.step_flops, trainer.step_flops());
     plan.micro_tokens = std::max(plan.micro_tokens, trainer.micro_samples() * recipe.context);
     if (r > 0) continue;

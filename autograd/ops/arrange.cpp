@@ -142,7 +142,8 @@ Variable gather_rows(const Variable& x, const Tensor& index, double fill) {
   ON_DEVICE(x.device(), gather_rows(y, x.value().contiguous(), index, fill));
   return record("gather_rows", {x}, y, save(index), NoAttributes{}, [](Backward& b, const NoAttributes&) {
     const Tensor g = b.grad().contiguous();
-    ON_DEVICE(g.device(), scatter_rows(b.accumulator(0), g, b.saved(0)));
+    const Tensor to = b.accumulator(0);  // also on meta, where no kernel is called
+    ON_DEVICE(g.device(), scatter_rows(to, g, b.saved(0)));
   });
 }
 

@@ -87,6 +87,21 @@ TEST(AttentionLayer, DecaysAndGatesAreWideInBf16) {
 }
 
 // Keys of a delta rule: x / sqrt(|x|^2 + 1e-6) of what is projected.
+// Muon takes a fused projection apart into what each input would have on its own.
+TEST(AttentionLayer, ProjectionsOfSeveralInputsNameTheirParts) {
+  ParameterStore store(Dtype::f32);
+  const Model model(small({"gated_delta_rule", "titans"}), store);
+  const auto parts = [&](const std::string& name) {
+    const Parameter p = store.find(name);
+    EXPECT_TRUE(p.defined()) << name;
+    return p.defined() ? p->info.parts : std::vector<int64_t>{};
+  };
+  using Parts = std::vector<int64_t>;
+  EXPECT_EQ(parts("blocks.0.attention.in.weight"), (Parts{12, 12, 12}));
+  EXPECT_EQ(parts("blocks.0.attention.gate.weight"), (Parts{2, 2}));
+  EXPECT_EQ(parts("blocks.1.attention.gate.weight"), (Parts{2, 2, 2}));
+}
+
 TEST(AttentionLayer, DirectionsHaveLengthOne) {
   class Watch : public LocalCrossing {
    public:

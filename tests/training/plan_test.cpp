@@ -102,6 +102,29 @@ TEST(Plan, PeakMemoryIsThatOfTheRun) {
   }
 }
 
+// However ranks share a sequence, a token's work is the same; and gathered rows have a backward.
+TEST(Plan, WorkOfATokenAndOfAStepOverRanks) {
+  const TinyRun tiny;
+  const auto plan = [&](const Words& more) {
+    Words words{"tiny.yaml",        "model.layers=[titans, softmax]",
+                "context=512",      "batch_tokens=1024",
+                "micro_tokens=512", "data.train=none.txt",
+                "--device=h100-80"};
+    words.insert(words.end(), more.begin(), more.end());
+    return validate(tiny, words);
+  };
+  const auto one = plan({});
+  for (const char* layout : {"contiguous", "zigzag"})
+    for (const char* strategy : {"native", "gather"}) {
+      const auto two = plan({"mesh.cp=2", "--ranks=2", std::string("mesh.layout=") + layout,
+                             std::string("mesh.strategy=") + strategy});
+      EXPECT_EQ(two["flops_per_token"], one["flops_per_token"]) << layout << " " << strategy;
+      // Ranks that gather attend over all keys, and some work is everybody's: never less than a half each.
+      const double alone = one["eta_s"], shared = two["eta_s"];
+      EXPECT_GE(shared, 0.499 * alone) << layout << " " << strategy;
+    }
+}
+
 TEST(Plan, RefusesStepsThatNoRankCanHold) {
   const TinyRun tiny;
   const Ran ran = tiny.weft({"validate", "tiny.yaml", "batch_tokens=1000000000000", "context=1000000"});

@@ -394,7 +394,9 @@ TEST(Ranks, AStoppedOneIsAHang) {
 // may take another one, for the sums of two ranks round differently.
 TEST(Ranks, RoutersLearnTheSame) {
   const TinyRun tiny;
-  const Words words{"model.layers=[moh*2]", "model.heads=4", "steps=2", "batch_tokens=128", "eval.every=2"};
+  const Words words{
+      "model.layers=[moh*2]", "model.heads=4", "model.mechanisms.moh.balance_weight=1", "steps=2",
+      "batch_tokens=128",     "eval.every=2"};
   const auto with = [&](const char* run, const char* cp) {
     Words all = words;
     all.insert(all.end(), {run, cp, "mesh.dp=1"});

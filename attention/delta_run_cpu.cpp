@@ -42,21 +42,21 @@ template <class T, class W>
 class DeltaChunk {
  public:
   explicit DeltaChunk(const DeltaInputs& inputs) : in_(inputs) {
-    const auto room = [](Scratch<W>& tile, int64_t rows, int64_t columns) {
+    const auto resize = [](Scratch<W>& tile, int64_t rows, int64_t columns) {
       tile.resize(static_cast<size_t>(rows * columns));
     };
     constexpr int64_t c = kDeltaChunk;
-    for (Scratch<W>* column : {&beta_, &decay_, &since_}) room(*column, c, 1);
-    room(rows_, 2 * c, d_);
-    room(between_, c, c);
-    room(scores_, 2 * c, c);
-    room(pairs_, 2 * c, c);
-    room(past_, 2 * c, e_);
-    room(dy_, 2 * c, e_);
-    room(written_, c, e_);
-    room(scaled_, c, e_);
-    room(drows_, 2 * c, d_);
-    room(dkeys_, c, d_);
+    for (Scratch<W>* column : {&beta_, &decay_, &since_}) resize(*column, c, 1);
+    resize(rows_, 2 * c, d_);
+    resize(between_, c, c);
+    resize(scores_, 2 * c, c);
+    resize(pairs_, 2 * c, c);
+    resize(past_, 2 * c, e_);
+    resize(dy_, 2 * c, e_);
+    resize(written_, c, e_);
+    resize(scaled_, c, e_);
+    resize(drows_, 2 * c, d_);
+    resize(dkeys_, c, d_);
   }
 
   // next: the first token of the chunk after this one
@@ -272,12 +272,13 @@ void for_each_delta_segment(const DeltaInputs& x, const Tensor& kept, const F& f
 
 }  // namespace
 
-void delta_run_room(RunRoom& room, const DeltaInputs& x, bool backward_follows) {
+void delta_run_buffers(RunBuffers& buffers, const DeltaInputs& x, bool backward_follows) {
   const int64_t width = x.v.dim(2);
-  if (backward_follows) room.kept = x.q.dim(1) * (most_chunks(x) * x.q.dim(2) + x.q.dim(0)) * width;
+  if (backward_follows) buffers.kept = x.q.dim(1) * (most_chunks(x) * x.q.dim(2) + x.q.dim(0)) * width;
 }
 
-void delta_run_forward(const Tensor& o, const Tensor& end, const Tensor& kept, const DeltaInputs& x, bool) {
+void delta_run_forward(const Tensor& o, const Tensor& final_state, const Tensor& kept, const DeltaInputs& x,
+                       bool) {
   with_float(x.q.dtype(), [&]<class T>() {
     using W = Acc<T>;
     const int64_t width = x.v.dim(2), size = x.q.dim(2) * width;
@@ -285,27 +286,28 @@ void delta_run_forward(const Tensor& o, const Tensor& end, const Tensor& kept, c
         x, kept,
         [&, chunk = DeltaChunk<T, W>(x), state = Scratch<W>(size),
          errors = Scratch<W>(kDeltaChunk * width)](const DeltaSegment<W>& s) mutable {
-          copy_state(state.data(), state_in<W>(x.start, s.segment, s.head), size);
+          copy_state(state.data(), state_in<W>(x.initial_state, s.segment, s.head), size);
           for (int64_t t = s.begin, i = 0; t < s.end; t += kDeltaChunk, ++i) {
             if (s.states != nullptr) std::copy_n(state.data(), size, s.states + i * size);
             chunk.move_to(s.head, t, std::min(kDeltaChunk, s.end - t), t + kDeltaChunk);
             chunk.forward(state.data(),
                           s.errors != nullptr ? s.errors + i * kDeltaChunk * width : errors.data(), o);
           }
-          if (end.defined()) std::copy_n(state.data(), size, state_in<W>(end, s.segment, s.head));
+          if (final_state.defined())
+            std::copy_n(state.data(), size, state_in<W>(final_state, s.segment, s.head));
         });
   });
 }
 
 void delta_run_backward(const DeltaGradients& d, const Tensor&, const DeltaInputs& x, const Tensor& kept,
-                        const Tensor& d_o, const Tensor& d_end) {
+                        const Tensor& d_o, const Tensor& d_final_state) {
   with_float(x.q.dtype(), [&]<class T>() {
     using W = Acc<T>;
     const int64_t width = x.v.dim(2), size = x.q.dim(2) * width;
     for_each_delta_segment<W>(
         x, kept,
         [&, chunk = DeltaChunk<T, W>(x), d_state = Scratch<W>(size)](const DeltaSegment<W>& s) mutable {
-          copy_state(d_state.data(), state_in<W>(d_end, s.segment, s.head), size);
+          copy_state(d_state.data(), state_in<W>(d_final_state, s.segment, s.head), size);
           for (int64_t i = (s.end - s.begin + kDeltaChunk - 1) / kDeltaChunk - 1; i >= 0; --i) {
             const int64_t t = s.begin + i * kDeltaChunk;
             const W *state = s.states + i * size, *errors = s.errors + i * kDeltaChunk * width;
@@ -314,7 +316,8 @@ void delta_run_backward(const DeltaGradients& d, const Tensor&, const DeltaInput
             if (i > 0) ask_line(state - size, size);
             if (i > 0) ask_line(errors - kDeltaChunk * width, kDeltaChunk * width);
           }
-          if (d.start.defined()) std::copy_n(d_state.data(), size, state_in<W>(d.start, s.segment, s.head));
+          if (d.initial_state.defined())
+            std::copy_n(d_state.data(), size, state_in<W>(d.initial_state, s.segment, s.head));
         });
   });
 }

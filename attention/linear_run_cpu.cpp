@@ -263,14 +263,14 @@ struct LinearPass {
     return kept.data<W>() + (head * shares.kept + cut.kept[segment] + group - 1) * size;
   }
 
-  void forward(const Tensor& o, const Tensor& end, const Tensor& kept) const {
+  void forward(const Tensor& o, const Tensor& final_state, const Tensor& kept) const {
     each_task(nullptr, [&](LinearChunk<T>& chunk, int64_t, const LinearTask& task) {
       Scratch<W> states(static_cast<size_t>((task.heads + 1) * size));
       W* next = states.data() + task.heads * size;
       std::vector<W*> state;
       for (int64_t h = 0; h < task.heads; ++h) {
         state.push_back(states.data() + h * size);
-        copy_state(state.back(), state_in<W>(p.start, task.segment, task.head + h), size);
+        copy_state(state.back(), state_in<W>(p.initial_state, task.segment, task.head + h), size);
       }
       const int64_t begin = cut.first[task.segment], behind = cut.first[task.segment + 1];
       for (int64_t m = begin; m < behind; ++m)
@@ -280,20 +280,20 @@ struct LinearPass {
           chunk.at(task.head + h, cut.chunks[m]);
           chunk.take_queries();
           chunk.outputs(o, state[h]);
-          if (m + 1 == behind && !end.defined()) continue;
+          if (m + 1 == behind && !final_state.defined()) continue;
           chunk.summarize(next);
           add_decayed_rows(next, chunk.total(), state[h], d, e);
           std::swap(next, state[h]);
         }
-      if (end.defined())
+      if (final_state.defined())
         for (int64_t h = 0; h < task.heads; ++h)
-          std::copy_n(state[h], size, state_in<W>(end, task.segment, task.head + h));
+          std::copy_n(state[h], size, state_in<W>(final_state, task.segment, task.head + h));
     });
   }
 
   // workspace: the states before the chunks of a group, for each range
-  void backward(const Tensor& d_o, const Tensor& d_end, const Tensor& kept, const LinearGradients& grads,
-                W* workspace) const {
+  void backward(const Tensor& d_o, const Tensor& d_final_state, const Tensor& kept,
+                const LinearGradients& grads, W* workspace) const {
     each_task(&grads, [&](LinearChunk<T>& chunk, int64_t range, const LinearTask& task) {
       const int64_t begin = cut.first[task.segment], behind = cut.first[task.segment + 1];
       W* const states = workspace + range * shares.together * shares.group * size;
@@ -305,13 +305,13 @@ struct LinearPass {
       std::vector<W*> after;
       for (int64_t h = 0; h < task.heads; ++h) {
         after.push_back(adjoints.data() + h * size);
-        turn_matrix(after.back(), state_in<W>(d_end, task.segment, task.head + h), d, e);
+        turn_matrix(after.back(), state_in<W>(d_final_state, task.segment, task.head + h), d, e);
       }
       for (int64_t group = (behind - 1 - begin) / kGroup; group >= 0; --group) {
         const int64_t first = begin + group * kGroup, last = std::min(first + kGroup, behind);
         for (int64_t h = 0; h < task.heads; ++h)
           turn_matrix(state(h, first),
-                      group == 0 ? state_in<W>(p.start, task.segment, task.head + h)
+                      group == 0 ? state_in<W>(p.initial_state, task.segment, task.head + h)
                                  : kept_state(kept, task.segment, group, task.head + h),
                       d, e);
         for (int64_t m = first; m + 1 < last; ++m)
@@ -326,15 +326,15 @@ struct LinearPass {
             chunk.take_queries();
             chunk.take_adjoint(d_o);
             chunk.gradients(grads, state(h, m), after[h]);
-            if (m == begin && !grads.start.defined()) continue;
+            if (m == begin && !grads.initial_state.defined()) continue;
             chunk.summarize_gradient(before);
             add_decayed_columns(before, chunk.total(), after[h], e, d);
             std::swap(before, after[h]);
           }
       }
-      if (grads.start.defined())
+      if (grads.initial_state.defined())
         for (int64_t h = 0; h < task.heads; ++h)
-          turn_matrix(state_in<W>(grads.start, task.segment, task.head + h), after[h], e, d);
+          turn_matrix(state_in<W>(grads.initial_state, task.segment, task.head + h), after[h], e, d);
     });
   }
 
@@ -376,7 +376,7 @@ struct LinearPass {
     });
   }
 
-  void forward_apart(const Tensor& o, const Tensor& end, const Tensor& kept, W* states) const {
+  void forward_apart(const Tensor& o, const Tensor& final_state, const Tensor& kept, W* states) const {
     Scratch<W> totals(static_cast<size_t>(heads * cut.size() * d));
     const auto total = [&](int64_t head, int64_t m) { return &totals[(head * cut.size() + m) * d]; };
     each_chunk(nullptr, [&](LinearChunk<T>& chunk, int64_t head, int64_t m) {
@@ -384,7 +384,7 @@ struct LinearPass {
       std::copy_n(chunk.total(), d, total(head, m));
     });
     each_state([&](int64_t segment, int64_t head) {
-      copy_state(first_state(states, segment, head), state_in<W>(p.start, segment, head), size);
+      copy_state(first_state(states, segment, head), state_in<W>(p.initial_state, segment, head), size);
     });
     each_row(d, [&](int64_t segment, int64_t head, int64_t row) {
       W* state = first_state(states, segment, head) + row * e;
@@ -400,14 +400,15 @@ struct LinearPass {
            m += kGroup, ++group)
         std::copy_n(at(states, head, cut.chunks[m].state), size, kept_state(kept, segment, group, head));
     });
-    if (!end.defined()) return;
+    if (!final_state.defined()) return;
     each_state([&](int64_t segment, int64_t head) {
-      std::copy_n(last_state(states, segment, head), size, state_in<W>(end, segment, head));
+      std::copy_n(last_state(states, segment, head), size, state_in<W>(final_state, segment, head));
     });
   }
 
   // Behind the states lie their gradients.
-  void backward_apart(const Tensor& d_o, const Tensor& d_end, const LinearGradients& grads, W* states) const {
+  void backward_apart(const Tensor& d_o, const Tensor& d_final_state, const LinearGradients& grads,
+                      W* states) const {
     W* const adjoints = at(states, heads, 0);
     Scratch<W> totals(static_cast<size_t>(heads * cut.size() * d));
     const auto total = [&](int64_t head, int64_t m) { return &totals[(head * cut.size() + m) * d]; };
@@ -419,8 +420,8 @@ struct LinearPass {
       std::copy_n(chunk.total(), d, total(head, m));
     });
     each_state([&](int64_t segment, int64_t head) {
-      turn_matrix(first_state(states, segment, head), state_in<W>(p.start, segment, head), d, e);
-      turn_matrix(last_state(adjoints, segment, head), state_in<W>(d_end, segment, head), d, e);
+      turn_matrix(first_state(states, segment, head), state_in<W>(p.initial_state, segment, head), d, e);
+      turn_matrix(last_state(adjoints, segment, head), state_in<W>(d_final_state, segment, head), d, e);
     });
     each_row(e, [&](int64_t segment, int64_t head, int64_t row) {
       const int64_t begin = cut.first[segment], behind = cut.first[segment + 1];
@@ -437,43 +438,44 @@ struct LinearPass {
       const int64_t place = cut.chunks[m].state;
       chunk.gradients(grads, at(states, head, place), at(adjoints, head, place + 1));
     });
-    if (!grads.start.defined()) return;
+    if (!grads.initial_state.defined()) return;
     each_state([&](int64_t segment, int64_t head) {
-      turn_matrix(state_in<W>(grads.start, segment, head), first_state(adjoints, segment, head), e, d);
+      turn_matrix(state_in<W>(grads.initial_state, segment, head), first_state(adjoints, segment, head), e,
+                  d);
     });
   }
 };
 
 }  // namespace
 
-void linear_run_room(RunRoom& room, const LinearInputs& x, bool backward_follows) {
+void linear_run_buffers(RunBuffers& buffers, const LinearInputs& x, bool backward_follows) {
   const LinearShares shares(x);
   const int64_t state = x.q.dim(2) * x.v.dim(2), all = x.q.dim(1) * shares.states * state;
-  if (backward_follows) room.kept = x.q.dim(1) * shares.kept * state;
-  room.forward = shares.apart ? all : 0;
-  room.backward = shares.apart ? 2 * all : shares.ranges * shares.together * shares.group * state;
+  if (backward_follows) buffers.kept = x.q.dim(1) * shares.kept * state;
+  buffers.forward = shares.apart ? all : 0;
+  buffers.backward = shares.apart ? 2 * all : shares.ranges * shares.together * shares.group * state;
 }
 
-void linear_run_forward(const Tensor& o, const Tensor& end, const Tensor& kept, const Tensor& workspace,
-                        const LinearInputs& x) {
+void linear_run_forward(const Tensor& o, const Tensor& final_state, const Tensor& kept,
+                        const Tensor& workspace, const LinearInputs& x) {
   with_float(x.q.dtype(), [&]<class T>() {
     const LinearPass<T> pass{x};
     if (pass.shares.apart)
-      pass.forward_apart(o, end, kept, workspace.data<Acc<T>>());
+      pass.forward_apart(o, final_state, kept, workspace.data<Acc<T>>());
     else
-      pass.forward(o, end, kept);
+      pass.forward(o, final_state, kept);
   });
 }
 
 void linear_run_backward(const LinearGradients& d, const Tensor& workspace, const LinearInputs& x,
-                         const Tensor& kept, const Tensor& d_o, const Tensor& d_end) {
+                         const Tensor& kept, const Tensor& d_o, const Tensor& d_final_state) {
   with_float(x.q.dtype(), [&]<class T>() {
     auto* const states = workspace.data<Acc<T>>();
     const LinearPass<T> pass{x};
     if (pass.shares.apart)
-      pass.backward_apart(d_o, d_end, d, states);
+      pass.backward_apart(d_o, d_final_state, d, states);
     else
-      pass.backward(d_o, d_end, kept, d, states);
+      pass.backward(d_o, d_final_state, kept, d, states);
   });
 }
 

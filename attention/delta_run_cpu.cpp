@@ -28,14 +28,6 @@ void scale_row(W* row, W factor, int64_t n) {
   if (factor != 1) put_scaled_row(row, factor, row, n);
 }
 
-// Lines of memory into the caches while a chunk computes: what the next one reads and writes lies too far
-// apart for what the processor fetches by itself. Always inlined: where the compiler sees a function that
-// only does this, it sees no effect and drops the call.
-template <class X>
-__attribute__((always_inline)) inline void ask_line(const X* x, int64_t n) {
-  for (int64_t i = 0; i < n; i += 64 / static_cast<int64_t>(sizeof(X))) __builtin_prefetch(x + i, 0, 2);
-}
-
 // n tokens of one head: their tiles, all dense, and what becomes of a state and of its gradient. Queries
 // stand above keys in tiles of 2 n rows.
 template <class T, class W>
@@ -64,7 +56,7 @@ class DeltaChunk {
     place_ = {head, first, n_ = n}, next_ = next;
     read_rows<T>(rows_.data(), in_.q, place_);
     read_rows<T>(keys(), in_.k, place_);
-    ask_next(in_.q);
+    prefetch_next(in_.q);
     const W *beta = in_.beta.data<W>(), *g = in_.g.defined() ? in_.g.data<W>() : nullptr;
     for (int64_t i = 0; i < n; ++i) {
       beta_[i] = beta[number(i)];
@@ -81,7 +73,7 @@ class DeltaChunk {
       above = row;
     }
     put_product(scores_.data(), tile(rows_, d_), key_tile().transposed(), 2 * n, n, d_);
-    ask_next(in_.k);
+    prefetch_next(in_.k);
     mask(scores_.data());
   }
 
@@ -91,7 +83,7 @@ class DeltaChunk {
     const W scale = static_cast<W>(in_.scale);
     read_rows<T>(errors, in_.v, place_);
     put_product(past_.data(), tile(rows_, d_), matrix(state), 2 * n, e_, d_);
-    ask_next(in_.v);
+    prefetch_next(in_.v);
     for (int64_t i = 0; i < n; ++i) {
       add_scaled(errors + i * e_, -since_[i], &past_[(n + i) * e_], e_);
       scale_row(&past_[i * e_], scale * since_[i], e_);
@@ -99,7 +91,7 @@ class DeltaChunk {
     solve(errors);
     put_product(past_.data(), tile(scores_, n), tile(written_, e_), n, e_, n, scale, W(1));
     write_rows<T>(o, past_.data(), place_);
-    ask_next(o);
+    prefetch_next(o);
     put_product(state, key_tile().transposed(), decayed_to_end(), d_, e_, n, W(1), since_[n - 1]);
   }
 
@@ -110,16 +102,16 @@ class DeltaChunk {
     scale_row(dy_.data(), static_cast<W>(in_.scale), n * e_);
     for (int64_t i = 0; i < n; ++i) put_scaled_row(&written_[i * e_], beta_[i], errors + i * e_, e_);
     write_back(d_state, errors, to);
-    ask_next(to.v);
+    prefetch_next(to.v);
     rows_back(state, d_state, to);
-    ask_next(d_o);
-    ask_next(to.q);
+    prefetch_next(d_o);
+    prefetch_next(to.q);
     for (int64_t i = 0; i < n; ++i) {
       scale_row(&dy_[i * e_], since_[i], e_);
       scale_row(&dy_[(n + i) * e_], since_[i], e_);
     }
     put_product(d_state, tile(rows_, d_).transposed(), tile(dy_, e_), d_, e_, 2 * n, W(1), since_[n - 1]);
-    ask_next(to.k);
+    prefetch_next(to.k);
   }
 
  private:
@@ -203,10 +195,10 @@ class DeltaChunk {
   int64_t number(int64_t i) const { return (place_.first + i) * in_.q.dim(1) + place_.head; }
   W until(int64_t i) const { return between_[(n_ - 1) * n_ + i]; }  // the decay from token i to the last
 
-  __attribute__((always_inline)) void ask_next(const Tensor& x) const {
+  __attribute__((always_inline)) void prefetch_next(const Tensor& x) const {
     const int64_t width = x.dim(2), pitch = x.pitch(), end = std::min(next_ + kDeltaChunk, x.dim(0));
     for (int64_t i = std::max<int64_t>(0, next_); i < end; ++i)
-      ask_line(x.data<T>() + i * pitch + place_.head * width, width);
+      prefetch(x.data<T>() + i * pitch + place_.head * width, width * static_cast<int64_t>(sizeof(T)));
   }
 
   // Products of rows i with rows j: of queries and keys up to their own token, of keys and keys before it.
@@ -303,6 +295,7 @@ void delta_run_backward(const DeltaGradients& d, const Tensor&, const DeltaInput
                         const Tensor& d_o, const Tensor& d_final_state) {
   with_float(x.q.dtype(), [&]<class T>() {
     using W = Acc<T>;
+    constexpr int64_t kBytes = sizeof(W);
     const int64_t width = x.v.dim(2), size = x.q.dim(2) * width;
     for_each_delta_segment<W>(
         x, kept,
@@ -313,8 +306,8 @@ void delta_run_backward(const DeltaGradients& d, const Tensor&, const DeltaInput
             const W *state = s.states + i * size, *errors = s.errors + i * kDeltaChunk * width;
             chunk.move_to(s.head, t, std::min(kDeltaChunk, s.end - t), t - kDeltaChunk);
             chunk.backward(state, d_state.data(), errors, d_o, d);
-            if (i > 0) ask_line(state - size, size);
-            if (i > 0) ask_line(errors - kDeltaChunk * width, kDeltaChunk * width);
+            if (i > 0) prefetch(state - size, size * kBytes);
+            if (i > 0) prefetch(errors - kDeltaChunk * width, kDeltaChunk * width * kBytes);
           }
           if (d.initial_state.defined())
             std::copy_n(d_state.data(), size, state_in<W>(d.initial_state, s.segment, s.head));

@@ -1,5 +1,5 @@
-// The delta rule on a CPU, chunk by chunk: README.md, "Delta rules on a CPU". All
-// tiles of a chunk and the state of its head stay in the caches of a core.
+// The delta rule on a CPU, chunk by chunk (cpu.md, "Delta rules"). All tiles of a chunk and the state of its
+// head stay in the caches of a core.
 
 #include <algorithm>
 

@@ -75,7 +75,7 @@ Scan delta_scan(double scale, int64_t chunk, bool gated, const Dimensions& dims,
     const DeltaRun r = delta_run(cast(b.x[0], dtype), cast(b.x[1], dtype), cast(b.x[2], dtype), b.x[3],
                                  gated ? b.x[4] : Variable(), start.empty() ? Variable() : start[1], scale,
                                  layout, want_end);
-    return run_result(r.o, r.end, identity);
+    return run_result(r.o, r.final_state, identity);
   };
   // What becomes of the unit matrix where nothing is written.
   scan.kernel.transition = [=, identity = scan.identity](const Block& b, const Layout& layout) {
@@ -83,7 +83,7 @@ Scan delta_scan(double scale, int64_t chunk, bool gated, const Dimensions& dims,
     const std::vector<int32_t> each(layout.segments.size(), 0);
     return delta_run(k, k, zeros(k.shape(), dtype, device), b.x[3], gated ? b.x[4] : Variable(),
                      gather_rows(identity()[0], from_ints(each, device)), scale, layout, true)
-        .end;
+        .final_state;
   };
   use_recurrent_step(scan, scale, d, 3, gated ? 4 : -1);
   return scan;

@@ -32,7 +32,7 @@ void delta_backward(Backward& b, const DeltaSizes& s) {
   const Tensor& kept = b.saved(7);
   const Device device = x.q.device();
   const Tensor d_o = as_kernels_read(b.grad(0));
-  const Tensor d_end = s.ends && b.has_grad(1) ? b.grad(1).contiguous() : Tensor();
+  const Tensor d_final_state = s.ends && b.has_grad(1) ? b.grad(1).contiguous() : Tensor();
   const auto place = [&](int i, const Tensor& like) {
     return computed_on(device) == Device::cpu ? b.room(i, like) : empty(like.shape(), like.dtype(), device);
   };
@@ -41,29 +41,29 @@ void delta_backward(Backward& b, const DeltaSizes& s) {
                          place(2, x.v),
                          empty_like(x.beta),
                          s.gated ? empty_like(x.g) : Tensor(),
-                         x.start.defined() ? empty_like(x.start) : Tensor()};
-  RunRoom room;
-  ON_DEVICE(computed_on(device), delta_run_room(room, x, true));
-  const Tensor workspace = empty({room.backward}, x.beta.dtype(), device);
+                         x.initial_state.defined() ? empty_like(x.initial_state) : Tensor()};
+  RunBuffers buffers;
+  ON_DEVICE(computed_on(device), delta_run_buffers(buffers, x, true));
+  const Tensor workspace = empty({buffers.backward}, x.beta.dtype(), device);
   count_delta_matmuls(x, 6, 5);
   if (x.q.dim(0) > 0)
-    ON_DEVICE(device, delta_run_backward(d, workspace, x, kept, d_o, d_end));
-  else if (d.start.defined())
-    state_or_zero(d.start, d_end);
+    ON_DEVICE(device, delta_run_backward(d, workspace, x, kept, d_o, d_final_state));
+  else if (d.initial_state.defined())
+    state_or_zero(d.initial_state, d_final_state);
   b.add(0, d.q);
   b.add(1, d.k);
   b.add(2, d.v);
   b.add(3, d.beta);
   int next = 4;
   if (s.gated) b.add(next++, d.g);
-  if (x.start.defined()) b.add(next, d.start);
+  if (x.initial_state.defined()) b.add(next, d.initial_state);
 }
 
 }  // namespace
 
 DeltaRun delta_run(const Variable& q, const Variable& k, const Variable& v, const Variable& beta_in,
-                   const Variable& g_in, const Variable& start, double scale, const Layout& layout,
-                   bool want_end) {
+                   const Variable& g_in, const Variable& initial_state, double scale, const Layout& layout,
+                   bool want_final_state) {
   CHECK(q.rank() == 3 && k.shape() == q.shape() && v.rank() == 3 && v.dim(1) == q.dim(1) &&
             v.dtype() == q.dtype() && k.dtype() == q.dtype(),
         "delta_run: q ", q.shape(), ", k ", k.shape(), ", v ", v.shape());
@@ -74,42 +74,43 @@ DeltaRun delta_run(const Variable& q, const Variable& k, const Variable& v, cons
   const Dtype wide = wide_of(q.dtype());
   const Device device = q.device();
   const Variable beta = cast(beta_in, wide), g = g_in.defined() ? cast(g_in, wide) : g_in;
-  const DeltaSizes sizes{scale, bounds_of(layout).documents, g.defined(), want_end};
+  const DeltaSizes sizes{scale, bounds_of(layout).documents, g.defined(), want_final_state};
   const Shape states{sizes.documents, q.dim(1), q.dim(2), v.dim(2)};
-  CHECK(!start.defined() || (start.shape() == states && start.dtype() == wide), "delta_run: states ", states,
-        " in ", name_of(wide), ", start ", start.shape(), " in ", name_of(start.dtype()));
+  CHECK(!initial_state.defined() || (initial_state.shape() == states && initial_state.dtype() == wide),
+        "delta_run: states ", states, " in ", name_of(wide), ", initial_state ", initial_state.shape(),
+        " in ", name_of(initial_state.dtype()));
   const DeltaInputs x{as_kernels_read(q),
                       as_kernels_read(k),
                       as_kernels_read(v),
                       beta.value().contiguous(),
                       g.defined() ? g.value().contiguous() : Tensor(),
-                      start.defined() ? start.value().contiguous() : Tensor(),
+                      initial_state.defined() ? initial_state.value().contiguous() : Tensor(),
                       segment_offsets(layout, q.dim(0), device),
                       scale,
                       sizes.documents};
 
   std::vector<Variable> inputs{q, k, v, beta};
   if (g.defined()) inputs.push_back(g);
-  if (start.defined()) inputs.push_back(start);
+  if (initial_state.defined()) inputs.push_back(initial_state);
   const bool follows = followed(inputs);
 
   const Tensor o = empty(v.shape(), v.dtype(), device);
-  const Tensor end = want_end ? empty(states, wide, device) : Tensor();
-  RunRoom room;
-  ON_DEVICE(computed_on(device), delta_run_room(room, x, follows));
-  const Tensor kept = empty({room.kept}, wide, device);
+  const Tensor final_state = want_final_state ? empty(states, wide, device) : Tensor();
+  RunBuffers buffers;
+  ON_DEVICE(computed_on(device), delta_run_buffers(buffers, x, follows));
+  const Tensor kept = empty({buffers.kept}, wide, device);
   count_delta_matmuls(x, 3, 2);
   if (x.q.dim(0) > 0)
-    ON_DEVICE(device, delta_run_forward(o, end, kept, x, follows));
-  else if (want_end)
-    state_or_zero(end, x.start);
+    ON_DEVICE(device, delta_run_forward(o, final_state, kept, x, follows));
+  else if (want_final_state)
+    state_or_zero(final_state, x.initial_state);
 
   std::vector<Tensor> outputs{o};
-  if (want_end) outputs.push_back(end);
+  if (want_final_state) outputs.push_back(final_state);
   const auto recorded =
-      record_many("delta_run", inputs, outputs, save(x.q, x.k, x.v, x.beta, x.g, x.start, x.offsets, kept),
-                  sizes, delta_backward);
-  return {recorded[0], want_end ? recorded[1] : Variable()};
+      record_many("delta_run", inputs, outputs,
+                  save(x.q, x.k, x.v, x.beta, x.g, x.initial_state, x.offsets, kept), sizes, delta_backward);
+  return {recorded[0], want_final_state ? recorded[1] : Variable()};
 }
 
 }  // namespace weft

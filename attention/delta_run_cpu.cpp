@@ -1,5 +1,5 @@
-// The delta rule on a CPU, chunk by chunk: README.md, "Delta rules on a CPU". All
-// tiles of a chunk and the state of its head stay in the caches of a core.
+// The delta rule on a CPU, chunk by chunk (cpu.md, "Delta rules"). All tiles of a chunk and the state of its
+// head stay in the caches of a core.
 
 #include <algorithm>
 
@@ -28,35 +28,27 @@ void scale_row(W* row, W factor, int64_t n) {
   if (factor != 1) put_scaled_row(row, factor, row, n);
 }
 
-// Lines of memory into the caches while a chunk computes: what the next one reads and writes lies too far
-// apart for what the processor fetches by itself. Always inlined: where the compiler sees a function that
-// only does this, it sees no effect and drops the call.
-template <class X>
-__attribute__((always_inline)) inline void ask_line(const X* x, int64_t n) {
-  for (int64_t i = 0; i < n; i += 64 / static_cast<int64_t>(sizeof(X))) __builtin_prefetch(x + i, 0, 2);
-}
-
 // n tokens of one head: their tiles, all dense, and what becomes of a state and of its gradient. Queries
 // stand above keys in tiles of 2 n rows.
 template <class T, class W>
 class DeltaChunk {
  public:
   explicit DeltaChunk(const DeltaInputs& inputs) : in_(inputs) {
-    const auto room = [](Scratch<W>& tile, int64_t rows, int64_t columns) {
+    const auto resize = [](Scratch<W>& tile, int64_t rows, int64_t columns) {
       tile.resize(static_cast<size_t>(rows * columns));
     };
     constexpr int64_t c = kDeltaChunk;
-    for (Scratch<W>* column : {&beta_, &decay_, &since_}) room(*column, c, 1);
-    room(rows_, 2 * c, d_);
-    room(between_, c, c);
-    room(scores_, 2 * c, c);
-    room(pairs_, 2 * c, c);
-    room(past_, 2 * c, e_);
-    room(dy_, 2 * c, e_);
-    room(written_, c, e_);
-    room(scaled_, c, e_);
-    room(drows_, 2 * c, d_);
-    room(dkeys_, c, d_);
+    for (Scratch<W>* column : {&beta_, &decay_, &since_}) resize(*column, c, 1);
+    resize(rows_, 2 * c, d_);
+    resize(between_, c, c);
+    resize(scores_, 2 * c, c);
+    resize(pairs_, 2 * c, c);
+    resize(past_, 2 * c, e_);
+    resize(dy_, 2 * c, e_);
+    resize(written_, c, e_);
+    resize(scaled_, c, e_);
+    resize(drows_, 2 * c, d_);
+    resize(dkeys_, c, d_);
   }
 
   // next: the first token of the chunk after this one
@@ -64,7 +56,7 @@ class DeltaChunk {
     place_ = {head, first, n_ = n}, next_ = next;
     read_rows<T>(rows_.data(), in_.q, place_);
     read_rows<T>(keys(), in_.k, place_);
-    ask_next(in_.q);
+    prefetch_next(in_.q);
     const W *beta = in_.beta.data<W>(), *g = in_.g.defined() ? in_.g.data<W>() : nullptr;
     for (int64_t i = 0; i < n; ++i) {
       beta_[i] = beta[number(i)];
@@ -81,7 +73,7 @@ class DeltaChunk {
       above = row;
     }
     put_product(scores_.data(), tile(rows_, d_), key_tile().transposed(), 2 * n, n, d_);
-    ask_next(in_.k);
+    prefetch_next(in_.k);
     mask(scores_.data());
   }
 
@@ -91,7 +83,7 @@ class DeltaChunk {
     const W scale = static_cast<W>(in_.scale);
     read_rows<T>(errors, in_.v, place_);
     put_product(past_.data(), tile(rows_, d_), matrix(state), 2 * n, e_, d_);
-    ask_next(in_.v);
+    prefetch_next(in_.v);
     for (int64_t i = 0; i < n; ++i) {
       add_scaled(errors + i * e_, -since_[i], &past_[(n + i) * e_], e_);
       scale_row(&past_[i * e_], scale * since_[i], e_);
@@ -99,7 +91,7 @@ class DeltaChunk {
     solve(errors);
     put_product(past_.data(), tile(scores_, n), tile(written_, e_), n, e_, n, scale, W(1));
     write_rows<T>(o, past_.data(), place_);
-    ask_next(o);
+    prefetch_next(o);
     put_product(state, key_tile().transposed(), decayed_to_end(), d_, e_, n, W(1), since_[n - 1]);
   }
 
@@ -110,16 +102,16 @@ class DeltaChunk {
     scale_row(dy_.data(), static_cast<W>(in_.scale), n * e_);
     for (int64_t i = 0; i < n; ++i) put_scaled_row(&written_[i * e_], beta_[i], errors + i * e_, e_);
     write_back(d_state, errors, to);
-    ask_next(to.v);
+    prefetch_next(to.v);
     rows_back(state, d_state, to);
-    ask_next(d_o);
-    ask_next(to.q);
+    prefetch_next(d_o);
+    prefetch_next(to.q);
     for (int64_t i = 0; i < n; ++i) {
       scale_row(&dy_[i * e_], since_[i], e_);
       scale_row(&dy_[(n + i) * e_], since_[i], e_);
     }
     put_product(d_state, tile(rows_, d_).transposed(), tile(dy_, e_), d_, e_, 2 * n, W(1), since_[n - 1]);
-    ask_next(to.k);
+    prefetch_next(to.k);
   }
 
  private:
@@ -203,10 +195,10 @@ class DeltaChunk {
   int64_t number(int64_t i) const { return (place_.first + i) * in_.q.dim(1) + place_.head; }
   W until(int64_t i) const { return between_[(n_ - 1) * n_ + i]; }  // the decay from token i to the last
 
-  __attribute__((always_inline)) void ask_next(const Tensor& x) const {
+  __attribute__((always_inline)) void prefetch_next(const Tensor& x) const {
     const int64_t width = x.dim(2), pitch = x.pitch(), end = std::min(next_ + kDeltaChunk, x.dim(0));
     for (int64_t i = std::max<int64_t>(0, next_); i < end; ++i)
-      ask_line(x.data<T>() + i * pitch + place_.head * width, width);
+      prefetch(x.data<T>() + i * pitch + place_.head * width, width * static_cast<int64_t>(sizeof(T)));
   }
 
   // Products of rows i with rows j: of queries and keys up to their own token, of keys and keys before it.
@@ -272,12 +264,13 @@ void for_each_delta_segment(const DeltaInputs& x, const Tensor& kept, const F& f
 
 }  // namespace
 
-void delta_run_room(RunRoom& room, const DeltaInputs& x, bool backward_follows) {
+void delta_run_buffers(RunBuffers& buffers, const DeltaInputs& x, bool backward_follows) {
   const int64_t width = x.v.dim(2);
-  if (backward_follows) room.kept = x.q.dim(1) * (most_chunks(x) * x.q.dim(2) + x.q.dim(0)) * width;
+  if (backward_follows) buffers.kept = x.q.dim(1) * (most_chunks(x) * x.q.dim(2) + x.q.dim(0)) * width;
 }
 
-void delta_run_forward(const Tensor& o, const Tensor& end, const Tensor& kept, const DeltaInputs& x, bool) {
+void delta_run_forward(const Tensor& o, const Tensor& final_state, const Tensor& kept, const DeltaInputs& x,
+                       bool) {
   with_float(x.q.dtype(), [&]<class T>() {
     using W = Acc<T>;
     const int64_t width = x.v.dim(2), size = x.q.dim(2) * width;
@@ -285,36 +278,39 @@ void delta_run_forward(const Tensor& o, const Tensor& end, const Tensor& kept, c
         x, kept,
         [&, chunk = DeltaChunk<T, W>(x), state = Scratch<W>(size),
          errors = Scratch<W>(kDeltaChunk * width)](const DeltaSegment<W>& s) mutable {
-          copy_state(state.data(), state_in<W>(x.start, s.segment, s.head), size);
+          copy_state(state.data(), state_in<W>(x.initial_state, s.segment, s.head), size);
           for (int64_t t = s.begin, i = 0; t < s.end; t += kDeltaChunk, ++i) {
             if (s.states != nullptr) std::copy_n(state.data(), size, s.states + i * size);
             chunk.move_to(s.head, t, std::min(kDeltaChunk, s.end - t), t + kDeltaChunk);
             chunk.forward(state.data(),
                           s.errors != nullptr ? s.errors + i * kDeltaChunk * width : errors.data(), o);
           }
-          if (end.defined()) std::copy_n(state.data(), size, state_in<W>(end, s.segment, s.head));
+          if (final_state.defined())
+            std::copy_n(state.data(), size, state_in<W>(final_state, s.segment, s.head));
         });
   });
 }
 
 void delta_run_backward(const DeltaGradients& d, const Tensor&, const DeltaInputs& x, const Tensor& kept,
-                        const Tensor& d_o, const Tensor& d_end) {
+                        const Tensor& d_o, const Tensor& d_final_state) {
   with_float(x.q.dtype(), [&]<class T>() {
     using W = Acc<T>;
+    constexpr int64_t kBytes = sizeof(W);
     const int64_t width = x.v.dim(2), size = x.q.dim(2) * width;
     for_each_delta_segment<W>(
         x, kept,
         [&, chunk = DeltaChunk<T, W>(x), d_state = Scratch<W>(size)](const DeltaSegment<W>& s) mutable {
-          copy_state(d_state.data(), state_in<W>(d_end, s.segment, s.head), size);
+          copy_state(d_state.data(), state_in<W>(d_final_state, s.segment, s.head), size);
           for (int64_t i = (s.end - s.begin + kDeltaChunk - 1) / kDeltaChunk - 1; i >= 0; --i) {
             const int64_t t = s.begin + i * kDeltaChunk;
             const W *state = s.states + i * size, *errors = s.errors + i * kDeltaChunk * width;
             chunk.move_to(s.head, t, std::min(kDeltaChunk, s.end - t), t - kDeltaChunk);
             chunk.backward(state, d_state.data(), errors, d_o, d);
-            if (i > 0) ask_line(state - size, size);
-            if (i > 0) ask_line(errors - kDeltaChunk * width, kDeltaChunk * width);
+            if (i > 0) prefetch(state - size, size * kBytes);
+            if (i > 0) prefetch(errors - kDeltaChunk * width, kDeltaChunk * width * kBytes);
           }
-          if (d.start.defined()) std::copy_n(d_state.data(), size, state_in<W>(d.start, s.segment, s.head));
+          if (d.initial_state.defined())
+            std::copy_n(d_state.data(), size, state_in<W>(d.initial_state, s.segment, s.head));
         });
   });
 }

@@ -23,24 +23,25 @@ DeltaRule delta_rule_of(const DeltaInputs& x) {
 
 }  // namespace
 
-void delta_run_room(RunRoom& room, const DeltaInputs& x, bool backward_follows) {
+void delta_run_buffers(RunBuffers& buffers, const DeltaInputs& x, bool backward_follows) {
   if (x.q.dim(0) == 0) return;
   const DeltaRule shape = delta_rule_of(x);
-  room = {.kept = delta_rule_kept(shape, backward_follows) / 4, .backward = delta_rule_workspace(shape) / 4};
+  buffers = {.kept = delta_rule_kept(shape, backward_follows) / 4,
+             .backward = delta_rule_workspace(shape) / 4};
 }
 
-void delta_run_forward(const Tensor& o, const Tensor& end, const Tensor& kept, const DeltaInputs& x,
+void delta_run_forward(const Tensor& o, const Tensor& final_state, const Tensor& kept, const DeltaInputs& x,
                        bool backward_follows) {
-  delta_rule_forward(delta_rule_of(x), rows_of(x.q), rows_of(x.k), rows_of(x.v), floats(x.start), written(o),
-                     floats(end), kept.raw(), backward_follows, stream());
+  delta_rule_forward(delta_rule_of(x), rows_of(x.q), rows_of(x.k), rows_of(x.v), floats(x.initial_state),
+                     written(o), floats(final_state), kept.raw(), backward_follows, stream());
 }
 
 void delta_run_backward(const DeltaGradients& d, const Tensor& workspace, const DeltaInputs& x,
-                        const Tensor& kept, const Tensor& d_o, const Tensor& d_end) {
+                        const Tensor& kept, const Tensor& d_o, const Tensor& d_final_state) {
   delta_rule_backward(
-      delta_rule_of(x), rows_of(x.q), rows_of(x.k), rows_of(x.v), floats(x.start), rows_of(d_o),
-      floats(d_end), kept.raw(),
-      {written(d.q), written(d.k), written(d.v), floats(d.beta), floats(d.g), floats(d.start)},
+      delta_rule_of(x), rows_of(x.q), rows_of(x.k), rows_of(x.v), floats(x.initial_state), rows_of(d_o),
+      floats(d_final_state), kept.raw(),
+      {written(d.q), written(d.k), written(d.v), floats(d.beta), floats(d.g), floats(d.initial_state)},
       workspace.raw(), stream());
 }
 

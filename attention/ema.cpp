@@ -131,7 +131,7 @@ Scan DampedEma::scan(Device device, Dtype dtype, int64_t chunk, bool fft) const 
                                                   bool want_end) {
     const EmaRun r =
         ema_run(b.x[0], c.in, c.out, c.decay, start.empty() ? Variable() : start[1], layout, want_end);
-    return run_result(r.y, r.end, identity);
+    return run_result(r.y, r.final_state, identity);
   };
   scan.kernel.transition = [=](const Block& b, const Layout& layout) {
     const auto segments = static_cast<int64_t>(layout.segments.size());

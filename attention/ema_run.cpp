@@ -51,26 +51,26 @@ void count(const Tensor& x, const Tensor& in, int per_state) {
 }
 
 void backward(Backward& b, const Spans& s) {
-  const Tensor &x = b.saved(0), &in = b.saved(1), &out = b.saved(2), &decay = b.saved(3), &start = b.saved(4),
-               &plan = b.saved(5);
+  const Tensor &x = b.saved(0), &in = b.saved(1), &out = b.saved(2), &decay = b.saved(3),
+               &initial_state = b.saved(4), &plan = b.saved(5);
   const Device device = x.device();
   const cuda::Ema shape = problem(s, x, in, out, decay, plan);
   const Tensor dy = b.grad(0);
-  const Tensor d_end = s.ends && b.has_grad(1) ? b.grad(1).contiguous() : Tensor();
+  const Tensor d_final_state = s.ends && b.has_grad(1) ? b.grad(1).contiguous() : Tensor();
   const Tensor dx = empty(x.shape(), x.dtype(), device);
   const Tensor d_in = empty_like(in), d_out = empty_like(out), d_decay = empty_like(decay);
-  const Tensor d_start = start.defined() ? empty_like(start) : Tensor();
+  const Tensor d_initial_state = initial_state.defined() ? empty_like(initial_state) : Tensor();
   const Tensor workspace = scratch(cuda::ema_backward_workspace(shape), device);
   count(x, in, 5);
   if (device == Device::cuda)
-    cuda::ema_backward(shape, rows_of(x), rows_of(dy), floats(start), floats(d_end),
-                       {dx.raw(), floats(d_in), floats(d_out), floats(d_decay), floats(d_start)},
+    cuda::ema_backward(shape, rows_of(x), rows_of(dy), floats(initial_state), floats(d_final_state),
+                       {dx.raw(), floats(d_in), floats(d_out), floats(d_decay), floats(d_initial_state)},
                        floats(workspace), cuda::stream());
   b.add(0, dx);
   b.add(1, d_in);
   b.add(2, d_out);
   b.add(3, d_decay);
-  if (start.defined()) b.add(4, d_start);
+  if (initial_state.defined()) b.add(4, d_initial_state);
 }
 
 struct PlanOnDevice {
@@ -106,7 +106,7 @@ PlanOnDevice kept_plan(const Layout& layout, int64_t channels, int64_t size, boo
 }  // namespace
 
 EmaRun ema_run(const Variable& x, const Variable& in, const Variable& out, const Variable& decay,
-               const Variable& start, const Layout& layout, bool want_end) {
+               const Variable& initial_state, const Layout& layout, bool want_final_state) {
   CHECK(x.rank() == 2 && in.rank() == 2 && in.dim(0) == x.dim(1) && out.shape() == in.shape() &&
             decay.shape() == in.shape() && in.dtype() == Dtype::f32,
         "ema_run: x ", x.shape(), ", in ", in.shape(), ", out ", out.shape(), ", decay ", decay.shape());
@@ -114,31 +114,32 @@ EmaRun ema_run(const Variable& x, const Variable& in, const Variable& out, const
   int64_t tokens = 0;
   for (const Segment& s : layout.segments) tokens += s.size();
   CHECK(tokens == x.dim(0), "ema_run: ", x.dim(0), " tokens in segments of ", tokens);
-  const bool matrices = x.dtype() == Dtype::bf16 && x.dim(1) % 8 == 0 && !start.defined() && !want_end;
+  const bool matrices =
+      x.dtype() == Dtype::bf16 && x.dim(1) % 8 == 0 && !initial_state.defined() && !want_final_state;
   auto [spans, on_device] = kept_plan(layout, x.dim(1), in.dim(1), matrices, device);
-  spans.ends = want_end;
+  spans.ends = want_final_state;
 
   const Tensor dense_in = in.value().contiguous(), dense_out = out.value().contiguous(),
                dense_decay = decay.value().contiguous();
-  const Tensor before = start.defined() ? start.value().contiguous() : Tensor();
+  const Tensor before = initial_state.defined() ? initial_state.value().contiguous() : Tensor();
   const Tensor y = empty(x.shape(), x.dtype(), device);
   const Shape states{static_cast<int64_t>(layout.segments.size()), in.dim(0), in.dim(1)};
-  const Tensor end = want_end ? empty(states, Dtype::f32, device) : Tensor();
+  const Tensor final_state = want_final_state ? empty(states, Dtype::f32, device) : Tensor();
   const cuda::Ema shape = problem(spans, x.value(), dense_in, dense_out, dense_decay, on_device);
   const Tensor workspace = scratch(cuda::ema_forward_workspace(shape), device);
   count(x.value(), in.value(), 2);
   if (device == Device::cuda)
-    cuda::ema_forward(shape, rows_of(x.value()), floats(before), y.raw(), floats(end), floats(workspace),
-                      cuda::stream());
+    cuda::ema_forward(shape, rows_of(x.value()), floats(before), y.raw(), floats(final_state),
+                      floats(workspace), cuda::stream());
 
   std::vector<Variable> inputs{x, in, out, decay};
-  if (start.defined()) inputs.push_back(start);
+  if (initial_state.defined()) inputs.push_back(initial_state);
   std::vector<Tensor> outputs{y};
-  if (want_end) outputs.push_back(end);
+  if (want_final_state) outputs.push_back(final_state);
   const auto recorded =
       record_many("ema_run", inputs, outputs, save(x, dense_in, dense_out, dense_decay, before, on_device),
                   spans, backward);
-  return {recorded[0], want_end ? recorded[1] : Variable()};
+  return {recorded[0], want_final_state ? recorded[1] : Variable()};
 }
 
 #else

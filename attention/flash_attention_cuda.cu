@@ -11,7 +11,7 @@ bool cudnn_may_serve(const AttentionTokens& tokens, const Tensor& bias) {
   return !bias.defined() && !tokens.active.defined();
 }
 
-// Short documents of one length, heads of 64, enough rows to fill the GPU (README.md, "Attention on a GPU",
+// Short documents of one length, heads of 64, enough rows to fill the GPU (gpu.md, "Softmax attention",
 // has what was measured): a fifth of cuDNN's way back are passes over o, do and dq alone, which ours has not.
 bool own_backward_is_faster(const Tensor& q, const Tensor& k, const Tensor& v,
                             const AttentionOptions& options) {

@@ -38,18 +38,18 @@ void linear_backward(Backward& b, const LinearSizes& s) {
   const Tensor& kept = b.saved(6);
   const Device device = x.q.device();
   const Tensor d_o = b.grad(0).contiguous();
-  const Tensor d_end = s.ends && b.has_grad(1) ? b.grad(1).contiguous() : Tensor();
+  const Tensor d_final_state = s.ends && b.has_grad(1) ? b.grad(1).contiguous() : Tensor();
   LinearGradients d{b.room(0, x.q), b.room(1, x.k), b.room(2, x.v), {}, {}};
   if (x.g.defined() && b.wants(3)) d.g = empty_like(x.g);
-  if (x.start.defined()) d.start = empty_like(x.start);
+  if (x.initial_state.defined()) d.initial_state = empty_like(x.initial_state);
   if (x.q.dim(0) > 0) {
-    RunRoom room;
-    ON_DEVICE(computed_on(device), linear_run_room(room, x, true));
-    const Tensor workspace = empty({room.backward}, wide_of(x.q.dtype()), device);
+    RunBuffers buffers;
+    ON_DEVICE(computed_on(device), linear_run_buffers(buffers, x, true));
+    const Tensor workspace = empty({buffers.backward}, wide_of(x.q.dtype()), device);
     count_forwards(x.q, x.v, 2);
-    ON_DEVICE(device, linear_run_backward(d, workspace, x, kept, d_o, d_end));
-  } else if (d.start.defined()) {
-    state_or_zero(d.start, d_end);
+    ON_DEVICE(device, linear_run_backward(d, workspace, x, kept, d_o, d_final_state));
+  } else if (d.initial_state.defined()) {
+    state_or_zero(d.initial_state, d_final_state);
   }
   b.add(0, d.q);
   b.add(1, d.k);
@@ -57,13 +57,14 @@ void linear_backward(Backward& b, const LinearSizes& s) {
   int next = 3;
   if (d.g.defined()) b.add(next, d.g);
   if (x.g.defined()) ++next;
-  if (d.start.defined()) b.add(next, d.start);
+  if (d.initial_state.defined()) b.add(next, d.initial_state);
 }
 
 }  // namespace
 
 LinearRun linear_run(const Variable& q, const Variable& k, const Variable& v, const Variable& gate,
-                     const Variable& start, double scale, const Layout& layout, bool want_end) {
+                     const Variable& initial_state, double scale, const Layout& layout,
+                     bool want_final_state) {
   CHECK(q.rank() == 3 && k.shape() == q.shape() && v.rank() == 3 && v.dim(0) == q.dim(0) &&
             v.dim(1) == q.dim(1) && v.dtype() == q.dtype() && k.dtype() == q.dtype(),
         "linear_run: q ", q.shape(), ", k ", k.shape(), ", v ", v.shape());
@@ -72,41 +73,42 @@ LinearRun linear_run(const Variable& q, const Variable& k, const Variable& v, co
         q.shape(), ", g ", gate.shape());
   const Dtype wide = wide_of(q.dtype());
   const Variable g = gate.defined() ? cast(gate, wide) : gate;
-  const LinearSizes sizes{scale, bounds_of(layout), want_end};
+  const LinearSizes sizes{scale, bounds_of(layout), want_final_state};
   const Shape states{sizes.bounds.documents, q.dim(1), q.dim(2), v.dim(2)};
-  CHECK(!start.defined() || (start.shape() == states && start.dtype() == wide), "linear_run: states ", states,
-        " in ", name_of(wide), ", start ", start.shape(), " in ", name_of(start.dtype()));
+  CHECK(!initial_state.defined() || (initial_state.shape() == states && initial_state.dtype() == wide),
+        "linear_run: states ", states, " in ", name_of(wide), ", initial_state ", initial_state.shape(),
+        " in ", name_of(initial_state.dtype()));
   const Device device = q.device();
   const LinearInputs x{q.value(),
                        k.value(),
                        v.value(),
                        gate_values(g),
-                       start.defined() ? start.value().contiguous() : Tensor(),
+                       initial_state.defined() ? initial_state.value().contiguous() : Tensor(),
                        segment_offsets(layout, q.dim(0), device),
                        sizes.bounds,
                        scale};
   std::vector<Variable> inputs{q, k, v};
   if (g.defined()) inputs.push_back(g);
-  if (start.defined()) inputs.push_back(start);
+  if (initial_state.defined()) inputs.push_back(initial_state);
   const Tensor o = empty(v.shape(), v.dtype(), device);
-  const Tensor end = want_end ? empty(states, wide, device) : Tensor();
+  const Tensor final_state = want_final_state ? empty(states, wide, device) : Tensor();
   Tensor kept;
   if (q.dim(0) > 0) {
-    RunRoom room;
-    ON_DEVICE(computed_on(device), linear_run_room(room, x, followed(inputs)));
-    kept = empty({room.kept}, wide, device);
-    const Tensor workspace = empty({room.forward}, wide, device);
+    RunBuffers buffers;
+    ON_DEVICE(computed_on(device), linear_run_buffers(buffers, x, followed(inputs)));
+    kept = empty({buffers.kept}, wide, device);
+    const Tensor workspace = empty({buffers.forward}, wide, device);
     count_forwards(q, v, 1);
-    ON_DEVICE(device, linear_run_forward(o, end, kept, workspace, x));
-  } else if (want_end) {
-    state_or_zero(end, x.start);
+    ON_DEVICE(device, linear_run_forward(o, final_state, kept, workspace, x));
+  } else if (want_final_state) {
+    state_or_zero(final_state, x.initial_state);
   }
   std::vector<Tensor> outputs{o};
-  if (want_end) outputs.push_back(end);
+  if (want_final_state) outputs.push_back(final_state);
   const auto recorded =
-      record_many("linear_run", inputs, outputs, save(x.q, x.k, x.v, x.g, x.start, x.offsets, kept), sizes,
-                  linear_backward);
-  return {recorded[0], want_end ? recorded[1] : Variable()};
+      record_many("linear_run", inputs, outputs, save(x.q, x.k, x.v, x.g, x.initial_state, x.offsets, kept),
+                  sizes, linear_backward);
+  return {recorded[0], want_final_state ? recorded[1] : Variable()};
 }
 
 void use_linear_run(Scan& scan, double scale, bool gated, int64_t key, int64_t value, Dtype dtype) {
@@ -119,7 +121,7 @@ void use_linear_run(Scan& scan, double scale, bool gated, int64_t key, int64_t v
     const LinearRun r = linear_run(cast(b.x[0], common), cast(b.x[1], common), cast(b.x[2], common),
                                    gated ? b.x[3] : Variable(), start.empty() ? Variable() : start[1], scale,
                                    layout, want_end);
-    return run_result(cast(r.o, narrow), r.end, identity);
+    return run_result(cast(r.o, narrow), r.final_state, identity);
   };
 }
 

@@ -26,22 +26,22 @@ LinearAttention shape_of(const LinearInputs& p) {
 }  // namespace
 
 // Kept in any case: what segments start from.
-void linear_run_room(RunRoom& room, const LinearInputs& x, bool) {
+void linear_run_buffers(RunBuffers& buffers, const LinearInputs& x, bool) {
   const LinearAttention shape = shape_of(x);
-  room = {.kept = linear_attention_kept(shape) / 4, .backward = linear_attention_workspace(shape) / 4};
+  buffers = {.kept = linear_attention_kept(shape) / 4, .backward = linear_attention_workspace(shape) / 4};
 }
 
-void linear_run_forward(const Tensor& o, const Tensor& end, const Tensor& kept, const Tensor&,
+void linear_run_forward(const Tensor& o, const Tensor& final_state, const Tensor& kept, const Tensor&,
                         const LinearInputs& x) {
-  linear_attention_forward(shape_of(x), rows_of(x.q), rows_of(x.k), rows_of(x.v), floats(x.start), written(o),
-                           floats(end), floats(kept), stream());
+  linear_attention_forward(shape_of(x), rows_of(x.q), rows_of(x.k), rows_of(x.v), floats(x.initial_state),
+                           written(o), floats(final_state), floats(kept), stream());
 }
 
 void linear_run_backward(const LinearGradients& d, const Tensor& workspace, const LinearInputs& x,
-                         const Tensor& kept, const Tensor& d_o, const Tensor& d_end) {
-  linear_attention_backward(shape_of(x), rows_of(x.q), rows_of(x.k), rows_of(x.v), floats(x.start),
-                            rows_of(d_o), floats(d_end),
-                            {written(d.q), written(d.k), written(d.v), floats(d.start), floats(d.g),
+                         const Tensor& kept, const Tensor& d_o, const Tensor& d_final_state) {
+  linear_attention_backward(shape_of(x), rows_of(x.q), rows_of(x.k), rows_of(x.v), floats(x.initial_state),
+                            rows_of(d_o), floats(d_final_state),
+                            {written(d.q), written(d.k), written(d.v), floats(d.initial_state), floats(d.g),
                              floats(kept), floats(workspace)},
                             stream());
 }

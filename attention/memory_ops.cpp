@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "attention/row_math.h"
 #include "autograd/ops/convert.h"
 #include "autograd/ops/elementwise.h"
 #include "autograd/ops/matmul.h"
@@ -157,8 +158,10 @@ MatrixLearning learn_matrix(const Variable& a, const Variable& s, const Variable
           const Tensor own_k = rows(K), own_last = rows(L), own_derror = rows(derror),
                        own_dlast = rows(dlast);
           if (c > 0 && device == Device::cpu)
-            for (const Tensor* x : {&before_a, &before_s, &b.grad(3), &b.grad(4), &K, &error, &derror, &dk})
-              ask_ahead(x->rows((c - 1) * h, c * h));
+            for (const Tensor* x : {&before_a, &before_s, &b.grad(3), &b.grad(4), &K, &error, &derror, &dk}) {
+              const Tensor next = x->rows((c - 1) * h, c * h);
+              cpu::prefetch(next.raw(), next.bytes());
+            }
           ON_DEVICE(device, after_learning_backward(pack, next_da, next_ds, own_dlast, rows(before_a),
                                                     rows(before_s), own_last, da, ds));
           ON_DEVICE(device, weigh_inputs(weighted, own_k, own_last));

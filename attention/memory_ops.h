@@ -53,9 +53,6 @@ std::vector<Variable> memory_tokens(const Variable& rows, const Variable& logits
 // Heads side by side again: (B H, n, V) -> (B n, H V), in this type, perhaps a narrower one.
 Variable heads_together(const Variable& y, int64_t documents, Dtype dtype);
 
-// Prefetches what a loop reads next. Going backwards, no hardware prefetcher guesses it.
-void ask_ahead(const Tensor& x);
-
 namespace cpu {
 // rows (B n, H V), heads (B H, n, V); in either direction, converting.
 void heads_together(const Tensor& rows, const Tensor& heads, int64_t documents);

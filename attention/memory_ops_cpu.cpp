@@ -10,15 +10,6 @@
 #include "autograd/parallel.h"
 #include "autograd/scratch.h"
 
-namespace weft {
-
-void ask_ahead(const Tensor& x) {
-  const char* const first = static_cast<const char*>(x.raw());
-  for (int64_t line = 0; line < x.bytes(); line += 64) __builtin_prefetch(first + line, 0, 2);
-}
-
-}  // namespace weft
-
 namespace weft::cpu {
 
 // Every coefficient is the recurrence itself, of 1 in the place of A_0, S_0 or a g_j: a line of n + 2 of them

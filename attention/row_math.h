@@ -20,4 +20,11 @@ __attribute__((always_inline)) inline void add_scaled(T* to, T factor, const T* 
   for (int64_t i = 0; i < n; ++i) to[i] += factor * from[i];
 }
 
+// Memory into the caches while something else computes, where it lies too far apart for what the processor
+// fetches by itself. Inlined because gcc drops calls to a function that only prefetches.
+__attribute__((always_inline)) inline void prefetch(const void* from, int64_t bytes) {
+  const char* const first = static_cast<const char*>(from);
+  for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(first + line, 0, 2);
+}
+
 }  // namespace weft::cpu

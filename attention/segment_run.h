@@ -1,6 +1,6 @@
 #pragma once
-// What ops over whole segments share: where segments begin, the room that kernels ask for, and the states of
-// segments without tokens.
+// What ops over whole segments share: where segments begin, the buffers that kernels ask for, and the states
+// of segments without tokens.
 
 #include <algorithm>
 #include <vector>
@@ -32,8 +32,8 @@ inline Tensor segment_offsets(const Layout& layout, int64_t tokens, Device devic
   return offsets;
 }
 
-// Numbers in f32 (f64): kept from the forward to the backward pass, and those to work in of either.
-struct RunRoom {
+// Element counts, in f32 (f64): kept from forward to backward; scratch of each pass.
+struct RunBuffers {
   int64_t kept = 0, forward = 0, backward = 0;
 };
 

@@ -23,7 +23,7 @@ std::vector<Variable> by_kernel(const std::vector<Variable>& v, const Layout& la
   const Variable start = cast(v[4], wide_of(v[0].dtype()));
   const DeltaRun r =
       delta_run(v[0], v[1], v[2], v[3], v.size() > 5 ? v[5] : Variable(), start, kDeltaScale, layout, true);
-  return {r.o, r.end};
+  return {r.o, r.final_state};
 }
 
 std::vector<Variable> by_token(const std::vector<Variable>& v, const Layout& layout) {
@@ -144,8 +144,9 @@ TEST(DeltaRun, OfNoTokensKeepsTheState) {
   const Dtype f32 = Dtype::f32;
   const Variable q = zeros({0, 2, 3}, f32), v = zeros({0, 2, 4}, f32), beta = zeros({0, 2}, f32);
   const Tensor state = random_tensor({1, 2, 3, 4}, 1).to(f32);
-  EXPECT_TRUE(same_bits(delta_run(q, q, v, beta, {}, state, 1, layout, true).end, state));
-  for (const double x : to_values(delta_run(q, q, v, beta, {}, {}, 1, layout, true).end)) EXPECT_EQ(x, 0);
+  EXPECT_TRUE(same_bits(delta_run(q, q, v, beta, {}, state, 1, layout, true).final_state, state));
+  for (const double x : to_values(delta_run(q, q, v, beta, {}, {}, 1, layout, true).final_state))
+    EXPECT_EQ(x, 0);
 }
 
 TEST(DeltaRun, NamesWhatDoesNotFit) {

@@ -148,7 +148,7 @@ TEST(EmaRun, EqualsTheRecurrence) {
         const auto got = outputs_and_gradients(
             [&](const std::vector<Variable>& v) {
               const EmaRun ran = ema_run(v[0], v[1], v[2], v[3], v[4], layout, true);
-              return std::vector<Variable>{ran.y, ran.end};
+              return std::vector<Variable>{ran.y, ran.final_state};
             },
             inputs, seeds);
         const char* const names[] = {"y", "end", "dx", "din", "dout", "ddecay", "dstart"};
@@ -195,7 +195,7 @@ TEST(EmaRun, PiecesEqualTheWhole) {
         const std::vector<Tensor> whole = outputs_and_gradients(
             [&](const std::vector<Variable>& v) {
               const EmaRun ran = ema_run(v[0], v[1], v[2], v[3], v[4], layout, true);
-              return std::vector<Variable>{ran.y, ran.end};
+              return std::vector<Variable>{ran.y, ran.final_state};
             },
             inputs, seeds);
         const std::vector<Tensor> pieces = outputs_and_gradients(
@@ -210,7 +210,7 @@ TEST(EmaRun, PiecesEqualTheWhole) {
                   const EmaRun ran = ema_run(slice(v[0], 0, at, at + count), v[1], v[2], v[3], state,
                                              make_layout({{document, begin, begin + count}}), true);
                   y.push_back(ran.y);
-                  state = ran.end;
+                  state = ran.final_state;
                   at += count, begin += count;
                 }
                 ends.push_back(state);

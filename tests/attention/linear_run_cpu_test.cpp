@@ -65,7 +65,7 @@ Variable gate_of(Gates gates, const std::vector<Variable>& in) {
 std::vector<Variable> fused(Gates gates, const Layout& layout, const std::vector<Variable>& in) {
   const LinearRun r = linear_run(in[0], in[1], in[2], gate_of(gates, in), cast(in[3], wide_of(in[0].dtype())),
                                  0.3, layout, true);
-  return {r.o, r.end};
+  return {r.o, r.final_state};
 }
 
 // From the states at hand, as a stream goes on.

@@ -110,9 +110,10 @@ TEST(LinearRun, ARowOfDecaysEqualsItsCopies) {
         in.push_back(tape.input(random_tensor({n, heads, size}, i).to(Dtype::bf16)));
       const Variable g = learned ? tape.input(row.contiguous()) : Variable(row);
       const LinearRun r = linear_run(in[0], in[1], in[2], g, {}, 0.1, layout, true);
-      tape.backward(std::vector<Variable>{r.o, r.end}, {random_tensor(r.o.shape(), 3).to(Dtype::bf16),
-                                                        random_tensor(r.end.shape(), 4).to(Dtype::f32)});
-      std::vector<Tensor> all{r.o, r.end};
+      tape.backward(std::vector<Variable>{r.o, r.final_state},
+                    {random_tensor(r.o.shape(), 3).to(Dtype::bf16),
+                     random_tensor(r.final_state.shape(), 4).to(Dtype::f32)});
+      std::vector<Tensor> all{r.o, r.final_state};
       for (const Variable& x : in) all.push_back(tape.gradient(x));
       return all;
     };
@@ -150,9 +151,9 @@ TEST(LinearRun, GatesOfAnyReachEqualTheirRecurrence) {
       const std::vector<Variable> in{tape.input(input(key, 0)), tape.input(input(key, 1)),
                                      tape.input(input(value, 2)), tape.input(g)};
       const LinearRun r = linear_run(in[0], in[1], in[2], in[3], {}, 0.1, layout, true);
-      tape.backward(std::vector<Variable>{r.o, r.end},
-                    {input(value, 3), random_tensor(r.end.shape(), 4).to(Dtype::f32)});
-      std::vector<Tensor> all{r.o, r.end};
+      tape.backward(std::vector<Variable>{r.o, r.final_state},
+                    {input(value, 3), random_tensor(r.final_state.shape(), 4).to(Dtype::f32)});
+      std::vector<Tensor> all{r.o, r.final_state};
       for (const Variable& x : in) all.push_back(tape.gradient(x));
       return all;
     };

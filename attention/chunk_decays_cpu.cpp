@@ -1,4 +1,4 @@
-#include "attention/linear_chunk.h"
+#include "attention/chunk_decays.h"
 
 #include <algorithm>
 
@@ -23,7 +23,7 @@ ChunkDecays<W>::ChunkDecays(bool of_channels, int64_t d, bool gate_gradient)
     : of_channels_(of_channels), gate_gradient_(gate_gradient), d_(d) {
   const auto size = static_cast<size_t>(kLinearChunk * d);
   from_start_.resize(size), to_end_.resize(size), total_.resize(static_cast<size_t>(d));
-  turned_.resize(size);
+  transposed_.resize(size);
   if (of_channels)
     step_.resize(size), factor_.resize(size), weighted_.resize(size), part_.resize(size);
   else
@@ -85,9 +85,9 @@ void ChunkDecays<W>::load_channels(const W* g, int64_t pitch) {
 template <class W>
 void ChunkDecays<W>::scores(W* p, const W* q, const W* k) {
   if (!of_channels_) {
-    base::transpose(turned_.data(), n_, dense_rows(k, d_), n_, d_);
-    multiply(Product<W, W, W>{p, kLinearChunk, dense_rows(q, d_), dense_rows<W>(turned_.data(), n_), n_, n_,
-                              d_, 1, 0});
+    base::transpose(transposed_.data(), n_, dense_rows(k, d_), n_, d_);
+    multiply(Product<W, W, W>{p, kLinearChunk, dense_rows(q, d_), dense_rows<W>(transposed_.data(), n_), n_,
+                              n_, d_, 1, 0});
     for (int64_t i = 0; i < n_; ++i) {
       W* row = p + i * kLinearChunk;
       const W* decay = between_.data() + i * kLinearChunk;
@@ -119,9 +119,9 @@ void ChunkDecays<W>::backward(W* p, W* dp, const W* q, const W* k, W* dq, W* dk)
 // The gradient of g at t is the sum of p dp over all pairs of which t lies behind one and up to the other.
 template <class W>
 void ChunkDecays<W>::head_backward(W* p, W* dp, const W* q, const W* k, W* dq, W* dk) {
-  base::transpose(turned_.data(), n_, dense_rows(k, d_), n_, d_);
-  multiply(Product<W, W, W>{p, kLinearChunk, dense_rows(q, d_), dense_rows<W>(turned_.data(), n_), n_, n_, d_,
-                            1, 0});
+  base::transpose(transposed_.data(), n_, dense_rows(k, d_), n_, d_);
+  multiply(Product<W, W, W>{p, kLinearChunk, dense_rows(q, d_), dense_rows<W>(transposed_.data(), n_), n_, n_,
+                            d_, 1, 0});
   W across[kLinearChunk] = {};  // of the tokens from i on and j
   for (int64_t i = n_ - 1; i >= 0; --i) {
     W *row = p + i * kLinearChunk, *d_row = dp + i * kLinearChunk;
@@ -170,7 +170,7 @@ void ChunkDecays<W>::channel_backward(W* p, const W* dp, const W* q, const W* k,
       for (int64_t at = middle * d; at < end * d; ++at) dq[at] += part[at];
       for (int64_t at = begin * d; at < middle * d; ++at) dk[at] += part[at];
       if (!gate_gradient_) continue;
-      W* const so_far = turned_.data();
+      W* const so_far = transposed_.data();
       std::fill_n(so_far, d, W(0));
       for (int64_t i = end - 1; i >= middle; --i)
 #pragma omp simd
@@ -192,7 +192,7 @@ void ChunkDecays<W>::channel_backward(W* p, const W* dp, const W* q, const W* k,
 template <class W>
 void ChunkDecays<W>::near_pairs(W* p, const W* q, const W* k, int64_t begin, int64_t end) {
   const int64_t d = d_;
-  W* const key = turned_.data();
+  W* const key = transposed_.data();
   for (int64_t j = begin; j < end; ++j) {
     std::copy_n(k + j * d, d, key);
     for (int64_t i = j; i < end; ++i) {
@@ -213,7 +213,7 @@ template <class W>
 void ChunkDecays<W>::near_pairs_backward(W* p, const W* dp, const W* q, const W* k, W* dq, W* dk,
                                          int64_t begin, int64_t end) {
   const int64_t d = d_;
-  W *const keys = part_.data(), *const sum = turned_.data();
+  W *const keys = part_.data(), *const sum = transposed_.data();
   for (int64_t j = begin; j < end; ++j) {
     std::copy_n(k + j * d, d, keys + j * d);
     for (int64_t i = j; i < end; ++i) {
@@ -275,7 +275,7 @@ void ChunkDecays<W>::far_pairs(W* p, int64_t begin, int64_t middle, int64_t end)
 template <class W>
 void ChunkDecays<W>::add_states(const W* q, const W* dq, const W* k, const W* dk, const W* kept) {
   const int64_t d = d_;
-  W* const so_far = turned_.data();
+  W* const so_far = transposed_.data();
   std::fill_n(so_far, d, W(0));
   for (int64_t j = 0; j < n_; ++j)
 #pragma omp simd

@@ -4,6 +4,8 @@ namespace weft {
 
 bool built_with_mpi() { return false; }
 
+std::string mpi_version() { return {}; }
+
 std::unique_ptr<Communicator> mpi_world(const Launched& launched, const WorldOptions&) {
   throw Error(
       Exit::usage,

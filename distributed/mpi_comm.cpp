@@ -336,6 +336,14 @@ class StartLimit {
 
 bool built_with_mpi() { return true; }
 
+std::string mpi_version() {
+  char words[MPI_MAX_LIBRARY_VERSION_STRING];
+  int length = 0;
+  check_mpi(MPI_Get_library_version(words, &length), "MPI_Get_library_version");
+  const std::string all(words, static_cast<size_t>(length));
+  return all.substr(0, all.find_first_of(",\n"));  // how it was packaged or configured follows
+}
+
 void set_mpi_piece(int64_t bytes) {
   CHECK(bytes > 0 && bytes <= (int64_t{1} << 30), "mpi: pieces of ", bytes, " bytes");
   piece = bytes;

@@ -10,6 +10,10 @@ namespace weft {
 // False where the build found no MPI; mpi_world() is then an Error (usage) that says how to get it.
 bool built_with_mpi();
 
+// Of the MPI library that runs here, such as "Open MPI v4.1.6"; asked without starting MPI. Empty without
+// MPI.
+std::string mpi_version();
+
 // Initialises MPI (MPI_THREAD_FUNNELED: call from the main thread only). One world a process. Its destructor
 // waits for all ranks and finalises MPI; while an exception passes it does neither, and the process has to
 // end soon, best by leave(), which ends it with the given code.

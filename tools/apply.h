@@ -7,7 +7,7 @@
 
 namespace weft {
 
-// words: the command line behind `weft apply`. Returns the exit code, 0; anything wrong is an Error with its
+// words: the command line after `weft apply`. Returns the exit code, 0; anything wrong is an Error with its
 // own.
 int run_apply(const std::vector<std::string>& words);
 

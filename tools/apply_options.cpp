@@ -47,7 +47,7 @@ std::optional<ApplyOptions> parse_apply(const std::vector<std::string>& words) {
   flags.add("--segments", segments, kSegmentsUnit, "split over RANKS ranks, as threads");
   flags.add("--init", init, "SEED", "draw the parameters that A does not hold, and write them to B");
   flags.add("--describe", o.describe, "compute nothing: print attributes, inputs, parameters and states");
-  flags.add("--json", o.json, "one line of JSON on stdout");
+  flags.add("--json", o.json, "one line of JSON, apply/1; of --describe describe/1");
   if (!flags.parse(words)) return {};
   o.id = flags.argument(0);
   o.attributes.assign(flags.arguments().begin() + 1, flags.arguments().end());

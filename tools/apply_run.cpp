@@ -106,7 +106,7 @@ class Leaves {
 
   Block block(const Layout& layout) const { return {tokens, layout.position, layout.document}; }
 
-  // Behind backward(): of this share's rows, and of all given states.
+  // After backward(): of this share's rows, and of all given states.
   std::vector<Tensor> input_gradients() const { return gradients(leaves_); }
   std::vector<Tensor> given_gradients() const { return gradients(given_); }
 

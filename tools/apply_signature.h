@@ -39,7 +39,7 @@ std::vector<InputInfo> inputs_of(const MechanismEntry& entry, const FieldValue& 
 Signature signature_of(const MechanismEntry& entry, const FieldValue& attributes, const Dimensions& dims,
                        Dtype dtype = Dtype::f32);
 
-// "h k" behind batch and time: "B T H Dk".
+// "h k" after batch and time: "B T H Dk".
 std::string dims_text(const Input& input);
 
 // One line of JSON, describe/1 of docs/contract.md.

@@ -113,7 +113,7 @@ Variable StatesCrossing::operator()(const Scan& part, const Block& block) {
   PartStates& states = next_part(part.names, identity, 1);
   if (block.position.device() == Device::meta) return inner_(scan, block);
 
-  // Every chunk's state is that of its tokens behind what its document starts from, and `apply` sees what it
+  // Every chunk's state is that of its tokens after what its document starts from, and `apply` sees what it
   // starts from before what the crossing knows.
   State summaries;
   scan.whole = nullptr;

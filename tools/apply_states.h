@@ -1,6 +1,6 @@
 #pragma once
 // States from outside and to outside, over any crossing. A scan or carry starts its documents from given
-// states instead of its own start, and the states behind the last tokens are kept; both are on the tape. It
+// states instead of its own start, and the states after the last tokens are kept; both are on the tape. It
 // also cuts scans and carries into chunks of a chosen length, which changes no result.
 
 #include <map>

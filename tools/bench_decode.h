@@ -8,7 +8,7 @@ namespace weft {
 
 struct DecodeModel {
   std::string size;    // "tiny", "124M", "1.3B"
-  std::string layers;  // "softmax", "lightning", or "hybrid": one softmax layer behind three of lightning
+  std::string layers;  // "softmax", "lightning", or "hybrid": one softmax layer after three of lightning
 };
 // What the words name: sizes and kinds of layers, all of a kind where none is named; without a size "tiny" on
 // the CPU, "124M" and "1.3B" on a GPU. Error (usage) for another word.

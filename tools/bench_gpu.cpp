@@ -16,8 +16,8 @@ namespace {
 
 constexpr int64_t kRepeats = 50, kFewest = 10, kOfLong = 3;
 constexpr double kPatience = 2000, kLong = 100;  // ms of a row, of a call
-// Behind a product that takes all the power there is the card's clocks stay lower for some tenths of a
-// second, and what memory decides is slower with them, the first row behind the product by 10 %.
+// After a product that takes all the power there is the card's clocks stay lower for some tenths of a
+// second, and what memory decides is slower with them, the first row after the product by 10 %.
 constexpr std::chrono::milliseconds kRest{300};
 
 Tensor flat(const Tensor& x) { return x.reshape({x.numel()}); }

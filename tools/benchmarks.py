@@ -9,7 +9,7 @@
 
 A row is one of bench/1 (docs/contract.md) without what is null, and also: command; stands_on, the files whose change makes
 it old; approximate, if the commit is a guess; p99_p50, peak_gib, mfu, rise where they were measured. A row whose files
-changed behind its commit is marked †, one whose commit is not in this clone ?. What is asked for stands in
+changed after its commit is marked †, one whose commit is not in this clone ?. What is asked for stands in
 docs/benchmarks/targets.jsonl, "must" and "stretch" of one value of the rows whose name and shape match.
 
 In a page `<!-- rows {...} -->` begins a table of the newest row of each name, shape, type and device, whose name,

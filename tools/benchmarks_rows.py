@@ -189,7 +189,7 @@ def git(*words):
 
 
 def age(row):
-    """OLD if code of its files changed behind its commit, UNKNOWN if this clone cannot tell."""
+    """OLD if code of its files changed after its commit, UNKNOWN if this clone cannot tell."""
     commit = row.get("commit") or "none"
     if git("merge-base", "--is-ancestor", commit, "HEAD") is None:
         return UNKNOWN

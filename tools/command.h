@@ -14,7 +14,7 @@ using Words = std::vector<std::string>;
 struct Command {
   const char* name;
   const char* summary;             // a line of `weft --help`
-  int (*run)(const Words& words);  // the words behind the name; returns the exit code, or throws Error
+  int (*run)(const Words& words);  // the words after the name; returns the exit code, or throws Error
   bool ranks = false;              // works on several ranks; of any other command, only rank 0 runs
 };
 

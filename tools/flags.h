@@ -5,7 +5,7 @@
 //   flags.add("--bytes", bytes, "N", "at least so many", {.required = true});
 //   if (!flags.parse(words)) return 0;  // --help was asked for and answered
 //
-// A value is written `--bytes 10` or `--bytes=10`; words behind `--` are no flags. Only a flag
+// A value is written `--bytes 10` or `--bytes=10`; words after `--` are not flags. Only a flag
 // that gathers values may be given twice. Every mistake is an Error (usage) that names the flag.
 
 #include <cstdint>

@@ -170,7 +170,7 @@ train_steps() {
   done
   wait "$pid" && "$python" tools/benchmarks.py rows "$run" # it was through before anybody looked
 }
-# CORPUS, or BYTES (4 million) of generated text, for train_steps. As one document: behind two blank lines another begins, and attention that
+# CORPUS, or BYTES (4 million) of generated text, for train_steps. As one document: after two blank lines another begins, and attention that
 # sees no further than a short story would be measured beside PyTorch's, which sees the whole context.
 corpus_for_training() {
   export -f train_steps

@@ -73,9 +73,11 @@ class CodesFolder {
   std::string path_;
 };
 
-// Half seconds: until ranks that do not listen are told, until the launcher is where they have not all
-// started, and until one that has only dead children is given up.
-constexpr int kLooks = 6, kStart = 60, kAbandoned = 20;
+// In ticks, half a second each. After a call to stop:
+constexpr int kTicksToListen = 6;  // ranks that are all here are signalled, though they do not handle it yet
+constexpr int kTicksToStart = 60;  // the launcher is signalled, since its ranks have not all come
+// At any time: a launcher that has had only dead children for longer is killed.
+constexpr int kTicksAbandoned = 20;
 
 // Asks all ranks to save and leave, once each. Where all are on this machine they are told themselves: Ubuntu
 // 24.04's Open MPI 4.1.6 takes the signal and passes it to nobody. A call that comes while they are being
@@ -97,10 +99,11 @@ class StopCall {
     const std::vector<pid_t> here = local_ranks(launcher);
     const int look = looks_++;
     if (std::ssize(here) == ranks_ && !launcher_told_) {
-      const bool late = !all_local_ || look >= kLooks;
+      const bool late = !all_local_ || look >= kTicksToListen;
       for (const pid_t rank : here)
         if ((late || handles(rank, SIGUSR1)) && told_.insert(rank).second) kill(rank, SIGUSR1);
-    } else if ((!all_local_ || look >= kStart) && told_.empty() && !std::exchange(launcher_told_, true)) {
+    } else if ((!all_local_ || look >= kTicksToStart) && told_.empty() &&
+               !std::exchange(launcher_told_, true)) {
       kill(launcher, SIGUSR1);
     }
   }
@@ -132,7 +135,7 @@ void read_mpi_version(const std::string& output, LaunchHost& host) {
   }
 }
 
-LaunchHost look_around() {
+LaunchHost detect_launch_host() {
   LaunchHost host;
   if (in_path("mpirun")) read_mpi_version(output_of("mpirun --version 2>/dev/null"), host);
   host.srun = std::getenv("SLURM_JOB_ID") && in_path("srun");
@@ -208,7 +211,7 @@ LaunchResult launch(const LaunchOptions& options, const std::vector<std::string>
   std::error_code unresolved;
   const fs::path resolved = fs::canonical(program, unresolved);
   if (unresolved) throw Error(Exit::usage, text("no such program: ", unresolved.message()), program);
-  const LaunchHost host = look_around();
+  const LaunchHost host = detect_launch_host();
   LaunchCommand command = launch_command(options, host, resolved, arguments);
   if (!in_path(command.words[0]))  // --with srun where there is no Slurm
     throw Error(Exit::usage, command.words[0] + " is not in PATH", "--with",
@@ -223,13 +226,13 @@ LaunchResult launch(const LaunchOptions& options, const std::vector<std::string>
   const bool all_local = command.words[0] == "mpirun" && host.mpi == LaunchHost::Mpi::open_mpi &&
                          host.nodes == 1 && options.extra.empty();
   StopCall call(options.ranks, all_local);
-  int abandoned = 0;  // looks
+  int abandoned = 0;  // ticks
   child.ask = [&](pid_t launcher) { call.begin(launcher); };
   child.tick = [&](pid_t launcher) {
     call.look(launcher);
     // Open MPI 4 may miss that its ranks have died while it started them, and then waits for ever.
     abandoned = all_local && has_only_dead_children(launcher) ? abandoned + 1 : 0;
-    if (abandoned > kAbandoned) kill(-launcher, SIGKILL);
+    if (abandoned > kTicksAbandoned) kill(-launcher, SIGKILL);
   };
   LauncherNotes notes;
   if (command.words[0] == "mpirun" && host.mpi == LaunchHost::Mpi::open_mpi && host.mpi_major >= 5)

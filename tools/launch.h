@@ -1,5 +1,6 @@
 #pragma once
-// Behind `weft launch -n N ARGS...`: starts the ranks with mpirun or srun, and says why they ended.
+// The implementation of `weft launch -n N ARGS...`: starts the ranks with mpirun or srun, and says why they
+// ended.
 
 #include <string>
 #include <vector>
@@ -28,7 +29,7 @@ struct LaunchHost {
   int omp_threads = 0;  // OMP_NUM_THREADS, where the user has set it
 };
 
-LaunchHost look_around();
+LaunchHost detect_launch_host();
 
 // From the first lines of `mpirun --version`.
 void read_mpi_version(const std::string& output, LaunchHost& host);

@@ -6,7 +6,7 @@
 
 namespace weft {
 
-// As the recipe's layers have it, decoding behind one context.
+// As the recipe's layers have it, decoding after one context.
 inline MechanismSize size_in(const Recipe& recipe, const MechanismEntry& entry) {
   const ModelConfig config = model_config(recipe, 1);
   return {.attributes = config.attributes(entry.id),

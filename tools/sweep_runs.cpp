@@ -66,7 +66,7 @@ class Display {
     first_step_ = line.is_object() ? static_cast<int64_t>(number(line, "step")) : 0;
   }
 
-  // left: runs behind this one; usual: seconds that one took, NaN if unknown
+  // left: runs after this one; usual: seconds that one took, NaN if unknown
   void tick(size_t left, double usual) {
     const double now = monotonic_seconds();
     if (!terminal_ && now - said_ < kBetweenLines) return;

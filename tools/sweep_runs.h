@@ -23,7 +23,7 @@ struct SweepProgram {
   std::string device = {};  // of weft train --device; empty: as it chooses
 };
 
-// Its command: weft train RECIPE KEY=VALUE... --resume auto, on several ranks behind weft launch -n.
+// Its command: weft train RECIPE KEY=VALUE... --resume auto, on several ranks after weft launch -n.
 std::vector<std::string> command_of(const SweepRun& run, const SweepProgram& program);
 
 // Whether its folder has the checkpoint of the last step. Error (recipe) where the folder's recipe is another

@@ -85,7 +85,7 @@ ZooResult read_result(const std::string& path) {
   }
 }
 
-// The largest gradient norm behind the warm-up over the median one.
+// The largest gradient norm after the warm-up over the median one.
 double grad_peak(const std::string& metrics, int64_t warmup) {
   std::vector<double> norms;
   std::ifstream file(metrics);
@@ -234,7 +234,7 @@ std::string ZooCell::name() const { return text(task, "-", mechanism, "-w", widt
 
 std::vector<ZooResult> run_zoo(const ZooOptions& given, const std::string& root,
                                const std::function<void(const std::string&)>& say) {
-  // A run takes a signal as `weft train` does; one that comes while a result is made, behind that result.
+  // A run takes a signal as `weft train` does; one that comes while a result is made, after that result.
   const StopRequest stop(false);
   const Zoo zoo(given, root);
   const std::vector<ZooCell> cells = zoo.cells();

@@ -53,7 +53,7 @@ Decoder::Decoder(const Model& model, const std::vector<std::vector<int32_t>>& pr
   for (int64_t i = 0; i < texts; ++i) prefill(prompts[static_cast<size_t>(i)], i);
 }
 
-// Each prompt by itself: what is drawn behind it does not depend on the others.
+// Each prompt by itself: what is drawn after it does not depend on the others.
 void Decoder::prefill(const std::vector<int32_t>& prompt, int64_t text) {
   const auto count = std::ssize(prompt);
   for (int64_t at = 0; at < count; at += kPiece) {
@@ -78,7 +78,7 @@ void Decoder::draw(const Tensor& logits, const Group& group) {
   increment(counted, position_.rows(group.begin, group.end));
 }
 
-// The model's step for a group: reads its tokens, draws the next ones. Positions are counted on behind all
+// The model's step for a group: reads its tokens, draws the next ones. Positions are counted on after all
 // that reads them, since kernels of a recording may start early and read them at once.
 void Decoder::advance(const Group& group) {
   Layout layout{{}, position_.rows(group.begin, group.end), document_.rows(group.begin, group.end)};

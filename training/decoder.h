@@ -12,7 +12,7 @@ namespace weft {
 
 class Decoder {
  public:
-  // Reads the prompts, at least one token each, and draws the first token behind each; there will be at most
+  // Reads the prompts, at least one token each, and draws the first token after each; there will be at most
   // `steps` calls of step(). vocab: only ids below it are drawn; 0: all. at_once: texts that one step of the
   // model takes; 0: all on a GPU, and one on the CPU, where the bits of a row depend on how many there are.
   Decoder(const Model& model, const std::vector<std::vector<int32_t>>& prompts, int64_t steps,

@@ -4,6 +4,7 @@
 
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/projected_cross_entropy.h"
+#include "distributed/agree.h"
 
 namespace weft {
 
@@ -78,7 +79,7 @@ Evaluation Evaluator::Sums::mean() const {
 Evaluation Evaluator::finish(Communicator* world) const {
   Sums sums = sums_;
   std::vector<double> asked = asked_, wrong = wrong_;
-  if (world != nullptr && world->size() > 1) {
+  if (size_of(world) > 1) {
     double four[4] = {sums.nats, sums.text_nats, sums.bytes, sums.tokens};
     world->all_reduce(four, 4, Dtype::f64, Reduce::sum, "evaluation");
     sums = {four[0], four[1], four[2], four[3]};

@@ -13,7 +13,7 @@ namespace fs = std::filesystem;
 
 HeldFolder::HeldFolder(const Recipe& recipe) : recipe_(recipe), lock_(std::in_place, recipe.run) {}
 
-void HeldFolder::mend(const std::string& run, const std::function<void(const std::string&)>& warn) {
+void HeldFolder::ensure_ours(const std::string& run, const std::function<void(const std::string&)>& warn) {
   const std::string folder = recipe_.run;
   std::error_code unknown;
   const bool there = fs::exists(folder + "/recipe.yaml", unknown), held = lock_ && lock_->holds();

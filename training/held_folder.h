@@ -20,7 +20,7 @@ class HeldFolder {
   // Before a save. A folder that was moved away may have given its place to another run, whose checkpoints
   // are none of `run`: Exit::cannot_create. Where it gave it to none, a new one is made, with the recipe
   // without which nobody could use what is saved there.
-  void mend(const std::string& run, const std::function<void(const std::string&)>& warn);
+  void ensure_ours(const std::string& run, const std::function<void(const std::string&)>& warn);
 
  private:
   const Recipe& recipe_;

@@ -1,5 +1,7 @@
 #include "training/micro_batch.h"
 
+#include "distributed/agree.h"
+
 #include <algorithm>
 #include <numeric>
 #include <utility>
@@ -79,7 +81,7 @@ MicroBatch cut_micro_batch(const Batch& batch, SegmentPlan plan, int ranks, int 
 
 std::unique_ptr<CrossingFactory> crossings_of(const MicroBatch& micro, Communicator* ranks,
                                               CrossingStrategy strategy, WireBytes* expected) {
-  if (ranks == nullptr || ranks->size() == 1) return std::make_unique<LocalCrossings>();
+  if (size_of(ranks) == 1) return std::make_unique<LocalCrossings>();
   return std::make_unique<RankCrossings>(micro, *ranks, strategy, expected);
 }
 

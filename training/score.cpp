@@ -2,6 +2,7 @@
 
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/projected_cross_entropy.h"
+#include "distributed/agree.h"
 #include "distributed/collectives.h"
 #include "training/micro_batch.h"
 
@@ -10,7 +11,7 @@ namespace weft {
 Scores score(const Model& model, const Batch& batch, Communicator* ranks, SegmentPlan plan,
              CrossingStrategy strategy) {
   const NoTape pause;
-  const int count = ranks == nullptr ? 1 : ranks->size(), rank = ranks == nullptr ? 0 : ranks->rank();
+  const int count = size_of(ranks), rank = rank_of(ranks);
   const MicroBatch own = cut_micro_batch(batch, plan, count, rank, model.align(), default_device());
   std::vector<Variable> states;
   states.push_back(

@@ -75,7 +75,7 @@ std::string weights_hash_of(const ParameterStore& store) {
 
 ckpt::Peers peers_of(Communicator* world) {
   if (world == nullptr) return {};
-  return {world->rank(), world->size(), [world](bool ok) { return all_ranks(*world, ok); },
+  return {world->rank(), world->size(), [world](bool ok) { return all_ranks(world, ok); },
           [world] { world->pulse(); }};
 }
 
@@ -84,8 +84,7 @@ namespace {
 // Every rank makes the same updates, so their weights have the same bits; each saves a share of its own. What
 // made them differ would be saved, and with the next checkpoint there would be no good one.
 void require_same_weights(Communicator* world, const std::string& hash, int64_t step) {
-  if (world == nullptr) return;
-  const std::vector<std::string> all = gather_texts(*world, hash);
+  const std::vector<std::string> all = gather_texts(world, hash);
   // What most ranks hold is taken to be right; a tie goes to the lower rank.
   const auto votes = [&](const std::string& h) { return std::count(all.begin(), all.end(), h); };
   const auto right =

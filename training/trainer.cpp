@@ -51,8 +51,8 @@ CrossingStrategy strategy_of(const Recipe& recipe) {
 }
 
 Mesh mesh_of(const Recipe& recipe, Communicator* world, Device device) {
-  const MeshShape shape = plan_mesh(world == nullptr ? 1 : world->size(), static_cast<int>(recipe.mesh.cp),
-                                    static_cast<int>(recipe.mesh.dp));
+  const MeshShape shape =
+      plan_mesh(size_of(world), static_cast<int>(recipe.mesh.cp), static_cast<int>(recipe.mesh.dp));
   if (world == nullptr) return {shape, nullptr, nullptr};
   if (device == Device::meta)
     return {shape, planned_communicator(world->rank() / shape.cp, shape.dp),
@@ -100,8 +100,7 @@ Trainer::Trainer(const Recipe& recipe, const Tokenizer& tokenizer, Communicator*
 }
 
 Slice Trainer::samples_of_step() const {
-  const int rank = mesh_.data ? mesh_.data->rank() : 0;
-  return slice_of(samples_per_step_, rank, mesh_.shape.dp);
+  return slice_of(samples_per_step_, rank_of(mesh_.data.get()), mesh_.shape.dp);
 }
 
 std::string Trainer::idle_ranks() const {
@@ -125,8 +124,7 @@ std::string Trainer::idle_ranks() const {
 }
 
 MicroBatch Trainer::cut(const Batch& batch, Device device) const {
-  const int rank = mesh_.context ? mesh_.context->rank() : 0;
-  return cut_micro_batch(batch, plan_, mesh_.shape.cp, rank, model_.align(), device);
+  return cut_micro_batch(batch, plan_, mesh_.shape.cp, rank_of(mesh_.context.get()), model_.align(), device);
 }
 
 std::unique_ptr<CrossingFactory> Trainer::crossings(const MicroBatch& micro) const {
@@ -159,7 +157,7 @@ void Trainer::check_wire() const {
 }
 
 void Trainer::reduce_gradients() {
-  if (world_ == nullptr || world_->size() == 1) return;
+  if (size_of(world_) == 1) return;
   for (ParameterGroup& group : store_.groups()) {
     if (!group.trainable) continue;
     const Tensor sum = on_host(group.gradient);
@@ -186,7 +184,7 @@ StepResult Trainer::step(int64_t step, const Batch& batch) {
   const int64_t own_labels =
       static_cast<int64_t>(batch.targets.size()) - std::count(batch.targets.begin(), batch.targets.end(), -1);
   // Ranks of a context group hold the same samples: their labels count once.
-  result.labels = mesh_.data ? sum_over_ranks(*mesh_.data, own_labels) : own_labels;
+  result.labels = sum_over_ranks(mesh_.data.get(), own_labels);
   const double share = 1 / static_cast<double>(std::max<int64_t>(1, result.labels));
 
   store_.begin_step();
@@ -217,7 +215,7 @@ StepResult Trainer::step(int64_t step, const Batch& batch) {
   double loss = 0;
   if (device_ != Device::meta)
     for (const double part : to_values(losses)) loss += part;
-  if (world_ != nullptr && world_->size() > 1) world_->all_reduce(&loss, 1, Dtype::f64, Reduce::sum, "loss");
+  if (size_of(world_) > 1) world_->all_reduce(&loss, 1, Dtype::f64, Reduce::sum, "loss");
   result.loss = loss * share;
   const SpikeGuard::Verdict verdict = guard_.judge(step, result.loss, result.grad_norm);
   if (verdict.action == SpikeGuard::Action::stop)
@@ -253,12 +251,11 @@ std::optional<Evaluation> Trainer::evaluate(const Dataset& data, int64_t samples
                                             const std::function<bool()>& stop) {
   const AveragedWeights averaged(store_, *optimizer_);
   const int64_t count = std::min(samples, data.samples());
-  const Slice own = slice_of(count, mesh_.data ? mesh_.data->rank() : 0, mesh_.shape.dp);
+  const Slice own = slice_of(count, rank_of(mesh_.data.get()), mesh_.shape.dp);
   const bool task = data.maker() != nullptr;
   Evaluator evaluator(model_, {.tokenizer = task ? nullptr : &tokenizer_,
                                .documents = task ? count * data.maker()->documents() : 0});
-  int64_t rounds = (own.end - own.begin + micro_samples_ - 1) / micro_samples_;
-  if (world_ != nullptr) rounds = max_over_ranks(*world_, rounds);
+  const int64_t rounds = max_over_ranks(world_, (own.end - own.begin + micro_samples_ - 1) / micro_samples_);
   for (int64_t round = 0; round < rounds; ++round) {
     if (stop && stop()) return {};
     const int64_t first = own.begin + round * micro_samples_;

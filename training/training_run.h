@@ -1,14 +1,16 @@
 #pragma once
-// What `weft train` does, behind train.h: its parts are in training_run_start.cpp (the folder, what is
+// The implementation of `weft train` (train.h): its parts are in training_run_start.cpp (the folder, what is
 // continued), training_run_measure.cpp, training_run_save.cpp (checkpoints, and ways back to them) and
-// train.cpp (the steps).
+// train.cpp (the steps, and the end).
 
+#include <chrono>
 #include <memory>
 #include <optional>
 #include <set>
 #include <string>
 #include <vector>
 
+#include "distributed/agree.h"
 #include "training/data/loader.h"
 #include "training/held_folder.h"
 #include "training/log/run_log.h"
@@ -20,46 +22,49 @@
 
 namespace weft {
 
-// What each rank does alone first is done by rank 0, and all ranks learn whether it went well.
+// Runs f on rank 0 while the others wait. If f throws, the exception ends the job with its own exit code.
 template <class F>
 void on_first_rank(Communicator* world, F f) {
-  const bool first = world == nullptr || world->rank() == 0;
-  if (first) f();  // an exception ends the job with its own code
+  if (rank_of(world) == 0) f();
   if (world != nullptr) world->barrier("first rank is ready");
 }
 
 class TrainingRun {
  public:
   TrainingRun(const Recipe& recipe, const TrainOptions& options, Communicator* world)
-      : stop_(world == nullptr || world->rank() == 0),
+      : stop_(rank_of(world) == 0),
         recipe_(recipe),
         options_(options),
         world_(world),
-        first_(world == nullptr || world->rank() == 0) {}
+        first_(rank_of(world) == 0) {}
 
   TrainSummary train();
 
  private:
+  bool start();                                 // true: continued
   bool prepare_folder();                        // true: continue
   std::vector<std::string> load_checkpoint();   // what to warn of
   std::vector<std::string> start_from_other();  // the same
-  void keep_recipe();
+  void write_recipe();
   void start_loader();
   bool step();
+  void finish();
   void tell_start();
   std::optional<double> mfu(double seconds);
   bool evaluate();  // false where a signal ended it
   void put_evaluation(StepRecord& record);
-  bool make_up_evaluation();
+  StepRecord record_of(const StepResult& result, const StepTimes& times);
+  bool redo_stopped_evaluation();
   void sample();
-  bool is_an_end(const StepResult& result);
+  bool may_finish(const StepResult& result);
   void save();
-  bool weights_are_lost();
+  bool weights_not_finite();
   void hold_folder();
   void stop_at_checkpoint();
   void rewind();
-  StopRequest stop_;
 
+  const std::chrono::steady_clock::time_point began_ = std::chrono::steady_clock::now();
+  StopRequest stop_;
   const Recipe& recipe_;
   const TrainOptions& options_;
   Communicator* world_;

@@ -16,9 +16,9 @@ bool TrainingRun::evaluate() {
   if (!data_->val) return true;
   const auto span = timer_->pause();
   const int64_t all = data_->val->samples(), each = trainer_->samples_per_step();
-  last_evaluation_ = trainer_->evaluate(
-      *data_->val, recipe_.eval.batches > all / each ? all : recipe_.eval.batches * each,
-      [&] { return world_ == nullptr ? stop_.requested() : any_rank(*world_, stop_.requested()); });
+  last_evaluation_ =
+      trainer_->evaluate(*data_->val, recipe_.eval.batches > all / each ? all : recipe_.eval.batches * each,
+                         [&] { return any_rank(world_, stop_.requested()); });
   unmeasured_ = !last_evaluation_;
   if (unmeasured_) {
     log_->warning(text("the evaluation after step ", state_.step,
@@ -44,10 +44,9 @@ void TrainingRun::put_evaluation(StepRecord& record) {
 }
 
 // Of the step that a resumed run begins at, where a signal had ended it. False where one does so again.
-bool TrainingRun::make_up_evaluation() {
-  bool due = first_ && evaluation_was_stopped(recipe_.run + "/metrics.jsonl", state_.step);
-  if (world_ != nullptr) due = any_rank(*world_, due);
-  if (!due) return true;
+bool TrainingRun::redo_stopped_evaluation() {
+  const bool due = first_ && evaluation_was_stopped(recipe_.run + "/metrics.jsonl", state_.step);
+  if (!any_rank(world_, due)) return true;
   if (!evaluate()) return false;
   StepRecord record;
   record.step = state_.step;
@@ -55,6 +54,24 @@ bool TrainingRun::make_up_evaluation() {
   put_evaluation(record);
   log_->measured(record);
   return true;
+}
+
+// Of the step that was just made. All ranks together.
+StepRecord TrainingRun::record_of(const StepResult& result, const StepTimes& times) {
+  StepRecord record;
+  record.step = state_.step;
+  record.tokens = state_.tokens;
+  if (result.labels > 0) record.loss = result.loss;
+  record.grad_norm = result.grad_norm;
+  record.lr = result.lr;
+  record.tokens_per_s = times.tokens_per_s;
+  record.mfu = mfu(times.step_s);
+  record.step_s = times.step_s;
+  record.data_s = times.data_s;
+  record.comm_s = times.comm_s;
+  record.peak_bytes = max_over_ranks(world_, memory_report(trainer_->store().device()).peak_bytes);
+  put_evaluation(record);
+  return record;
 }
 
 void TrainingRun::sample() {

@@ -38,16 +38,12 @@ void TrainingRun::save() {
 }
 
 // A flipped bit can do that behind the guard's back, and a checkpoint of such weights is none to go back to.
-bool TrainingRun::weights_are_lost() {
-  std::string name = first_non_finite_weight(trainer_->store()), where;
-  if (world_ != nullptr) {  // the same words on all ranks, of the first that lost some
-    const std::vector<std::string> all = gather_texts(*world_, name);
-    const auto first = std::find_if(all.begin(), all.end(), [](const std::string& n) { return !n.empty(); });
-    if (first == all.end()) return false;
-    name = *first;
-    where = text(" on rank ", first - all.begin());
-  }
-  if (name.empty()) return false;
+bool TrainingRun::weights_not_finite() {
+  // The same words on all ranks, of the first that lost some.
+  const std::vector<std::string> all = gather_texts(world_, first_non_finite_weight(trainer_->store()));
+  const auto first = std::find_if(all.begin(), all.end(), [](const std::string& n) { return !n.empty(); });
+  if (first == all.end()) return false;
+  const std::string &name = *first, where = world_ == nullptr ? "" : text(" on rank ", first - all.begin());
   const std::string what = text("the weights after step ", state_.step, " are not finite", where);
   if (saved_step_ < 0 || !trainer_->guard().go_back())
     throw Error(
@@ -58,17 +54,17 @@ bool TrainingRun::weights_are_lost() {
   return true;
 }
 
-// Whether the last step may be one. Behind steps in which nothing was learned it may not: the run goes back,
-// as after too many of them anywhere, or else has failed. What was learned before is kept, as the step that
-// learned it: the run is not done.
-bool TrainingRun::is_an_end(const StepResult& result) {
+// Whether the run may end with this step, its last. After steps in which nothing was learned it may not: the
+// run goes back, as after too many of them anywhere, or else has failed. What was learned before is kept, as
+// the step that learned it: the run is not done.
+bool TrainingRun::may_finish(const StepResult& result) {
   if (refused_in_a_row_ < std::min(kRefusedAtTheEnd, recipe_.steps)) return true;
   const std::string what = text("the last ", refused_in_a_row_, " steps were not applied: ", result.reason);
   if (saved_step_ >= 0 && trainer_->guard().go_back()) {
     log_->warning(what);
     return false;
   }
-  if (saved_step_ < 0 && learned_ && !weights_are_lost()) {
+  if (saved_step_ < 0 && learned_ && !weights_not_finite()) {
     state_ = *learned_;
     order_hash_ = OrderHash(state_.order_hash);
     save();
@@ -78,7 +74,7 @@ bool TrainingRun::is_an_end(const StepResult& result) {
 
 // Before it is read or written: it may be another run's by now.
 void TrainingRun::hold_folder() {
-  if (folder_) folder_->mend(run_id_, [&](const std::string& warning) { log_->warning(warning); });
+  if (folder_) folder_->ensure_ours(run_id_, [&](const std::string& warning) { log_->warning(warning); });
 }
 
 // What a stop that no step is applied for ends at.

@@ -3,11 +3,20 @@
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
+#include <map>
+#include <string_view>
 #include <thread>
 
+#include "autograd/cuda_version.h"
+#include "autograd/device_times.h"
+#include "autograd/start_span.h"
 #include "distributed/agree.h"
+#include "distributed/mpi_comm.h"
 #include "training/checkpoint/files.h"
 #include "training/checkpoint/folder.h"
+#include "training/checkpoint/hash.h"
+#include "training/device_peak.h"
+#include "training/log/environment_file.h"
 #include "training/mechanism_settings.h"
 #include "training/recipe/load.h"
 
@@ -21,14 +30,90 @@ bool run_exists(const std::string& run) {
   return fs::exists(run + "/recipe.yaml", unreachable) || fs::exists(run + "/checkpoints", unreachable);
 }
 
+std::map<std::string, std::string> library_versions(Device device, const Communicator* world) {
+  std::map<std::string, std::string> versions;
+  if (device == Device::cuda) versions["cuda"] = cuda_version();
+  if (world != nullptr && world->name() == std::string_view("mpi")) versions["mpi"] = mpi_version();
+  return versions;
+}
+
 }  // namespace
+
+// True: the run goes on from its checkpoint.
+bool TrainingRun::start() {
+  if (world_ != nullptr)  // another program may not even make the same calls: its ranks would wait for ever
+    require_same(world_, "the program",
+                 text("commit ", build_commit().substr(0, 12), " ", hash_file("/proc/self/exe")));
+  require_same(world_, "recipe", resolved_recipe(recipe_));
+  {
+    const StartSpan span("driver");
+    wait_for(default_device());
+  }
+  tokenizer_ = open_tokenizer(recipe_);
+  const int64_t vocab = vocabulary_of(recipe_, *tokenizer_);
+  trainer_ = std::make_unique<Trainer>(recipe_, *tokenizer_, world_);
+  peak_ = peak_flops(describe_device(trainer_->store().device()), precision_of(recipe_));
+  {
+    const StartSpan span("data");
+    data_.emplace(open_recipe_data(recipe_, *tokenizer_, vocab));
+    fingerprint_ = data_->fingerprint();
+  }
+  require_same(world_, "data", fingerprint_, Exit::data);
+  order_.emplace(data_->train.order(static_cast<uint64_t>(recipe_.seed), recipe_.data.shuffle));
+  const bool resume = prepare_folder();
+
+  run_id_ = gather_texts(world_, ckpt::new_run_id())[0];
+  // Before the log: its lines of steps after the checkpoint that is really good have to go.
+  std::vector<std::string> warnings;
+  if (resume)
+    warnings = load_checkpoint();
+  else if (!recipe_.init.empty())
+    warnings = start_from_other();
+  write_recipe();
+  std::optional<int64_t> resume_step;
+  if (resume || options_.resume_auto || options_.resume) resume_step = state_.step;
+  log_.emplace(RunLogOptions{.folder = recipe_.run,
+                             .rank = rank_of(world_),
+                             .steps = recipe_.steps,
+                             .every = recipe_.log.every,
+                             .tensorboard = recipe_.log.tensorboard,
+                             .console = !options_.quiet,
+                             .resume_step = resume_step});
+  if (folder_ && !folder_->note().empty()) log_->warning(folder_->note());
+  log_->environment({.command_line = options_.command_line,
+                     .device = describe_device(trainer_->store().device()),
+                     .world = size_of(world_),
+                     .versions = library_versions(trainer_->store().device(), world_)});
+  if (!trainer_->mesh().note.empty()) log_->info(trainer_->mesh().note);
+  if (const std::string idle = trainer_->idle_ranks(); !idle.empty()) log_->warning(idle);
+  for (const std::string& warning : recipe_warnings(recipe_)) log_->warning(warning);
+  for (const std::string& w : warnings) log_->warning(w);
+  for (const RecipeDifference& change : changes_)
+    if (change.key != "run") log_->info("changed: " + change.line());
+  if (resume) {
+    log_->event(Event::resume, state_.step);
+    const bool same_bits = recipe_.determinism == "run" || default_device() == Device::cpu;
+    log_->info(text("continuing at step ", state_.step,
+                    same_bits ? "" : "; determinism is off: equal in data, schedule and state, not in bits"));
+  }
+  const std::string source = recipe_.data.task.empty() ? text(data_->train.tokens(), " tokens an epoch")
+                                                       : "new examples in every step";
+  log_->info(text(trainer_->store().numel(), " parameters, ", source, ", ", recipe_.steps, " steps of ",
+                  trainer_->samples_per_step() * recipe_.context, " tokens"));
+
+  if (const int64_t bad = data_->train.bad_documents(); bad > 0)
+    log_->warning(text(bad, " documents or lines of data.train are not usable and were skipped"));
+
+  timer_.emplace(recipe_.steps - state_.step);
+  return resume;
+}
 
 bool TrainingRun::prepare_folder() {
   bool resume = false;
   on_first_rank(world_, [&] {
     const bool exists = run_exists(recipe_.run);
     if (exists && !options_.resume && !options_.resume_auto)
-      throw Error(Exit::cannot_create, "the run exists already", recipe_.run,
+      throw Error(Exit::cannot_create, "the run already exists", recipe_.run,
                   "continue it with --resume " + recipe_.run + ", or set run=another/folder");
     if (!exists && options_.resume)
       throw Error(Exit::no_checkpoint, "no run to continue", recipe_.run,
@@ -49,7 +134,7 @@ bool TrainingRun::prepare_folder() {
       changes_ = check_resume(saved, recipe_, same_function(saved, recipe_));
     }
   });
-  return world_ == nullptr ? resume : any_rank(*world_, resume);
+  return any_rank(world_, resume);
 }
 
 std::vector<std::string> TrainingRun::load_checkpoint() {
@@ -97,16 +182,16 @@ std::vector<std::string> TrainingRun::start_from_other() {
   return loaded.warnings;
 }
 
-// Behind everything that may refuse it: a run whose recipe it cannot follow would be lost. A folder that some
+// After everything that may refuse it: a run whose recipe it cannot follow would be lost. A folder that some
 // ranks do not see would lose every checkpoint, hours later.
-void TrainingRun::keep_recipe() {
+void TrainingRun::write_recipe() {
   const std::string path = recipe_.run + "/recipe.yaml";
   on_first_rank(world_, [&] { write_file_atomically(path, resolved_recipe(recipe_)); });
   if (world_ == nullptr) return;
   std::error_code unknown;
   for (int i = 0; i < 100 && !fs::exists(path, unknown); ++i)  // a network folder may be slow to show it
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  if (!all_ranks(*world_, fs::exists(path, unknown)))
+  if (!all_ranks(world_, fs::exists(path, unknown)))
     throw Error(Exit::cannot_create, "some ranks do not see the run folder", recipe_.run,
                 "set run to a folder that all ranks share");
 }

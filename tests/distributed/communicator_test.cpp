@@ -187,7 +187,7 @@ TEST(Split, GroupsByColorOrderedByKey) {
     if (me == 4) return;
     EXPECT_EQ(group->size(), 2);
     EXPECT_EQ(group->rank(), me < 2 ? 1 : 0);
-    EXPECT_EQ(gather_values(*group, int64_t{me}), (std::vector<int64_t>{me % 2 + 2, me % 2}));
+    EXPECT_EQ(gather_values(group.get(), int64_t{me}), (std::vector<int64_t>{me % 2 + 2, me % 2}));
   });
 }
 
@@ -212,34 +212,46 @@ TEST(Mesh, ContextRanksAreNeighbours) {
     const int me = world.rank();
     EXPECT_EQ(mesh.context->rank(), me % 3);
     EXPECT_EQ(mesh.data->rank(), me / 3);
-    EXPECT_EQ(gather_values(*mesh.context, int64_t{me})[0], me / 3 * 3);
-    EXPECT_EQ(gather_values(*mesh.data, int64_t{me}), (std::vector<int64_t>{me % 3, me % 3 + 3}));
+    EXPECT_EQ(gather_values(mesh.context.get(), int64_t{me})[0], me / 3 * 3);
+    EXPECT_EQ(gather_values(mesh.data.get(), int64_t{me}), (std::vector<int64_t>{me % 3, me % 3 + 3}));
   });
 }
 
 TEST(Agree, GathersValuesAndTexts) {
   run_ranks(3, [](Communicator& comm) {
     const int me = comm.rank();
-    EXPECT_EQ(gather_values(comm, 0.5 * me), (std::vector<double>{0, 0.5, 1}));
-    EXPECT_EQ(sum_over_ranks(comm, (int64_t{1} << 53) + me), 3 * (int64_t{1} << 53) + 3);
-    EXPECT_EQ(gather_texts(comm, std::string(me * 3, 'x')), (std::vector<std::string>{"", "xxx", "xxxxxx"}));
-    EXPECT_TRUE(any_rank(comm, me == 2));
-    EXPECT_FALSE(any_rank(comm, false));
-    EXPECT_FALSE(all_ranks(comm, me != 2));
-    EXPECT_TRUE(all_ranks(comm, true));
-    require_same(comm, "the recipe", "abc");
-    const Error error = error_of([&] { require_same(comm, "the recipe", me == 1 ? "abd" : "abc"); });
+    EXPECT_EQ(gather_values(&comm, 0.5 * me), (std::vector<double>{0, 0.5, 1}));
+    EXPECT_EQ(sum_over_ranks(&comm, (int64_t{1} << 53) + me), 3 * (int64_t{1} << 53) + 3);
+    EXPECT_EQ(gather_texts(&comm, std::string(me * 3, 'x')), (std::vector<std::string>{"", "xxx", "xxxxxx"}));
+    EXPECT_TRUE(any_rank(&comm, me == 2));
+    EXPECT_FALSE(any_rank(&comm, false));
+    EXPECT_FALSE(all_ranks(&comm, me != 2));
+    EXPECT_TRUE(all_ranks(&comm, true));
+    require_same(&comm, "the recipe", "abc");
+    const Error error = error_of([&] { require_same(&comm, "the recipe", me == 1 ? "abd" : "abc"); });
     EXPECT_EQ(error.code, Exit::recipe);
     EXPECT_EQ(std::string(error.what()),
               "ranks do not agree on the recipe: rank 1 has 'abd', rank 0 has 'abc'");
     const Error line = error_of([&] {
-      require_same(comm, "recipe",
+      require_same(&comm, "recipe",
                    std::string("seed: 1\noptim:\n  lr: ") + (me == 1 ? "1e-3" : "3e-4") + "\nrun: x\n");
     });
     EXPECT_STREQ(line.what(), "ranks do not agree on recipe: rank 1 has 'lr: 1e-3', rank 0 has 'lr: 3e-4'");
-    const Error shorter = error_of([&] { require_same(comm, "recipe", me == 1 ? "a\n" : "a\nb\n"); });
+    const Error shorter = error_of([&] { require_same(&comm, "recipe", me == 1 ? "a\n" : "a\nb\n"); });
     EXPECT_STREQ(shorter.what(), "ranks do not agree on recipe: rank 1 has '', rank 0 has 'b'");
   });
+}
+
+TEST(Agree, AProcessAloneAgreesWithItself) {
+  EXPECT_EQ(rank_of(nullptr), 0);
+  EXPECT_EQ(size_of(nullptr), 1);
+  EXPECT_EQ(gather_values(nullptr, 0.5), std::vector<double>{0.5});
+  EXPECT_EQ(gather_texts(nullptr, "x"), std::vector<std::string>{"x"});
+  EXPECT_EQ(sum_over_ranks(nullptr, 3), 3);
+  EXPECT_EQ(max_over_ranks(nullptr, -3), -3);
+  EXPECT_TRUE(any_rank(nullptr, true));
+  EXPECT_FALSE(all_ranks(nullptr, false));
+  require_same(nullptr, "the recipe", "abc");
 }
 
 TEST(Checked, NamesTheOddRankAndOperation) {
@@ -296,9 +308,9 @@ TEST(Checked, FingerprintsFollowTheSequence) {
     comm.barrier();
     const uint64_t after = comm.fingerprint();
     EXPECT_NE(start, after);
-    require_same(comm, "the collectives", std::to_string(after));
+    require_same(&comm, "the collectives", std::to_string(after));
     if (comm.rank() == 1) comm.send_recv(nullptr, 0, 1, nullptr, 0, 1, Dtype::f32);  // no collective
-    require_same(comm, "the collectives", std::to_string(comm.fingerprint()));
+    require_same(&comm, "the collectives", std::to_string(comm.fingerprint()));
   });
 }
 

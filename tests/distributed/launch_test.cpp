@@ -276,7 +276,7 @@ LaunchResult run_job(const std::string& how, int ranks = 3) {
 class Job : public testing::Test {
  protected:
   void SetUp() override {
-    if (!built_with_mpi() || look_around().mpi == LaunchHost::Mpi::none)
+    if (!built_with_mpi() || detect_launch_host().mpi == LaunchHost::Mpi::none)
       GTEST_SKIP() << "no MPI on this machine";
   }
 };

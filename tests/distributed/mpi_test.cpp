@@ -51,8 +51,8 @@ void test_groups(Communicator& world) {
   }
   expect(world.split(me == 0 ? -1 : 0, 0) == nullptr || me != 0, "a negative color is in no group");
   const Mesh mesh = make_mesh(world, plan_mesh(p, 2));
-  expect(sum_over_ranks(*mesh.context, 1) == mesh.shape.cp, "cp");
-  expect(sum_over_ranks(*mesh.data, 1) == mesh.shape.dp, "dp");
+  expect(sum_over_ranks(mesh.context.get(), 1) == mesh.shape.cp, "cp");
+  expect(sum_over_ranks(mesh.data.get(), 1) == mesh.shape.dp, "dp");
 }
 
 void test_letters(Communicator& world) {
@@ -103,7 +103,7 @@ void misbehave(Communicator& world, const std::string& how) {
     static volatile std::sig_atomic_t asked = 0;
     std::signal(SIGUSR1, [](int) { asked = 1; });
     if (world.rank() == 0) kill(std::atoi(std::getenv("WEFT_TEST_LAUNCHER")), SIGTERM);
-    while (!any_rank(world, asked)) world.beat(7, "forward");
+    while (!any_rank(&world, asked)) world.beat(7, "forward");
     throw Error(Exit::stopped, "stopped by a signal");
   }
   for (int i = 0; i < (how == "slow" ? 2 : 200); ++i) {

@@ -128,6 +128,27 @@ TEST(Help, ExplainsCommandsAndEveryKey) {
   EXPECT_NE(wrong.err.find("did you mean chunk?"), std::string::npos) << wrong.err;
 }
 
+// Whatever help explains is among the names that a misspelt one may have meant.
+TEST(Help, KnowsWhatWasMeant) {
+  for (const auto& [wrong, meant] :
+       std::vector<std::pair<std::string, std::string>>{{"glaa", "gla"},
+                                                        {"retenton", "retention"},
+                                                        {"mqarr", "mqar"},
+                                                        {"tokenise", "tokenize"},
+                                                        {"extend", "extends"},
+                                                        {"optim.lrr", "optim.lr"},
+                                                        {"stepz", "steps"}}) {
+    const Ran ran = run_weft({"help", wrong});
+    EXPECT_EQ(ran.code, 64) << wrong;
+    EXPECT_EQ(ran.err, "weft: there is no key, mechanism, task or command " + wrong + "; did you mean " +
+                           meant + "?\n");
+  }
+  const Ran none = run_weft({"help", "entirely_else"});
+  EXPECT_EQ(none.code, 64);
+  for (const char* list : {"weft help", "weft ls", "weft --help"})
+    EXPECT_NE(none.err.find(std::string("`") + list + "`"), std::string::npos) << none.err;
+}
+
 TEST(Schema, IsAJsonSchema) {
   const Json schema = Json::parse(run_weft({"schema"}).out);
   EXPECT_EQ(schema["properties"]["optim"]["properties"]["lr"]["type"], "number");

@@ -79,6 +79,9 @@ void expect_as_one_rank(Words recipe, const std::vector<Split>& splits, const Ki
     const auto json = ran.json();
     ASSERT_TRUE(json.is_object()) << ran.out;
     EXPECT_EQ(json["world"], split.ranks);
+    const auto environment =
+        nlohmann::json::parse(tiny.folder().read("runs/" + split.name() + "/environment.json"));
+    EXPECT_EQ(environment["versions"].contains("mpi"), split.ranks > 1) << environment;
     EXPECT_EQ(json["mesh"]["cp"], split.cp);
     EXPECT_EQ(json["mesh"]["dp"], split.ranks / split.cp);
     EXPECT_EQ(json["order_hash"], one.json()["order_hash"]);

@@ -164,7 +164,7 @@ void print_lengths(Words ids, int64_t rounds, const std::string& device, bool js
     ids = linear_mechanisms();
     ids.insert(ids.end(), {"titans_mac", "chunk=16"});  // the shortest steps that wait for each other
   }
-  Words specs;  // settings stand behind the mechanism that they are of
+  Words specs;  // settings stand after the mechanism that they are of
   for (const std::string& word : ids)
     if (word.find('=') != std::string::npos && !specs.empty())
       specs.back() += " " + word;
@@ -239,7 +239,7 @@ int run_bench(const Words& words) {
   flags.add("--rounds", rounds, "N", "for `length`: take the median of N rounds; default 5", {.min = 1});
   flags.add("--steps", steps, "N", "for `decode`: take the median of N steps; default 50", {.min = 1});
   flags.add("--device", device_name, "cpu|cuda", kDeviceHelp);
-  flags.add("--json", json, "one line for each row, bench/1");
+  flags.add("--json", json, "one line of JSON for each row, bench/1");
   if (!flags.parse(words)) return 0;
   const std::string what = flags.arguments()[0];
   const Words names(flags.arguments().begin() + 1, flags.arguments().end());

@@ -24,10 +24,10 @@ int run_corpus(const Words& words) {
   flags.add("--bytes", bytes, "N", "length; the last story is completed", {.required = true, .min = 1});
   flags.add("--out", out, "FILE", "file to create", {.required = true});
   flags.add("--seed", seed, "S", "seed of the stories; default 1", {.min = 0});
-  flags.add("--json", json, "one line, corpus/1");
+  flags.add("--json", json, "one line of JSON, corpus/1");
   if (!flags.parse(words)) return 0;
   if (exists(out))
-    throw Error(Exit::cannot_create, "the file exists already", out, "name another one, or remove it");
+    throw Error(Exit::cannot_create, "the file already exists", out, "name another one, or remove it");
 
   std::optional<StopRequest> stop(std::in_place, false);
   AtomicFile file(out);

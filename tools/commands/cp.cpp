@@ -40,14 +40,14 @@ int run_cp(const Words& words) {
   Flags flags("cp", "NAME [FILE]",
               "Copies a recipe to FILE, by default ./NAME.yaml, for editing. Never overwrites a file.");
   bool json = false;
-  flags.add("--json", json, "one line, cp/1");
+  flags.add("--json", json, "one line of JSON, cp/1");
   if (!flags.parse(words)) return 0;
   const fs::path from = recipe_path(flags.argument(0));
   fs::path to = flags.argument(1, from.filename());
   std::error_code failed;
   if (fs::is_directory(to, failed)) to /= from.filename();
   if (exists(to.string()))  // where nothing but a link is, too: fs::exists would follow it
-    throw Error(Exit::cannot_create, "the file exists already", to,
+    throw Error(Exit::cannot_create, "the file already exists", to,
                 "name another one: weft cp " + flags.argument(0) + " FILE");
   load_recipe(from);  // a broken recipe is no start
   write_file_atomically(to, moved(read_text_file(from, 10'000'000), from, to));

@@ -15,7 +15,7 @@ int run_diff(const Words& words) {
               "Prints the keys in which two recipes, or the recipes of two runs, differ. A * marks keys\n"
               "that a resumed run has to keep.");
   bool json = false;
-  flags.add("--json", json, "one line, diff/1");
+  flags.add("--json", json, "one line of JSON, diff/1");
   if (!flags.parse(words)) return 0;
   const Recipe before = load_recipe(recipe_path(flags.argument(0)));
   const Recipe after = load_recipe(recipe_path(flags.argument(1)));

@@ -81,7 +81,7 @@ int eval_run(const Words& words) {
             {.min = 1, .max = int64_t{1} << 32});
   flags.add("--seed", options.seed, "S", "seed of the examples; default 1", {.min = 0, .max = UINT32_MAX});
   flags.add("--device", device, "cpu|cuda", kDeviceHelp);
-  flags.add("--json", json, "one line, eval/1");
+  flags.add("--json", json, "one line of JSON, eval/1");
   if (!flags.parse(words)) return 0;
   compute_on(device);
   std::optional<StopRequest> stop(std::in_place, false);
@@ -171,7 +171,7 @@ int eval_zoo(const Words& words) {
             "cpu: minutes for each mechanism, shows directions only; gpu: the real grid");
   flags.add("--out", options.folder, "FOLDER", "folder of the results; default runs/zoo-SIZE");
   flags.add("--table", options.table_only, "run nothing, only print the table of the results so far");
-  flags.add("--json", json, "one line, eval/1");
+  flags.add("--json", json, "one line of JSON, eval/1");
   if (!flags.parse(words)) return 0;
   options.mechanisms = split(mechanisms, ',');
   options.tasks = split(tasks, ',');

@@ -51,7 +51,7 @@ int run_generate(const Words& words) {
             "seed of the draws, the same for each text: equal prompts give equal texts; default 1",
             {.min = 0, .max = UINT32_MAX});
   flags.add("--device", device, "cpu|cuda", kDeviceHelp);
-  flags.add("--json", json, "one line, generate/1");
+  flags.add("--json", json, "one line of JSON, generate/1");
   if (!flags.parse(words)) return 0;
   compute_on(device);
   try {

@@ -2,6 +2,8 @@
 
 #include "training/recipe/help.h"
 
+#include <algorithm>
+
 #include "attention/registry.h"
 #include "autograd/field_value.h"
 #include "autograd/nearest_name.h"
@@ -46,7 +48,7 @@ std::string attribute_help(const MechanismEntry& entry, const std::string& name)
 }
 
 // A key of the recipe first, then a mechanism, then a task; what is none is an error that names the nearest
-// key.
+// of all that help explains.
 std::string key_help(const std::string& key) {
   if (key.starts_with(in_recipe)) {
     const std::string name = key.substr(in_recipe.size());
@@ -55,27 +57,31 @@ std::string key_help(const std::string& key) {
     return dot == name.npos ? mechanism_help(entry) : attribute_help(entry, name.substr(dot + 1));
   }
   if (key == "extends") return extends_help;
-  try {
-    return recipe_help(key);
-  } catch (const Error&) {
-    std::vector<std::string> names;
-    for (const MechanismEntry& entry : mechanisms()) {
-      names.push_back(entry.id);
-      names.insert(names.end(), entry.aliases.begin(), entry.aliases.end());
-    }
-    for (const std::string& name : names)
-      if (name == key) return mechanism_help(find_mechanism(name));
-    for (const TaskEntry& task : tasks())
-      if (task.id == key)
-        return settings_help(
-            key + ": " + task.title + ", " + task.url + "; data.task: " + key + " KEY=VALUE ...",
-            task.describe());
-    if (key == kTextTask)
-      return settings_help(
-          key + ": the next token of text; weft eval RUN --task \"" + key + " KEY=VALUE ...\"",
-          describe_text_task());
-    throw;
+  std::vector<std::string> known = recipe_names();
+  if (key.empty() || std::find(known.begin(), known.end(), key) != known.end()) return recipe_help(key);
+  for (const MechanismEntry& entry : mechanisms()) {
+    if (key == entry.id || std::find(entry.aliases.begin(), entry.aliases.end(), key) != entry.aliases.end())
+      return mechanism_help(entry);
+    known.push_back(entry.id);
+    known.insert(known.end(), entry.aliases.begin(), entry.aliases.end());
   }
+  for (const TaskEntry& task : tasks()) {
+    if (key == task.id)
+      return settings_help(
+          key + ": " + task.title + ", " + task.url + "; data.task: " + key + " KEY=VALUE ...",
+          task.describe());
+    known.push_back(task.id);
+  }
+  if (key == kTextTask)
+    return settings_help(key + ": the next token of text; weft eval RUN --task \"" + key + " KEY=VALUE ...\"",
+                         describe_text_task());
+  known.insert(known.end(), {"extends", kTextTask});
+  for (const Command& command : commands()) known.emplace_back(command.name);
+  const std::string nearest = nearest_name(key, known);
+  throw Error(Exit::usage, "there is no key, mechanism, task or command " + shown(key), "",
+              nearest.empty()
+                  ? "`weft help` lists keys, `weft ls` mechanisms and tasks, `weft --help` commands"
+                  : "did you mean " + nearest + "?");
 }
 
 // `eval` is a command and a section.
@@ -99,7 +105,7 @@ int run_help(const Words& words) {
       "command.\n"
       "Without a name it lists the keys and sections of a recipe.");
   bool json = false;
-  flags.add("--json", json, "one line, help/1");
+  flags.add("--json", json, "one line of JSON, help/1");
   if (!flags.parse(words)) return 0;
   const std::string key = flags.argument(0);
   const std::string text = help_text(key);

@@ -2,6 +2,7 @@
 #include <optional>
 
 #include "autograd/nearest_name.h"
+#include "distributed/agree.h"
 #include "distributed/environment.h"
 #include "distributed/thread_comm.h"
 #include "tools/commands.h"
@@ -91,7 +92,7 @@ int run_logits(const Words& words) {
   flags.add("--device", device, "cpu|cuda", kDeviceHelp);
   flags.add("--segments", segments, kSegmentsUnit,
             "split over RANKS ranks: threads, or under mpirun its ranks");
-  flags.add("--json", json, "one line of JSON on stdout");
+  flags.add("--json", json, "one line of JSON, logits/1");
   if (!flags.parse(words)) return 0;
   const Dtype type =
       flag_choice<Dtype>("--dtype", dtype, {{"f64", Dtype::f64}, {"f32", Dtype::f32}, {"bf16", Dtype::bf16}});
@@ -110,7 +111,7 @@ int run_logits(const Words& words) {
       unwritten;  // thrown when the ranks have parted: left alone, they would report a dead one
   const auto score_on = [&](Communicator* ranks) {
     const Scores scores = score(*m.model, batch, ranks, split.plan, split.strategy);
-    if (ranks != nullptr && ranks->rank() > 0) return;
+    if (rank_of(ranks) > 0) return;
     try {
       write_scores(scores, file.at("ids").shape, hidden, out);
     } catch (const std::exception& exception) {

@@ -130,7 +130,7 @@ std::string readable(const Json& all, const std::string& root) {
 int run_ls(const Words& words) {
   Flags flags("ls", "", "Lists mechanisms with what each can do, recipes, and tasks.");
   bool json = false;
-  flags.add("--json", json, "one line, ls/1");
+  flags.add("--json", json, "one line of JSON, ls/1");
   if (!flags.parse(words)) return 0;
   const std::string root = recipe_root();
   Json all = {{"weft", "ls/1"},

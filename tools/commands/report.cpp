@@ -30,7 +30,7 @@ void refuse_other_files(const Words& paths, const Words& contents) {
   for (size_t i = 0; i < paths.size(); ++i) {
     const std::string start = i == 0 ? kReportMark : contents[i].substr(0, contents[i].find(',') + 1);
     if (exists(paths[i]) && !begins_with(paths[i], start))
-      throw Error(Exit::cannot_create, "the file exists already and is not of a report", paths[i],
+      throw Error(Exit::cannot_create, "the file already exists and is not of a report", paths[i],
                   "name another one with --out");
   }
 }
@@ -64,7 +64,7 @@ int run_report(const Words& words) {
   bool json = false;
   flags.add("--out", out, "FILE", "the page, by default report.html; the CSV files are written beside it");
   flags.add("--title", title, "TEXT", "heading of the page", {.may_be_empty = true});
-  flags.add("--json", json, "one line, report/1");
+  flags.add("--json", json, "one line of JSON, report/1");
   if (!flags.parse(words)) return 0;
   const std::string stem = fs::path(out).replace_extension().string();
   const Words csv{stem + ".csv", stem + "-runs.csv", stem + "-groups.csv"};

@@ -10,7 +10,7 @@ namespace weft {
 int run_schema(const Words& words) {
   Flags flags("schema", "", "Prints the JSON Schema of a recipe file.");
   bool json = false;
-  flags.add("--json", json, "in one line, as schema/1");
+  flags.add("--json", json, "one line of JSON, schema/1");
   if (!flags.parse(words)) return 0;
   if (json)
     print_line(

@@ -56,7 +56,7 @@ std::optional<SweepRequest> parse_sweep(const Words& words) {
   flags.add("--print", request.print, "only print the commands of runs that are not finished, one a line");
   flags.add("-n", ranks, "N", "ranks of each run, started by weft launch", {.min = 1, .max = 1 << 20});
   flags.add("--device", request.program.device, "cpu|cuda", kDeviceHelp);
-  flags.add("--json", request.json, "one line, sweep/1");
+  flags.add("--json", request.json, "one line of JSON, sweep/1");
   Words own = words;
   const Words overrides = flags.take_overrides(own);
   if (!flags.parse(own)) return {};
@@ -119,12 +119,14 @@ class Sweep {
   // Every recipe loaded, sized and planned: a mistake in the last one is found before the first one runs.
   std::vector<SweepRun> runs() {
     std::vector<SweepRun> runs;
-    for (const SweepPoint& point : sweep_points(request_.axes)) {
+    const std::vector<SweepPoint> points = sweep_points(request_.axes);
+    for (const SweepPoint& point : points) {
       SweepRun run{point.name, request_.recipe, point.overrides, {}};
       run.overrides.push_back("run=" + (fs::path(request_.folder) / point.name).string());
       try {
         prepare(run);
       } catch (const Error& error) {
+        if (points.size() == 1) throw;
         throw Error(error.code, text(run.name, ": ", error.what()), error.where, error.advice);
       }
       runs.push_back(std::move(run));

@@ -93,7 +93,7 @@ int run_tokenize(const Words& words) {
             "special tokens that the text spells out: plain (default, as ordinary text) or parse");
   flags.add("--skip-bad-lines", options.skip_bad_lines, "skip JSON lines without text, and count them");
   flags.add("--threads", threads, "N", "threads; default: one for each core", {.min = 1, .max = 4096});
-  flags.add("--json", json, "one line, tokenize/1");
+  flags.add("--json", json, "one line of JSON, tokenize/1");
   if (!flags.parse(words)) return 0;
   if (special != "plain" && special != "parse")
     throw Error(Exit::usage, "--special is " + special, "--special", "plain or parse");

@@ -40,7 +40,7 @@ struct TrainFlags {
     f.add("--resume", resume, "RUN|auto",
           "continue the run in that folder from its last good checkpoint; auto: the recipe's run if it is "
           "there, else starts it");
-    f.add("--json-summary", json, "print one line of JSON at the end (train/1), also on failure");
+    f.add("--json-summary", json, "one line of JSON, train/1, at the end, also on failure");
     return f;
   }
 };

@@ -15,7 +15,7 @@ int run_validate(const Words& words) {
       "Shows what a run will need: parameters, memory, work, bytes sent. Overrides as in weft train.");
   flags.add("--ranks", ranks, "N", "ranks of the run", {.min = 1, .max = 1 << 20});
   flags.add("--device", device, "NAME", "cpu, cuda or h100-80; default: what a run here computes on");
-  flags.add("--json", json, "one line of JSON (validate/1)");
+  flags.add("--json", json, "one line of JSON, validate/1");
   Words own = words;
   const Words overrides = flags.take_overrides(own);
   if (!flags.parse(own)) return 0;

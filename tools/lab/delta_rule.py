@@ -116,7 +116,7 @@ class Problem:
             raise SystemExit("backward refused")
 
     def padded(self, x, length):
-        """(tokens, ...) -> (documents, length, ...) in float64, zeros behind a document's end."""
+        """(tokens, ...) -> (documents, length, ...) in float64, zeros after a document's end."""
         out = torch.zeros(len(self.lengths), length, *x.shape[1:], dtype=F64, device=x.device)
         for i, n in enumerate(self.lengths):
             out[i, :n] = x[self.starts[i] : self.starts[i + 1]].double()

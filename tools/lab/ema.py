@@ -29,7 +29,7 @@ library.ema_workspace.restype = library.ema_plan.restype = ctypes.c_int64
 
 
 class Problem:
-    """Documents one behind the other, and what comes out. Coefficients are as Mega starts them, slow ones added."""
+    """Documents one after the other, and what comes out. Coefficients are as Mega starts them, slow ones added."""
 
     def __init__(self, lengths, channels, size, dtype=BF16, states=False, most=0, pitch=0, seed=0, matrices=1):
         torch.manual_seed(seed)
@@ -161,7 +161,7 @@ def check():
 
 
 def stages():
-    """What a span hands on, forward: the states behind spans against the definition's."""
+    """What a span hands on, forward: the states after spans against the definition's."""
     p = Problem([200], 32, 16, F32, most=64)
     p.call(backward=False)
     torch.cuda.synchronize()
@@ -170,7 +170,7 @@ def stages():
     for t in range(200):
         h = p.decay.double() * h + p.x[t].double()[:, None]
         if t + 1 in spans[1:-1]:
-            print(f"state behind token {t}: error {error(got[spans.index(t + 1) - 1], h.T):.0e}")
+            print(f"state after token {t}: error {error(got[spans.index(t + 1) - 1], h.T):.0e}")
 
 
 def times(problems):

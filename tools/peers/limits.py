@@ -1,4 +1,4 @@
-"""A limit for each of several timings, compiling included, so that those behind one that hangs come all the same."""
+"""A limit for each of several timings, compiling included, so that those after one that hangs come all the same."""
 
 import contextlib
 import fcntl
@@ -45,7 +45,7 @@ def held(path, how):
 
 def within_limits(a, name, command, compiled, share):
     """Runs `command`, which times `name`, within a.seconds; before it, for all but that share of them, a.jobs processes side by side that
-    only compile: `command` with the words of `compiled` behind it; None: nothing is to be compiled. Did it end well?"""
+    only compile: `command` with the words of `compiled` after it; None: nothing is to be compiled. Did it end well?"""
     deadline, environment = time.monotonic() + a.seconds, dict(os.environ, **({"LAB_FEW": "1"} if a.few else {}))
     with tempfile.NamedTemporaryFile("w") as notes:
         if compiled is not None and a.jobs > 1:

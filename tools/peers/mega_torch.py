@@ -48,7 +48,7 @@ class Average(nn.Module):
 
 
 class Layer(nn.Module):
-    """Mega and the feed-forward behind it."""
+    """Mega and the feed-forward after it."""
 
     def __init__(self, width, ffn, chunk, size):
         super().__init__()

@@ -29,7 +29,7 @@ def texts(root):
 
 
 def pieces(text, size=2000):
-    text = re.sub(r"\s*\[1913 Webster\]", "", text)  # behind each sense of a word
+    text = re.sub(r"\s*\[1913 Webster\]", "", text)  # after each sense of a word
     piece = ""
     for paragraph in re.split(r"\n\s*\n", text):
         piece += " ".join(paragraph.split()) + "\n"

@@ -6,7 +6,7 @@
 
 A JSON line a row, each as soon as it is there. fla's first call tunes its kernels for minutes, most of it compiling: --jobs processes
 fill Triton's cache side by side, then one tunes among what they came to and times. --few leaves 2 or 4 warps and 2 or 3 stages to kernels with more
-than 12 configurations, and the rows say so. An op that is not through in --seconds is given up, those behind it are
+than 12 configurations, and the rows say so. An op that is not through in --seconds is given up, those after it are
 not. --small: a definition in PyTorch in fla's place, at the sizes of `weft bench gpu --ms 0`, to see that the script works.
 """
 

@@ -150,7 +150,7 @@ def main():
     with open(os.path.join(a.run, "recipe.yaml")) as f:
         recipe = yaml.safe_load(f)
     stored = np.memmap(a.tokens, np.uint16, "r", offset=1024)
-    end = stored[0]  # each document stands behind an end token; here is one document
+    end = stored[0]  # each document stands after an end token; here is one document
     assert not (stored[1:] == end).any(), "the shard holds more than one document"
     ours = {k: v[: a.steps] for k, v in metrics(a.run).items()}
     device = "cuda" if torch.cuda.is_available() else "cpu"

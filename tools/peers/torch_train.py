@@ -174,7 +174,7 @@ def main():
         p.add_argument("--" + size, type=int)
     p.add_argument("--vocab", type=int, default=50304)
     p.add_argument("--context", type=int, nargs="+", default=[1024])
-    p.add_argument("--steps", type=int, default=8, help="timed, behind --warm that are not")
+    p.add_argument("--steps", type=int, default=8, help="timed, after --warm that are not")
     p.add_argument("--warm", type=int, default=3)
     p.add_argument("--seconds", type=float, default=60, help="of timed steps, at most; two are always made")
     p.add_argument("--eager", action="store_true", help="do not compile")

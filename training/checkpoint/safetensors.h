@@ -64,10 +64,4 @@ class SafetensorsFile {
 void write_safetensors(const std::string& path, const std::vector<NamedArray>& arrays,
                        const StringMap& metadata);
 
-// A folder as Hugging Face tools expect it: STEM.safetensors, or, where that would exceed `limit` bytes of
-// data, STEM-00001-of-0000N.safetensors and STEM.safetensors.index.json. Returns the file names written.
-std::vector<std::string> write_safetensors_sharded(const std::string& folder, const std::string& stem,
-                                                   const std::vector<NamedArray>& arrays,
-                                                   const StringMap& metadata, int64_t limit = 5'000'000'000);
-
 }  // namespace weft

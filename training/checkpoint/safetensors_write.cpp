@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cstdio>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -18,12 +17,6 @@ const char* stored_name(Dtype dtype) {
     case Dtype::i32: return "I32";
   }
   return "";
-}
-
-std::string numbered(const std::string& stem, size_t index, size_t count) {
-  char number[32];
-  std::snprintf(number, sizeof number, "-%05zu-of-%05zu", index, count);
-  return stem + number + ".safetensors";
 }
 
 }  // namespace
@@ -56,37 +49,6 @@ void write_safetensors(const std::string& path, const std::vector<NamedArray>& a
   file.write(json.data(), json.size());
   for (const NamedArray& array : sorted) file.write(array.data, static_cast<size_t>(array.bytes()));
   file.commit();
-}
-
-std::vector<std::string> write_safetensors_sharded(const std::string& folder, const std::string& stem,
-                                                   const std::vector<NamedArray>& arrays,
-                                                   const StringMap& metadata, int64_t limit) {
-  std::vector<std::vector<NamedArray>> shards(1);
-  int64_t total = 0, filled = 0;
-  for (const NamedArray& array : arrays) {
-    if (filled > 0 && filled + array.bytes() > limit) {
-      shards.emplace_back();
-      filled = 0;
-    }
-    shards.back().push_back(array);
-    filled += array.bytes();
-    total += array.bytes();
-  }
-  if (shards.size() == 1) {
-    write_safetensors(folder + "/" + stem + ".safetensors", arrays, metadata);
-    return {stem + ".safetensors"};
-  }
-  std::vector<std::string> files;
-  Json map = Json::object();
-  for (const auto& shard : shards) {
-    files.push_back(numbered(stem, files.size() + 1, shards.size()));
-    write_safetensors(folder + "/" + files.back(), shard, metadata);
-    for (const NamedArray& array : shard) map[array.name] = files.back();
-  }
-  const Json index = {{"metadata", {{"total_size", total}}}, {"weight_map", map}};
-  files.push_back(stem + ".safetensors.index.json");
-  write_file_atomically(folder + "/" + files.back(), index.dump(2) + "\n");
-  return files;
 }
 
 }  // namespace weft

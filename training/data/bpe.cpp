@@ -283,7 +283,7 @@ class BpeTokenizer : public Tokenizer {
   std::vector<std::unique_ptr<Splitter>> splitters_;
   std::vector<std::string> bytes_;  // what each id decodes to
   bool may_cut_ = false;
-  // No token has a "▁" behind another character, so no merge reaches across the start of a word: what has no
+  // No token has a "▁" after another character, so no merge reaches across the start of a word: what has no
   // splitting pattern (Llama 2) can be encoded word by word all the same.
   bool spaces_start_words_ = false;
   uint64_t serial_ = next_serial();

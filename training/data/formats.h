@@ -1,5 +1,5 @@
 #pragma once
-// The readers behind open_source, one a format. Private to this folder.
+// The readers that open_source chooses from, one a format. Private to this folder.
 
 #include "training/data/input_file.h"
 #include "training/data/token_source.h"

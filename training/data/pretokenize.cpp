@@ -112,7 +112,7 @@ class RegexSplitter : public Splitter {
     size_t done = 0, from = 0;
     bool after_match = false;
     for (Match m; from <= text.size() && find(text, from, m);) {
-      // Oniguruma's iteration: an empty match right behind another match does not count.
+      // Oniguruma's iteration: an empty match right after another match does not count.
       if (m.begin == m.end && after_match && m.end == done) {
         from = m.end + std::max<size_t>(1, utf8_length(text.substr(m.end)));
         continue;

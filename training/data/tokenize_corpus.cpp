@@ -281,6 +281,7 @@ CorpusManifest continued(const CorpusPlan& plan, const TokenizeOptions& o) {
 
 TokenizeProgress tokenize_corpus(const Tokenizer& tokenizer, const TokenizeOptions& options) {
   check_options(options);
+  for (const std::string& input : options.inputs) File::open_read(input);  // before there is a folder
   make_folder(options.output);
   const ckpt::RunLock lock(options.output);
   const CorpusPlan plan = make_plan(tokenizer, options);

@@ -243,7 +243,7 @@ class Reader {
     }
   }
 
-  // A template may put one token before the text (bos) and one behind it.
+  // A template may put one token before the text (bos) and one after it.
   void read_post_processor(const json& value, const std::string& field) {
     each_of(value, field, "processors", [&](const json& p, const std::string& at) {
       if (type(p) == "ByteLevel") return;  // moves offsets, not ids

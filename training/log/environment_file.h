@@ -11,7 +11,7 @@ struct RunEnvironment {
   std::vector<std::string> command_line;
   std::string device;                           // "cpu", "NVIDIA H100 80GB HBM3"
   int world = 1;                                // ranks
-  std::map<std::string, std::string> versions;  // of libraries known at run time: cuda, nccl, mpi
+  std::map<std::string, std::string> versions;  // of libraries that the run uses: cuda, mpi
 };
 
 // These, and the commit and version of this build ("" = unknown), compiler, build type, system, processors,

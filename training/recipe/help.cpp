@@ -95,17 +95,22 @@ Json section_schema(const FieldVisitor& visitor, const std::string& section) {
 
 }  // namespace
 
+std::vector<std::string> recipe_names() {
+  Recipe defaults;
+  const FieldVisitor visitor = visit_fields(defaults);
+  std::vector<std::string> names;
+  for (const FieldDescription& field : describe_fields(visitor)) names.push_back(field.name);
+  for (const FieldSection& section : visitor.sections) names.push_back(section.name);
+  return names;
+}
+
 std::string recipe_help(const std::string& key) {
   Recipe defaults;
   const FieldVisitor visitor = visit_fields(defaults);
   if (key.empty() || visitor.find_section(key)) return section_help(visitor, key);
-  std::vector<std::string> known;
-  for (const FieldDescription& field : describe_fields(visitor)) {
+  for (const FieldDescription& field : describe_fields(visitor))
     if (field.name == key) return field_help(field);
-    known.push_back(field.name);
-  }
-  for (const FieldSection& section : visitor.sections) known.push_back(section.name);
-  const std::string nearest = nearest_name(key, known);
+  const std::string nearest = nearest_name(key, recipe_names());
   throw Error(Exit::usage, "there is no key " + shown(key), "",
               nearest.empty() ? "`weft help` lists the sections" : "did you mean " + nearest + "?");
 }

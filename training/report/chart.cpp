@@ -42,7 +42,7 @@ Frame frame_of(const Chart& chart) {
   for (const Curve& curve : chart.curves)
     if (!curve.x.empty()) frame.x1 = std::max(frame.x1, curve.x.back());
   for (const double from :
-       {chart.whole ? 0 : frame.x1 / 20, 0.0}) {  // all of it where nothing is behind the first twentieth
+       {chart.whole ? 0 : frame.x1 / 20, 0.0}) {  // all of it where nothing is after the first twentieth
     std::vector<double> tops;                     // one a curve
     for (const Curve& curve : chart.curves) {
       double top = -INFINITY;

@@ -25,7 +25,7 @@ struct Match {
   double size = 0;
 };
 
-// The recipe with more overrides behind its own. It may throw: such a value is then passed over.
+// The recipe with more overrides after its own. It may throw: such a value is then passed over.
 using RecipeWith = std::function<Recipe(const std::vector<std::string>& more)>;
 
 // key: a whole number of the recipe that the size grows with. Empty: model.ffn, and where that alone does not

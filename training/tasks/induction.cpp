@@ -14,7 +14,7 @@ Example Induction::make(Draws& draws) const {
     e.tokens.push_back(static_cast<int32_t>(1 + draws.below(config_.symbols)));
   e.tokens.push_back(0);
   e.targets.assign(e.tokens.size(), -1);
-  const int64_t trigger = draws.below(last - 1);  // a symbol stands behind it
+  const int64_t trigger = draws.below(last - 1);  // a symbol stands after it
   e.tokens[trigger] = 0;
   e.targets[last] = e.tokens[trigger + 1];
   return e;

@@ -4,7 +4,7 @@
 //
 //   k1 v1 k2 v2 ... | filler  k2 -> v2  filler ...  k1 -> v1 ...
 //
-// Keys are 1 .. vocab/2 - 1, values vocab/2 .. vocab - 1, no key or value twice in an example. Behind the
+// Keys are 1 .. vocab/2 - 1, values vocab/2 .. vocab - 1, no key or value twice in an example. After the
 // pairs, keys stand at even distances 2 n, n = 0, 1, ..., drawn with chances in proportion to a (n + 1)^(a -
 // 1): most soon, some late. Filler is a random token, or 0.
 
@@ -32,7 +32,7 @@ class Mqar : public Task {
 
  private:
   Config config_;
-  std::vector<double> chances_;  // of each place behind the pairs
+  std::vector<double> chances_;  // of each place after the pairs
 };
 
 }  // namespace weft

@@ -249,23 +249,6 @@ TEST_F(SafetensorsTest, Fuzz) {
   EXPECT_GT(accepted, 20) << "the mutations never reach past the first check";
 }
 
-TEST_F(SafetensorsTest, ShardsByByteLimit) {
-  const std::vector<float> values = {1, 2, 3, 4};
-  std::vector<NamedArray> arrays;
-  for (const char* name : {"a", "b", "c"}) arrays.push_back({name, Dtype::f32, {4}, values.data()});
-  EXPECT_EQ(write_safetensors_sharded(folder_.path(), "model", arrays, {}),
-            std::vector<std::string>{"model.safetensors"});
-  const auto files = write_safetensors_sharded(folder_.path(), "model", arrays, {{"format", "pt"}}, 32);
-  EXPECT_EQ(files,
-            (std::vector<std::string>{"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
-                                      "model.safetensors.index.json"}));
-  EXPECT_NE(SafetensorsFile(folder_ / files[0]).find("b"), nullptr);
-  EXPECT_EQ(SafetensorsFile(folder_ / files[1]).read("c", Dtype::f32).as<float>()[3], 4);
-  const std::string index = read_bytes(folder_ / files[2]);
-  EXPECT_NE(index.find(R"("total_size": 48)"), std::string::npos) << index;
-  EXPECT_NE(index.find(R"("c": "model-00002-of-00002.safetensors")"), std::string::npos) << index;
-}
-
 TEST_F(SafetensorsTest, AFailedWriteLeavesTheOldFile) {
   const std::vector<float> values(1, 1.0f);
   expect_error(Exit::cannot_create, {"missing"}, [&] {

@@ -327,8 +327,9 @@ TEST_F(TokenizeCorpus, BadLinesStopOrAreCounted) {
 }
 
 TEST_F(TokenizeCorpus, WrongInputsAndOptions) {
-  options.inputs = {folder / "missing.txt"};
+  options.inputs = {folder / "a.jsonl", folder / "missing.txt"};
   EXPECT_EQ(code(), Exit::data);
+  EXPECT_FALSE(std::filesystem::exists(options.output));
   options.inputs = {write_file(folder / "empty.txt", "\n\n")};
   EXPECT_EQ(code(), Exit::data);
   options.output = folder / "o2";

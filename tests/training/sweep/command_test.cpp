@@ -158,6 +158,15 @@ TEST(Sweep, ChecksAllRecipesBeforeTheFirstRun) {
   }
 }
 
+TEST(Sweep, AMistakeNamesTheRunWhereThereAreSeveral) {
+  const TinyRun tiny;
+  const Ran one = sweep(tiny, {"steps=few"}), several = sweep(tiny, {"steps=few", "seed=1,2"});
+  EXPECT_EQ(one.code, 78);
+  EXPECT_EQ(one.err.find("weft: steps is "), 0u) << one.err;
+  EXPECT_EQ(several.code, 78);
+  EXPECT_EQ(several.err.find("weft: seed-1: steps is "), 0u) << several.err;
+}
+
 // Each line is a command of its own, from any folder.
 TEST(Sweep, PrintedLinesRun) {
   const TinyRun tiny;

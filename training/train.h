@@ -18,6 +18,9 @@ struct TrainOptions {
   bool quiet = false;       // nothing on the console, and no baseline to compare with there
 };
 
+// A run whose last steps, as many as these or all it has, changed no weight is not done.
+constexpr int64_t kRefusedAtTheEnd = 3;
+
 struct TrainSummary {
   Exit exit = Exit::ok;
   std::string run, status;  // done or stopped

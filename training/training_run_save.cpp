@@ -10,7 +10,6 @@ namespace {
 
 // A failed save is a warning; so many in a row end the run.
 constexpr int kFailedSaves = 3;
-constexpr int64_t kRefusedAtTheEnd = 3;  // in a row, with which a run is not done
 
 }  // namespace
 

@@ -91,6 +91,11 @@ bool TrainingRun::start() {
   for (const RecipeDifference& change : changes_)
     if (change.key != "run") log_->info("changed: " + change.line());
   if (resume) {
+    if (rank_of(world_) == 0) {
+      const LastLearned last = last_learned(recipe_.run + "/metrics.jsonl", state_.step);
+      summary_.loss = last.loss;
+      summary_.grad_norm = last.grad_norm;
+    }
     log_->event(Event::resume, state_.step);
     const bool same_bits = recipe_.determinism == "run" || default_device() == Device::cpu;
     log_->info(text("continuing at step ", state_.step,

@@ -105,6 +105,7 @@ TEST(Numerics, RefusedStepsAtTheEndAreNoEnd) {
   EXPECT_EQ(tiny.checkpoints(), (Words{"step-5"}))
       << "behind the steps that were not applied nothing is saved";
   EXPECT_EQ(tiny.train(words, broken).code, 80) << "nor is it done when it is called again";
+  EXPECT_NE(tiny.weft({"report", "runs/tiny", "--json"}).json()["runs"][0]["status"], "done");
   const Ran mended = tiny.train(words);
   EXPECT_EQ(mended.code, 0) << mended.err;
   EXPECT_TRUE(mended.json()["loss"].is_number());
@@ -119,6 +120,9 @@ TEST(Numerics, RefusedStepsAtTheEndAreNoEnd) {
   EXPECT_EQ(two.code, 0) << two.err;
   EXPECT_EQ(two.json()["loss"], tiny.steps("two")[9]["loss"]);
   EXPECT_EQ(two.json()["grad_norm"], tiny.steps("two")[9]["grad_norm"]);
+  const Ran again = tiny.train({"steps=12", "run=runs/two", "--resume", "auto"});
+  for (const char* key : {"loss", "grad_norm", "val_loss", "step", "weights_hash"})
+    EXPECT_EQ(again.json()[key], two.json()[key]) << key;
 }
 
 // Without any checkpoint before, what was learned is saved all the same.

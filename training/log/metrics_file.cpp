@@ -8,6 +8,7 @@
 #include <iterator>
 #include <nlohmann/json.hpp>
 #include <string_view>
+#include <utility>
 
 #include "autograd/check.h"
 #include "training/checkpoint/files.h"
@@ -118,6 +119,25 @@ bool evaluation_was_stopped(const std::string& path, int64_t step) {
     if (json.is_object() && is_step(json, step)) stopped = json.contains("val_stopped");
   });
   return stopped;
+}
+
+LastLearned last_learned(const std::string& path, int64_t step) {
+  LastLearned last;
+  bool refused = false;  // the step whose line comes next
+  for_lines(content_of(path), [&](std::string_view, size_t, const Json& json) {
+    if (!json.is_object()) return;
+    if (json.contains("event")) {
+      refused = json["event"] == "skip";
+      return;
+    }
+    const auto number = [&](const char* key) {
+      const auto at = json.find(key);
+      return at != json.end() && at->is_number() ? at->get<double>() : NAN;
+    };
+    if (!std::exchange(refused, false) && number("step") <= static_cast<double>(step))
+      last = {number("loss"), number("grad_norm")};
+  });
+  return last;
 }
 
 void MetricsFile::measured(const StepRecord& record) {

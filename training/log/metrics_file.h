@@ -3,6 +3,7 @@
 //   {"step":10,"tokens":81920,"loss":3.12,…,"time":1780000000.1}     keys as in StepRecord; non-finite = null
 //   {"event":"checkpoint","step":10,"time":1780000000.2,…}
 
+#include <cmath>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -23,6 +24,12 @@ using EventFields = std::vector<std::pair<std::string, std::variant<int64_t, dou
 
 // Whether the evaluation after this step was stopped, and nobody has made up for it yet.
 bool evaluation_was_stopped(const std::string& path, int64_t step);
+
+// Of the last step up to `step` that was applied; NaN where there is none.
+struct LastLearned {
+  double loss = NAN, grad_norm = NAN;
+};
+LastLearned last_learned(const std::string& path, int64_t step);
 
 class MetricsFile {
  public:

@@ -23,7 +23,7 @@ void Recipe::fields(FieldVisitor& f) {
     {.unit = "tokens", .min = 1, .max = 1e12, .fixed = true});
   f("context", context, "length of a training sequence",
     {.unit = "tokens", .min = 1, .max = 1e9, .fixed = true});
-  f("micro_tokens", micro_tokens, "tokens that a rank processes at once; 0: as many as fit in memory",
+  f("micro_tokens", micro_tokens, "tokens that a rank processes at once, in whole samples; 0: 4096",
     {.unit = "tokens", .min = 0});
   f("precision", precision, "type of activations and matrices; master weights and reductions stay f32",
     {.choices = {"bf16", "f32", "f64"}, .fixed = true});

@@ -40,7 +40,7 @@ Question question_of(const Recipe& recipe) {
           {"data.val", to_text(recipe.data.val.write())},
           {"data.tokenizer", recipe.data.tokenizer},
           {"data.skip_bad", recipe.data.skip_bad ? "true" : "false"},
-          {"eval.batches", std::to_string(recipe.eval.batches)}};
+          {"validation tokens", grouped(static_cast<double>(recipe.eval.batches * step_tokens))}};
 }
 
 // 0 stands for a size that follows from others; beside sizes that were set it would read as none at all.
@@ -182,8 +182,8 @@ void rank_groups(Comparison& all) {
 bool is_housekeeping(const std::string& key) {
   for (const char* section : {"log.", "checkpoint.", "sample.", "mesh."})
     if (key.starts_with(section)) return true;
-  for (const char* name : {"run", "seed", "determinism", "micro_tokens", "data.prefetch", "data.grid",
-                           "model.checkpointing", "eval.every"})
+  for (const char* name : {"run", "seed", "determinism", "micro_tokens", "data.prefetch", "eval.grid",
+                           "cuda_graphs", "model.checkpointing", "eval.every"})
     if (key == name) return true;
   return false;
 }

@@ -6,10 +6,12 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "autograd/check.h"
 #include "training/checkpoint/files.h"
 #include "training/recipe/load.h"
+#include "training/train.h"
 
 namespace weft {
 namespace {
@@ -37,6 +39,7 @@ void read_metrics(RunData& run) {
   }
   int64_t damaged = 0;
   std::vector<double> seconds;  // of each point's step
+  int64_t refused = -1;         // the step of the last `skip`, whose own line comes next
   for (std::string text; std::getline(file, text);) {
     const bool cut_off = file.eof();  // the writer is in the middle of it, or died there
     const Json line = Json::parse(text, nullptr, false);
@@ -46,7 +49,10 @@ void read_metrics(RunData& run) {
     }
     const double time = number(line, "time");
     if (std::isfinite(time)) run.last_write = time;
-    if (line.contains("event")) continue;
+    if (line.contains("event")) {
+      refused = line["event"] == "skip" ? whole(line, "step") : -1;
+      continue;
+    }
     RunPoint point;
     point.step = whole(line, "step");
     point.tokens = whole(line, "tokens");
@@ -64,6 +70,7 @@ void read_metrics(RunData& run) {
     point.val_bpb = number(line, "val_bpb");
     point.val_accuracy = number(line, "val_accuracy");
     point.val_exact = number(line, "val_exact");
+    point.refused = point.step == std::exchange(refused, -1);
     run.points.push_back(point);
     const double step_s = number(line, "step_s");
     seconds.push_back(std::isfinite(step_s) ? step_s : 0);
@@ -137,6 +144,13 @@ std::string failure_of(const std::string& folder) {
   return what != said["error"].end() && what->is_string() ? what->get<std::string>() : "";
 }
 
+// A run whose last steps were not applied is not done (docs/contract.md, *The end*).
+bool ends_in_refused_steps(const RunData& run) {
+  const auto last = std::min<size_t>(kRefusedAtTheEnd, run.points.size());
+  return std::all_of(run.points.end() - static_cast<std::ptrdiff_t>(last), run.points.end(),
+                     [](const RunPoint& p) { return p.refused; });
+}
+
 bool is_run(const fs::path& folder) {
   return exists(folder / "recipe.yaml") || exists(folder / "metrics.jsonl") ||
          exists(folder.string() + kSummary);
@@ -168,13 +182,17 @@ RunData read_run(const std::string& folder, double now) {
   if (!run.recipe || (run.points.empty() && !writing))
     run.status = RunStatus::broken;
   else if (!run.points.empty() && run.points.back().step >= run.recipe->steps)
-    run.status = RunStatus::done;
+    run.status = !ends_in_refused_steps(run) ? RunStatus::done
+                 : writing                   ? RunStatus::running  // it may go back and try again
+                                             : RunStatus::failed;
   else
     run.status = writing ? RunStatus::running : RunStatus::stopped;
   const std::string failure = run.status == RunStatus::done ? "" : failure_of(folder);
   if (!failure.empty()) {
     run.problems.push_back("failed: " + failure);
     if (run.status != RunStatus::broken) run.status = RunStatus::failed;
+  } else if (run.status == RunStatus::failed) {
+    run.problems.emplace_back("failed: its last steps were all refused");
   }
   return run;
 }

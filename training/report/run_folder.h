@@ -19,6 +19,7 @@ struct RunPoint {
   // As in metrics.jsonl, NaN where it has null or nothing. Losses in nats a token.
   double loss = NAN, grad_norm = NAN, lr = NAN, tokens_per_s = NAN, val_loss = NAN, val_bpb = NAN;
   double val_accuracy = NAN, val_exact = NAN;  // of a task
+  bool refused = false;                        // the step changed no weight
 };
 
 enum class RunStatus { done, running, stopped, failed, broken };
@@ -26,8 +27,8 @@ const char* name_of(RunStatus status);
 
 struct RunData {
   std::string folder, name;
-  // running: not at its last step, and written to within the last two minutes; failed: the sweep that started
-  // it noted why; broken: no recipe, or no steps although it is silent.
+  // running: not done, and written to within the last two minutes; failed: the sweep that started it noted why,
+  // or its last steps were all refused; broken: no recipe, or no steps although it is silent.
   RunStatus status = RunStatus::broken;
   std::optional<Recipe> recipe;
   std::vector<RunPoint> points;  // by step; a step that came again counts as it came last

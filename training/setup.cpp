@@ -80,7 +80,8 @@ std::vector<std::string> recipe_warnings(const Recipe& recipe) {
   std::vector<std::string> lines = idle_keys(recipe);
   for (std::string& line : mechanism_warnings(recipe)) lines.push_back(std::move(line));
   if (recipe.optim.schedule == "wsd" && recipe.optim.decay == 0)
-    lines.emplace_back("optim.schedule is wsd and optim.decay 0: the learning rate stays at optim.lr to the end");
+    lines.emplace_back(
+        "optim.schedule is wsd and optim.decay 0: the learning rate stays at optim.lr to the end");
   if (recipe.steps > 0 && recipe.optim.warmup >= recipe.steps)
     lines.push_back(text("optim.warmup is ", recipe.optim.warmup, " of ", recipe.steps,
                          " steps: the learning rate never arrives at optim.lr"));

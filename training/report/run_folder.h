@@ -27,8 +27,8 @@ const char* name_of(RunStatus status);
 
 struct RunData {
   std::string folder, name;
-  // running: not done, and written to within the last two minutes; failed: the sweep that started it noted why,
-  // or its last steps were all refused; broken: no recipe, or no steps although it is silent.
+  // running: not done, and written to within the last two minutes; failed: the sweep that started it noted
+  // why, or its last steps were all refused; broken: no recipe, or no steps although it is silent.
   RunStatus status = RunStatus::broken;
   std::optional<Recipe> recipe;
   std::vector<RunPoint> points;  // by step; a step that came again counts as it came last

@@ -54,7 +54,7 @@ class Pipeline {
       int64_t ticket;
       {
         const std::lock_guard lock(read_mutex_);
-        if (failed_ || !reader_.next(batch, batch_bytes)) return;
+        if (failed_ || !read(batch)) return;
         ticket = next_ticket_++;
       }
       auto result = work(batch);
@@ -64,6 +64,16 @@ class Pipeline {
       finish(batch, result);
       ++turn_;
       turn_changed_.notify_all();
+    }
+  }
+
+  // Sets failed_ while the reader is still locked: after a failure nobody may read on.
+  bool read(std::vector<TextUnit>& batch) {
+    try {
+      return reader_.next(batch, batch_bytes);
+    } catch (...) {
+      failed_ = true;
+      throw;
     }
   }
 

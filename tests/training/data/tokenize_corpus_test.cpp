@@ -352,6 +352,24 @@ TEST_F(TokenizeCorpus, WrongInputsAndOptions) {
   EXPECT_EQ(code(), Exit::cannot_create);
 }
 
+// Whichever thread meets the end first.
+TEST_F(TokenizeCorpus, ACutOffFileIsTheErrorWithManyThreads) {
+  std::mt19937 rng(11);
+  std::string plain;
+  while (plain.size() < 2'000'000) plain += words(rng, 12) + "\n";
+  std::string bytes = zstd_of(plain);
+  bytes.resize(bytes.size() - 100);
+  options.inputs = {write_file(folder / "cut.txt.zst", bytes)};
+  tokenizer = load_tokenizer("byte");
+  options.threads = 8;
+  for (int i = 0; i < 20; ++i) {
+    const Error error = error_of([&] { tokenize_corpus(*tokenizer, options); });
+    EXPECT_EQ(error.code, Exit::data) << error.what();
+    const Error counting = error_of([&] { count_words_in_files(options.inputs, gpt2_pattern, false, 8); });
+    EXPECT_EQ(counting.code, Exit::data) << counting.what();
+  }
+}
+
 TEST_F(TokenizeCorpus, LargeVocabulariesTake32Bits) {
   BpeDefinition d;
   for (int b = 0; b < 256; ++b) d.tokens.emplace_back(1, static_cast<char>(b));

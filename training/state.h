@@ -14,7 +14,7 @@ struct RunState {
   int64_t tokens = 0;         // label-bearing or not, of all ranks
   int64_t skipped_steps = 0;  // steps of data passed over by rewinds: step s reads the data of step s + this
   std::string order_hash;     // OrderHash, 32 hex digits; "" before the first step
-  std::string data = {};      // Datasets::fingerprint; "" in checkpoints of before it was kept
+  std::string data = {};      // Datasets::fingerprint, before that its sampled one, before that ""
 };
 
 // XXH3-128 over the f32 masters (docs/contract.md). Every rank has the same.

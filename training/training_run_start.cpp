@@ -146,12 +146,14 @@ std::vector<std::string> TrainingRun::load_checkpoint() {
   const ckpt::Loaded loaded =
       ckpt::load(recipe_.run, {.strict = recipe_.checkpoint.strict}, peers_of(world_));
   state_ = restore_run(*trainer_, loaded.checkpoint);
-  if (!state_.data.empty() && state_.data != fingerprint_) {
-    const bool held_out = state_.data.starts_with(data_->train.fingerprint());
+  const std::string& saved = state_.data;
+  if (const std::string now = Datasets::is_sampled(saved) ? data_->sampled_fingerprint() : fingerprint_;
+      !saved.empty() && saved != now) {
+    const bool held_out = Datasets::of_training(saved) == Datasets::of_training(now);
     throw Error(Exit::data,
                 text(held_out ? "the held-out text is not the one that the run was measured on"
                               : "the text is not the one that the run was trained on",
-                     ": it had ", state_.data, ", now ", fingerprint_),
+                     ": it had ", saved, ", now ", now),
                 recipe_.where(held_out ? "data.val" : "data.train"),
                 "put the old files back, or start a new run with init=" + recipe_.run);
   }

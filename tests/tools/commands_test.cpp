@@ -346,6 +346,7 @@ TEST(Tokenize, WithItsOwnVocabularyAndAgain) {
   const Json again = run_weft(words, {.folder = folder.path()}).json();
   EXPECT_EQ(again["exit"], 0) << "what is done stays";
   EXPECT_EQ(again["tokens"], json["tokens"]);
+  EXPECT_EQ(again["text_bytes"], json["text_bytes"]);
   folder.write("other.txt", "zzzz zzzz zzzz qqqq qqqq");
   std::vector<std::string> other = words;
   other[1] = "other.txt";

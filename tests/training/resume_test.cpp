@@ -9,7 +9,10 @@
 #include <random>
 
 #include "tests/training/tiny_run.h"
+#include "training/checkpoint/hash.h"
+#include "training/data/dataset.h"
 #include "training/data/stories.h"
+#include "training/data/tokenizer.h"
 
 namespace weft {
 namespace {
@@ -323,7 +326,8 @@ TEST(Resume, KeepsItsText) {
   std::string other = text;
   std::swap(other[20'000], other[20'001]);
   ASSERT_NE(other, text);
-  for (const std::string& changed : {other, text + text.substr(0, 2000), text.substr(0, text.size() / 2)}) {
+  for (const std::string& changed :
+       {other, text + "more words\n", text + text.substr(0, 2000), text.substr(0, text.size() / 2)}) {
     tiny.folder().write("stories.txt", changed);
     const Ran ran = tiny.train({"steps=8", "--resume", "auto"});
     EXPECT_EQ(ran.code, 65) << ran.err;
@@ -333,6 +337,35 @@ TEST(Resume, KeepsItsText) {
   tiny.folder().write("stories.txt", text);
   const Ran ran = tiny.train({"steps=8", "--resume", "auto"});
   EXPECT_EQ(ran.code, 0) << ran.err;
+}
+
+// Runs of earlier versions kept a hash of some samples.
+TEST(Resume, KeepsItsTextAsFarAsAnEarlierVersionKnewIt) {
+  const TinyRun tiny;
+  ASSERT_EQ(tiny.train({"steps=5"}).code, 0);
+  const auto tokenizer = load_tokenizer("byte");
+  SourceOptions options;
+  options.tokenizer = tokenizer.get();
+  options.vocab_size = tokenizer->vocab_size();
+  options.eos = tokenizer->eos_id();
+  const Datasets sets = open_datasets({{{tiny.folder() / "stories.txt"}}, 0.05, {}}, 64, options);
+  const std::string name = "runs/tiny/checkpoints/step-5/MANIFEST", now = sets.fingerprint();
+  std::string manifest = tiny.folder().read(name);
+  manifest.resize(manifest.rfind("\nxxh3-128 "));
+  const size_t at = manifest.find(now);
+  ASSERT_NE(at, std::string::npos) << manifest;
+  manifest.replace(at, now.size(), sets.sampled_fingerprint());
+  tiny.folder().write(name, manifest + "\nxxh3-128 " + hash128(manifest.data(), manifest.size()) + "\n");
+
+  const std::string text = tiny.folder().read("stories.txt");
+  std::string other = text;
+  std::swap(other[20'000], other[20'001]);
+  tiny.folder().write("stories.txt", other);
+  EXPECT_EQ(tiny.train({"steps=8", "--resume", "auto"}).code, 65);
+  tiny.folder().write("stories.txt", text);
+  const Ran ran = tiny.train({"steps=8", "--resume", "auto"});
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_NE(tiny.folder().read("runs/tiny/checkpoints/step-8/MANIFEST").find(now), std::string::npos);
 }
 
 TEST(Resume, KeepsItsHeldOutText) {

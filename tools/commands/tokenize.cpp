@@ -35,8 +35,7 @@ class Meter {
     std::fprintf(stderr, "%sfile %lld of %lld, %.1f M tokens, %.1f MB/s%s", terminal_ ? "\r" : "",
                  static_cast<long long>(p.input) + 1, static_cast<long long>(p.inputs),
                  static_cast<double>(p.tokens) / 1e6,
-                 static_cast<double>(p.text_bytes) / 1e6 / seconds_since(start_),
-                 terminal_ ? "\033[K" : "\n");
+                 static_cast<double>(p.new_bytes) / 1e6 / seconds_since(start_), terminal_ ? "\033[K" : "\n");
   }
 
  private:
@@ -129,7 +128,7 @@ int run_tokenize(const Words& words) {
                 {"documents", done.documents},
                 {"skipped_lines", done.skipped_lines},
                 {"shards", done.shards},
-                {"text_bytes", done.text_bytes},
+                {"text_bytes", done.text_bytes ? nlohmann::ordered_json(*done.text_bytes) : nullptr},
                 {"seconds", seconds_since(start)}});
   } else {
     print(text(done.tokens, " tokens of ", tokenizer->name(), ", ", done.documents, " documents, ",

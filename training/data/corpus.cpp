@@ -1,14 +1,18 @@
 #include "training/data/corpus.h"
 
 #include <glob.h>
+#include <omp.h>
 
 #include <algorithm>
+#include <atomic>
 #include <filesystem>
 #include <unordered_set>
 #include <utility>
 
 #include "autograd/check.h"
+#include "training/checkpoint/hash.h"
 #include "training/data/token_folder.h"
+#include "training/data/tokenizer_threads.h"
 
 namespace weft {
 
@@ -16,7 +20,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int64_t block_tokens = 8192;  // tokens that are held out, or not, together
+constexpr int64_t block_tokens = 8192;               // tokens that are held out, or not, together
+constexpr int64_t hashed_tokens = int64_t{1} << 20;  // tokens that are hashed together
 
 // The name under which a file is opened: both halves of a Megatron pair have that of the .idx.
 std::string opened_as(const std::string& path) {
@@ -94,6 +99,36 @@ void Corpus::append(int64_t begin, int64_t end, std::vector<int32_t>& tokens, st
     offsets.push_back(static_cast<int64_t>(tokens.size()));
     begin = stop;
   }
+}
+
+void Corpus::read(int64_t begin, int64_t end, int32_t* out) const {
+  auto at = static_cast<size_t>(std::upper_bound(ends_.begin(), ends_.end(), begin) - ends_.begin());
+  for (; begin < end; ++at) {
+    const Span& span = spans_[at];
+    const int64_t start = ends_[at] - (span.end - span.begin), stop = std::min(end, ends_[at]);
+    span.source->read(span.document, span.begin + begin - start, span.begin + stop - start, out);
+    out += stop - begin;
+    begin = stop;
+  }
+}
+
+std::string Corpus::hash() const {
+  // By blocks of the line, so that many threads can share a single long document.
+  std::vector<std::string> blocks(static_cast<size_t>((tokens() + hashed_tokens - 1) / hashed_tokens));
+  std::atomic<size_t> next{0};
+  run_threads(std::min(omp_get_max_threads(), static_cast<int>(blocks.size())), [&](int) {
+    std::vector<int32_t> piece;
+    for (size_t b; (b = next++) < blocks.size();) {
+      const int64_t begin = static_cast<int64_t>(b) * hashed_tokens;
+      piece.resize(static_cast<size_t>(std::min(hashed_tokens, tokens() - begin)));
+      read(begin, begin + static_cast<int64_t>(piece.size()), piece.data());
+      blocks[b] = hash128(piece.data(), piece.size() * sizeof(int32_t));
+    }
+  });
+  Hash128 all;
+  all.add(ends_.data(), ends_.size() * sizeof(int64_t));
+  for (const std::string& block : blocks) all.add(block);
+  return all.hex();
 }
 
 Corpus open_corpus(const std::vector<std::string>& patterns, const SourceOptions& options) {

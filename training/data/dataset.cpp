@@ -6,8 +6,15 @@
 #include <utility>
 
 #include "autograd/check.h"
+#include "training/checkpoint/hash.h"
 
 namespace weft {
+namespace {
+
+const char* const made_samples = "made samples";  // from the recipe alone
+const char* const held_out_mark = " and, held out, ";
+
+}  // namespace
 
 Dataset::Dataset(std::vector<Part> parts, int64_t context, Tail tail)
     : parts_(std::move(parts)), context_(context), first_{0} {
@@ -77,7 +84,18 @@ Batch Dataset::batch(std::span<const int64_t> samples) const {
 }
 
 std::string Dataset::fingerprint() const {
-  if (maker_) return "made samples";  // from the recipe alone
+  if (maker_) return made_samples;
+  Hash128 hash;
+  int64_t tokens = 0;
+  for (const Part& part : parts_) {
+    hash.add(part.corpus.hash());
+    tokens += part.corpus.tokens();
+  }
+  return text(samples(), " samples of ", tokens, " tokens (", hash.hex().substr(0, 16), ")");
+}
+
+std::string Dataset::sampled_fingerprint() const {
+  if (maker_) return made_samples;
   constexpr int64_t kTokens = int64_t{1} << 22;
   const int64_t apart = std::max<int64_t>(1, samples() / std::max<int64_t>(1, kTokens / context_));
   OrderHash hash;
@@ -90,7 +108,19 @@ std::string Dataset::fingerprint() const {
 }
 
 std::string Datasets::fingerprint() const {
-  return train.fingerprint() + (val ? " and, held out, " + val->fingerprint() : "");
+  return train.fingerprint() + (val ? held_out_mark + val->fingerprint() : "");
+}
+
+std::string Datasets::sampled_fingerprint() const {
+  return train.sampled_fingerprint() + (val ? held_out_mark + val->sampled_fingerprint() : "");
+}
+
+bool Datasets::is_sampled(const std::string& fingerprint) {
+  return fingerprint.find(" tokens (") == fingerprint.npos;
+}
+
+std::string Datasets::of_training(const std::string& fingerprint) {
+  return fingerprint.substr(0, fingerprint.find(held_out_mark));
 }
 
 SampleOrder Dataset::order(uint64_t seed, bool shuffle) const {

@@ -63,9 +63,11 @@ class Dataset {
   // Thread-safe. Errors: those of TokenSource::read.
   Batch batch(std::span<const int64_t> samples) const;
 
-  // "1234 samples (HASH)": the hash of their tokens and documents, of some evenly spread where that would be
-  // more than a few million tokens. Tells whether files are still what they were. Errors: those of batch.
+  // "1234 samples of 79000 tokens (HASH)": the hash of all tokens and documents of all parts, also those
+  // after the last full sample. Tells whether files still hold what they did. Errors: those of batch.
   std::string fingerprint() const;
+  // "1234 samples (HASH)", as runs of before kept it: of some samples evenly spread, a few million tokens.
+  std::string sampled_fingerprint() const;
 
   // The endless shuffled order of the samples, in the proportions of the parts; made ones come by number.
   SampleOrder order(uint64_t seed, bool shuffle = true) const;
@@ -94,7 +96,11 @@ struct Datasets {
   Dataset train;
   std::optional<Dataset> val;
 
-  std::string fingerprint() const;  // of both
+  // Of both.
+  std::string fingerprint() const;
+  std::string sampled_fingerprint() const;
+  static bool is_sampled(const std::string& fingerprint);          // which of the two one is
+  static std::string of_training(const std::string& fingerprint);  // the part of one that is train's
 };
 
 // Errors: Exit::recipe when only some sources have weights or one is not positive; Exit::data for the files.

@@ -134,8 +134,8 @@ TextStream::TextStream(const std::string& path) : path_(path), decoder_(decoder_
 TextStream::~TextStream() = default;
 
 bool TextStream::fill() {
+  at_ = 0;  // first, since next() empties the buffer and may throw
   decoder_->next(buffer_);
-  at_ = 0;
   return !buffer_.empty();
 }
 

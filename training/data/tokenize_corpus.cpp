@@ -54,7 +54,7 @@ class Pipeline {
       int64_t ticket;
       {
         const std::lock_guard lock(read_mutex_);
-        if (failed_ || !reader_.next(batch, batch_bytes)) return;
+        if (failed_ || !read(batch)) return;
         ticket = next_ticket_++;
       }
       auto result = work(batch);
@@ -67,6 +67,16 @@ class Pipeline {
     }
   }
 
+  // Sets failed_ while the reader is still locked: after a failure nobody may read on.
+  bool read(std::vector<TextUnit>& batch) {
+    try {
+      return reader_.next(batch, batch_bytes);
+    } catch (...) {
+      failed_ = true;
+      throw;
+    }
+  }
+
   UnitReader& reader_;
   std::mutex read_mutex_, turn_mutex_;
   std::condition_variable turn_changed_;
@@ -74,10 +84,15 @@ class Pipeline {
   std::atomic<bool> failed_{false};
 };
 
+struct EncodedUnit {
+  size_t tokens = 0;
+  int64_t text_bytes = 0;
+  int64_t skipped = 0;  // lines: 0 or 1
+};
+
 struct EncodedBatch {
   std::vector<int32_t> tokens;
-  std::vector<size_t> unit_ends;  // in tokens
-  std::vector<int64_t> skipped;   // 0 or 1 for each unit
+  std::vector<EncodedUnit> units;
 };
 
 class CorpusWriter {
@@ -101,7 +116,9 @@ class CorpusWriter {
     if (options_.validation_tokens > 0 && std::ssize(manifest_.shards) + (shard_.tokens() > 0) == 1)
       refuse_validation();
     if (shard_.tokens() > 0) finish_shard();
-    manifest_.shards.back().skipped_lines += pending_.skipped_lines;
+    CorpusShard& last = manifest_.shards.back();  // with what is behind its tokens and has none
+    last.skipped_lines += pending_.skipped_lines;
+    if (last.text_bytes) *last.text_bytes += *pending_.text_bytes;
     manifest_.is_complete = true;
     save_manifest();
     return progress_;
@@ -123,24 +140,26 @@ class CorpusWriter {
   EncodedBatch encode(const std::vector<TextUnit>& batch) const {
     EncodedBatch out;
     for (const TextUnit& unit : batch) {
-      int64_t bad = 0;
-      if (!is_done(unit)) encode_unit(unit, out.tokens, bad);
-      out.unit_ends.push_back(out.tokens.size());
-      out.skipped.push_back(bad);
+      out.units.push_back(is_done(unit) ? EncodedUnit() : encode_unit(unit, out.tokens));
     }
     return out;
   }
 
-  void encode_unit(const TextUnit& unit, std::vector<int32_t>& out, int64_t& bad) const {
+  EncodedUnit encode_unit(const TextUnit& unit, std::vector<int32_t>& out) const {
+    EncodedUnit encoded;
     std::optional<std::string> line;
     std::string_view document = unit.text;
     if (unit.is_json) {
-      line = json_text(unit, options_.inputs[unit.input], options_.skip_bad_lines, bad);
+      line = json_text(unit, options_.inputs[unit.input], options_.skip_bad_lines, encoded.skipped);
       document = line ? *line : std::string_view();
     }
-    if (document.empty()) return;
+    if (document.empty()) return encoded;
+    const size_t before = out.size();
     if (unit.starts_document) out.push_back(tokenizer_.eos_id());
     tokenizer_.encode_to(document, options_.special, out);
+    encoded.tokens = out.size() - before;
+    encoded.text_bytes = static_cast<int64_t>(document.size());
+    return encoded;
   }
 
   // Whether all of the unit lies in shards that an earlier run has finished.
@@ -150,24 +169,26 @@ class CorpusWriter {
     if (options_.stop && options_.stop())
       throw Error(Exit::stopped, "stopped before the end", options_.output,
                   "run it again with the same options to continue");
-    size_t at = 0;
+    const int32_t* tokens = encoded.tokens.data();
     for (size_t i = 0; i < batch.size(); ++i) {
-      const TextUnit& unit = batch[i];
-      if (!is_done(unit))
-        take_unit(unit, encoded.tokens.data() + at, encoded.unit_ends[i] - at, encoded.skipped[i]);
-      at = encoded.unit_ends[i];
+      if (!is_done(batch[i])) take_unit(batch[i], tokens, encoded.units[i]);
+      tokens += encoded.units[i].tokens;
     }
     progress_.input = batch.back().input;
     if (options_.progress) options_.progress(progress_);
   }
 
-  void take_unit(const TextUnit& unit, const int32_t* tokens, size_t count, int64_t skipped) {
-    const auto size = static_cast<int64_t>(count);
+  void take_unit(const TextUnit& unit, const int32_t* tokens, const EncodedUnit& encoded) {
+    const auto size = static_cast<int64_t>(encoded.tokens);
     // The start of the first unit may be in the last shard of an earlier run.
     int64_t done = unit.input == start_.input && unit.index == start_.unit ? start_.tokens : 0;
     if (done == 0 && size > 0 && unit.starts_document) ++pending_.documents, ++progress_.documents;
-    if (done == 0) pending_.skipped_lines += skipped, progress_.skipped_lines += skipped;
-    progress_.text_bytes += static_cast<int64_t>(unit.text.size());
+    if (done == 0) {
+      pending_.skipped_lines += encoded.skipped, progress_.skipped_lines += encoded.skipped;
+      *pending_.text_bytes += encoded.text_bytes;
+      if (progress_.text_bytes) *progress_.text_bytes += encoded.text_bytes;
+    }
+    progress_.new_bytes += encoded.text_bytes;
     while (done < size) {
       const int64_t taken = shard_.append(tokens + done, size - done);
       done += taken;
@@ -202,6 +223,8 @@ class CorpusWriter {
     progress_.tokens += s.tokens;
     progress_.documents += s.documents;
     progress_.skipped_lines += s.skipped_lines;
+    if (!s.text_bytes) progress_.text_bytes.reset();
+    if (progress_.text_bytes) *progress_.text_bytes += *s.text_bytes;
     ++progress_.shards;
   }
 

@@ -17,6 +17,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -29,7 +30,10 @@ namespace weft {
 struct TokenizeProgress {
   int64_t tokens = 0, documents = 0, skipped_lines = 0, shards = 0;  // in all, with those of earlier runs
   int64_t input = 0, inputs = 0;  // the file it is at, and how many there are
-  int64_t text_bytes = 0;         // tokenised by this run
+  // Of the documents, decoded and in UTF-8: in all (none where an earlier version, which did not keep it, has
+  // begun the corpus), and those that this run has tokenised.
+  std::optional<int64_t> text_bytes = 0;
+  int64_t new_bytes = 0;
 };
 
 struct TokenizeOptions {

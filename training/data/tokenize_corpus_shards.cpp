@@ -47,7 +47,9 @@ CorpusManifest read_corpus_manifest(const std::string& path) {
                           s.at("documents"),
                           s.at("skipped_lines"),
                           s.at("hash"),
-                          {end.at("input"), end.at("unit"), end.at("tokens")}});
+                          {end.at("input"), end.at("unit"), end.at("tokens")},
+                          {}});
+      if (s.contains("text_bytes")) m.shards.back().text_bytes = s["text_bytes"].get<int64_t>();
     }
     m.is_complete = file.at("complete");
     return m;
@@ -60,7 +62,8 @@ void write_corpus_manifest(const CorpusManifest& m, const std::string& path) {
   json inputs = json::array(), shards = json::array();
   for (const CorpusInput& input : m.plan.inputs)
     inputs.push_back({{"path", input.path}, {"size", input.size}, {"hash", input.hash}});
-  int64_t tokens = 0, documents = 0, skipped_lines = 0;
+  int64_t tokens = 0, documents = 0, skipped_lines = 0, text_bytes = 0;
+  bool text_is_counted = true;
   for (const CorpusShard& s : m.shards) {
     tokens += s.tokens;
     documents += s.documents;
@@ -71,26 +74,30 @@ void write_corpus_manifest(const CorpusManifest& m, const std::string& path) {
                       {"skipped_lines", s.skipped_lines},
                       {"hash", s.hash},
                       {"end", {{"input", s.end.input}, {"unit", s.end.unit}, {"tokens", s.end.tokens}}}});
+    text_is_counted = text_is_counted && s.text_bytes;
+    if (s.text_bytes) shards.back()["text_bytes"] = *s.text_bytes;
+    text_bytes += s.text_bytes.value_or(0);
   }
-  const json file = {{"format", format_name},
-                     {"version", format_version},
-                     {"name", m.plan.name},
-                     {"tokenizer",
-                      {{"name", m.plan.tokenizer_name},
-                       {"hash", m.plan.tokenizer_hash},
-                       {"vocab_size", m.plan.vocab_size},
-                       {"eos_id", m.plan.eos_id}}},
-                     {"dtype", m.plan.token_bytes() == 4 ? "uint32" : "uint16"},
-                     {"shard_tokens", m.plan.shard_tokens},
-                     {"validation_tokens", m.plan.validation_tokens},
-                     {"parse_special", m.plan.parse_special},
-                     {"skip_bad_lines", m.plan.skip_bad_lines},
-                     {"complete", m.is_complete},
-                     {"tokens", tokens},
-                     {"documents", documents},
-                     {"skipped_lines", skipped_lines},
-                     {"shards", shards},
-                     {"inputs", inputs}};
+  json file = {{"format", format_name},
+               {"version", format_version},
+               {"name", m.plan.name},
+               {"tokenizer",
+                {{"name", m.plan.tokenizer_name},
+                 {"hash", m.plan.tokenizer_hash},
+                 {"vocab_size", m.plan.vocab_size},
+                 {"eos_id", m.plan.eos_id}}},
+               {"dtype", m.plan.token_bytes() == 4 ? "uint32" : "uint16"},
+               {"shard_tokens", m.plan.shard_tokens},
+               {"validation_tokens", m.plan.validation_tokens},
+               {"parse_special", m.plan.parse_special},
+               {"skip_bad_lines", m.plan.skip_bad_lines},
+               {"complete", m.is_complete},
+               {"tokens", tokens},
+               {"documents", documents},
+               {"skipped_lines", skipped_lines},
+               {"shards", shards},
+               {"inputs", inputs}};
+  if (text_is_counted) file["text_bytes"] = text_bytes;
   write_file_atomically(path, file.dump(2, ' ', false, json::error_handler_t::replace) + "\n");
 }
 

@@ -3,6 +3,7 @@
 // were made from and how far the work has come.
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -22,6 +23,8 @@ struct CorpusShard {
   int64_t skipped_lines = 0;  // met while it was written
   std::string hash;           // XXH3-128 of the file
   CorpusPosition end;
+  // Of the documents, or parts of them, that begin in it; none in manifests of before it was kept.
+  std::optional<int64_t> text_bytes = 0;
 };
 
 struct CorpusInput {

@@ -7,6 +7,8 @@
 
 #include "fixtures.h"
 #include "training/data/input_file.h"
+#include "training/data/stories.h"
+#include "training/data/text_stream.h"
 
 namespace weft {
 namespace {
@@ -142,6 +144,22 @@ TEST(BrokenFiles, CompressedTextCutAnywhere) {
         complaint(write_file(dir / name, patched(bytes, at, static_cast<char>(bytes[at] ^ 0x10))),
                   byte_options());
     expect_complaint(write_file(dir / name, bytes + "tail"), byte_options(), "byte", "is not valid");
+  }
+}
+
+// However often it is asked: several threads share a stream.
+TEST(BrokenFiles, CompressedTextStaysCutOff) {
+  TempFolder dir;
+  const std::string whole = story_corpus(1, 300'000), gzip = gzipped(whole), zstd = zstandard(whole);
+  for (const std::string& path : {write_file(dir / "a.gz", gzip.substr(0, gzip.size() - 12)),
+                                  write_file(dir / "a.zst", zstd.substr(0, zstd.size() - 5))}) {
+    TextStream stream(path);
+    std::string line;
+    const auto read = [&] {
+      while (stream.line(line)) {
+      }
+    };
+    for (int i = 0; i < 3; ++i) EXPECT_EQ(error_of(read).code, Exit::data) << path;
   }
 }
 

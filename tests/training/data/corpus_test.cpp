@@ -225,6 +225,62 @@ TEST(Split, HoldsOutAtLeastOneAndNeverAll) {
   EXPECT_EQ(split_corpus(open_corpus({one}, byte_options()), 0).train.documents(), 1);
 }
 
+// Every token counts, however many there are, and those after the last full sample.
+TEST(Fingerprint, IsOfEveryToken) {
+  TempFolder dir;
+  std::vector<uint16_t> tokens(9'000'007);
+  for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<uint16_t>(i * 2654435761u >> 13 & 1023);
+  const auto fingerprint = [&](int64_t context) {
+    const std::string path = write_file(dir / "a.bin", bytes_of(tokens));
+    return open_datasets({{{path}}, 0, {}}, context, token_options(1024)).fingerprint();
+  };
+  const std::string before = fingerprint(64);
+  EXPECT_EQ(fingerprint(64), before);
+  std::set<std::string> all{before};
+  for (const size_t at : {size_t{0}, size_t{64 + 5}, size_t{3 * 64 + 63}, size_t{5'000'000}, size_t{1} << 20,
+                          tokens.size() - 8, tokens.size() - 1}) {
+    tokens[at] ^= 1;
+    EXPECT_TRUE(all.insert(fingerprint(64)).second) << at;
+    tokens[at] ^= 1;
+  }
+  tokens.push_back(7);
+  EXPECT_TRUE(all.insert(fingerprint(64)).second) << "one token more, in no sample";
+  tokens.pop_back();
+  EXPECT_EQ(fingerprint(64), before);
+}
+
+// Of what documents and parts hold, not of the files in which they are.
+TEST(Fingerprint, IsOfDocumentsAndParts) {
+  TempFolder dir;
+  counting(dir, "a", {40, 8, 33});
+  counting(dir, "b", {80}, 81);
+  counting(dir, "one", {40, 8, 33, 80});
+  counting(dir, "cut", {40, 8, 33, 50, 30});
+  const auto of = [&](const DataConfig& config, int64_t context = 8) {
+    return open_datasets(config, context, token_options(1000)).fingerprint();
+  };
+  const std::string before = of({{{dir / "a"}, {dir / "b"}}, 0, {}});
+  EXPECT_EQ(of({{{dir / "one"}}, 0, {}}), before);
+  EXPECT_NE(of({{{dir / "cut"}}, 0, {}}), before);
+  EXPECT_NE(of({{{dir / "b"}, {dir / "a"}}, 0, {}}), before);
+  EXPECT_NE(of({{{dir / "a", 1}, {dir / "b", 1}}, 0, {}}), before);
+  EXPECT_NE(of({{{dir / "one"}}, 0, {}}, 16), before);
+  const std::string held = of({{{dir / "one"}}, 0, {dir / "a"}});
+  EXPECT_TRUE(held.starts_with(before + " and, held out, ")) << held;
+  EXPECT_NE(of({{{dir / "one"}}, 0, {dir / "b"}}), held);
+}
+
+// Runs of the versions that made such ones still know their text; this one is of the last of them.
+TEST(Fingerprint, KnowsThatOfEarlierRuns) {
+  TempFolder dir;
+  write_file(dir / "a.txt", story_corpus(1, 50'000));
+  const Datasets sets = open_datasets({{{dir / "a.txt"}}, 0.05, {}}, 64, byte_options());
+  const std::string old = "747 samples (4f725381c896f1f0) and, held out, 36 samples (cee759ea2a3eb6e7)";
+  EXPECT_EQ(sets.sampled_fingerprint(), old);
+  EXPECT_TRUE(Datasets::is_sampled(old));
+  EXPECT_FALSE(Datasets::is_sampled(sets.fingerprint()));
+}
+
 TEST(OpenDatasets, PathListAndWeights) {
   TempFolder dir;
   counting(dir, "a", {40});

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <random>
 
 #include "autograd/check.h"
@@ -107,6 +108,12 @@ class TokenizeCorpus : public ::testing::Test {
     }
   }
 
+  int64_t text_bytes() const {
+    size_t sum = 0;
+    for (const std::string& d : documents) sum += d.size();
+    return static_cast<int64_t>(sum);
+  }
+
   Exit code() {
     try {
       tokenize_corpus(*tokenizer, options);
@@ -129,12 +136,14 @@ TEST_F(TokenizeCorpus, WritesEveryDocumentAfterAnEndToken) {
   const TokenizeProgress done = tokenize_corpus(*tokenizer, options);
   EXPECT_EQ(done.tokens, static_cast<int64_t>(expected.size()));
   EXPECT_EQ(done.documents, static_cast<int64_t>(documents.size()));
+  EXPECT_EQ(done.text_bytes, text_bytes());
   EXPECT_EQ(all_tokens(options.output), expected);
 
   const json manifest = manifest_of(options.output);
   EXPECT_TRUE(manifest["complete"]);
   EXPECT_EQ(manifest["tokenizer"]["hash"], tokenizer->hash());
   EXPECT_EQ(manifest["documents"], documents.size());
+  EXPECT_EQ(manifest["text_bytes"], text_bytes());
   EXPECT_EQ(manifest["shards"][0]["file"], "corpus_val_000000.bin");
   EXPECT_EQ(manifest["shards"][0]["tokens"], 300);
   EXPECT_EQ(manifest["shards"][1]["file"], "corpus_train_000000.bin");
@@ -236,6 +245,7 @@ TEST_F(TokenizeCorpus, ContinuesWhereItWasStopped) {
   std::string big;
   for (int i = 0; i < 3000; ++i) {
     const std::string document = words(rng, 300);
+    documents.push_back(document);
     big += json{{"text", document}}.dump() + "\n";
     expected.push_back(tokenizer->eos_id());
     tokenizer->encode_to(document, SpecialText::plain, expected);
@@ -256,7 +266,9 @@ TEST_F(TokenizeCorpus, ContinuesWhereItWasStopped) {
   calls = -1'000'000;
   const TokenizeProgress done = tokenize_corpus(*tokenizer, options);
   EXPECT_EQ(all_tokens(options.output), expected);
-  EXPECT_EQ(done.documents, static_cast<int64_t>(documents.size()) + 3000);
+  EXPECT_EQ(done.documents, static_cast<int64_t>(documents.size()));
+  EXPECT_EQ(done.text_bytes, text_bytes());
+  EXPECT_LT(done.new_bytes, done.text_bytes);
   EXPECT_EQ(std::filesystem::last_write_time(first), written);  // kept
   EXPECT_FALSE(std::filesystem::exists(options.output + "/corpus_train_000009.bin.tmp-1"));
 
@@ -266,6 +278,28 @@ TEST_F(TokenizeCorpus, ContinuesWhereItWasStopped) {
   options.threads = 3;
   tokenize_corpus(*tokenizer, options);
   EXPECT_EQ(manifest_of(options.output), resumed);
+}
+
+TEST_F(TokenizeCorpus, WhatIsDoneIsCountedAgain) {
+  options.shard_tokens = 6000;
+  const TokenizeProgress done = tokenize_corpus(*tokenizer, options);
+  const TokenizeProgress again = tokenize_corpus(*tokenizer, options);
+  EXPECT_EQ(done.text_bytes, text_bytes());
+  EXPECT_EQ(done.new_bytes, text_bytes());
+  EXPECT_EQ(again.text_bytes, done.text_bytes);
+  EXPECT_EQ(again.new_bytes, 0);
+
+  // Earlier versions did not keep it, and to count it anew would take all the text.
+  const std::string path = options.output + "/manifest.json";
+  json manifest = manifest_of(options.output);
+  manifest.erase("text_bytes");
+  for (json& shard : manifest["shards"]) shard.erase("text_bytes");
+  write_file(path, manifest.dump());
+  EXPECT_EQ(tokenize_corpus(*tokenizer, options).text_bytes, std::nullopt);
+  std::filesystem::remove(options.output + "/corpus_train_000001.bin");
+  EXPECT_EQ(tokenize_corpus(*tokenizer, options).text_bytes, std::nullopt);
+  EXPECT_EQ(all_tokens(options.output), expected);
+  EXPECT_FALSE(manifest_of(options.output).contains("text_bytes"));
 }
 
 TEST_F(TokenizeCorpus, DamagedShardsAreWrittenAgain) {
@@ -351,6 +385,24 @@ TEST_F(TokenizeCorpus, WrongInputsAndOptions) {
   options.name = "c";
   options.output = folder / "a.jsonl";
   EXPECT_EQ(code(), Exit::cannot_create);
+}
+
+// Whichever thread meets the end first.
+TEST_F(TokenizeCorpus, ACutOffFileIsTheErrorWithManyThreads) {
+  std::mt19937 rng(11);
+  std::string plain;
+  while (plain.size() < 2'000'000) plain += words(rng, 12) + "\n";
+  std::string bytes = zstd_of(plain);
+  bytes.resize(bytes.size() - 100);
+  options.inputs = {write_file(folder / "cut.txt.zst", bytes)};
+  tokenizer = load_tokenizer("byte");
+  options.threads = 8;
+  for (int i = 0; i < 20; ++i) {
+    const Error error = error_of([&] { tokenize_corpus(*tokenizer, options); });
+    EXPECT_EQ(error.code, Exit::data) << error.what();
+    const Error counting = error_of([&] { count_words_in_files(options.inputs, gpt2_pattern, false, 8); });
+    EXPECT_EQ(counting.code, Exit::data) << counting.what();
+  }
 }
 
 TEST_F(TokenizeCorpus, LargeVocabulariesTake32Bits) {

@@ -112,13 +112,16 @@ void Corpus::read(int64_t begin, int64_t end, int32_t* out) const {
   }
 }
 
-std::string Corpus::hash() const {
+std::string Corpus::hash(size_t most) const {
   // By blocks of the line, so that many threads can share a single long document.
-  std::vector<std::string> blocks(static_cast<size_t>((tokens() + hashed_tokens - 1) / hashed_tokens));
+  const auto count = static_cast<size_t>((tokens() + hashed_tokens - 1) / hashed_tokens);
+  const size_t stride = (count + most - 1) / std::max<size_t>(1, most);
+  std::vector<std::string> blocks(count);
   std::atomic<size_t> next{0};
-  run_threads(std::min(omp_get_max_threads(), static_cast<int>(blocks.size())), [&](int) {
+  run_threads(std::min(omp_get_max_threads(), static_cast<int>(std::min(count, most))), [&](int) {
     std::vector<int32_t> piece;
-    for (size_t b; (b = next++) < blocks.size();) {
+    for (size_t b; (b = next++) < count;) {
+      if (b % stride != 0 && b + 1 < count) continue;
       const int64_t begin = static_cast<int64_t>(b) * hashed_tokens;
       piece.resize(static_cast<size_t>(std::min(hashed_tokens, tokens() - begin)));
       read(begin, begin + static_cast<int64_t>(piece.size()), piece.data());

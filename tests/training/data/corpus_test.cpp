@@ -249,6 +249,24 @@ TEST(Fingerprint, IsOfEveryToken) {
   EXPECT_EQ(fingerprint(64), before);
 }
 
+// Of a text that is too large to read at every start, some blocks and the last.
+TEST(Fingerprint, SpreadsOverWhatIsTooLarge) {
+  TempFolder dir;
+  std::vector<uint16_t> tokens((5 << 20) + 7);
+  for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<uint16_t>(i * 2654435761u >> 13 & 1023);
+  const auto hash = [&](size_t blocks) {
+    return open_corpus({write_file(dir / "a.bin", bytes_of(tokens))}, token_options(1024)).hash(blocks);
+  };
+  const std::string whole = hash(6), half = hash(3);
+  EXPECT_EQ(hash(4096), whole);
+  for (const size_t block : {0, 1, 2, 3, 4, 5}) {
+    tokens[block << 20] ^= 1;
+    EXPECT_NE(hash(6), whole) << block;
+    EXPECT_EQ(hash(3) == half, block == 1 || block == 3) << block;
+    tokens[block << 20] ^= 1;
+  }
+}
+
 // Of what documents and parts hold, not of the files in which they are.
 TEST(Fingerprint, IsOfDocumentsAndParts) {
   TempFolder dir;

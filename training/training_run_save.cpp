@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "autograd/rank_error.h"
 #include "distributed/agree.h"
 #include "optim/gradient_norm.h"
 
@@ -40,20 +41,22 @@ void TrainingRun::save() {
 // A flipped bit can do that behind the guard's back, and a checkpoint of such weights is none to go back to.
 bool TrainingRun::weights_are_lost() {
   std::string name = first_non_finite_weight(trainer_->store()), where;
+  int rank = 0;
   if (world_ != nullptr) {  // the same words on all ranks, of the first that lost some
     const std::vector<std::string> all = gather_texts(*world_, name);
     const auto first = std::find_if(all.begin(), all.end(), [](const std::string& n) { return !n.empty(); });
     if (first == all.end()) return false;
     name = *first;
-    where = text(" on rank ", first - all.begin());
+    rank = static_cast<int>(first - all.begin());
+    where = text(" on rank ", rank);
   }
   if (name.empty()) return false;
   const std::string what = text("the weights after step ", state_.step, " are not finite", where);
   if (saved_step_ < 0 || !trainer_->guard().go_back())
-    throw Error(
-        Exit::numerics,
-        what + (saved_step_ < 0 ? ", and no checkpoint to go back to" : ", and numerics.rewind is used up"),
-        name, "lower optim.lr, or look at the machine if it comes again");
+    throw RankError(rank, Error(Exit::numerics,
+                                what + (saved_step_ < 0 ? ", and no checkpoint to go back to"
+                                                        : ", and numerics.rewind is used up"),
+                                name, "lower optim.lr, or look at the machine if it comes again"));
   log_->warning(what + " (first " + name + ")");
   return true;
 }

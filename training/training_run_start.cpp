@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <thread>
 
+#include "autograd/rank_error.h"
 #include "distributed/agree.h"
 #include "training/checkpoint/files.h"
 #include "training/checkpoint/folder.h"
@@ -106,9 +107,12 @@ void TrainingRun::keep_recipe() {
   std::error_code unknown;
   for (int i = 0; i < 100 && !fs::exists(path, unknown); ++i)  // a network folder may be slow to show it
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  if (!all_ranks(*world_, fs::exists(path, unknown)))
-    throw Error(Exit::cannot_create, "some ranks do not see the run folder", recipe_.run,
-                "set run to a folder that all ranks share");
+  const std::vector<int64_t> seen = gather_values(*world_, int64_t{fs::exists(path, unknown)});
+  const auto blind = std::find(seen.begin(), seen.end(), 0);
+  if (blind == seen.end()) return;
+  const auto rank = static_cast<int>(blind - seen.begin());
+  throw RankError(rank, Error(Exit::cannot_create, text("rank ", rank, " does not see the run folder"),
+                              recipe_.run, "set run to a folder that all ranks share"));
 }
 
 void TrainingRun::start_loader() {

@@ -77,6 +77,7 @@ std::string weights_hash_of(const ParameterStore& store) {
 ckpt::Peers peers_of(Communicator* world) {
   if (world == nullptr) return {};
   return {world->rank(), world->size(), [world](bool ok) { return all_ranks(*world, ok); },
+          [world](const std::string& mine) { return gather_texts(*world, mine); },
           [world] { world->pulse(); }};
 }
 

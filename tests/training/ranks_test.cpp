@@ -304,7 +304,7 @@ TEST(Ranks, ASaveThatFailsOnOneFailsOnAll) {
                               {.environment = {"WEFT_FAULT=enospc@rank=1,step=4,phase=save.mid"}});
   EXPECT_EQ(ran.code, 0) << ran.err;
   EXPECT_EQ(tiny.checkpoints(), (Words{"step-2", "step-6"}));
-  EXPECT_NE(ran.err.find("step 4 was not saved"), std::string::npos) << ran.err;
+  EXPECT_NE(ran.err.find("step 4 was not saved: on rank 1: no space left"), std::string::npos) << ran.err;
 }
 
 TEST(Ranks, StoppedBySignal) {
@@ -411,6 +411,23 @@ TEST(Ranks, AFailureNamesTheRankAtFaultNotOneThatNoticed) {
     const RunOptions failed{.environment = {text("WEFT_FAULT=eio@rank=", rank, ",step=4,phase=backward")}};
     EXPECT_EQ(tiny.mpirun(3, words, failed).json()["error"]["rank"], rank);
   }
+}
+
+TEST(Ranks, AFailedSaveNamesItsRankAndCause) {
+  const TinyRun tiny;
+  const RunOptions fault{.environment = {"WEFT_FAULT=eio@rank=1,step=3,phase=save.data"}};
+  const auto expect = [&](const Ran& ran) {
+    const auto error = ran.json()["error"];
+    EXPECT_EQ(ran.json()["exit"], 74) << ran.out;
+    EXPECT_EQ(error["rank"], 1) << ran.out;
+    EXPECT_EQ(error["step"], 3) << ran.out;
+    EXPECT_NE(error["what"].get<std::string>().find("input/output error"), std::string::npos) << ran.out;
+    EXPECT_NE(ran.err.find("input/output error"), std::string::npos) << ran.err;
+  };
+  const Ran launched = tiny.launch(3, {"steps=3"}, fault);
+  EXPECT_EQ(launched.code, 74) << launched.err;
+  expect(launched);
+  expect(tiny.mpirun(3, {"steps=3", "run=runs/mpirun"}, fault));
 }
 
 TEST(Ranks, OneThatDoesNotSeeTheFolderIsNamed) {

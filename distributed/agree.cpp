@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "autograd/rank_error.h"
+
 namespace weft {
 namespace {
 
@@ -71,11 +73,12 @@ void require_same(Communicator* comm, const std::string& field, std::string_view
   const std::vector<std::string> all = gather_texts(comm, value);
   const auto odd = std::find_if(all.begin(), all.end(), [&](const std::string& v) { return v != all[0]; });
   if (odd == all.end()) return;
-  throw Error(code,
-              text("ranks do not agree on ", field, ": rank ", odd - all.begin(), " has '",
-                   shortened(differing_line(*odd, all[0])), "', rank 0 has '",
-                   shortened(differing_line(all[0], *odd)), "'"),
-              field, "start all ranks with the same program, recipe and data");
+  const auto rank = static_cast<int>(odd - all.begin());
+  throw RankError(rank, Error(code,
+                              text("ranks do not agree on ", field, ": rank ", rank, " has '",
+                                   shortened(differing_line(*odd, all[0])), "', rank 0 has '",
+                                   shortened(differing_line(all[0], *odd)), "'"),
+                              field, "start all ranks with the same program, recipe and data"));
 }
 
 }  // namespace weft

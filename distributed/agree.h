@@ -24,7 +24,7 @@ int64_t max_over_ranks(Communicator* comm, int64_t mine);
 bool all_ranks(Communicator* comm, bool mine);
 bool any_rank(Communicator* comm, bool mine);
 
-// Throws on every rank, with this code, an Error that names the first rank whose `value` of `field` is not
+// Throws on every rank, with this code, a RankError that names the first rank whose `value` of `field` is not
 // rank 0's: the handshake for recipes, binaries, data hashes and (with fingerprint()) the sequence of
 // collectives.
 void require_same(Communicator* comm, const std::string& field, std::string_view value,

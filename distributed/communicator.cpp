@@ -238,14 +238,14 @@ std::unique_ptr<Communicator> Communicator::split(int color, int key) {
   return group;
 }
 
-void Communicator::on_leave(std::function<void(Exit, const std::string&)> callback) {
+void Communicator::on_leave(OnLeave callback) {
   const std::lock_guard lock(on_leave_mutex_);
   on_leave_ = std::move(callback);
 }
 
-void Communicator::call_on_leave(Exit code, const std::string& what) {
+void Communicator::call_on_leave(Exit code, int culprit, const std::string& what) {
   const std::lock_guard lock(on_leave_mutex_);
-  if (const auto callback = std::exchange(on_leave_, nullptr)) callback(code, what);
+  if (const auto callback = std::exchange(on_leave_, nullptr)) callback(code, culprit, what);
 }
 
 void Communicator::move_send_recv(const void* out, int64_t out_bytes, int to, void* in, int64_t in_bytes,

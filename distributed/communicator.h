@@ -100,9 +100,9 @@ class Communicator {
   // The ranks of one color form a group, ordered by (key, rank). A negative color gets nullptr. Collective.
   std::unique_ptr<Communicator> split(int color, int key);
 
-  // This rank cannot go on. The others are released with an Error (peer_lost) that names it, or ended.
-  // Does not return where the ranks are processes.
-  virtual void leave(Exit code, const std::string& what) = 0;
+  // This rank cannot go on; culprit is the rank at fault, this one or another. The others are released with
+  // an Error (peer_lost) that names it, or ended. Does not return where the ranks are processes.
+  virtual void leave(Exit code, int culprit, const std::string& what) = 0;
 
   // Whether this rank is to say what went wrong: true on one rank of each machine, so that one failure is one
   // line.
@@ -110,7 +110,8 @@ class Communicator {
 
   // Called once, by leave() or when a dead peer is noticed, just before this process ends; may run on another
   // thread.
-  void on_leave(std::function<void(Exit, const std::string&)> callback);
+  using OnLeave = std::function<void(Exit code, int culprit, const std::string& what)>;
+  void on_leave(OnLeave callback);
 
   // This rank still makes progress. What was last said is in the message when a rank hangs or dies.
   virtual void beat(int64_t /*step*/, const char* /*phase*/) {}
@@ -143,7 +144,7 @@ class Communicator {
                                    Reduce op);
   virtual void move_all_reduce(void* data, std::span<const int64_t> slices, Dtype dtype, Reduce op);
 
-  void call_on_leave(Exit code, const std::string& what);
+  void call_on_leave(Exit code, int culprit, const std::string& what);
 
  private:
   enum class Kind : uint8_t;
@@ -163,7 +164,7 @@ class Communicator {
   WireBytes wire_;
   std::vector<std::byte> scratch_;
   std::mutex on_leave_mutex_;
-  std::function<void(Exit, const std::string&)> on_leave_;
+  OnLeave on_leave_;
 };
 
 // A group of one: everything is a copy.

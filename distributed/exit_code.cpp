@@ -22,8 +22,8 @@ void write(const fs::path& folder, const ExitRecord& record) {
   std::snprintf(time, sizeof time, "%.6f", record.time);
   const fs::path part = folder / text(name, ".part");
   std::ofstream(part) << "weft-exit 1\nrank " << record.rank << "\ncode " << static_cast<int>(record.code)
-                      << "\ntime " << time << "\nlaunch " << record.launch << "\nwhat " << record.what
-                      << "\n";
+                      << "\nculprit " << record.culprit << "\ntime " << time << "\nlaunch " << record.launch
+                      << "\nwhat " << record.what << "\n";
   fs::rename(part, folder / name, ignored);
 }
 
@@ -33,6 +33,7 @@ std::optional<ExitRecord> read(const fs::path& path) {
   if (!std::getline(file, line) || line != "weft-exit 1") return std::nullopt;
   ExitRecord record;
   bool coded = false;
+  std::optional<int> culprit;
   while (std::getline(file, line)) {
     const std::string key = line.substr(0, line.find(' '));
     const std::string value = line.size() > key.size() ? line.substr(key.size() + 1) : "";
@@ -40,6 +41,8 @@ std::optional<ExitRecord> read(const fs::path& path) {
       record.rank = std::atoi(value.c_str());
     else if (key == "code")
       record.code = static_cast<Exit>(std::atoi(value.c_str())), coded = true;
+    else if (key == "culprit")
+      culprit = std::atoi(value.c_str());
     else if (key == "time")
       record.time = std::atof(value.c_str());
     else if (key == "launch")
@@ -47,6 +50,7 @@ std::optional<ExitRecord> read(const fs::path& path) {
     else if (key == "what")
       record.what = value;
   }
+  record.culprit = culprit.value_or(record.rank);
   return coded ? std::optional(record) : std::nullopt;
 }
 
@@ -63,9 +67,10 @@ int distance(Exit code) {
 
 }  // namespace
 
-void leave_exit_code(const std::string& run_folder, int rank, Exit code, const std::string& what) noexcept {
+void leave_exit_code(const std::string& run_folder, int rank, Exit code, int culprit,
+                     const std::string& what) noexcept {
   try {
-    ExitRecord record{rank, code, 0, "-", what};
+    ExitRecord record{rank, code, 0, "-", what, culprit};
     record.time = std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
     std::replace(record.what.begin(), record.what.end(), '\n', ' ');
     const char* launch = std::getenv(launch_variable);

@@ -15,6 +15,7 @@
 #include <thread>
 
 #include "distributed/copy_bytes.h"
+#include "distributed/exit_code.h"
 #include "distributed/peers.h"
 
 namespace weft {
@@ -120,10 +121,10 @@ class MpiComm : public Communicator {
   bool first_to_say() override { return board_->first_to_say(); }
 
   // The caller has said what failed; the others, which see it on the board, are silent.
-  void leave(Exit code, const std::string& what) override {
+  void leave(Exit code, int culprit, const std::string& what) override {
     board_->first_to_say();
-    board_->leave(code, what);
-    call_on_leave(code, what);
+    board_->leave(code, culprit, what);
+    call_on_leave(code, culprit, what);
     std::fflush(nullptr);
     _exit(static_cast<int>(code));
   }
@@ -250,13 +251,12 @@ class MpiWorld final : public MpiComm {
     move_barrier();  // all have entered the board
     board_->unlink();
     if (options.watch)
-      watch_.emplace(*board_, options.hang_limit, options.stop_limit,
-                     [this](Exit code, const std::string& what) {
-                       board_->leave(code, what);
-                       if (board_->first_to_say()) std::fprintf(stderr, "weft: %s\n", what.c_str());
-                       call_on_leave(code, what);
-                       end_process(code);
-                     });
+      watch_.emplace(*board_, options.hang_limit, options.stop_limit, [this](const PeerBoard::Lost& lost) {
+        board_->leave(lost.code, lost.culprit, lost.what);
+        if (board_->first_to_say()) std::fprintf(stderr, "weft: %s\n", lost.what.c_str());
+        call_on_leave(lost.code, lost.culprit, lost.what);
+        end_process(lost.code);
+      });
   }
 
   ~MpiWorld() override {
@@ -303,15 +303,19 @@ class StartLimit {
           std::unique_lock lock(mutex_);
           if (started_.wait_for(lock, limit, [&] { return done_; })) return;
           std::string who;
-          for (int rank : board.missing(launched.local_size)) who += text(who.empty() ? "" : ", ", rank);
+          const std::vector<int> missing = board.missing(launched.local_size);
+          for (int rank : missing) who += text(who.empty() ? "" : ", ", rank);
           if (launched.size > launched.local_size && !who.empty())
             who += " (those of other nodes are not seen from here)";
-          const std::string why = !who.empty()      ? "missing: " + who
-                                  : board.stopped() ? board.slowest()
-                                                    : "missing: some on another node";
-          if (board.first_to_say())
-            std::fprintf(stderr, "weft: not all of %d ranks started within %lld s; %s\n", launched.size,
-                         static_cast<long long>(limit.count()), why.c_str());
+          PeerBoard::Slow why{launched.rank, "missing: some on another node"};
+          if (!missing.empty())
+            why = {missing[0], "missing: " + who};
+          else if (board.stopped())
+            why = board.slowest();
+          const std::string what =
+              text("not all of ", launched.size, " ranks started within ", limit.count(), " s; ", why.what);
+          if (board.first_to_say()) std::fprintf(stderr, "weft: %s\n", what.c_str());
+          leave_exit_code({}, launched.rank, Exit::peer_lost, why.rank, what);
           board.unlink();
           end_process(Exit::peer_lost);
         }) {}

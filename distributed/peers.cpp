@@ -63,7 +63,7 @@ struct PeerBoard::Cell {
   std::atomic<int32_t> state;  // written last, read first
   std::atomic<int32_t> pid;
   std::atomic<uint64_t> started;
-  std::atomic<int32_t> code;
+  std::atomic<int32_t> code, culprit;
   std::atomic<int64_t> beats, pulses;
   std::atomic<int64_t> step;
   std::atomic<char> phase[24];
@@ -130,9 +130,10 @@ void PeerBoard::beat(int64_t step, const char* phase) {
 
 void PeerBoard::pulse() { ++shared_->cells[rank_].pulses; }
 
-void PeerBoard::leave(Exit code, const std::string& what) {
+void PeerBoard::leave(Exit code, int culprit, const std::string& what) {
   Cell& mine = shared_->cells[rank_];
   mine.code = static_cast<int32_t>(code);
+  mine.culprit = culprit;
   store(mine.what, what);
   mine.state = left;
 }
@@ -156,21 +157,23 @@ std::vector<int> PeerBoard::missing(int local_ranks) const {
 }
 
 std::optional<PeerBoard::Lost> PeerBoard::lost() const {
+  // Those that left say why. Others may be gone because of them: a launcher ends all ranks when one leaves.
   for (int r = 0; r < ranks_; ++r) {
     const Cell& peer = cell(r);
-    if (r == rank_) continue;
-    if (peer.state == left) {
-      // A rank that left because of another one has said which; and who was asked to leave was asked for all,
-      // who may still be waiting for the last word of what they agreed on.
-      const auto code = static_cast<Exit>(peer.code.load());
-      if (code == Exit::peer_lost || code == Exit::hang || code == Exit::stopped)
-        return Lost{code, load(peer.what)};
-      return Lost{Exit::peer_lost,
-                  text("rank ", r, " left with code ", peer.code.load(), ": ", load(peer.what))};
-    }
+    if (r == rank_ || peer.state != left) continue;
+    // A rank that left because of another one has said which; and who was asked to leave was asked for all,
+    // who may still be waiting for the last word of what they agreed on.
+    const auto code = static_cast<Exit>(peer.code.load());
+    if (code == Exit::peer_lost || code == Exit::hang || code == Exit::stopped)
+      return Lost{code, peer.culprit, load(peer.what)};
+    return Lost{Exit::peer_lost, peer.culprit,
+                text("rank ", r, " left with code ", peer.code.load(), ": ", load(peer.what))};
+  }
+  for (int r = 0; r < ranks_; ++r) {
+    const Cell& peer = cell(r);
     // The state is read again: between the two looks the process may have ended as planned.
-    if (peer.state == running && !peer.process().alive() && peer.state == running)
-      return Lost{Exit::peer_lost,
+    if (r != rank_ && peer.state == running && !peer.process().alive() && peer.state == running)
+      return Lost{Exit::peer_lost, r,
                   text("rank ", r, " (process ", peer.pid.load(), ") is gone, last ", peer.place())};
   }
   return std::nullopt;
@@ -178,7 +181,7 @@ std::optional<PeerBoard::Lost> PeerBoard::lost() const {
 
 bool PeerBoard::first_to_say() { return shared_->said.exchange(1) == 0; }
 
-std::string PeerBoard::slowest() const {
+PeerBoard::Slow PeerBoard::slowest() const {
   int slow = rank_;
   bool stopped = false;
   std::string all;
@@ -189,7 +192,7 @@ std::string PeerBoard::slowest() const {
     if (sleeps > stopped || (sleeps == stopped && peer.beats < cell(slow).beats)) slow = r, stopped = sleeps;
     all += text(all.empty() ? "" : ", ", "rank ", r, " ", sleeps ? "stopped " : "", peer.place());
   }
-  return text("rank ", slow, stopped ? " is stopped" : " is the slowest", " (", all, ")");
+  return {slow, text("rank ", slow, stopped ? " is stopped" : " is the slowest", " (", all, ")")};
 }
 
 bool PeerBoard::stopped() const {
@@ -218,8 +221,9 @@ void Watch::run() {
   constexpr std::chrono::milliseconds pause{50};
   int64_t idle = 0, stopped = 0;
   for (; !stop_; std::this_thread::sleep_for(pause)) {
-    if (const auto lost = board_.lost()) return on_loss_(lost->code, lost->what);
-    if (getppid() != parent) return on_loss_(Exit::peer_lost, "the launcher that started this rank is gone");
+    if (const auto lost = board_.lost()) return on_loss_(*lost);
+    if (getppid() != parent)
+      return on_loss_({Exit::peer_lost, board_.rank(), "the launcher that started this rank is gone"});
     idle = board_.signs() == signs ? idle + 1 : 0;
     signs = board_.signs();
     stopped = board_.stopped() ? stopped + 1 : 0;
@@ -229,7 +233,8 @@ void Watch::run() {
     const bool hangs = board_.beats() > 0 && over(idle, hang_limit_);
     if (hangs || over(stopped, stop_limit_)) {
       const std::chrono::seconds limit = hangs ? hang_limit_ : stop_limit_;
-      return on_loss_(Exit::hang, text("no progress for ", limit.count(), " s: ", board_.slowest()));
+      const PeerBoard::Slow slow = board_.slowest();
+      return on_loss_({Exit::hang, slow.rank, text("no progress for ", limit.count(), " s: ", slow.what)});
     }
   }
 }

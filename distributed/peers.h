@@ -21,7 +21,12 @@ class PeerBoard {
  public:
   struct Lost {
     Exit code;  // peer_lost, hang or stopped
+    int culprit;
     std::string what;
+  };
+  struct Slow {
+    int rank;
+    std::string what;  // and where all ranks are
   };
 
   // Opens or creates the board of this job and enters rank. Error (io) where shared memory is not to be had.
@@ -33,19 +38,20 @@ class PeerBoard {
   // Call when every rank has entered: the name goes, so that nothing stays behind however the job ends.
   void unlink();
 
-  void beat(int64_t step, const char* phase);      // progress; any thread
-  void pulse();                                    // a sign of life, no progress; any thread
-  void leave(Exit code, const std::string& what);  // this rank ends on its own account
-  void done();                                     // this rank ends as planned
+  void beat(int64_t step, const char* phase);                   // progress; any thread
+  void pulse();                                                 // a sign of life, no progress; any thread
+  void leave(Exit code, int culprit, const std::string& what);  // this rank ends; culprit: the rank at fault
+  void done();                                                  // this rank ends as planned
 
   std::vector<int> missing(
       int local_ranks) const;        // ranks not entered yet, if fewer than local_ranks are here
-  std::optional<Lost> lost() const;  // the first rank that died or left
+  std::optional<Lost> lost() const;  // a rank that left or died, and whose fault that was
   bool first_to_say();               // true for one rank of this node: one failure is one line
   int64_t beats() const;             // of this rank
   int64_t signs() const;             // beats and pulses of all ranks here: they may wait for one of them
   bool stopped() const;              // a peer has been stopped by a signal (SIGSTOP)
-  std::string slowest() const;       // the rank that is stopped or has the fewest beats, and all places
+  Slow slowest() const;              // the rank that is stopped or has the fewest beats
+  int rank() const { return rank_; }
 
  private:
   struct Cell;
@@ -63,7 +69,7 @@ class PeerBoard {
 // stop_limit (0: never).
 class Watch {
  public:
-  using OnLoss = std::function<void(Exit code, const std::string& what)>;
+  using OnLoss = std::function<void(const PeerBoard::Lost&)>;
   Watch(PeerBoard& board, std::chrono::seconds hang_limit, std::chrono::seconds stop_limit, OnLoss on_loss);
   ~Watch();
 

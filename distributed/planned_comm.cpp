@@ -7,7 +7,7 @@ class PlannedComm final : public Communicator {
  public:
   using Communicator::Communicator;
   const char* name() const override { return "planned"; }
-  void leave(Exit code, const std::string& what) override { call_on_leave(code, what); }
+  void leave(Exit code, int culprit, const std::string& what) override { call_on_leave(code, culprit, what); }
 
  protected:
   void move_all_gather(const void*, void*, std::span<const int64_t>) override {}

@@ -8,7 +8,7 @@ class SelfComm final : public Communicator {
  public:
   SelfComm() : Communicator(0, 1) {}
   const char* name() const override { return "self"; }
-  void leave(Exit code, const std::string& what) override { call_on_leave(code, what); }
+  void leave(Exit code, int culprit, const std::string& what) override { call_on_leave(code, culprit, what); }
 
  protected:
   void move_all_gather(const void* mine, void* all, std::span<const int64_t> bytes) override {

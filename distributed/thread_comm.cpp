@@ -103,10 +103,10 @@ class ThreadComm final : public Communicator {
 
   const char* name() const override { return "threads"; }
 
-  void leave(Exit code, const std::string& what) override {
-    call_on_leave(code, what);
+  void leave(Exit code, int culprit, const std::string& what) override {
+    call_on_leave(code, culprit, what);
     const std::lock_guard lock(job().mutex);
-    job().fail(self(), std::make_exception_ptr(Error(code, what)), what);
+    job().fail(culprit, std::make_exception_ptr(Error(code, what)), what);
   }
 
  protected:

@@ -246,7 +246,7 @@ LaunchResult launch(const LaunchOptions& options, const std::vector<std::string>
     const auto more = read_exit_codes(fs::path(options.run_folder) / "log", codes.path());
     records.insert(records.end(), more.begin(), more.end());
   }
-  if (const auto cause = first_cause(records)) return {cause->code, {}, cause->rank, cause->what};
+  if (const auto cause = first_cause(records)) return {cause->code, {}, cause->culprit, cause->what};
   return read_launcher_status(ended.wait_status, ended.stop);
 }
 

@@ -49,8 +49,8 @@ LaunchCommand launch_command(const LaunchOptions& options, const LaunchHost& hos
 struct LaunchResult {
   Exit code = Exit::ok;
   std::string what;        // empty on success, and where a rank has said it already
-  int rank = 0;            // whose failure it was
-  std::string cause = {};  // what that rank left word of, if it did
+  int rank = 0;            // the rank at fault
+  std::string cause = {};  // what it, or a rank that noticed, left word of, if one did
 };
 
 // What the launcher's own wait status means when no rank has left a cause. stop: this process passed a signal

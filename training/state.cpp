@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "autograd/rank_error.h"
 #include "distributed/agree.h"
 #include "training/checkpoint/files.h"
 #include "training/checkpoint/hash.h"
@@ -76,6 +77,7 @@ std::string weights_hash_of(const ParameterStore& store) {
 ckpt::Peers peers_of(Communicator* world) {
   if (world == nullptr) return {};
   return {world->rank(), world->size(), [world](bool ok) { return all_ranks(world, ok); },
+          [world](const std::string& mine) { return gather_texts(world, mine); },
           [world] { world->pulse(); }};
 }
 
@@ -92,10 +94,12 @@ void require_same_weights(Communicator* world, const std::string& hash, int64_t 
                        [&](const std::string& a, const std::string& b) { return votes(a) < votes(b); });
   const auto odd = std::find_if(all.begin(), all.end(), [&](const std::string& h) { return h != *right; });
   if (odd == all.end()) return;
-  throw Error(Exit::internal,
-              text("after step ", step, " rank ", odd - all.begin(), " holds other weights than rank ",
-                   right - all.begin(), ": a bit has flipped or an update was lost"),
-              "ranks", "continue with --resume; if it comes again, look at that rank's machine");
+  const auto rank = static_cast<int>(odd - all.begin());
+  throw RankError(rank,
+                  Error(Exit::internal,
+                        text("after step ", step, " rank ", rank, " holds other weights than rank ",
+                             right - all.begin(), ": a bit has flipped or an update was lost"),
+                        "ranks", "continue with --resume; if it comes again, look at that rank's machine"));
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "autograd/rank_error.h"
 #include "distributed/agree.h"
 #include "optim/gradient_norm.h"
 
@@ -42,13 +43,14 @@ bool TrainingRun::weights_not_finite() {
   const std::vector<std::string> all = gather_texts(world_, first_non_finite_weight(trainer_->store()));
   const auto first = std::find_if(all.begin(), all.end(), [](const std::string& n) { return !n.empty(); });
   if (first == all.end()) return false;
-  const std::string &name = *first, where = world_ == nullptr ? "" : text(" on rank ", first - all.begin());
+  const auto rank = static_cast<int>(first - all.begin());
+  const std::string &name = *first, where = world_ == nullptr ? "" : text(" on rank ", rank);
   const std::string what = text("the weights after step ", state_.step, " are not finite", where);
   if (saved_step_ < 0 || !trainer_->guard().go_back())
-    throw Error(
-        Exit::numerics,
-        what + (saved_step_ < 0 ? ", and no checkpoint to go back to" : ", and numerics.rewind is used up"),
-        name, "lower optim.lr, or look at the machine if it comes again");
+    throw RankError(rank, Error(Exit::numerics,
+                                what + (saved_step_ < 0 ? ", and no checkpoint to go back to"
+                                                        : ", and numerics.rewind is used up"),
+                                name, "lower optim.lr, or look at the machine if it comes again"));
   log_->warning(what + " (first " + name + ")");
   return true;
 }

@@ -9,6 +9,7 @@
 
 #include "autograd/cuda_version.h"
 #include "autograd/device_times.h"
+#include "autograd/rank_error.h"
 #include "autograd/start_span.h"
 #include "distributed/agree.h"
 #include "distributed/mpi_comm.h"
@@ -198,9 +199,12 @@ void TrainingRun::write_recipe() {
   std::error_code unknown;
   for (int i = 0; i < 100 && !fs::exists(path, unknown); ++i)  // a network folder may be slow to show it
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  if (!all_ranks(world_, fs::exists(path, unknown)))
-    throw Error(Exit::cannot_create, "some ranks do not see the run folder", recipe_.run,
-                "set run to a folder that all ranks share");
+  const std::vector<int64_t> seen = gather_values(world_, int64_t{fs::exists(path, unknown)});
+  const auto blind = std::find(seen.begin(), seen.end(), 0);
+  if (blind == seen.end()) return;
+  const auto rank = static_cast<int>(blind - seen.begin());
+  throw RankError(rank, Error(Exit::cannot_create, text("rank ", rank, " does not see the run folder"),
+                              recipe_.run, "set run to a folder that all ranks share"));
 }
 
 void TrainingRun::start_loader() {

@@ -388,9 +388,10 @@ TEST(Failure, LeaveNamesTheCauseAndCallsBack) {
     run_ranks(3, [](Communicator& comm) {
       if (comm.rank() == 0) {
         int calls = 0;
-        comm.on_leave([&](Exit code, const std::string&) { calls += code == Exit::io; });
-        comm.leave(Exit::io, "disk full");
-        comm.leave(Exit::io, "disk full");
+        comm.on_leave(
+            [&](Exit code, int culprit, const std::string&) { calls += code == Exit::io && culprit == 0; });
+        comm.leave(Exit::io, 0, "disk full");
+        comm.leave(Exit::io, 0, "disk full");
         EXPECT_EQ(calls, 1);
       } else {
         const Error released = error_of([&] { comm.barrier(); });

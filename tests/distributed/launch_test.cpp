@@ -155,12 +155,14 @@ TEST(LauncherStatus, IsMappedOnTheContract) {
 TEST(ExitCode, IsLeftAndRead) {
   const Folder run;
   setenv(launch_variable, "", 1);
-  leave_exit_code(run.path(), 12, Exit::recipe, "unknown key\noptim.lrr");
-  leave_exit_code(run.path(), 3, Exit::ok, "");
+  leave_exit_code(run.path(), 12, Exit::recipe, 7, "unknown key\noptim.lrr");
+  leave_exit_code(run.path(), 3, Exit::ok, 3, "");
   std::ofstream(run.path() + "/log/exit-0004") << "not one\n";
   const auto records = read_exit_codes(run.path() + "/log");
   ASSERT_EQ(records.size(), 2u);
   EXPECT_EQ(records[0].rank, 3);
+  EXPECT_EQ(records[1].rank, 12);
+  EXPECT_EQ(records[1].culprit, 7);
   EXPECT_EQ(records[1].code, Exit::recipe);
   EXPECT_EQ(records[1].what, "unknown key optim.lrr");
   EXPECT_EQ(records[1].launch, "-");
@@ -173,8 +175,8 @@ TEST(ExitCode, IsLeftAndRead) {
 TEST(ExitCode, GoesToTheLaunchersFolderToo) {
   const Folder launch;
   setenv(launch_variable, launch.path().c_str(), 1);
-  leave_exit_code("", 0, Exit::io, "disk full");
-  leave_exit_code("/nonexistent/run", 1, Exit::io, "disk full");  // never throws, makes nothing
+  leave_exit_code("", 0, Exit::io, 0, "disk full");
+  leave_exit_code("/nonexistent/run", 1, Exit::io, 1, "disk full");  // never throws, makes nothing
   unsetenv(launch_variable);
   EXPECT_EQ(read_exit_codes(launch.path(), launch.path()).size(), 2u);
   EXPECT_FALSE(fs::exists("/nonexistent"));
@@ -288,7 +290,9 @@ TEST_F(Job, EndsWellWhenAllDo) {
 
 TEST_F(Job, ReturnsTheFirstCause) {
   testing::internal::CaptureStderr();
-  EXPECT_EQ(run_job("fail").code, Exit::numerics);
+  const LaunchResult result = run_job("fail");
+  EXPECT_EQ(result.code, Exit::numerics);
+  EXPECT_EQ(result.rank, 1);
   const std::string said = testing::internal::GetCapturedStderr();
   EXPECT_EQ(std::count(said.begin(), said.end(), '\n'), 2) << said;  // the command, and the failure once
 }
@@ -297,7 +301,9 @@ TEST_F(Job, NamesADeadRankOnceAndQuickly) {
   for (const char* how : {"die", "exit"}) {
     const auto start = std::chrono::steady_clock::now();
     testing::internal::CaptureStderr();
-    EXPECT_EQ(run_job(how).code, Exit::peer_lost) << how;
+    const LaunchResult result = run_job(how);
+    EXPECT_EQ(result.code, Exit::peer_lost) << how;
+    EXPECT_EQ(result.rank, 1) << "which two others have noticed";
     const std::string said = testing::internal::GetCapturedStderr();
     EXPECT_NE(said.find("rank 1 (process "), std::string::npos) << said;
     EXPECT_NE(said.find("is gone, last at step 7 in forward"), std::string::npos) << said;
@@ -308,7 +314,9 @@ TEST_F(Job, NamesADeadRankOnceAndQuickly) {
 
 TEST_F(Job, NamesAStoppedRank) {
   testing::internal::CaptureStderr();
-  EXPECT_EQ(run_job("hang").code, Exit::hang);
+  const LaunchResult result = run_job("hang");
+  EXPECT_EQ(result.code, Exit::hang);
+  EXPECT_EQ(result.rank, 1);
   const std::string said = testing::internal::GetCapturedStderr();
   EXPECT_NE(said.find("rank 1 is stopped"), std::string::npos) << said;
 }
@@ -318,14 +326,18 @@ TEST_F(Job, WaitsForARankThatIsNotStuck) { EXPECT_EQ(run_job("slow").code, Exit:
 
 TEST_F(Job, NoticesOneThatStaysStopped) {
   testing::internal::CaptureStderr();
-  EXPECT_EQ(run_job("sleep").code, Exit::hang);
+  const LaunchResult result = run_job("sleep");
+  EXPECT_EQ(result.code, Exit::hang);
+  EXPECT_EQ(result.rank, 1);
   const std::string said = testing::internal::GetCapturedStderr();
   EXPECT_NE(said.find("rank 1 is stopped"), std::string::npos) << said;
 }
 
 TEST_F(Job, NamesAMissingRank) {
   testing::internal::CaptureStderr();
-  EXPECT_EQ(run_job("late").code, Exit::peer_lost);
+  const LaunchResult result = run_job("late");
+  EXPECT_EQ(result.code, Exit::peer_lost);
+  EXPECT_EQ(result.rank, 1);
   const std::string said = testing::internal::GetCapturedStderr();
   EXPECT_NE(said.find("missing: 1"), std::string::npos) << said;
 }

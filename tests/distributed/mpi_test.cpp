@@ -122,8 +122,9 @@ int test_main(const std::string& how) {
     world = world_communicator(launched, {std::chrono::seconds(how == "late" ? 2 : 60), true,
                                           std::chrono::seconds(how == "hang" || how == "slow" ? 2 : 0),
                                           std::chrono::seconds(how == "sleep" ? 1 : 20)});
-    world->on_leave(
-        [&](Exit why, const std::string& what) { leave_exit_code({}, launched.rank, why, what); });
+    world->on_leave([&](Exit why, int culprit, const std::string& what) {
+      leave_exit_code({}, launched.rank, why, culprit, what);
+    });
     if (how.empty()) {
       expect(std::string(world->name()) == (launched.size > 1 ? "mpi" : "self"), "transport");
       test_groups(*world);
@@ -135,10 +136,10 @@ int test_main(const std::string& how) {
     world.reset();
   } catch (const Error& error) {
     std::fprintf(stderr, "rank %d: %s\n", launched.rank, error.what());
-    if (world) world->leave(error.code, error.what());
+    if (world) world->leave(error.code, launched.rank, error.what());
     code = static_cast<int>(error.code);
   }
-  leave_exit_code({}, launched.rank, static_cast<Exit>(code), "");
+  leave_exit_code({}, launched.rank, static_cast<Exit>(code), launched.rank, "");
   return code;
 }
 

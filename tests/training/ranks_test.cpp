@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "autograd/check.h"
 #include "tests/training/tiny_run.h"
 #include "training/data/stories.h"
 
@@ -223,9 +224,11 @@ TEST(Ranks, AnotherProgramIsFound) {
   const std::string other = tiny.folder() / "weft";
   std::filesystem::copy_file(WEFT_PROGRAM, other);
   std::ofstream(other, std::ios::app) << "x";  // it runs as before
-  const Ran ran = tiny.weft(
-      {"launch", "-n", "2", "--pass", "-n 1 " + other + " train tiny.yaml : -n 1", "train", "tiny.yaml"});
+  const Ran ran =
+      tiny.weft({"launch", "-n", "2", "--pass", "-n 1 " + other + " train tiny.yaml --json-summary : -n 1",
+                 "train", "tiny.yaml", "--json-summary"});
   EXPECT_EQ(ran.code, 78) << ran.err;
+  EXPECT_EQ(ran.json()["error"]["rank"], 1) << "not as rank 0: " << ran.out;
   EXPECT_NE(ran.err.find("ranks do not agree on the program"), std::string::npos) << ran.err;
 }
 
@@ -279,6 +282,7 @@ TEST(Ranks, WeightsThatDriftApartAreFound) {
   const Ran ran = tiny.launch(3, words, {.environment = {"WEFT_FAULT=flip@rank=1,step=7,phase=optimizer"}});
   EXPECT_EQ(ran.code, 70) << ran.err;
   EXPECT_NE(ran.err.find("rank 1 holds other weights than rank 0"), std::string::npos) << ran.err;
+  EXPECT_EQ(ran.json()["error"]["rank"], 1) << ran.out;
   EXPECT_EQ(tiny.checkpoints(), Words{"step-5"});
   const Ran resumed = tiny.launch(3, words);
   ASSERT_EQ(resumed.code, 0) << resumed.err;
@@ -293,6 +297,7 @@ TEST(Ranks, WeightsThatOneHasLostAreFound) {
   EXPECT_NE(ran.err.find("the weights after step 10 "), std::string::npos) << ran.err;
   EXPECT_NE(ran.err.find("are not finite on rank 1, and numerics.rewind is used up"), std::string::npos)
       << ran.err;
+  EXPECT_EQ(ran.json()["error"]["rank"], 1) << ran.out;
   EXPECT_EQ(tiny.checkpoints(), Words{"step-5"});
 }
 
@@ -302,7 +307,7 @@ TEST(Ranks, ASaveThatFailsOnOneFailsOnAll) {
                               {.environment = {"WEFT_FAULT=enospc@rank=1,step=4,phase=save.mid"}});
   EXPECT_EQ(ran.code, 0) << ran.err;
   EXPECT_EQ(tiny.checkpoints(), (Words{"step-2", "step-6"}));
-  EXPECT_NE(ran.err.find("step 4 was not saved"), std::string::npos) << ran.err;
+  EXPECT_NE(ran.err.find("step 4 was not saved: on rank 1: no space left"), std::string::npos) << ran.err;
 }
 
 TEST(Ranks, StoppedBySignal) {
@@ -390,7 +395,53 @@ TEST(Ranks, AStoppedOneIsAHang) {
       2, {}, {.environment = {"WEFT_FAULT=stop@rank=1,step=3,phase=forward", "WEFT_STOP_LIMIT=2"}});
   EXPECT_EQ(ran.code, 81) << ran.err;
   EXPECT_EQ(ran.json()["exit"], 81) << ran.out;
+  EXPECT_EQ(ran.json()["error"]["rank"], 1) << ran.out;
   EXPECT_NE(ran.err.find("no progress for 2 s: rank 1 is stopped"), std::string::npos) << ran.err;
+}
+
+// Of three ranks two notice, and both leave word of it.
+TEST(Ranks, AFailureNamesTheRankAtFaultNotOneThatNoticed) {
+  const TinyRun tiny;
+  const Words words{"steps=5", "--resume", "auto"};
+  for (const int rank : {0, 1, 2}) {
+    SCOPED_TRACE(rank);
+    const RunOptions killed{.environment = {text("WEFT_FAULT=kill@rank=", rank, ",step=4,phase=forward")}};
+    const Ran launched = tiny.launch(3, words, killed);
+    EXPECT_EQ(launched.code, 69) << launched.err;
+    EXPECT_EQ(launched.json()["error"]["rank"], rank) << launched.out;
+    if (rank == 0) continue;  // under mpirun rank 0 alone would say so
+    EXPECT_EQ(tiny.mpirun(3, words, killed).json()["error"]["rank"], rank);
+    const RunOptions failed{.environment = {text("WEFT_FAULT=eio@rank=", rank, ",step=4,phase=backward")}};
+    EXPECT_EQ(tiny.mpirun(3, words, failed).json()["error"]["rank"], rank);
+  }
+}
+
+TEST(Ranks, AFailedSaveNamesItsRankAndCause) {
+  const TinyRun tiny;
+  const RunOptions fault{.environment = {"WEFT_FAULT=eio@rank=1,step=3,phase=save.data"}};
+  const auto expect = [&](const Ran& ran) {
+    const auto error = ran.json()["error"];
+    EXPECT_EQ(ran.json()["exit"], 74) << ran.out;
+    EXPECT_EQ(error["rank"], 1) << ran.out;
+    EXPECT_EQ(error["step"], 3) << ran.out;
+    EXPECT_NE(error["what"].get<std::string>().find("input/output error"), std::string::npos) << ran.out;
+    EXPECT_NE(ran.err.find("input/output error"), std::string::npos) << ran.err;
+  };
+  const Ran launched = tiny.launch(3, {"steps=3"}, fault);
+  EXPECT_EQ(launched.code, 74) << launched.err;
+  expect(launched);
+  expect(tiny.mpirun(3, {"steps=3", "run=runs/mpirun"}, fault));
+}
+
+TEST(Ranks, OneThatDoesNotSeeTheFolderIsNamed) {
+  const TinyRun tiny, elsewhere;
+  const std::string program = WEFT_PROGRAM, other = elsewhere.folder().path();
+  const Ran ran = tiny.weft({"launch", "-n", "1", "--pass",
+                             "-wdir " + tiny.folder().path() + " -n 1 " + program +
+                                 " train tiny.yaml --json-summary : -wdir " + other + " -n 1",
+                             "train", "tiny.yaml", "--json-summary"});
+  EXPECT_EQ(ran.code, 73) << ran.err;
+  EXPECT_EQ(ran.json()["error"]["rank"], 1) << ran.out;
 }
 
 // Losses of routers are means over the tokens of both. Two steps: later a token whose heads are nearly tied

@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "autograd/fault.h"
+#include "autograd/rank_error.h"
 #include "distributed/environment.h"
 #include "distributed/exit_code.h"
 #include "tools/command.h"
@@ -153,10 +154,10 @@ int run_train(const Words& words) {
   // What a rank leaves behind when it or a peer fails: its code, and of rank 0 the line of JSON. `weft
   // launch` writes that line itself, since it knows the first cause.
   const auto leave_word_in = [&](const std::string& folder) {
-    world->on_leave([folder, json, rank = launched.rank](Exit code, const std::string& what) {
-      leave_exit_code(folder, rank, code, what);
+    world->on_leave([folder, json, rank = launched.rank](Exit code, int culprit, const std::string& what) {
+      leave_exit_code(folder, rank, code, culprit, what);
       if (!json || rank > 0 || std::getenv(launch_variable) != nullptr || anything_printed()) return;
-      print_failure(failure_json("train/1", Error(code, what), rank) + "\n");
+      print_failure(failure_json("train/1", Error(code, what), culprit) + "\n");
     });
   };
   try {
@@ -180,18 +181,21 @@ int run_train(const Words& words) {
     stop.reset();
     world.reset();
     if (launched.size > 1)
-      leave_exit_code(run, launched.rank, summary.exit,
+      leave_exit_code(run, launched.rank, summary.exit, launched.rank,
                       summary.exit == Exit::ok ? "" : "stopped by a signal; continue with --resume");
     return static_cast<int>(summary.exit);
   } catch (const std::exception& e) {
     stop.reset();
     const Error error = as_error(e);
+    const auto* of_rank = dynamic_cast<const RankError*>(&e);
+    const int culprit = of_rank != nullptr ? of_rank->rank : launched.rank;
     if (json && launched.rank == 0)
-      print_failure(failure_json("train/1", error, 0, step > 0 ? std::optional(step) : std::nullopt) + "\n");
+      print_failure(failure_json("train/1", error, culprit, step > 0 ? std::optional(step) : std::nullopt) +
+                    "\n");
     if (!world) throw error;
     std::fflush(stdout);
     say_once(*world, error, step > 0);
-    world->leave(error.code, error_line(error));
+    world->leave(error.code, culprit, error_line(error));
     return static_cast<int>(error.code);
   }
 }

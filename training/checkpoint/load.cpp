@@ -50,7 +50,8 @@ std::vector<int64_t> candidates(const std::string& run_folder, const LoadOptions
   return steps;
 }
 
-// One step, by all peers. Nothing if any of them refuses it; `warnings` then has this rank's reason.
+// One step, by all peers. Nothing if any of them refuses it; `warnings` then has this rank's reason, or that
+// of the first that refused it.
 std::optional<Checkpoint> attempt(const std::string& run_folder, int64_t step, const LoadOptions& options,
                                   const Peers& peers, std::vector<std::string>& warnings) {
   const std::string folder = step_folder(run_folder, step);
@@ -59,17 +60,20 @@ std::optional<Checkpoint> attempt(const std::string& run_folder, int64_t step, c
   std::exception_ptr other_format;
   const std::string refused = text("checkpoint of step ", step, " refused");
   const auto together = [&](auto stage) {
-    bool ok = true;
+    std::string reason;
     try {
       stage();
     } catch (const Error& error) {
-      ok = false;
       if (error.code == Exit::no_checkpoint) other_format = std::current_exception();
-      warnings.push_back(refused + ": " + error.where + ": " + error.what());
+      reason = error.where + ": " + error.what();
+      warnings.push_back(refused + ": " + reason);
     }
-    const bool all_ok = peers.agree(ok);
-    if (ok && !all_ok) warnings.push_back(refused + " by another rank: see its log");
-    return all_ok;
+    if (peers.agree(reason.empty())) return true;
+    const std::vector<std::string> all = peers.tell(reason);
+    const auto first = std::find_if(all.begin(), all.end(), [](const auto& said) { return !said.empty(); });
+    if (reason.empty() && first != all.end())
+      warnings.push_back(text(refused, " on rank ", first - all.begin(), ": ", *first));
+    return false;
   };
   const bool good = together([&] { manifest = verify(folder, step, options.run, peers); }) &&
                     together([&] { checkpoint.emplace(folder, *manifest); });

@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <exception>
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "autograd/fault.h"
+#include "autograd/rank_error.h"
 #include "training/checkpoint/checkpoint.h"
 #include "training/checkpoint/files.h"
 #include "training/checkpoint/folder.h"
@@ -30,6 +32,21 @@ void damage(const std::string& path, std::initializer_list<Phase> phases) {
   const int last = file.get();
   file.seekp(-1, std::ios::end);
   file.put(static_cast<char>(last ^ 1));
+}
+
+// An error as a text that is not empty, for ranks that did not see it, and back.
+std::string in_words(const std::exception& exception) {
+  const auto* error = dynamic_cast<const Error*>(&exception);
+  return nlohmann::json{static_cast<int>(error ? error->code : Exit::internal), exception.what(),
+                        error ? error->where : "", error ? error->advice : ""}
+      .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+RankError of_rank(size_t rank, const std::string& words) {
+  const auto said = nlohmann::json::parse(words);
+  return RankError(static_cast<int>(rank), Error(static_cast<Exit>(said[0].get<int>()),
+                                                 text("on rank ", rank, ": ", said[1].get<std::string>()),
+                                                 said[2].get<std::string>(), said[3].get<std::string>()));
 }
 
 class Save {
@@ -67,17 +84,21 @@ class Save {
   template <class Stage>
   void together(Stage stage) {
     std::exception_ptr failure;
+    std::string words;
     try {
       stage();
-    } catch (...) {
+    } catch (const std::exception& exception) {
       failure = std::current_exception();
+      words = in_words(exception);
     }
     if (peers_.agree(!failure)) return;
     if (first()) discard();
-    peers_.agree(true);  // nobody tries again before the remains are gone
+    const std::vector<std::string> all =
+        peers_.tell(words);  // nobody tries again before the remains are gone
     if (failure) std::rethrow_exception(failure);
-    throw Error(Exit::io, text("checkpoint of step ", manifest_.step, " not saved: another rank failed"),
-                final_, "see that rank's log");
+    const auto failed = std::find_if(all.begin(), all.end(), [](const auto& said) { return !said.empty(); });
+    CHECK(failed != all.end(), "checkpoint of step ", manifest_.step, " not saved, and no rank says why");
+    throw of_rank(static_cast<size_t>(failed - all.begin()), *failed);
   }
 
   void discard() noexcept {

@@ -19,6 +19,10 @@ struct Peers {
   int64_t rank = 0, size = 1;
   // True on every rank if every rank passed true. Called by all ranks the same number of times.
   std::function<bool(bool)> agree = [](bool ok) { return ok; };
+  // What every rank says, in rank order. Called by all ranks the same number of times.
+  std::function<std::vector<std::string>(const std::string&)> tell = [](const std::string& mine) {
+    return std::vector<std::string>{mine};
+  };
   // Called many times within what takes long, while the others may be waiting.
   std::function<void()> pulse = [] {};
 };
@@ -32,9 +36,9 @@ struct SaveRequest {
 };
 
 // Returns warnings to print. On failure older checkpoints are as they were, nothing of this one remains (or,
-// if only `latest` could not be replaced, all of it), and every rank throws: the one that failed its own
-// error (Exit::io: disk full, sync or read-back failed; Exit::cannot_create), the others Exit::io. The caller
-// may go on and try again.
+// if only `latest` could not be replaced, all of it), and every rank throws: one that failed its own error
+// (Exit::io: disk full, sync or read-back failed; Exit::cannot_create), the others that of the first that
+// did, as a RankError. The caller may go on and try again.
 std::vector<std::string> save(const SaveRequest& request, const Peers& peers = {});
 
 }  // namespace weft::ckpt

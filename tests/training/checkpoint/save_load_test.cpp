@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "autograd/fault.h"
+#include "autograd/rank_error.h"
 #include "tests/training/checkpoint/saving.h"
 #include "training/checkpoint/shard.h"
 
@@ -139,6 +140,10 @@ TEST_F(SaveLoadTest, EveryInjectedErrorLeavesTheOlderCheckpointAndNothingElse) {
               save(request, peers);
             } catch (const Error& error) {
               EXPECT_EQ(error.code, Exit::io);
+              EXPECT_NE(std::string(error.what()).find("(injected)"), std::string::npos) << error.what();
+              EXPECT_EQ(error.advice, "unset WEFT_FAULT");
+              const auto* other = dynamic_cast<const RankError*>(&error);
+              EXPECT_EQ(other != nullptr ? other->rank : peers.rank, rank);
               ++failed;
             }
           });

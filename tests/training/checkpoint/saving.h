@@ -81,20 +81,29 @@ template <class F>
 void on_ranks(int64_t world, F f) {
   std::barrier barrier(world);
   std::atomic<bool> votes[2] = {true, true};  // of this round and the next
+  std::vector<std::string> said(static_cast<size_t>(world));
   std::exception_ptr first;
   std::vector<std::thread> threads;
   for (int64_t rank = 0; rank < world; ++rank)
     threads.emplace_back([&, rank] {
       auto round = std::make_shared<int>(0);
-      const Peers peers{rank, world, [&, round](bool ok) {
-                          const int now = (*round)++ & 1;
-                          if (!ok) votes[now] = false;
-                          barrier.arrive_and_wait();
-                          const bool all = votes[now];
-                          barrier.arrive_and_wait();
-                          votes[now] = true;
-                          return all;
-                        }};
+      const auto agree = [&, round](bool ok) {
+        const int now = (*round)++ & 1;
+        if (!ok) votes[now] = false;
+        barrier.arrive_and_wait();
+        const bool all = votes[now];
+        barrier.arrive_and_wait();
+        votes[now] = true;
+        return all;
+      };
+      const auto tell = [&, rank](const std::string& mine) {
+        said[static_cast<size_t>(rank)] = mine;
+        barrier.arrive_and_wait();
+        std::vector<std::string> all = said;
+        barrier.arrive_and_wait();
+        return all;
+      };
+      const Peers peers{rank, world, agree, tell};
       try {
         f(peers);
       } catch (...) {

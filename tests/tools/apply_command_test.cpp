@@ -189,8 +189,11 @@ TEST(ApplyCommand, Metadata) {
             best_device() == Device::cuda ? "derived" : "fused")
       << "no kernel of a GPU computes in f64";
   EXPECT_EQ(metadata({"lightning", "--segments", "2"}).at("path"), "derived") << "a scan over ranks";
-  EXPECT_EQ(Json::parse(m.at("attributes")),
-            Json({{"scale", 0.5}, {"chunk", 64}, {"feature_map", "identity"}, {"normalize", false}}));
+  EXPECT_EQ(Json::parse(m.at("attributes")), Json({{"scale", 0.5},
+                                                   {"chunk", 64},
+                                                   {"feature_map", "identity"},
+                                                   {"normalize", false},
+                                                   {"decay", "alibi"}}));
   EXPECT_EQ(metadata({"lightning", "--reference"}).at("path"), "reference");
   write_tensors(folder.path("a"), ApplyCase("softmax", "", 2, 9).in);
   EXPECT_EQ(metadata({"softmax"}).at("path"), "fused");

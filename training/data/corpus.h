@@ -37,7 +37,8 @@ class Corpus {
               std::vector<int64_t>& offsets) const;
 
   // XXH3-128 of all tokens as little-endian i32 and of where documents end, in hex: the same whatever files
-  // hold them. Reads everything, on all cores; of more than `blocks` blocks of 2^20 tokens every second, third,
+  // hold them. Reads everything, on all cores; of more than `blocks` blocks of 2^20 tokens every second,
+  // third,
   // ... and the last, so that a start need not read terabytes. Errors: those of TokenSource::read.
   std::string hash(size_t blocks = 4096) const;
 

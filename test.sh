@@ -107,7 +107,7 @@ part_tsan() {
 }
 
 part_tidy() {
-  configure $preset -B build/tidy -DCMAKE_UNITY_BUILD=OFF && tools/check_tidy.sh ${full:+--all} build/tidy
+  configure $preset -B build/tidy && tools/check_tidy.sh ${full:+--all} build/tidy
 }
 
 part_nvcc() {

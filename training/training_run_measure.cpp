@@ -89,7 +89,10 @@ void TrainingRun::sample() {
                                 .stop = tokenizer_->eos_id()};
   try {
     const std::vector<int32_t> tokens = generate(trainer_->model(), {prompt}, options)[0];
-    summary_.sample = recipe_.sample.prompt + tokenizer_->decode(tokens);
+    StreamDecoder decoder(*tokenizer_, !recipe_.sample.prompt.empty());
+    summary_.sample = recipe_.sample.prompt;
+    for (const int32_t token : tokens) summary_.sample += decoder.push(token);
+    summary_.sample += decoder.finish();
   } catch (const Error& e) {
     if (e.code != Exit::numerics) throw;
     return log_->warning(text("no sample after step ", state_.step, ": ", e.what()));

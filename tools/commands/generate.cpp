@@ -78,7 +78,7 @@ int run_generate(const Words& words) {
   for (const std::string& prompt : prompts) {
     ids.push_back(m.tokenizer->encode(prompt));
     if (ids.back().empty()) ids.back() = {m.tokenizer->eos_id()};
-    decoders.emplace_back(*m.tokenizer);
+    decoders.emplace_back(*m.tokenizer, !prompt.empty());
   }
   // One text is printed as it comes, several when all are done.
   const bool live = prompts.size() == 1 && !json;

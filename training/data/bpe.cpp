@@ -29,20 +29,21 @@ using TokenIds = std::unordered_map<std::string, int32_t, TextHash, std::equal_t
   throw Error(Exit::data, "the tokenizer " + what, where, "check the tokenizer file");
 }
 
-// Ordinary tokens win over an added token that is spelled the same.
+// What text can become. Ordinary tokens win over an added token that is spelled the same.
 TokenIds token_ids(const BpeDefinition& d) {
-  std::vector<bool> is_added(d.tokens.size());
+  std::vector<bool> is_added(d.tokens.size()), is_apart(d.tokens.size());
   for (const AddedToken& t : d.added) {
     const std::string where = text("added token ", t.content, ", id ", t.id);
     if (t.content.empty()) refuse("has an empty added token", where);
     if (t.id < 0 || t.id >= static_cast<int32_t>(d.tokens.size()) || d.tokens[t.id] != t.content)
       refuse("has an added token that is not in its vocabulary", where);
     is_added[t.id] = true;
+    is_apart[t.id] = !t.in_vocabulary;
   }
   TokenIds ids;
   for (bool added : {false, true})
     for (size_t id = 0; id < d.tokens.size(); ++id) {
-      if (d.tokens[id].empty() || is_added[id] != added) continue;
+      if (d.tokens[id].empty() || is_added[id] != added || is_apart[id]) continue;
       const bool is_new = ids.emplace(d.tokens[id], static_cast<int32_t>(id)).second;
       if (!is_new && !added) refuse("has the same token twice", text("id ", id, ", \"", d.tokens[id], '"'));
     }
@@ -145,11 +146,12 @@ class BpeTokenizer : public Tokenizer {
   template <class F>
   static void each_part(const AddedTokenMatcher& matcher, std::string_view text, SpecialText special,
                         std::vector<int32_t>& out, F&& encode_part) {
-    size_t done = 0;
-    while (const auto match = matcher.find(text, done, special)) {
+    size_t done = 0, from = 0;
+    while (const auto match = matcher.find(text, from, done, special)) {
       if (match->begin > done) encode_part(text.substr(done, match->begin - done));
       out.push_back(match->id);
       done = match->end;
+      from = match->next;
     }
     if (done < text.size()) encode_part(text.substr(done));
   }

@@ -26,6 +26,7 @@ struct AddedToken {
   bool special = true;                  // SpecialText::plain leaves it alone
   bool normalized = false;              // looked for after normalisation, not before
   bool lstrip = false, rstrip = false;  // takes the white space before or after it along
+  bool in_vocabulary = true;            // also what a text without added tokens can become
 };
 
 struct NormalizerStep {

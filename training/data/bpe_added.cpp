@@ -59,7 +59,7 @@ const AddedToken* AddedTokenMatcher::longest_at(std::string_view text, SpecialTe
 }
 
 std::optional<AddedTokenMatcher::Match> AddedTokenMatcher::find(std::string_view text, size_t from,
-                                                                SpecialText special) const {
+                                                                size_t done, SpecialText special) const {
   if (start_count_ == 0) return {};
   for (size_t at = from; at < text.size(); ++at) {
     if (start_count_ == 1) {
@@ -71,9 +71,10 @@ std::optional<AddedTokenMatcher::Match> AddedTokenMatcher::find(std::string_view
     }
     const AddedToken* token = longest_at(text.substr(at), special);
     if (token == nullptr) continue;
-    Match match{at, at + token->content.size(), token->id};
-    if (token->lstrip)
-      while (size_t n = trailing_space(text.substr(from, match.begin - from))) match.begin -= n;
+    const size_t end = at + token->content.size();
+    Match match{at, end, end, token->id};
+    if (token->lstrip && done < at)
+      while (size_t n = trailing_space(text.substr(done, match.begin - done))) match.begin -= n;
     if (token->rstrip)
       while (size_t n = leading_space(text.substr(match.end))) match.end += n;
     return match;

@@ -17,10 +17,11 @@ class AddedTokenMatcher {
 
   struct Match {
     size_t begin, end;  // bytes of the text that the token takes
+    size_t next;        // where the next may start: white space that this one takes along can be a token, too
     int32_t id;
   };
-  // The first match that starts at or after `from`.
-  std::optional<Match> find(std::string_view text, size_t from, SpecialText special) const;
+  // The first match that starts at or after `from`; it takes nothing along from before `done`.
+  std::optional<Match> find(std::string_view text, size_t from, size_t done, SpecialText special) const;
 
  private:
   const AddedToken* longest_at(std::string_view text, SpecialText special) const;

@@ -61,7 +61,9 @@ std::shared_ptr<const Tokenizer> load_tokenizer(const std::string& spec);
 // Decodes one id at a time without ever splitting a UTF-8 character.
 class StreamDecoder {
  public:
-  explicit StreamDecoder(const Tokenizer& tokenizer) : tokenizer_(&tokenizer) {}
+  // continues: a text that others began, so its first space is a space (Tokenizer::drops_first_space).
+  explicit StreamDecoder(const Tokenizer& tokenizer, bool continues = false)
+      : tokenizer_(&tokenizer), at_start_(!continues) {}
   // The text that became complete with this id; the first bytes of an unfinished character are held back.
   std::string push(int32_t id);
   // What is still held back; the next push starts a new text.
@@ -70,7 +72,7 @@ class StreamDecoder {
  private:
   const Tokenizer* tokenizer_;
   std::string pending_;
-  bool at_start_ = true;
+  bool at_start_;
 };
 
 }  // namespace weft

@@ -207,6 +207,7 @@ class Reader {
         d_.merges.emplace_back(id_of(pair.substr(0, space)), id_of(pair.substr(space + 1)));
       }
     }
+    check_added_ids(static_cast<int32_t>(ids.size()));
   }
 
   std::string& slot(int32_t id) {
@@ -238,8 +239,22 @@ class Reader {
       const auto listed = ids.find(token.content);
       if (listed != ids.end() && listed->second != token.id)
         refuse("added_tokens \"" + token.content + "\" with another id than in model.vocab", "");
+      token.in_vocabulary = listed != ids.end();
       slot(token.id) = token.content;
       d_.added.push_back(std::move(token));
+    }
+  }
+
+  // Hugging Face counts added tokens that model.vocab lacks from its size on, whatever the file says.
+  void check_added_ids(int32_t vocabulary) const {
+    std::unordered_map<std::string, int32_t> ids;
+    int32_t next = vocabulary;
+    for (const AddedToken& t : d_.added) {
+      const int32_t id = t.in_vocabulary ? t.id : ids.emplace(t.content, next).first->second;
+      if (id != t.id)
+        refuse(text("added_tokens \"", t.content, "\" with id ", t.id, ", where Hugging Face reads ", id),
+               "");
+      next = std::max(next, id + 1);
     }
   }
 

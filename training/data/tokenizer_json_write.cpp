@@ -96,7 +96,7 @@ Json model(const BpeDefinition& d) {
   std::vector<std::string> spelled;
   for (const std::string& token : d.tokens)
     spelled.push_back(d.symbols == Symbols::bytes ? to_byte_alphabet(token) : token);
-  for (const AddedToken& t : d.added) spelled[t.id] = t.content;
+  for (const AddedToken& t : d.added) spelled[t.id] = t.in_vocabulary ? t.content : "";
   Json::object_t vocab;
   for (size_t id = 0; id < spelled.size(); ++id)
     if (!spelled[id].empty()) vocab.push_back({spelled[id], id});

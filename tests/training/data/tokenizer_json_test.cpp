@@ -124,6 +124,56 @@ TEST(TokenizerJson, Llama2DecodesWithoutTheSpaceItPutsFirst) {
   EXPECT_FALSE(tokenizer->may_cut_at_newlines());
 }
 
+// What a model writes goes on where the prompt ended: only a whole text has a space to lose.
+TEST(TokenizerJson, Llama2KeepsTheSpaceAfterAPrompt) {
+  const TempFolder folder;
+  const auto tokenizer = load(folder, file_of("llama2"));
+  const Ids prompt = tokenizer->encode("the light"), whole = tokenizer->encode("the light and");
+  ASSERT_TRUE(std::equal(prompt.begin(), prompt.end(), whole.begin()));
+  StreamDecoder stream(*tokenizer, true);
+  std::string streamed;
+  for (size_t i = prompt.size(); i < whole.size(); ++i) streamed += stream.push(whole[i]);
+  EXPECT_EQ(streamed + stream.finish(), " and");
+}
+
+// Ids of the tokenizers package, 0.23.
+TEST(TokenizerJson, AddedTokensAsHuggingFaceFindsThem) {
+  const TempFolder folder;
+  json file = file_of("gpt2");
+  const auto next = static_cast<int32_t>(file["model"]["vocab"].size());
+  const auto add = [&](const std::string& content, int32_t id, bool special, bool rstrip) {
+    file["added_tokens"].push_back({{"id", id},
+                                    {"content", content},
+                                    {"single_word", false},
+                                    {"lstrip", false},
+                                    {"rstrip", rstrip},
+                                    {"normalized", false},
+                                    {"special", special}});
+  };
+  const int32_t first = std::max<int32_t>(next, file["added_tokens"].back()["id"].get<int32_t>() + 1);
+  file["model"]["ignore_merges"] = true;
+  add("PAD", first, true, false);
+  add("<|end|>", first + 1, true, true);
+  add("\n\n", first + 2, false, false);
+  const auto tokenizer = load(folder, file);
+  const Ids a = tokenizer->encode("a"), b = tokenizer->encode("b"),
+            text = tokenizer->encode("PAD", SpecialText::plain);
+  EXPECT_EQ(std::count(text.begin(), text.end(), first), 0) << "a text that spells it out is text";
+  EXPECT_EQ(tokenizer->encode("PAD", SpecialText::parse), (Ids{first}));
+  // White space that a token takes along can be a token itself.
+  EXPECT_EQ(tokenizer->encode("a<|end|>\n\nb", SpecialText::parse), (Ids{a[0], first + 1, first + 2, b[0]}));
+  tokenizer->save(folder / "out");
+  EXPECT_EQ(load_tokenizer(folder / "out")->encode("PAD", SpecialText::plain), text);
+
+  // It numbers what model.vocab lacks from its size on, whatever the file says.
+  for (const int32_t id : {first + 4, first + 2}) {
+    json other = file;
+    add("more", id, false, false);
+    std::swap(other, file);
+    EXPECT_THROW(load(folder, other), Error) << id;
+  }
+}
+
 TEST(TokenizerJson, EndTokenComesFromTheConfigBesideIt) {
   const TempFolder folder;
   json file = file_of("llama3");
@@ -162,7 +212,8 @@ TEST(TokenizerJson, UnsupportedPartsAreNamed) {
   refused({{"model", {{"type", "WordPiece"}}}}, "model.type");
   refused({{"model", {{"dropout", 0.1}}}}, "model.dropout");
   refused({{"model", {{"end_of_word_suffix", "</w>"}}}}, "model.end_of_word_suffix");
-  refused({{"model", {{"vocab", {{"ÿ", nullptr}}}}}}, "byte");
+  const json byte = file_of("gpt2")["model"]["vocab"]["ÿ"];
+  refused({{"model", {{"vocab", {{"ÿ", nullptr}, {"zyzyzy", byte}}}}}}, "byte");
   refused({{"model", {{"vocab", {{"日", 900}}}}}}, "model.vocab");
   refused({{"model", {{"vocab", {{"!!", 0}}}}}}, "id 0");
   refused({{"model", {{"vocab", {{"!!", -5}}}}}}, "-5");

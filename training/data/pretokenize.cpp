@@ -4,6 +4,7 @@
 #include <pcre2.h>
 
 #include "autograd/check.h"
+#include "training/data/pretokenize_classes.h"
 #include "training/data/pretokenize_fast.h"
 #include "training/data/pretokenize_regex.h"
 #include "training/data/tokenizer_utf8.h"
@@ -95,23 +96,15 @@ std::string pcre2_message(int code) {
 
 class RegexSplitter : public Splitter {
  public:
-  explicit RegexSplitter(SplitRule rule) : rule_(std::move(rule)) {
-    const std::string translated = ruby_to_pcre2(rule_.pattern);
-    int code = 0;
-    PCRE2_SIZE at = 0;
-    code_.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
-                              PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE, &code, &at, nullptr));
-    if (!code_)
-      throw Error(Exit::data, "the tokenizer's pattern is not understood: " + pcre2_message(code),
-                  text("pattern ", translated, ", character ", at));
-    pcre2_jit_compile(code_.get(), PCRE2_JIT_COMPLETE);  // without JIT, pcre2_match interprets
-  }
+  explicit RegexSplitter(SplitRule rule)
+      : rule_(std::move(rule)), usual_(compile(false)), newer_(compile(true)) {}
 
   void split(std::string_view text, PieceSink sink) const override {
     Folder folder(rule_.keep, rule_.invert, sink);
     size_t done = 0, from = 0;
     bool after_match = false;
-    for (Match m; from <= text.size() && find(text, from, m);) {
+    const pcre2_code* code = (has_newer(text) ? newer_ : usual_).get();
+    for (Match m; from <= text.size() && find(code, text, from, m);) {
       // Oniguruma's iteration: an empty match right after another match does not count.
       if (m.begin == m.end && after_match && m.end == done) {
         from = m.end + std::max<size_t>(1, utf8_length(text.substr(m.end)));
@@ -133,9 +126,29 @@ class RegexSplitter : public Splitter {
     void operator()(pcre2_code* code) const { pcre2_code_free(code); }
   };
 
-  bool find(std::string_view text, size_t from, Match& match) const {
+  using Code = std::unique_ptr<pcre2_code, Free>;
+
+  Code compile(bool newer) const {
+    const std::string translated = ruby_to_pcre2(rule_.pattern, newer);
+    int code = 0;
+    PCRE2_SIZE at = 0;
+    Code compiled(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
+                                PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE, &code, &at, nullptr));
+    if (code == PCRE2_ERROR_UNKNOWN_UNICODE_PROPERTY)
+      throw Error(Exit::data,
+                  "the tokenizer's pattern uses a property that is neither a general category nor a script, "
+                  "which is not supported",
+                  text("pattern ", rule_.pattern), "use a tokenizer with one of the usual patterns");
+    if (!compiled)
+      throw Error(Exit::data, "the tokenizer's pattern is not understood: " + pcre2_message(code),
+                  text("pattern ", translated, ", character ", at));
+    pcre2_jit_compile(compiled.get(), PCRE2_JIT_COMPLETE);  // without JIT, pcre2_match interprets
+    return compiled;
+  }
+
+  bool find(const pcre2_code* code, std::string_view text, size_t from, Match& match) const {
     thread_local MatchState state;
-    const int rc = pcre2_match(code_.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), from,
+    const int rc = pcre2_match(code, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), from,
                                PCRE2_NO_UTF_CHECK, state.data, state.context);
     if (rc == PCRE2_ERROR_NOMATCH) return false;
     if (rc < 0)
@@ -147,7 +160,7 @@ class RegexSplitter : public Splitter {
   }
 
   SplitRule rule_;
-  std::unique_ptr<pcre2_code, Free> code_;
+  Code usual_, newer_;  // for texts without and with code points that PCRE2 may not know
 };
 
 }  // namespace

@@ -155,7 +155,7 @@ SweepResult result_before(const SweepRun& run) {
   result.status = "finished before";
   result.step = run.recipe.steps;
   for (const RunPoint& point : read_run(run.recipe.run, wall_seconds()).points) {
-    if (std::isfinite(point.loss)) result.loss = point.loss;
+    if (std::isfinite(point.loss) && !point.refused) result.loss = point.loss;
     if (std::isfinite(point.val_loss)) result.val_loss = point.val_loss;
     if (std::isfinite(point.val_bpb)) result.val_bpb = point.val_bpb;
   }

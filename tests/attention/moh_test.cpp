@@ -160,6 +160,18 @@ TEST(Moh, WarnsOfARouterThatOutputsCannotTrain) {
     }
 }
 
+// As small as the output projections of other mechanisms.
+TEST(Moh, WritesLittleIntoTheResidualStreamAtFirst) {
+  const Dimensions dims{.heads = 8, .kv_heads = 8, .key = 4, .value = 8, .width = 64, .layers = 9};
+  ParameterStore store(Dtype::f64);
+  const Moh layer({.shared = 1}, dims, {store, ""});
+  store.commit();
+  const std::vector<double> weights = to_values(store.find("out.weight")->master);
+  double squares = 0;
+  for (const double w : weights) squares += w * w;
+  EXPECT_NEAR(std::sqrt(squares / static_cast<double>(weights.size())), std::sqrt(0.4 / (64 * 2 * 9)), 1e-3);
+}
+
 TEST(Moh, BalanceLossEvensTheLoad) {
   const int64_t n = 200, width = 16;
   const Dimensions dims{.heads = 5, .kv_heads = 5, .key = 4, .value = 4, .width = width};

@@ -37,10 +37,10 @@ class Corpus {
               std::vector<int64_t>& offsets) const;
 
   // XXH3-128 of all tokens as little-endian i32 and of where documents end, in hex: the same whatever files
-  // hold them. Reads everything, on all cores; of more than `blocks` blocks of 2^20 tokens every second,
+  // hold them. Reads everything, on all cores; of more than `most` blocks of 2^20 tokens every second,
   // third,
   // ... and the last, so that a start need not read terabytes. Errors: those of TokenSource::read.
-  std::string hash(size_t blocks = 4096) const;
+  std::string hash(size_t most = 4096) const;
 
  private:
   void read(int64_t begin, int64_t end, int32_t* out) const;

@@ -40,7 +40,8 @@ Question question_of(const Recipe& recipe) {
           {"data.val", to_text(recipe.data.val.write())},
           {"data.tokenizer", recipe.data.tokenizer},
           {"data.skip_bad", recipe.data.skip_bad ? "true" : "false"},
-          {"validation tokens", grouped(static_cast<double>(recipe.eval.batches * step_tokens))}};
+          {"validation tokens",
+           grouped(static_cast<double>(recipe.eval.batches) * static_cast<double>(step_tokens))}};
 }
 
 // 0 stands for a size that follows from others; beside sizes that were set it would read as none at all.

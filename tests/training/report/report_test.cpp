@@ -185,6 +185,40 @@ TEST_F(Report, ARunThatGoesOn) {
   EXPECT_EQ(report({"runs/on", "--json"}).json()["runs"][0]["status"], "stopped");
 }
 
+// Steps that changed no weight are no end; those that a rewind took back do not count.
+TEST_F(Report, ARunThatEndsInRefusedStepsIsNotDone) {
+  copy("refused");
+  for (const bool again : {false, true}) {
+    std::string lines;
+    for (Json step : trained().steps("tiny")) {
+      step["time"] = wall_seconds() - 3600;
+      if (step["step"] >= 4) lines += Json{{"event", "skip"}, {"step", step["step"]}}.dump() + "\n";
+      lines += step.dump() + "\n";
+    }
+    if (again) {
+      lines += Json{{"event", "rewind"}, {"step", 3}}.dump() + "\n";
+      for (const Json& step : trained().steps("tiny"))
+        if (step["step"] > 3) lines += step.dump() + "\n";
+    }
+    folder_.write("runs/refused/metrics.jsonl", lines);
+    const Json row = report({"runs/refused", "--json"}).json()["runs"][0];
+    EXPECT_EQ(row["status"], again ? "done" : "failed") << row;
+  }
+}
+
+// Losses over other amounts of held-out text are not compared, and what changes no result is no setting.
+TEST_F(Report, WhatIsComparableAndWhatIsASetting) {
+  copy("more");
+  replace("runs/more/recipe.yaml", "  batches: ", "  batches: 1");
+  copy("graphs");
+  replace("runs/graphs/recipe.yaml", "cuda_graphs: 32", "cuda_graphs: 0");
+  const Json rows = report({"runs/done", "runs/graphs", "runs/more", "--json"}).json()["runs"];
+  EXPECT_EQ(rows[1]["comparable"], true) << rows;
+  EXPECT_EQ(rows[1]["setting"], rows[0]["setting"]);
+  EXPECT_EQ(rows[2]["comparable"], false);
+  EXPECT_NE(rows[2]["why"].get<std::string>().find("validation tokens"), std::string::npos) << rows;
+}
+
 TEST_F(Report, BrokenFoldersAreShownAsSuch) {
   copy("no-recipe");
   fs::remove(run("no-recipe") + "/recipe.yaml");

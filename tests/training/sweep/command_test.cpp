@@ -53,6 +53,14 @@ TEST(Sweep, TrainsTheProductAndSkipsWhatIsFinished) {
   EXPECT_EQ(again["runs"][3]["loss"], alone["loss"]);
   EXPECT_EQ(tiny.folder().read(metrics), before);
 
+  // The loss of a run is that of its last step that was applied.
+  std::string refused = before;
+  refused.insert(refused.find("{\"step\":4,"), "{\"event\":\"skip\",\"step\":4}\n");
+  tiny.folder().write(metrics, refused);
+  const Json third = tiny.steps("tiny-sweep/layers-linearx2_seed-2")[2];
+  EXPECT_EQ(sweep(tiny, words).json()["runs"][3]["loss"], third["loss"]);
+  tiny.folder().write(metrics, before);
+
   // More seeds: the old runs count.
   const Json more =
       sweep(tiny, {"model.layers=[lightning,softmax],linear*2", "seed=2..3", "steps=4", "--json"}).json();

@@ -22,6 +22,10 @@ inline constexpr double kChannelSums = 2e-3;        // and outside
 inline constexpr double kChannelGate = 6e-4;
 inline constexpr double kDeltaRule = 5e-3;
 
+// Sums over positions t of t (q dq - k dk), of which only distances remain: of bf16 kernels with gradients in
+// f32 beside f32 kernels. The kernels' own roundings, without pairs of bf16, are 5e-2 to 1 of it.
+inline constexpr double kPositionSums = 1e-2;
+
 // Attention of bf16 by cuDNN against f64, norms: lse stays in f32; on the way back weights and their
 // gradients are rounded to bf16, as ours are.
 inline constexpr double kCudnnAttention = 8e-3;

@@ -190,7 +190,7 @@ std::vector<Tensor> wide_outcome(const WideCase& c, Dtype of_keys, Dtype of_valu
   } else {
     g = from_values({1, heads}, Dtype::f32, {-0.0625, -0.004}).repeated(n);
   }
-  const Shape states{std::ssize(c.lengths), heads, c.key, c.value};
+  const Shape states{std::ssize(layout.segments), heads, c.key, c.value};
   if (c.states) in.push_back(start = tape.input(random(states, 6).to(Dtype::f32)));
   const LinearRun r = linear_run(in[0], in[1], in[2], g, start, 0.5, layout, c.states);
   std::vector<Variable> outputs{r.o};
@@ -216,13 +216,11 @@ void expect_wide_gradients(const WideCase& c) {
   SCOPED_TRACE(text(c.key, " by ", c.value, ", ", c.lengths[0], " tokens", c.gated ? ", gate" : "",
                     c.states ? ", states" : ""));
   const std::vector<Tensor> exact = wide_outcome(c, Dtype::f32, Dtype::f32),
-                            got = wide_outcome(c, Dtype::f32, Dtype::bf16),
-                            again = wide_outcome(c, Dtype::f32, Dtype::bf16);
-  for (size_t i = 0; i < got.size(); ++i) {
+                            got = wide_outcome(c, Dtype::f32, Dtype::bf16);
+  for (size_t i = 0; i < got.size(); ++i)
     EXPECT_LE(norm_difference(got[i], exact[i]), tolerance::kBf16Norm) << "result " << i;
-    EXPECT_TRUE(same_bits(got[i], again[i])) << "result " << i;
-  }
-  const size_t dq = c.states ? 2 : 1;
+  if (c.states) return;  // what they contribute to the sums does not cancel
+  const size_t dq = 1;
   const int64_t n = whole_documents(c.lengths).tokens();
   const Tensor q = random_tensor({n, 2, c.key}, 0).to(Dtype::bf16),
                k = random_tensor({n, 2, c.key}, 1).to(Dtype::bf16);
@@ -235,14 +233,13 @@ TEST(LinearRun, GradientsInF32HoldWhatSumsOverPositionsNeed) {
   for (const auto& [key, value] :
        {std::pair{64, 64}, {128, 64}, {64, 128}, {128, 128}, {256, 128}, {128, 256}, {256, 256}, {40, 24}})
     for (const bool gated : {false, true}) {
-      if (default_device() == Device::cpu && key * value > 128 * 128)
-        continue;  // whose kernel is one for all
+      if (default_device() == Device::cpu && key >= 64) continue;  // whose kernel is one for all
       expect_wide_gradients({key, value, {1500, 0, 1, 70}, gated, false});
-      expect_wide_gradients({key, value, {300, 65, 129}, gated, true});
+      expect_wide_gradients({key, value, {0, 130, 65}, gated, true});
     }
   if (default_device() == Device::cpu) return;
-  expect_wide_gradients({128, 128, {6000, 70}, false, true});  // which kernels cut
-  expect_wide_gradients({128, 64, {6000, 70}, true, false});
+  expect_wide_gradients({128, 128, {5000, 70}, false, false});  // which kernels cut
+  expect_wide_gradients({128, 128, {5000, 70}, true, true});
 }
 
 // What is not in f32 has the bits that it has without.
@@ -250,7 +247,10 @@ TEST(LinearRun, GradientsInF32LeaveOthersAsTheyAre) {
   for (const auto& [key, value] : {std::pair{128, 128}, {128, 64}, {256, 128}, {40, 24}}) {
     const WideCase c{key, value, {200, 1, 70}};
     const std::vector<Tensor> wide = wide_outcome(c, Dtype::f32, Dtype::bf16),
+                              again = wide_outcome(c, Dtype::f32, Dtype::bf16),
                               narrow = wide_outcome(c, Dtype::bf16, Dtype::bf16);
+    for (size_t i = 0; i < wide.size(); ++i)
+      EXPECT_TRUE(same_bits(wide[i], again[i])) << key << " result " << i;
     for (const size_t i : {0, 3}) EXPECT_TRUE(same_bits(wide[i], narrow[i])) << key << " result " << i;
     for (const size_t i : {1, 2}) {
       EXPECT_EQ(wide[i].dtype(), Dtype::f32);
@@ -298,7 +298,8 @@ TEST(WeftKernels, MmaGivesGradientsInF32) {
   if (default_device() != Device::cuda) GTEST_SKIP() << "kernels need a GPU";
   setenv("WEFT_KERNELS", "mma", 1);
   expect_wide_gradients({128, 64, {1500, 0, 1, 70}, false, true});
-  expect_wide_gradients({256, 128, {6000, 70}, true, false});
+  expect_wide_gradients({256, 128, {1500, 0, 1, 70}, true, false});
+  expect_wide_gradients({64, 128, {5000, 70}, false, false});
   unsetenv("WEFT_KERNELS");
 }
 

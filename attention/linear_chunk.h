@@ -126,8 +126,13 @@ class LinearChunk {
     for (int64_t i = 0; i < n_ * d_; ++i) dq_[i] += from_state_[i];
 #pragma omp simd
     for (int64_t i = 0; i < n_ * d_; ++i) dk_[i] += weighted_[i];
-    write_rows<T>(d.q, dq_.data(), rows_, static_cast<W>(p_.scale));
-    write_rows<T>(d.k, dk_.data(), rows_);
+    if (p_.wide_gradients) {
+      write_rows<W>(d.q, dq_.data(), rows_, static_cast<W>(p_.scale));
+      write_rows<W>(d.k, dk_.data(), rows_);
+    } else {
+      write_rows<T>(d.q, dq_.data(), rows_, static_cast<W>(p_.scale));
+      write_rows<T>(d.k, dk_.data(), rows_);
+    }
     if (!d.g.defined()) return;
     std::fill(kept_.begin(), kept_.end(), W(0));
     for (int64_t x = 0; x < e_; ++x)

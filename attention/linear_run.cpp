@@ -14,6 +14,7 @@ struct LinearSizes {
   double scale;
   DocumentBounds bounds;
   bool ends;  // the states behind the segments are an output
+  bool wide_gradients;
 };
 
 // As kernels read it. A fixed decay is a row that stands for all: kernels then read it once, and cut long
@@ -33,13 +34,14 @@ void count_forwards(const Tensor& q, const Tensor& v, double forwards) {
 }
 
 void linear_backward(Backward& b, const LinearSizes& s) {
-  const LinearInputs x{b.saved(0), b.saved(1), b.saved(2), b.saved(3),
-                       b.saved(4), b.saved(5), s.bounds,   s.scale};
+  const LinearInputs x{b.saved(0), b.saved(1), b.saved(2), b.saved(3),      b.saved(4),
+                       b.saved(5), s.bounds,   s.scale,    s.wide_gradients};
   const Tensor& kept = b.saved(6);
   const Device device = x.q.device();
   const Tensor d_o = b.grad(0).contiguous();
   const Tensor d_final_state = s.ends && b.has_grad(1) ? b.grad(1).contiguous() : Tensor();
-  LinearGradients d{b.room(0, x.q), b.room(1, x.k), b.room(2, x.v), {}, {}};
+  const Tensor like = s.wide_gradients ? empty({0}, wide_of(x.q.dtype()), device) : x.q;
+  LinearGradients d{b.room(0, like), b.room(1, like), b.room(2, x.v), {}, {}};
   if (x.g.defined() && b.wants(3)) d.g = empty_like(x.g);
   if (x.initial_state.defined()) d.initial_state = empty_like(x.initial_state);
   if (x.q.dim(0) > 0) {
@@ -66,27 +68,34 @@ LinearRun linear_run(const Variable& q, const Variable& k, const Variable& v, co
                      const Variable& initial_state, double scale, const Layout& layout,
                      bool want_final_state) {
   CHECK(q.rank() == 3 && k.shape() == q.shape() && v.rank() == 3 && v.dim(0) == q.dim(0) &&
-            v.dim(1) == q.dim(1) && v.dtype() == q.dtype() && k.dtype() == q.dtype(),
+            v.dim(1) == q.dim(1) && k.dtype() == q.dtype(),
         "linear_run: q ", q.shape(), ", k ", k.shape(), ", v ", v.shape());
   const Shape one_a_head{q.dim(0), q.dim(1)};
   CHECK(!gate.defined() || gate.shape() == one_a_head || gate.shape() == q.shape(), "linear_run: q ",
         q.shape(), ", g ", gate.shape());
-  const Dtype wide = wide_of(q.dtype());
+  const Dtype wide = wide_of(v.dtype());
+  const bool wide_gradients = q.dtype() != v.dtype();
+  CHECK(!wide_gradients || (q.dtype() == wide && !(gate.defined() && gate.rank() == 3)), "linear_run: q ",
+        name_of(q.dtype()), " beside v ", name_of(v.dtype()));
   const Variable g = gate.defined() ? cast(gate, wide) : gate;
-  const LinearSizes sizes{scale, bounds_of(layout), want_final_state};
+  const LinearSizes sizes{scale, bounds_of(layout), want_final_state, wide_gradients};
   const Shape states{sizes.bounds.documents, q.dim(1), q.dim(2), v.dim(2)};
   CHECK(!initial_state.defined() || (initial_state.shape() == states && initial_state.dtype() == wide),
         "linear_run: states ", states, " in ", name_of(wide), ", initial_state ", initial_state.shape(),
         " in ", name_of(initial_state.dtype()));
   const Device device = q.device();
-  const LinearInputs x{q.value(),
-                       k.value(),
+  const auto read = [&](const Variable& each) {
+    return wide_gradients ? each.value().to(v.dtype()) : each.value();
+  };
+  const LinearInputs x{read(q),
+                       read(k),
                        v.value(),
                        gate_values(g),
                        initial_state.defined() ? initial_state.value().contiguous() : Tensor(),
                        segment_offsets(layout, q.dim(0), device),
                        sizes.bounds,
-                       scale};
+                       scale,
+                       wide_gradients};
   std::vector<Variable> inputs{q, k, v};
   if (g.defined()) inputs.push_back(g);
   if (initial_state.defined()) inputs.push_back(initial_state);
@@ -111,16 +120,16 @@ LinearRun linear_run(const Variable& q, const Variable& k, const Variable& v, co
   return {recorded[0], want_final_state ? recorded[1] : Variable()};
 }
 
-void use_linear_run(Scan& scan, double scale, bool gated, int64_t key, int64_t value, Dtype dtype) {
+void use_linear_run(Scan& scan, double scale, bool gated, int64_t key, int64_t value, Dtype dtype,
+                    bool narrow_keys) {
   use_recurrent_step(scan, scale, key, -1, gated ? 3 : -1);
   scan.kernel.serves = [=](Device where) { return has_scan_kernel(where, dtype, key, value); };
   scan.kernel.run = [=, identity = scan.identity](const Block& b, const Layout& layout, const State& start,
                                                   bool want_end) {
-    const Dtype narrow = b.x[2].dtype(),
-                common = b.x[0].dtype() == narrow ? narrow : wide_of(narrow);  // of features
-    const LinearRun r = linear_run(cast(b.x[0], common), cast(b.x[1], common), cast(b.x[2], common),
-                                   gated ? b.x[3] : Variable(), start.empty() ? Variable() : start[1], scale,
-                                   layout, want_end);
+    const Dtype narrow = b.x[2].dtype(), of_keys = b.x[0].dtype() == narrow ? narrow : wide_of(narrow);
+    const LinearRun r = linear_run(cast(b.x[0], of_keys), cast(b.x[1], of_keys),
+                                   cast(b.x[2], narrow_keys ? narrow : of_keys), gated ? b.x[3] : Variable(),
+                                   start.empty() ? Variable() : start[1], scale, layout, want_end);
     return run_result(cast(r.o, narrow), r.final_state, identity);
   };
 }

@@ -16,13 +16,17 @@ struct LinearRun {
 // a segment. A gate for each channel, (N, H, Dk), stands for a diagonal matrix.
 //   q, k (N, H, Dk), v (N, H, Dv), g <= 0: (N, H), (N, H, Dk) or undefined for none, initial_state like
 //   `final_state` or undefined for zero
+// q and k in f32 beside a v in bf16, without a gate for each channel: they are read in bf16, but their
+// gradients come in f32 and hold what sums over positions need that nearly cancel.
 LinearRun linear_run(const Variable& q, const Variable& k, const Variable& v, const Variable& g,
                      const Variable& initial_state, double scale, const Layout& layout,
                      bool want_final_state);
 
 // Gives a scan over q, k, v and, if gated, g, with the state {transition, S}, its kernels: of whole segments
-// (on a GPU in bf16 and f32, for keys and values of up to 256), and of steps.
-void use_linear_run(Scan& scan, double scale, bool gated, int64_t key, int64_t value, Dtype dtype);
+// (on a GPU in bf16 and f32, for keys and values of up to 256), and of steps. Where q and k are wider than v,
+// all are computed as wide as they are, or with `narrow_keys` as linear_run says.
+void use_linear_run(Scan& scan, double scale, bool gated, int64_t key, int64_t value, Dtype dtype,
+                    bool narrow_keys = false);
 
 // What the kernels read. Rows of q, k and v may have a pitch.
 struct LinearInputs {
@@ -32,6 +36,7 @@ struct LinearInputs {
   Tensor offsets;        // (documents + 1) i32: where segments begin, and the end of the last
   DocumentBounds bounds;
   double scale;
+  bool wide_gradients;  // of q and k
 };
 struct LinearGradients {
   Tensor q, k, v, g, initial_state;  // g, initial_state undefined: not wanted

@@ -20,7 +20,8 @@ LinearAttention shape_of(const LinearInputs& p) {
           .log_decay = floats(p.g),
           .gate = !p.g.defined() || p.g.rank() == 1 ? Gate::fixed
                   : p.g.rank() == 2                 ? Gate::head
-                                                    : Gate::channel};
+                                                    : Gate::channel,
+          .wide_gradients = p.wide_gradients};
 }
 
 }  // namespace

@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "attention/flash_attention.h"
 #include "attention/initialize.h"
 #include "attention/linear_attention.h"
+#include "attention/linear_run.h"
 #include "attention/naive.h"
 #include "autograd/gradcheck.h"
 #include "autograd/ops/arrange.h"
@@ -170,13 +172,14 @@ Variable TransNormerLlm::forward(const Block& block, Crossing& cross) const {
   std::vector<Variable> in = project(x);
   const Variable gate = in.back();
   in.pop_back();
-  const Scan scan = linear_scan(1, config_.chunk, true, dims().heads, (theta_.defined() ? 2 : 1) * dims().key,
-                                dims().value, wide, x.device());
+  const int64_t features = (theta_.defined() ? 2 : 1) * dims().key;
+  Scan scan = linear_scan(1, config_.chunk, true, dims().heads, features, dims().value, wide, x.device());
   // By chunks, and over ranks by kernels too, q, k and v are read more than once; and theta's gradient is a
   // difference of sums that grow with the position, of which only the part in the distance remains. Both need
   // gradients that are not yet rounded. On a CPU that costs nothing, since its kernel computes wide in any
-  // case. A GPU's fast kernel takes bf16 and gives gradients in it: there theta's is mostly noise from some
-  // thousand tokens on, and over ranks the others lie up to 5 % off those of one rank.
+  // case. A GPU's fast kernel takes bf16 and gives gradients in it, but in f32 where theta needs it: for
+  // features that are wide. (In other layers, over ranks, gradients lie up to 5 % off those of one rank.)
+  if (theta_.defined()) use_linear_run(scan, 1, true, features, dims().value, wide, true);
   const Device device = computed_on(x.device());
   if (device == Device::cpu || !scan.kernel.on(device))
     for (Variable& each : in) each = cast(each, wide);
@@ -184,11 +187,12 @@ Variable TransNormerLlm::forward(const Block& block, Crossing& cross) const {
     const Variable position =
         cross(count_scan(config_.chunk, wide, x.device()),
               {{full({x.dim(0), 1}, 1, wide, x.device())}, block.position, block.document});
-    const std::vector<Variable> features = lrpe_features({in[0], in[1]}, theta_, position);
-    std::copy(features.begin(), features.end(), in.begin());
+    const std::vector<Variable> turned = lrpe_features({in[0], in[1]}, theta_, position, true);
+    std::copy(turned.begin(), turned.end(), in.begin());
   }
   in.emplace_back(decays_("g", fixed_input("g"), x.dim(0), wide, x.device()));
-  return finish(cross(scan, {in, block.position, block.document}), gate, x.dtype());
+  const Variable o = cross(scan, {std::move(in), block.position, block.document});
+  return finish(o, gate, x.dtype());
 }
 
 // The weights of each head as a matrix, the cosine of the distance in it.

@@ -264,6 +264,20 @@ struct OutputPart {
       if (lane.t == 0 && lane.row() + 8 < valid) to[int64_t(lane.row() + 8) * at.s.heads] = sums.y;
     }
   }
+  // In f32, to memory.
+  __device__ void store_wide(const Place& at, int64_t token0, int valid) const {
+    const Lane lane;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = lane.row() + 8 * half;
+      if (row >= valid) continue;
+      float* to = static_cast<float*>(at.sweep.out.data) + (token0 + row) * at.sweep.out.pitch +
+                  int64_t(at.head) * at.s.d_c + at.column0 + 2 * lane.t;
+#pragma unroll
+      for (int n = 0; n < 8 * W; ++n)
+        *reinterpret_cast<float2*>(to + 8 * n) = {out.x[n][2 * half], out.x[n][2 * half + 1]};
+    }
+  }
   // May overwrite a: a warp has read the rows it writes, and no others.
   __device__ void store_rounded(Tile<chunk, 64 * W> to) const {
     __syncwarp();

@@ -28,6 +28,8 @@ bool has_tiles(const LinearAttention& p, int width) {
 void check(const LinearAttention& p) {
   check_sizes(name, p);
   require(p.gate == Gate::fixed || p.log_decay, "give log decays", "gated without log_decay");
+  require(!p.wide_gradients || (p.dtype == Dtype::bf16 && p.gate != Gate::channel), "leave them as they are",
+          "gradients in f32 of f32 or with a gate of channels");
 }
 
 void check(const char* of, const Rows& r, int heads, int width) { check_rows(name, of, r, heads, width); }
@@ -86,6 +88,7 @@ void forward_whole(const LinearAttention& p, Path path, Rows q, Rows k, Rows v, 
   Sweep& o_sweep = s.sweep[0];
   o_sweep.a = q, o_sweep.b = k, o_sweep.c = v, o_sweep.out = o;
   o_sweep.state_in = initial_state, o_sweep.state_out = final_state;
+  s.pairs = p.wide_gradients && final_state;  // what is kept of it are states that other tokens start from
   if (p.gate == Gate::channel)
     run(s, GateOf::a, path, p.dtype, stream);
   else
@@ -106,6 +109,10 @@ void backward_whole(const LinearAttention& p, Path path, Rows q, Rows k, Rows v,
   // The reverse sweeps carry dS / scale, so that `scale` applies to every output alike.
   dk.state_in_scale = dv.state_in_scale = 1 / p.scale;
   dv.state_out_scale = p.scale;
+  dq.wide = dk.wide = p.wide_gradients;
+  // In f32 they are mma's, and launched apart.
+  const Path of_keys = p.wide_gradients && path == Path::wgmma ? Path::mma : path;
+  const bool together = p.d_k == p.d_v && !p.wide_gradients;
 
   if (p.gate == Gate::channel) {  // one after another: dk sums up what dq left of the gate's gradient
     if (d.log_decay) {
@@ -135,17 +142,17 @@ void backward_whole(const LinearAttention& p, Path path, Rows q, Rows k, Rows v,
     gate.q_sums = dq.dot_sums, gate.k_sums = dk.dot_sums, gate.d_log_decay = d.log_decay;
     if (d_final_state) {
       dq.end_dot = d_final_state, dq.end_sums = workspace + 2 * gate.splits * p.tokens * p.heads;
-      gate.end_sums = dq.end_sums, gate.end_parts = end_parts(path, p.d_v, p.d_k);
+      gate.end_sums = dq.end_sums, gate.end_parts = end_parts(of_keys, p.d_v, p.d_k);
     }
   }
 
   Sweeps s = sweeps_of(p, p.d_v, p.d_k);
   s.sweep[0] = dq, s.sweep[1] = dk, s.sweep[2] = dv;
-  s.count = p.d_k == p.d_v ? 3 : 2;
-  run(s, path, p.dtype, stream);
-  if (p.d_k != p.d_v) {
+  s.count = together ? 3 : 2, s.pairs = p.wide_gradients;
+  run(s, of_keys, p.dtype, stream);
+  if (!together) {
     Sweeps t = sweeps_of(p, p.d_k, p.d_v);
-    t.sweep[0] = dv, t.count = 1;
+    t.sweep[0] = dv, t.count = 1, t.pairs = p.wide_gradients && d.initial_state;
     run(t, path, p.dtype, stream);
   }
   if (d.log_decay) gate_gradient(gate, stream);
@@ -232,7 +239,7 @@ void make_states(const LinearAttention& p, const LinearAttention& segments, Swee
                  cudaStream_t stream) {
   SegmentStates states{sweeps_of(segments, p.d_k, p.d_v)};
   own.state_out = fold.states, own.reverse = fold.reverse;
-  states.sweeps.sweep[0] = own, states.sweeps.count = 1;
+  states.sweeps.sweep[0] = own, states.sweeps.count = 1, states.sweeps.pairs = p.wide_gradients;
   states.decay = fold.decay, states.first = fold.first, states.documents = p.documents;
   states.end_wanted = fold.to != nullptr;
   if (p.gate == Gate::channel)

@@ -42,7 +42,7 @@ struct LinearAttention {
       nullptr;  // (documents + 1) on the device, or null: all documents have tokens / documents tokens
   int64_t longest = 0;  // tokens of the longest document, 0 if not known
   int heads = 0, d_k = 0, d_v = 0;
-  Dtype dtype = Dtype::bf16;  // of q, k, v, o and their gradients: bf16 or f32
+  Dtype dtype = Dtype::bf16;  // of q, k, v, o and, but for wide_gradients, theirs: bf16 or f32
   float scale = 1;            // > 0
   // g <= 0: null, or as `gate` says. That of channels is aligned to 16 bytes for tiles.
   const float* log_decay = nullptr;
@@ -51,6 +51,9 @@ struct LinearAttention {
   // Long documents of few heads are cut into segments that run side by side, of so many tokens, a multiple of
   // 64; 0: never; -1: as sizes suggest. Not on the plain path.
   int64_t segment = -1;
+  // Of bf16, and not with a gate of channels: dq and dk are f32, and precise enough for sums over positions
+  // that nearly cancel (README, "Gradients in f32").
+  bool wide_gradients = false;
 };
 
 // o (tokens, heads, d_v). States are (documents, heads, d_k, d_v) f32; a null initial state is zero, a null

@@ -59,7 +59,7 @@ struct Stage {
 
 // kernels
 
-// Exact: weighted rows keep 16 bits, which the gradient of a gate needs.
+// Exact: weighted rows keep 16 bits, which the gradient of a gate and gradients in f32 need.
 template <class H, bool Exact>
 __global__ void __launch_bounds__(H::threads, H::blocks)
     segment_states_kernel(const __grid_constant__ SegmentStates p, const __grid_constant__ Maps maps) {
@@ -175,7 +175,8 @@ void launch(const SegmentStates& p, cudaStream_t stream) {
 
 template <int D_a, int W>
 void launch(const SegmentStates& p, cudaStream_t stream) {
-  p.sweeps.gated ? launch<Shape<D_a, W>, true>(p, stream) : launch<Shape<D_a, W>, false>(p, stream);
+  p.sweeps.gated || p.sweeps.pairs ? launch<Shape<D_a, W>, true>(p, stream)
+                                   : launch<Shape<D_a, W>, false>(p, stream);
 }
 
 }  // namespace

@@ -19,12 +19,12 @@ struct Sweep {
   MutableRows out;
   bool reverse = false;
   bool transposed = false;          // states in memory are (d_c, d_a)
+  bool wide = false;                // of bf16: out is f32. With pairs; not by wgmma
   const float* state_in = nullptr;  // at the border where the sweep starts; multiplied by state_in_scale
   float* state_out = nullptr;       // at the border where it ends; multiplied by state_out_scale
   float state_in_scale = 1, state_out_scale = 1;
   // With `dot` (tokens, heads, d_c): the row sums of dot * out before rounding, one for each 64 columns (32
-  // in the plain kernel) of out, f32 (d_c / 64, tokens, heads). All sweeps of a launch then keep their
-  // state's rounding errors too.
+  // in the plain kernel) of out, f32 (d_c / 64, tokens, heads). Asks for pairs.
   Rows dot;
   float* dot_sums = nullptr;
   // With end_dot (as state_in): its dot product with the state where the sweep ends, in parts, f32
@@ -50,9 +50,11 @@ struct Sweeps {
   float scale = 1, log2_scale = 0;
   const float* log_decay = nullptr;
   bool gated = false;
+  bool pairs = false;  // states keep their rounding errors too
 };
 
 inline bool exact(const Sweeps& sweeps) {
+  if (sweeps.pairs) return true;
   for (int i = 0; i < sweeps.count; ++i)
     if (sweeps.sweep[i].dot_sums) return true;
   return false;

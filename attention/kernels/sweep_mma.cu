@@ -68,11 +68,15 @@ __global__ void __launch_bounds__(128) sweep_mma_kernel(const __grid_constant__ 
     output.begin(a, b);
     output.compute(at, c, shadow, decays, NoSync{});
     if (Exact && at.sweep.dot_sums) output.store_dots(at, token0, valid, dot);
-    output.store_rounded({a.address});
+    const bool wide = Exact && at.sweep.wide;
+    if (wide)
+      output.store_wide(at, token0, valid);
+    else
+      output.store_rounded({a.address});
     state.update(b, c, decays);
     __syncthreads();
     auto* out = static_cast<__nv_bfloat16*>(at.sweep.out.data) + token0 * at.sweep.out.pitch + column_c;
-    for (int i = threadIdx.x; i < valid * 8; i += blockDim.x)
+    for (int i = threadIdx.x; !wide && i < valid * 8; i += blockDim.x)
       *reinterpret_cast<uint4*>(out + i / 8 * at.sweep.out.pitch + i % 8 * 8) =
           load_shared(a.at(i / 8, i % 8));
     __syncthreads();

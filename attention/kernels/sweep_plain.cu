@@ -55,9 +55,13 @@ __global__ void __launch_bounds__(256) sweep_plain_kernel(const __grid_constant_
     }
 #pragma unroll
     for (int step = 1; step < lanes; step *= 2) whole += __shfl_xor_sync(~0u, whole, step);
-    if (inside && lane == 0)
-      static_cast<T*>(sweep.out.data)[token * sweep.out.pitch + int64_t(head) * s.d_c + column] =
-          T(s.scale * whole);
+    if (inside && lane == 0) {
+      const int64_t to = token * sweep.out.pitch + int64_t(head) * s.d_c + column;
+      if (sweep.wide)
+        static_cast<float*>(sweep.out.data)[to] = s.scale * whole;
+      else
+        static_cast<T*>(sweep.out.data)[to] = T(s.scale * whole);
+    }
     if (sweep.dot_sums) {
       __syncthreads();
       if (lane == 0)

@@ -53,7 +53,7 @@ void backward(Backward& grads, const Inputs& at) {
 }  // namespace
 
 std::vector<Variable> lrpe_features(const std::vector<Variable>& x, const Variable& theta,
-                                    const Variable& position) {
+                                    const Variable& position, bool wide_features) {
   CHECK(!x.empty() && x[0].rank() == 3, "lrpe: ", x.size(), " tensors of features");
   const Variable& first = x[0];
   const int64_t n = first.dim(0), heads = first.dim(1), size = first.dim(2);
@@ -69,7 +69,7 @@ std::vector<Variable> lrpe_features(const std::vector<Variable>& x, const Variab
   for (const Variable& part : x) {
     CHECK(part.shape() == first.shape() && part.dtype() == first.dtype(), "lrpe: x ", part.shape(),
           " beside ", first.shape());
-    outputs.push_back(empty({n, heads, 2 * size}, part.dtype(), part.device()));
+    outputs.push_back(empty({n, heads, 2 * size}, wide_features ? wide : part.dtype(), part.device()));
     parts.push_back({part, outputs.back()});
     saved.tensors.push_back(part);
   }

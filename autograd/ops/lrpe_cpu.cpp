@@ -23,11 +23,11 @@ struct Turn {
 
 void lrpe_forward(const std::vector<LrpePart>& parts, const Tensor& theta, const Tensor& position) {
   const int64_t heads = theta.dim(0), size = theta.dim(1);
-  with_float(parts[0].x.dtype(), [&]<class T>() {
+  with_lrpe_types(parts[0].x.dtype(), parts[0].y.dtype(), [&]<class T, class Y>() {
     using A = Acc<T>;
     const A *frequency = theta.data<A>(), *at = position.data<A>();
-    std::vector<std::pair<Rows<T>, Rows<T>>> rows;
-    for (const LrpePart& p : parts) rows.emplace_back(Rows<T>(p.x), Rows<T>(p.y));
+    std::vector<std::pair<Rows<T>, Rows<Y>>> rows;
+    for (const LrpePart& p : parts) rows.emplace_back(Rows<T>(p.x), Rows<Y>(p.y));
     parallel_for(position.numel(), row_grain(heads * size), [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t)
         for (int64_t h = 0; h < heads; ++h)
@@ -35,9 +35,9 @@ void lrpe_forward(const std::vector<LrpePart>& parts, const Tensor& theta, const
             const Turn<A> turn(at[t], frequency[h * size + j]);
             for (const auto& [x, y] : rows) {
               const A a = A(x[t * heads + h][j]);
-              T* b = y[t * heads + h];
-              store(b[j], a * turn.cosine);
-              store(b[size + j], a * turn.sine);
+              Y* b = y[t * heads + h];
+              store(b[j], A(T(a * turn.cosine)));
+              store(b[size + j], A(T(a * turn.sine)));
             }
           }
     });
@@ -49,15 +49,16 @@ void lrpe_backward(const std::vector<LrpePart>& gradients, const std::vector<Ten
   const int64_t heads = theta.dim(0), size = theta.dim(1), n = position.numel();
   const RowBlocks blocks = row_blocks(n);
   dtheta.zero();
-  with_float(x[0].dtype(), [&]<class T>() {
+  with_lrpe_types(x[0].dtype(), gradients[0].y.dtype(), [&]<class T, class Y>() {
     using A = Acc<T>;
     const A *frequency = theta.data<A>(), *at = position.data<A>();
     struct Of {
-      Rows<T> x, dx, dy;
+      Rows<T> x, dx;
+      Rows<Y> dy;
     };
     std::vector<Of> rows;
     for (size_t i = 0; i < x.size(); ++i)
-      rows.push_back({Rows<T>(x[i]), Rows<T>(gradients[i].x), Rows<T>(gradients[i].y)});
+      rows.push_back({Rows<T>(x[i]), Rows<T>(gradients[i].x), Rows<Y>(gradients[i].y)});
     parallel_for(blocks.count, row_grain(blocks.size * heads * size), [&](int64_t first, int64_t last) {
       for (int64_t block = first; block < last; ++block) {
         A* sum = dtheta.data<A>() + block * heads * size;
@@ -66,10 +67,11 @@ void lrpe_backward(const std::vector<LrpePart>& gradients, const std::vector<Ten
             for (int64_t j = 0; j < size; ++j) {
               const Turn<A> turn(at[t], frequency[h * size + j]);
               for (const Of& of : rows) {
-                const T* d = of.dy[t * heads + h];
+                const Y* d = of.dy[t * heads + h];
                 const A a = A(of.x[t * heads + h][j]), of_cosine = A(d[j]), of_sine = A(d[size + j]);
+                const A cosine = A(T(a * turn.cosine)), sine = A(T(a * turn.sine));  // the features
                 store(of.dx[t * heads + h][j], of_cosine * turn.cosine + of_sine * turn.sine);
-                sum[h * size + j] += at[t] * a * (of_sine * turn.cosine - of_cosine * turn.sine);
+                sum[h * size + j] += at[t] * (of_sine * cosine - of_cosine * sine);
               }
             }
       }

@@ -12,16 +12,17 @@ constexpr int kMostParts = 2;
 constexpr int kBlockVectors = 32, kBlockTokens = kThreads / kBlockVectors;
 
 // Token t of x begins at t times its pitch, likewise of y. On the way back dx and dy stand beside them.
-template <class T>
+template <class T, class Y>
 struct Part {
   const T* x;
-  T *y, *dx;
-  const T* dy;
+  Y* y;
+  T* dx;
+  const Y* dy;
   int64_t x_pitch, y_pitch, dx_pitch, dy_pitch;
 };
-template <class T>
+template <class T, class Y>
 struct Parts {
-  Part<T> of[kMostParts];
+  Part<T, Y> of[kMostParts];
   int count;
 };
 
@@ -40,10 +41,26 @@ struct Turns {
   }
 };
 
-// V divides the size of a head.
+// Features of x, rounded to its type.
 template <class T, int V>
-void forward_as(const Parts<T>& parts, const Acc<T>* theta, const Acc<T>* position, int64_t n, int64_t heads,
-                int64_t size) {
+__device__ Vector<T, V> features(const Vector<Acc<T>, V>& x, const Acc<T> (&turn)[V]) {
+  Vector<Acc<T>, V> y;
+#pragma unroll
+  for (int e = 0; e < V; ++e) y.v[e] = x.v[e] * turn[e];
+  return narrow<T, V>(y);
+}
+template <class T, class Y, int V>
+__device__ Vector<Y, V> held(const Vector<T, V>& x) {
+  if constexpr (std::is_same_v<T, Y>)
+    return x;
+  else
+    return widen<T, V>(x);
+}
+
+// V divides the size of a head.
+template <class T, class Y, int V>
+void forward_as(const Parts<T, Y>& parts, const Acc<T>* theta, const Acc<T>* position, int64_t n,
+                int64_t heads, int64_t size) {
   using A = Acc<T>;
   const int64_t vectors = heads * size / V, of_head = size / V;
   each_early(n * vectors, [=] __device__(int64_t i) {
@@ -54,24 +71,19 @@ void forward_as(const Parts<T>& parts, const Acc<T>* theta, const Acc<T>* positi
 #pragma unroll
     for (int k = 0; k < kMostParts; ++k) {
       if (k >= parts.count) break;
-      const Part<T>& p = parts.of[k];
+      const Part<T, Y>& p = parts.of[k];
       const auto x = widen<T, V>(load<true, V>(p.x + t * p.x_pitch + j, V));
-      Vector<A, V> u, v;
-#pragma unroll
-      for (int e = 0; e < V; ++e) {
-        u.v[e] = x.v[e] * turns.cosine[e];
-        v.v[e] = x.v[e] * turns.sine[e];
-      }
-      store<true, V>(p.y + t * p.y_pitch + to, narrow<T, V>(u), V);
-      store<true, V>(p.y + t * p.y_pitch + to + size, narrow<T, V>(v), V);
+      Y* const y = p.y + t * p.y_pitch + to;
+      store<true, V>(y, held<T, Y, V>(features<T, V>(x, turns.cosine)), V);
+      store<true, V>(y + size, held<T, Y, V>(features<T, V>(x, turns.sine)), V);
     }
   });
 }
 
 // A block of threads has some channels of a block of tokens, and leaves their sum of dtheta.
-template <class T, int V>
+template <class T, class Y, int V>
 __global__ void __launch_bounds__(kThreads)
-    backward_kernel(const __grid_constant__ Parts<T> parts, Acc<T>* dtheta, const Acc<T>* theta,
+    backward_kernel(const __grid_constant__ Parts<T, Y> parts, Acc<T>* dtheta, const Acc<T>* theta,
                     const Acc<T>* position, int64_t n, int64_t heads, int64_t size, int64_t rows) {
   using A = Acc<T>;
   __shared__ A sums[kBlockTokens][kBlockVectors * V];
@@ -86,15 +98,17 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int k = 0; k < kMostParts; ++k) {
         if (k >= parts.count) break;
-        const Part<T>& p = parts.of[k];
+        const Part<T, Y>& p = parts.of[k];
         const auto x = widen<T, V>(load<true, V>(p.x + t * p.x_pitch + j, V));
-        const auto u = widen<T, V>(load<true, V>(p.dy + t * p.dy_pitch + from, V));
-        const auto v = widen<T, V>(load<true, V>(p.dy + t * p.dy_pitch + from + size, V));
+        const auto u = widen<Y, V>(load<true, V>(p.dy + t * p.dy_pitch + from, V));
+        const auto v = widen<Y, V>(load<true, V>(p.dy + t * p.dy_pitch + from + size, V));
+        const auto cosine = widen<T, V>(features<T, V>(x, turns.cosine)),
+                   sine = widen<T, V>(features<T, V>(x, turns.sine));
         Vector<A, V> dx;
 #pragma unroll
         for (int e = 0; e < V; ++e) {
           dx.v[e] = u.v[e] * turns.cosine[e] + v.v[e] * turns.sine[e];
-          sum[e] += at * x.v[e] * (v.v[e] * turns.cosine[e] - u.v[e] * turns.sine[e]);
+          sum[e] += at * (v.v[e] * cosine.v[e] - u.v[e] * sine.v[e]);
         }
         store<true, V>(p.dx + t * p.dx_pitch + j, narrow<T, V>(dx), V);
       }
@@ -110,14 +124,15 @@ __global__ void __launch_bounds__(kThreads)
   dtheta[blockIdx.y * channels + channel] = total;
 }
 
-template <class T, int V>
-void backward_as(const Parts<T>& parts, const Tensor& dtheta, const Tensor& theta, const Tensor& position) {
+template <class T, class Y, int V>
+void backward_as(const Parts<T, Y>& parts, const Tensor& dtheta, const Tensor& theta,
+                 const Tensor& position) {
   using A = Acc<T>;
   const int64_t n = position.numel(), channels = theta.numel();
   static_assert(kBlockVectors * V <= kThreads);
   const dim3 grid(static_cast<unsigned>((channels / V + kBlockVectors - 1) / kBlockVectors),
                   static_cast<unsigned>(dtheta.dim(0)));
-  backward_kernel<T, V><<<grid, dim3(kBlockVectors, kBlockTokens), 0, stream()>>>(
+  backward_kernel<T, Y, V><<<grid, dim3(kBlockVectors, kBlockTokens), 0, stream()>>>(
       parts, data<A>(dtheta), data<const A>(theta), data<const A>(position), n, theta.dim(0), theta.dim(1),
       row_blocks(n).size);
   check_launch("lrpe_backward");
@@ -136,20 +151,20 @@ void check_parts(size_t count) { CHECK(count <= kMostParts, "lrpe: ", count, " t
 void lrpe_forward(const std::vector<LrpePart>& parts, const Tensor& theta, const Tensor& position) {
   check_parts(parts.size());
   const int64_t n = position.numel(), heads = theta.dim(0), size = theta.dim(1);
-  with_float(parts[0].x.dtype(), [&]<class T>() {
+  with_lrpe_types(parts[0].x.dtype(), parts[0].y.dtype(), [&]<class T, class Y>() {
     using A = Acc<T>;
-    Parts<T> places{{}, static_cast<int>(parts.size())};
+    Parts<T, Y> places{{}, static_cast<int>(parts.size())};
     bool whole = true;
     for (size_t i = 0; i < parts.size(); ++i) {
       const LrpePart& p = parts[i];
-      places.of[i] = {data<const T>(p.x), data<T>(p.y), nullptr, nullptr, p.x.pitch(), p.y.pitch(), 0, 0};
+      places.of[i] = {data<const T>(p.x), data<Y>(p.y), nullptr, nullptr, p.x.pitch(), p.y.pitch(), 0, 0};
       whole = whole && by_vectors(p.x, size) && by_vectors(p.y, size);
     }
     const auto *frequency = data<const A>(theta), *at = data<const A>(position);
     if (whole)
-      forward_as<T, kChannels>(places, frequency, at, n, heads, size);
+      forward_as<T, Y, kChannels>(places, frequency, at, n, heads, size);
     else
-      forward_as<T, 1>(places, frequency, at, n, heads, size);
+      forward_as<T, Y, 1>(places, frequency, at, n, heads, size);
   });
 }
 
@@ -157,19 +172,19 @@ void lrpe_backward(const std::vector<LrpePart>& gradients, const std::vector<Ten
                    const Tensor& theta, const Tensor& position) {
   check_parts(x.size());
   if (dtheta.numel() == 0) return;
-  with_float(x[0].dtype(), [&]<class T>() {
-    Parts<T> places{{}, static_cast<int>(x.size())};
+  with_lrpe_types(x[0].dtype(), gradients[0].y.dtype(), [&]<class T, class Y>() {
+    Parts<T, Y> places{{}, static_cast<int>(x.size())};
     bool whole = true;
     for (size_t i = 0; i < x.size(); ++i) {
       const auto& [dx, dy] = gradients[i];
-      places.of[i] = {data<const T>(x[i]), nullptr, data<T>(dx), data<const T>(dy),
+      places.of[i] = {data<const T>(x[i]), nullptr, data<T>(dx), data<const Y>(dy),
                       x[i].pitch(),        0,       dx.pitch(),  dy.pitch()};
       for (const Tensor& each : {x[i], dx, dy}) whole = whole && by_vectors(each, theta.dim(1));
     }
     if (whole)
-      backward_as<T, kChannels>(places, dtheta, theta, position);
+      backward_as<T, Y, kChannels>(places, dtheta, theta, position);
     else
-      backward_as<T, 1>(places, dtheta, theta, position);
+      backward_as<T, Y, 1>(places, dtheta, theta, position);
   });
 }
 

@@ -243,6 +243,12 @@ TEST(LinearRunChecks, NameWhatDoesNotFit) {
   EXPECT_THROW(linear_run(q, q, v, gate, {}, 1, layout, false), Error);
   EXPECT_THROW(linear_run(q, q, v, {}, state, 1, layout, false), Error);
   EXPECT_THROW(linear_run(q, q, v, {}, {}, 1, whole_documents({3}), false), Error);
+  // Of another type than v are q and k together, in the type of its sums, and without a gate of channels.
+  const Tensor wide = q.to(Dtype::f32), narrow = q.to(Dtype::bf16), values = v.to(Dtype::bf16);
+  EXPECT_THROW(linear_run(q, q, values, {}, {}, 1, layout, false), Error);
+  EXPECT_THROW(linear_run(wide, narrow, values, {}, {}, 1, layout, false), Error);
+  EXPECT_THROW(linear_run(narrow, narrow, v.to(Dtype::f32), {}, {}, 1, layout, false), Error);
+  EXPECT_THROW(linear_run(wide, wide, values, wide, {}, 1, layout, false), Error);
 }
 
 // A layer reaches it: one entry of the tape where the composition has dozens.

@@ -164,6 +164,101 @@ TEST(LinearRun, GatesOfAnyReachEqualTheirRecurrence) {
   }
 }
 
+// Results of linear_run and then of its backward: o, perhaps the final state, and gradients of q, k, v,
+// perhaps of the initial state and of a gate that is learned. Numbers are those of bf16, whatever the types.
+struct WideCase {
+  int64_t key, value;
+  std::vector<int64_t> lengths;
+  bool gated = false, states = false;
+};
+std::vector<Tensor> wide_outcome(const WideCase& c, Dtype of_keys, Dtype of_values) {
+  const int64_t heads = 2;
+  const Layout layout = whole_documents(c.lengths);
+  const int64_t n = layout.tokens();
+  const auto random = [](const Shape& shape, uint32_t stream) {
+    return random_tensor(shape, stream).to(Dtype::bf16);
+  };
+  Tape tape;
+  std::vector<Variable> in{tape.input(random({n, heads, c.key}, 0).to(of_keys)),
+                           tape.input(random({n, heads, c.key}, 1).to(of_keys)),
+                           tape.input(random({n, heads, c.value}, 2).to(of_values))};
+  Variable g, start;
+  if (c.gated) {
+    std::vector<double> decays = to_values(random_tensor({n, heads}, 5));
+    for (double& x : decays) x *= -0.05 * x;
+    in.push_back(g = tape.input(from_values({n, heads}, Dtype::f32, decays)));
+  } else {
+    g = from_values({1, heads}, Dtype::f32, {-0.0625, -0.004}).repeated(n);
+  }
+  const Shape states{std::ssize(layout.segments), heads, c.key, c.value};
+  if (c.states) in.push_back(start = tape.input(random(states, 6).to(Dtype::f32)));
+  const LinearRun r = linear_run(in[0], in[1], in[2], g, start, 0.5, layout, c.states);
+  std::vector<Variable> outputs{r.o};
+  std::vector<Tensor> adjoints{random(r.o.shape(), 3).to(of_values)};
+  if (c.states) outputs.push_back(r.final_state), adjoints.push_back(random(states, 4).to(Dtype::f32));
+  tape.backward(outputs, adjoints);
+  std::vector<Tensor> all{outputs.begin(), outputs.end()};
+  for (const Variable& x : in) all.push_back(tape.gradient(x));
+  return all;
+}
+
+// Of each head and channel, the sum over tokens of t (q dq - k dk).
+Tensor position_sums(const Tensor& q, const Tensor& dq, const Tensor& k, const Tensor& dk) {
+  const std::vector<double> x = to_values(q), dx = to_values(dq), y = to_values(k), dy = to_values(dk);
+  const auto row = static_cast<size_t>(q.dim(1) * q.dim(2));
+  std::vector<double> sums(row);
+  for (size_t i = 0; i < x.size(); ++i)
+    sums[i % row] += static_cast<double>(i / row) * (x[i] * dx[i] - y[i] * dy[i]);
+  return from_values({q.dim(1), q.dim(2)}, Dtype::f64, sums);
+}
+
+void expect_wide_gradients(const WideCase& c) {
+  SCOPED_TRACE(text(c.key, " by ", c.value, ", ", c.lengths[0], " tokens", c.gated ? ", gate" : "",
+                    c.states ? ", states" : ""));
+  const std::vector<Tensor> exact = wide_outcome(c, Dtype::f32, Dtype::f32),
+                            got = wide_outcome(c, Dtype::f32, Dtype::bf16);
+  for (size_t i = 0; i < got.size(); ++i)
+    EXPECT_LE(norm_difference(got[i], exact[i]), tolerance::kBf16Norm) << "result " << i;
+  if (c.states) return;  // what they contribute to the sums does not cancel
+  const size_t dq = 1;
+  const int64_t n = whole_documents(c.lengths).tokens();
+  const Tensor q = random_tensor({n, 2, c.key}, 0).to(Dtype::bf16),
+               k = random_tensor({n, 2, c.key}, 1).to(Dtype::bf16);
+  EXPECT_LE(norm_difference(position_sums(q, got[dq], k, got[dq + 1]),
+                            position_sums(q, exact[dq], k, exact[dq + 1])),
+            tolerance::kPositionSums);
+}
+
+TEST(LinearRun, GradientsInF32HoldWhatSumsOverPositionsNeed) {
+  for (const auto& [key, value] :
+       {std::pair{64, 64}, {128, 64}, {64, 128}, {128, 128}, {256, 128}, {128, 256}, {256, 256}, {40, 24}})
+    for (const bool gated : {false, true}) {
+      if (default_device() == Device::cpu && key >= 64) continue;  // whose kernel is one for all
+      expect_wide_gradients({key, value, {1500, 0, 1, 70}, gated, false});
+      expect_wide_gradients({key, value, {0, 130, 65}, gated, true});
+    }
+  if (default_device() == Device::cpu) return;
+  expect_wide_gradients({128, 128, {5000, 70}, false, false});  // which kernels cut
+  expect_wide_gradients({128, 128, {5000, 70}, true, true});
+}
+
+// What is not in f32 has the bits that it has without.
+TEST(LinearRun, GradientsInF32LeaveOthersAsTheyAre) {
+  for (const auto& [key, value] : {std::pair{128, 128}, {128, 64}, {256, 128}, {40, 24}}) {
+    const WideCase c{key, value, {200, 1, 70}};
+    const std::vector<Tensor> wide = wide_outcome(c, Dtype::f32, Dtype::bf16),
+                              again = wide_outcome(c, Dtype::f32, Dtype::bf16),
+                              narrow = wide_outcome(c, Dtype::bf16, Dtype::bf16);
+    for (size_t i = 0; i < wide.size(); ++i)
+      EXPECT_TRUE(same_bits(wide[i], again[i])) << key << " result " << i;
+    for (const size_t i : {0, 3}) EXPECT_TRUE(same_bits(wide[i], narrow[i])) << key << " result " << i;
+    for (const size_t i : {1, 2}) {
+      EXPECT_EQ(wide[i].dtype(), Dtype::f32);
+      EXPECT_LE(norm_difference(wide[i], narrow[i]), tolerance::kBf16Norm) << key << " result " << i;
+    }
+  }
+}
+
 TEST_P(LinearRunHeads, PiecesEqualTheWhole) {
   const Dimensions dims{2, 2, 64, 64, 32};
   Subject s(dims, Dtype::bf16, make());
@@ -197,6 +292,15 @@ TEST_P(OtherKernels, EqualTheDefinition) {
   for (const auto& [key, value] : {std::pair{64, 64}, {64, 128}, {128, 64}, {128, 128}})
     expect_definition(make(), key, value, {70, 1, 0, 130});
   expect_definition(make(), 128, 128, {5000, 70});
+}
+
+TEST(WeftKernels, MmaGivesGradientsInF32) {
+  if (default_device() != Device::cuda) GTEST_SKIP() << "kernels need a GPU";
+  setenv("WEFT_KERNELS", "mma", 1);
+  expect_wide_gradients({128, 64, {1500, 0, 1, 70}, false, true});
+  expect_wide_gradients({256, 128, {1500, 0, 1, 70}, true, false});
+  expect_wide_gradients({64, 128, {5000, 70}, false, false});
+  unsetenv("WEFT_KERNELS");
 }
 
 TEST(WeftKernels, MmaLeavesHopperOut) {

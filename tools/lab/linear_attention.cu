@@ -9,7 +9,7 @@ using namespace weft::cuda;
 
 // As in linear_attention.py.
 struct Arguments {
-  int64_t tokens, documents, heads, d_k, d_v, is_f32, gate, path, longest, segment;
+  int64_t tokens, documents, heads, d_k, d_v, is_f32, gate, path, longest, segment, wide_gradients;
   double scale;
   const int* offsets;
   const float* log_decay;
@@ -27,7 +27,7 @@ LinearAttention shape_of(const Arguments& a) {
   p.d_k = int(a.d_k), p.d_v = int(a.d_v), p.dtype = a.is_f32 ? Dtype::f32 : Dtype::bf16,
   p.scale = float(a.scale);
   p.log_decay = a.log_decay, p.gate = Gate(a.gate), p.path = Path(a.path);
-  p.longest = a.longest, p.segment = a.segment;
+  p.longest = a.longest, p.segment = a.segment, p.wide_gradients = a.wide_gradients != 0;
   return p;
 }
 

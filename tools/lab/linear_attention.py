@@ -37,7 +37,7 @@ CHANNEL_GATES = {
 
 class Arguments(ctypes.Structure):
     _fields_ = (
-        [(n, ctypes.c_int64) for n in "tokens documents heads d_k d_v is_f32 gate path longest segment".split()]
+        [(n, ctypes.c_int64) for n in "tokens documents heads d_k d_v is_f32 gate path longest segment wide".split()]
         + [("scale", ctypes.c_double), ("offsets", ctypes.c_void_p), ("log_decay", ctypes.c_void_p)]
         + [(n, Rows) for n in "q k v d_o o d_q d_k_rows d_v_rows".split()]
         + [
@@ -67,9 +67,10 @@ class Problem:
         scale=None,
         seed=0,
         segment=-1,
+        wide=False,
     ):
         torch.manual_seed(seed)
-        self.segment = segment
+        self.segment, self.wide = segment, wide
         self.gate = 1 if decay in GATES else 2 if decay in CHANNEL_GATES else 0
         self.lengths, self.heads, self.d_k, self.d_v, self.decay = lengths, heads, d_k, d_v, decay
         n, self.tokens = sum(lengths), sum(lengths)
@@ -107,7 +108,7 @@ class Problem:
 
     def f32(self):
         other = Problem.__new__(Problem)
-        other.__dict__ = dict(self.__dict__, outputs={})
+        other.__dict__ = dict(self.__dict__, outputs={}, wide=False)
         for n in "q k v d_o".split():
             setattr(other, n, getattr(self, n).float())
         return other
@@ -122,7 +123,8 @@ class Problem:
             "o": poison(self.tokens, self.heads, self.d_v, dtype=dtype),
             "s1": poison(*shape, dtype=torch.float32),
         }
-        out["dq"], out["dk"] = (poison(self.tokens, self.heads, self.d_k, dtype=dtype) for _ in range(2))
+        of_keys = torch.float32 if self.wide else dtype
+        out["dq"], out["dk"] = (poison(self.tokens, self.heads, self.d_k, dtype=of_keys) for _ in range(2))
         out["dv"], out["ds0"] = poison(self.tokens, self.heads, self.d_v, dtype=dtype), poison(
             *shape, dtype=torch.float32
         )
@@ -149,6 +151,7 @@ class Problem:
             PATHS[path],
             max(self.lengths),
             self.segment,
+            self.wide,
             self.scale,
         )
         a.offsets, a.log_decay = pointer(self.offsets), pointer(self.g)
@@ -298,6 +301,45 @@ def segments():
     print("segments:", "PASS" if good and same else "FAIL")
 
 
+def position_sums(p, out):
+    """Of each head and channel, the sum over tokens of t (q dq - k dk)."""
+    t = torch.arange(p.tokens, device="cuda", dtype=torch.float64)[:, None, None]
+    return (t * (p.q.double() * out["dq"].double() - p.k.double() * out["dk"].double())).sum(0)
+
+
+def wide():
+    """Gradients of q and k in f32: the definition, in segments too, every length, sums over positions."""
+    good = True
+    for path, widths in (
+        ("plain", [(64, 64), (48, 80)]),
+        ("mma", [(64, 64), (128, 128), (256, 128)]),
+        ("wgmma", [(64, 64), (128, 128), (64, 128), (128, 64), (256, 128), (128, 256), (256, 256)]),
+    ):
+        for d_k, d_v in widths:
+            for decay in ("none", "fixed", "gated"):
+                for segment in (-1,) if path == "plain" else (-1, 128):
+                    lengths = [300, 0, 1, 129, 64, 577]
+                    p = Problem(lengths, 2, d_k, d_v, decay, packed=True, segment=segment, wide=True)
+                    label = f"{path} {d_k}x{d_v} {decay}" + (" in segments" if segment > 0 else "")
+                    good &= show(label, errors(p.call(path), p.definition()), 8e-3)
+    for d in (64, 128):
+        p = Problem(list(range(1, 257)), 1, d, d, "fixed", wide=True)
+        good &= show(f"T 1..256 {d}x{d}", errors(p.call("automatic"), p.f32().call("plain")), 8e-3)
+    for t, decay, limit in ((1500, "fixed", 3e-3), (6000, "fixed", 3e-3), (6000, "gated", 2e-2)):
+        p = Problem([t], 2, 128, 128, decay, states=False)
+        ref = position_sums(p, p.f32().call("plain"))
+        for p.wide in (False, True):
+            for p.segment in (0, 512):
+                label = f"sums over positions, T {t} {decay}, {'in segments' if p.segment else 'whole'}"
+                sums = error(position_sums(p, p.call("automatic")), ref)
+                label += ", f32" if p.wide else ", bf16"
+                good &= show(label, {"t": sums}, limit if p.wide else 100)
+    first = {n: x.clone() for n, x in p.call("automatic").items()}
+    same = all(torch.equal(first[n].nan_to_num(7), x.nan_to_num(7)) for n, x in p.call("automatic").items())
+    print("same bits twice:", same)
+    print("wide:", "PASS" if good and same else "FAIL")
+
+
 def stages():
     """What each kernel of a call takes, by the profiler."""
     from torch.profiler import ProfilerActivity, profile
@@ -320,20 +362,27 @@ def stages():
 STAGES = [(1, 131072, 8, 128), (1, 131072, 6, 128), (2, 16384, 16, 128)]
 SHAPES = [(8, 8192, 16, 128, 128), (2, 16384, 16, 128, 128)]
 FEW = [(1, 131072, 8, 128, 128), (2, 16384, 16, 128, 128), (1, 32768, 12, 64, 64), (1, 16384, 16, 256, 256)]
+WIDE = [(8, 8192, 16, 128, 128), (8, 8192, 16, 128, 64), (8, 8192, 8, 256, 128), (1, 131072, 8, 128, 128)]
 MORE = [(4, 4096, 64, 128, 128), (8, 8192, 16, 64, 64), (8, 2048, 32, 256, 256), (1, 256, 16, 64, 64)]
 
 
-def timings(shapes=SHAPES, paths=("wgmma",), decays=("none", "fixed", "gated"), segments=(-1,), repeat=50):
+def timings(
+    shapes=SHAPES, paths=("wgmma",), decays=("none", "fixed", "gated"), segments=(-1,), repeat=50, wide=False
+):
     print_copy_rate()
     for b, t, h, d_k, d_v in shapes:
         for decay in decays:
             for path, segment in [(path, segment) for path in paths for segment in segments]:
                 sets = [
-                    Problem([t] * b, h, d_k, d_v, decay, states=False, equal=True, seed=i, segment=segment)
+                    Problem(
+                        [t] * b, h, d_k, d_v, decay, states=False, equal=True, seed=i, segment=segment, wide=wide
+                    )
                     for i in range(2)
                 ]
                 for p in sets:
                     p.call(path)
+                    if wide:  # without a final state, as in training: with one the forward keeps pairs, too
+                        p.prepared.final_state = None
                 turn = [0]
 
                 def run(**what):
@@ -344,8 +393,10 @@ def timings(shapes=SHAPES, paths=("wgmma",), decays=("none", "fixed", "gated"), 
                 back = median_ms(lambda: run(forward=False), repeat)
                 both = median_ms(run, repeat)
                 cut = "" if segment < 0 else f" in {segment}" if segment else " whole"
+                cut += ", dq and dk in f32" if wide else ""
                 unit = 2e-9 * b * t * h
                 name = NAMES[decay] + (" by mma.sync" if path == "mma" else "") + ("" if segment < 0 else ", whole")
+                name += ", dq and dk in f32" if wide else ""
                 shape = f"B{b} T{t} H{h} D{d_k}" + ("" if d_k == d_v else f"x{d_v}")
                 for what, ms in (("forward", f), ("backward", back), ("forward+backward", both)):
                     keep(f"{name} {what}, kernel alone", shape, ms)
@@ -411,6 +462,8 @@ if __name__ == "__main__":
             "few": lambda: timings(FEW, decays=("fixed", "gated"), segments=(0, -1), repeat=20),
             "few_channels": lambda: timings(FEW[:3], ("automatic",), ("channels",), (0, -1), 20),
             "small": small,
+            "wide": wide,
+            "time_wide": lambda: [timings(WIDE, decays=("fixed",), wide=w) for w in (False, True)],
             "more": lambda: timings(MORE),
             "mma": lambda: timings(SHAPES[:1], ("mma",)),
         }[what]()

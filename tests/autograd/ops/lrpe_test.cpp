@@ -69,6 +69,47 @@ TEST(Lrpe, AgainstBasicOps) {
   }
 }
 
+// Wide features hold what narrow ones do, and take gradients that are wide.
+TEST(Lrpe, WideFeaturesEqualNarrowOnes) {
+  for (const Shape& shape : {Shape{300, 3, 16}, Shape{301, 3, 15}, Shape{1, 1, 1}, Shape{0, 2, 4}}) {
+    const Tensor theta = random_tensor({shape[1], shape[2]}, 3).to(Dtype::f32);
+    const auto outcome = [&](bool wide) {
+      Tape tape;
+      std::vector<Variable> x, all;
+      for (const uint32_t i : {1U, 2U}) x.push_back(tape.input(random_tensor(shape, i).to(Dtype::bf16)));
+      const Variable angle = tape.input(theta);
+      const std::vector<Variable> y = lrpe_features(x, angle, positions(shape[0], x[0]), wide);
+      std::vector<Tensor> adjoints;
+      for (const uint32_t i : {4U, 5U})
+        adjoints.push_back(random_tensor(y[0].shape(), i).to(Dtype::bf16).to(y[0].dtype()));
+      tape.backward(y, adjoints);
+      return std::vector<Tensor>{y[0], y[1], tape.gradient(x[0]), tape.gradient(x[1]), tape.gradient(angle)};
+    };
+    const std::vector<Tensor> narrow = outcome(false), wide = outcome(true);
+    for (size_t i = 0; i < narrow.size(); ++i) {
+      EXPECT_EQ(wide[i].dtype(), i < 2 ? Dtype::f32 : narrow[i].dtype());
+      EXPECT_TRUE(same_bits(wide[i].to(narrow[i].dtype()), narrow[i])) << shape << " result " << i;
+    }
+  }
+}
+
+// A product of two features does not depend on theta where their positions are equal, however large: what
+// queries and keys say of it are numbers of opposite sign. Left is what f32 rounds of them; bf16, hundreds.
+TEST(Lrpe, PhasesOfOnePositionCancel) {
+  for (const int64_t size : {16, 15}) {
+    const Shape shape{70, 2, size};
+    std::vector<double> t;
+    for (int64_t i = 0; i < shape[0]; ++i) t.push_back(static_cast<double>(100003 + 17 * i));
+    Tape tape;
+    const Variable theta = tape.input(random_tensor({2, size}, 3).to(Dtype::f32));
+    const std::vector<Variable> y =
+        lrpe_features({random_tensor(shape, 1).to(Dtype::bf16), random_tensor(shape, 2).to(Dtype::bf16)},
+                      theta, from_values({shape[0]}, Dtype::f32, t), true);
+    tape.backward(y, {y[1], y[0]});
+    for (const double x : to_values(tape.gradient(theta))) EXPECT_NEAR(x, 0, 1);
+  }
+}
+
 TEST(Lrpe, AMillionTokensOnAnglesAreExact) {
   const Tensor x = random_tensor({1, 1, 4}, 1, Dtype::f32), theta = random_tensor({1, 4}, 2, Dtype::f32);
   const Tensor at = from_values({1}, Dtype::f32, {1234567});

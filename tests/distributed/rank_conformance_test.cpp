@@ -109,8 +109,8 @@ TEST_P(RankConformance, NarrowEqualsOneRank) {
     }
 }
 
-// Heads as wide as the tiles of a GPU's kernels are, over several of their chunks. A memory handed from rank to
-// rank has no such kernels, and at these sizes its steps grow without end (titans.h).
+// Heads as wide as the tiles of a GPU's kernels are, over several of their chunks. A memory handed from rank
+// to rank has no such kernels, and at these sizes its steps grow without end (titans.h).
 TEST_P(RankConformance, WideHeadsEqualOneRank) {
   if (carries(GetParam())) return;
   const MechanismEntry& entry = find_mechanism(GetParam().id);

@@ -116,9 +116,12 @@ void expect_fused_equals_composed(Gates gates, const Sizes& s, const std::vector
         },
         wide);
     ASSERT_EQ(got.size(), expected.size());
+    // A GPU's kernels sum in another order.
+    const auto apart = by_norm                           ? norm_difference
+                       : default_device() == Device::cpu ? difference
+                                                         : least_difference;
     for (size_t i = 0; i < got.size(); ++i)
-      EXPECT_LE(by_norm ? norm_difference(got[i], expected[i]) : difference(got[i], expected[i]),
-                by_norm ? tolerance::kBf16Norm : tolerance::of(dtype))
+      EXPECT_LE(apart(got[i], expected[i]), by_norm ? tolerance::kBf16Norm : tolerance::of(dtype))
           << name_of(dtype) << " " << layout.tokens() << " tokens, " << s.key << " by " << s.value
           << ", result " << i;
   }
@@ -242,7 +245,8 @@ TEST_P(LinearRunGates, GatesThatForgetAtOnce) {
     const std::vector<double> dg = to_values(got.back());
     for (size_t i = 0; i < g.size(); ++i)
       if (g[i] < -1e3) {
-        EXPECT_EQ(dg[i], 0) << "a decay of 0 has no slope";
+        EXPECT_LE(std::abs(dg[i]), default_device() == Device::cpu ? 0 : tolerance::of(dtype))
+            << "a decay of 0 has no slope, or on a GPU, where it is a difference of sums, their rounding";
       }
   }
 }

@@ -81,19 +81,26 @@ peers() {
   gpu recurrences 30 recurrence
 }
 
-# start_row NAME RUN ARGUMENTS...   a row of what a process of weft took to the end of its first step, from what it says of it
+# start_row NAME RUN ARGUMENTS...   a row of what a process of weft, launched by $LAUNCHER, took to the end of its first step,
+# from what it says of it and the time that the launcher takes for nothing
 # shellcheck disable=SC2317  # bash -c calls it
 start_row() {
-  local said
-  said=$("$weft" train recipes/124m/softmax.yaml run="$2" steps=1 "${@:3}" eval.every=0 data.val=0 data.train="$corpus" 2>&1 | tee /dev/stderr |
+  local said begin=$EPOCHREALTIME launching=0
+  if [ -n "${LAUNCHER:-}" ]; then
+    $LAUNCHER true
+    launching=$(((${EPOCHREALTIME//[.,]/} - ${begin//[.,]/}) / 1000))
+  fi
+  # shellcheck disable=SC2086  # a launcher and its arguments
+  said=$(${LAUNCHER:-} "$weft" train recipes/124m/softmax.yaml run="$2" steps=1 "${@:3}" eval.every=0 data.val=0 data.train="$corpus" 2>&1 | tee /dev/stderr |
     sed -nE 's/.*first step ([0-9.]+) s after the start: (.*)/\1 \2/p')
-  "$python" - "$1" "$2/environment.json" "$said" <<'END'
+  "$python" - "$1" "$2/environment.json" "$said" $launching <<'END'
 import json, sys
-name, environment, said = sys.argv[1:]
+name, environment, said, launching = sys.argv[1:]
 seconds, parts = said.split(" ", 1)
+parts += f"; the launcher {launching} ms" if int(launching) else ""
 with open(environment) as f:
     where = json.load(f)
-print(json.dumps({"weft": "bench/1", "name": name, "shape": "124M, 32768 tokens", "dtype": "bf16", "ms": round(1000 * float(seconds)),
+print(json.dumps({"weft": "bench/1", "name": name, "shape": "124M, 32768 tokens", "dtype": "bf16", "ms": round(1000 * float(seconds)) + int(launching),
                   "note": "seconds: " + parts, "device": where["device"], "commit": where["commit"], "date": where["start_time"][:10]}))
 END
 }
@@ -105,10 +112,16 @@ mechanisms() {
   fetch_wheels
   export -f start_row
   if [ "$WEFT_DEVICE" != cpu ]; then # where a start is no more than a step
+    export XDG_CACHE_HOME=$logs/cache
     for cached in nothing products; do
-      XDG_CACHE_HOME=$logs/cache ours "start-$cached" 20 bash -c 'start_row "$@"' _ "start to the first step, $cached cached" "$logs/run-start-$cached" \
+      ours "start-$cached" 20 bash -c 'start_row "$@"' _ "start to the first step, $cached cached" "$logs/run-start-$cached" \
         batch_tokens=32768 checkpoint.every=0
     done
+    if command -v mpirun >/dev/null; then
+      LAUNCHER="mpirun --allow-run-as-root --oversubscribe --bind-to none -n 1" ours start-mpirun 20 bash -c 'start_row "$@"' _ \
+        "start to the first step, under mpirun" "$logs/run-start-mpirun" batch_tokens=32768 checkpoint.every=0
+    fi
+    unset XDG_CACHE_HOME
   fi
   for recipe in transnormer_llm gated_delta moh mega sparsek; do
     sized_training 124m-$recipe 20 5 124m/$recipe "${recipe/gated_delta/gated_delta_rule}" context=8192 micro_tokens=16384 batch_tokens=32768

@@ -14,6 +14,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 programs="tests/autograd/test_autograd tests/optim/test_optim tests/attention/test_attention tests/attention/step_run_test tests/layers/test_layers
+  tests/distributed/distributed_collectives_test tests/distributed/distributed_rank_crossing_test
   tests/distributed/distributed_rank_conformance_test tests/tools/test_apply tests/training/training_decoder_test tests/training/training_graphs_test"
 every="tests train recurrences kernels decode attention lab" named="large mechanisms peers losses parity sanitize"
 

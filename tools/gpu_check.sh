@@ -14,7 +14,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 programs="tests/autograd/test_autograd tests/optim/test_optim tests/attention/test_attention tests/attention/step_run_test tests/layers/test_layers
-  tests/tools/test_apply tests/training/training_decoder_test tests/training/training_graphs_test"
+  tests/distributed/distributed_collectives_test tests/distributed/distributed_rank_crossing_test
+  tests/distributed/distributed_rank_conformance_test tests/tools/test_apply tests/training/training_decoder_test tests/training/training_graphs_test"
 every="tests train recurrences kernels decode attention lab" named="large mechanisms peers losses parity sanitize"
 
 pack() {
@@ -127,7 +128,7 @@ if [ "${PEERS:-on}" != off ]; then
 fi
 
 # Many small kernels keep one process waiting, so the long programs run in shards.
-declare -A shards=([test_attention]=10 [test_apply]=6 [test_layers]=3)
+declare -A shards=([test_attention]=10 [test_apply]=6 [test_layers]=3 [distributed_rank_conformance_test]=4)
 run_shard() {
   local name=$1 path=$2 shard=$3 begin=$SECONDS code=0 log=$logs/$1.$3.log
   GTEST_TOTAL_SHARDS=${shards[$name]:-1} GTEST_SHARD_INDEX=$shard POISON=1 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive \

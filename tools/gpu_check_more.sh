@@ -207,6 +207,7 @@ segments test_attention sweep_,segments Registry/LinearRunHeads.PiecesEqualTheWh
 products test_autograd weft Gemm.*:Linear.*:Matmul.SharedRightOperand:Draw.*
 rows test_autograd few_rows FewRows.*
 gates test_autograd weft GatedRmsNorm.AgainstTheTwoOps:Gates.AgainstBasicOpsNearAndFar:Lrpe.AgainstBasicOps:Sglu.*
+ring distributed_rank_crossing_test rank_crossing_ring RankCrossing.BytesOfAMerge
 ends test_autograd weft Embedding.*:ProjectedCrossEntropy.AgainstTheDefinition:Sample.*:TopK.AgainstASort:TopK.RunningEqualsSortingAgain
 wide test_attention sweep_wgmma_wide Registry/LinearRunHeads.WideOnesEqualTheDefinition/0:Registry/LinearRunHeads.WideOnesEqualTheDefinition/1
 ema test_attention ema_ EmaRun.PiecesEqualTheWhole:EmaRun.MatricesEqualScalars:EmaCoefficients.EqualTheirComposition"

@@ -83,6 +83,8 @@ class Transform {
   void run(cufftType single, cufftType twice, F execute) const {
     const Plan plan = plan_of(n_, batch_, sizeof(W) == 8 ? twice : single);
     const Buffer scratch(Device::cuda, static_cast<int64_t>(plan.bytes) + 1);
+    static std::mutex mutex;  // threads share a plan, and with it the work area that it was given last
+    const std::scoped_lock lock(mutex);
     check_fft(cufftSetWorkArea(plan.handle, scratch.data()), "cufftSetWorkArea");
     launch_run();  // the library has the stream since long ago
     check_fft(execute(plan.handle), "cufftExec");

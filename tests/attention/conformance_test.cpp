@@ -232,6 +232,30 @@ TEST_P(Conformance, MemoryIsLinearInLength) {
   EXPECT_LE(peaks[2], 2.2 * peaks[1]);
 }
 
+// A plan takes the same ops as the run that it is for, on the device where that computes, and so keeps as
+// much.
+TEST_P(Conformance, APlanKeepsWhatARunKeeps) {
+  const MechanismEntry& entry = find_mechanism(GetParam().id);
+  for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16}) {
+    const auto kept = [&](Device device) {
+      ParameterStore store(dtype, device, 3);
+      const auto m = entry.make(parse_attributes(split_settings(GetParam().settings)),
+                                small_dimensions(entry), {store, ""});
+      store.commit();
+      const Layout layout = whole_documents({70, 1, 130}, device);
+      Tape tape;
+      std::vector<Variable> inputs;
+      for (const Tensor& x : random_inputs(*m, layout.tokens(), dtype))
+        inputs.push_back(tape.input(device == Device::meta ? empty(x.shape(), dtype, device) : x));
+      run_whole(*m, layout, inputs);
+      return std::pair(tape.size(), tape.saved_bytes());
+    };
+    const auto run = kept(default_device()), plan = kept(Device::meta);
+    EXPECT_EQ(plan.first, run.first) << name_of(dtype);
+    EXPECT_EQ(plan.second, run.second) << name_of(dtype);
+  }
+}
+
 TEST_P(Conformance, RefusesUnknownAttributes) {
   ParameterStore store;
   const MechanismEntry& entry = find_mechanism(GetParam().id);

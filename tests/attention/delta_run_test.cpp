@@ -7,6 +7,7 @@
 #include "autograd/ops/matmul.h"
 #include "autograd/ops/reduce.h"
 #include "tests/attention/conformance.h"
+#include "tests/attention/served_types.h"
 #include "tests/autograd/ops/op_checks.h"
 
 namespace weft {
@@ -74,26 +75,30 @@ void expect_recurrence(const std::vector<Tensor>& inputs, const Layout& layout, 
 class DeltaRunOnCpu : public testing::Test {
  protected:
   void SetUp() override {
-    if (default_device() != Device::cpu) GTEST_SKIP() << "a GPU's kernels take neither f64 nor all widths";
+    if (default_device() != Device::cpu) GTEST_SKIP() << "of f64, which a GPU's kernels do not take";
   }
 };
 
-TEST_F(DeltaRunOnCpu, EqualsTheRecurrenceAtEveryLength) {
+TEST(DeltaRun, EqualsTheRecurrenceAtEveryLength) {
+  const Dtype dtype = served({Dtype::f64, Dtype::f32})[0];
   for (int64_t n = 1; n <= 130; ++n) {
     const Layout layout = whole_documents({n, 1, 0, 3 + n / 3});
-    expect_recurrence(delta_inputs({2, 5, 3, n % 2 == 0}, layout), layout, Dtype::f64);
+    expect_recurrence(delta_inputs({2, 5, 3, n % 2 == 0}, layout), layout, dtype);
   }
 }
 
-TEST_F(DeltaRunOnCpu, EqualsTheRecurrenceInEveryTypeAndWidth) {
+TEST(DeltaRun, EqualsTheRecurrenceInEveryTypeAndWidth) {
   const Layout layout = whole_documents({31, 0, 64, 1, 33, 100});
-  for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16})
+  for (const Dtype dtype : served({Dtype::f64, Dtype::f32, Dtype::bf16}))
     for (const DeltaWidths& s : {DeltaWidths{1, 1, 1, true},
                                  {3, 33, 17, true},
                                  {1, 7, 70, false},
                                  {2, 32, 32, true},
                                  {1, 64, 48, false},
-                                 {1, 40, 128, true}}) {
+                                 {1, 40, 128, true},
+                                 {2, 64, 64, true},
+                                 {1, 128, 64, false},
+                                 {1, 128, 128, true}}) {
       SCOPED_TRACE(text(s.heads, " heads of ", s.key, " and ", s.value));
       expect_recurrence(delta_inputs(s, layout), layout, dtype);
     }
@@ -110,18 +115,19 @@ TEST_F(DeltaRunOnCpu, IsAnOp) {
 
 // A gate that is shut forgets what came before it, and nothing else: what lies behind it is as exact as
 // without it.
-TEST_F(DeltaRunOnCpu, GatesThatAreShutForgetAll) {
+TEST(DeltaRun, GatesThatAreShutForgetAll) {
   const Layout layout = whole_documents({70, 45});
   for (const double shut : {-1e4, -double{INFINITY}, -80.0})
-    for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16}) {
-      std::vector<Tensor> inputs = delta_inputs({2, 6, 5, true}, layout);
-      edit<double>(inputs[5], [&](double* g) {
-        for (int64_t t = 0; t < layout.tokens(); ++t)
-          if (t % 23 == 5 || t % 23 == 6 || t == 70) g[2 * t] = shut;
-      });
-      SCOPED_TRACE(shut);
-      expect_recurrence(inputs, layout, dtype);
-    }
+    for (const DeltaWidths& s : {DeltaWidths{2, 6, 5, true}, {2, 64, 64, true}})
+      for (const Dtype dtype : served({Dtype::f64, Dtype::f32, Dtype::bf16})) {
+        std::vector<Tensor> inputs = delta_inputs(s, layout);
+        edit<double>(inputs[5], [&](double* g) {
+          for (int64_t t = 0; t < layout.tokens(); ++t)
+            if (t % 23 == 5 || t % 23 == 6 || t == 70) g[2 * t] = shut;
+        });
+        SCOPED_TRACE(text(shut, ", ", s.key, " and ", s.value));
+        expect_recurrence(inputs, layout, dtype);
+      }
 }
 
 // As LocalCrossing without kernels.
@@ -163,9 +169,9 @@ TEST(DeltaRun, NamesWhatDoesNotFit) {
   EXPECT_THROW(run(v, beta, {}, random_tensor({2, 2, 3, 5}, 4)), Error);
 }
 
-TEST_F(DeltaRunOnCpu, EqualsTheComposition) {
+TEST(DeltaRun, EqualsTheComposition) {
   const Layout layout = whole_documents({130, 1, 64, 37});
-  for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16})
+  for (const Dtype dtype : served({Dtype::f64, Dtype::f32, Dtype::bf16}))
     for (const DeltaWidths& s : {DeltaWidths{2, 32, 32, true}, {3, 9, 31, false}, {1, 64, 33, true}}) {
       const Dimensions dims{
           .heads = s.heads, .kv_heads = s.heads, .key = s.key, .value = s.value, .width = 8};

@@ -9,10 +9,12 @@
 #include "attention/kernels/ema.h"
 #include "autograd/cuda/runtime.h"
 #endif
+#include "attention/ema.h"
 #include "attention/kernels/ema_plan.h"
 #include "autograd/ops/arrange.h"
 #include "autograd/ops/elementwise.h"
 #include "autograd/ops/reduce.h"
+#include "autograd/planned_device.h"
 #include "tests/autograd/test_tensors.h"
 
 namespace weft {
@@ -225,6 +227,20 @@ TEST(EmaRun, PiecesEqualTheWhole) {
 }
 
 #ifdef WEFT_CUDA
+// Wherever the plan is made.
+TEST(DampedEma, APlanForAGpuTakesItsKernel) {
+  ParameterStore store(Dtype::f32, Device::meta);
+  const DampedEma ema(8, 16, {store, ""});
+  plan_for(Device::cuda);
+  EXPECT_TRUE(ema.has_kernel(Device::meta, Dtype::bf16));
+  EXPECT_TRUE(ema.has_kernel(Device::meta, Dtype::f32));
+  EXPECT_FALSE(ema.has_kernel(Device::meta, Dtype::f64));
+  plan_for(Device::cpu);
+  EXPECT_FALSE(ema.has_kernel(Device::meta, Dtype::f32));
+  plan_for(Device::meta);
+  EXPECT_EQ(ema.has_kernel(Device::meta, Dtype::f32), default_device() == Device::cuda);
+}
+
 // y, dx, d_in, d_out, d_decay. in, out, decay: (C, N)
 std::vector<Tensor> run_kernels(const EmaPlan& plan, const Tensor& x, const Tensor& dy, const Tensor& in,
                                 const Tensor& out, const Tensor& decay) {

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -39,6 +40,11 @@ inline double norm_difference(const Tensor& a, const Tensor& b) {
     all += y[i] * y[i];
   }
   return apart == 0 ? 0 : std::sqrt(apart / all);
+}
+
+// The smaller of both: an element may be what is left of a sum whose terms cancel, and so may all of them.
+inline double least_difference(const Tensor& a, const Tensor& b) {
+  return std::min(difference(a, b), norm_difference(a, b));
 }
 
 inline bool same_bits(const Tensor& a, const Tensor& b) {

@@ -29,6 +29,7 @@ RankOutcome run_on_ranks(const MakeSubject& make, const Placing& placing, bool c
 Outcome run_on_one(const MakeSubject& make, const Placing& placing);
 
 // Outputs and all gradients agree, every rank recorded the same collectives, and sent what was expected.
-void expect_equal(const RankOutcome& ranks, const Outcome& one, double tolerance);
+void expect_equal(const RankOutcome& ranks, const Outcome& one, double tolerance,
+                  double (*apart)(const Tensor&, const Tensor&) = difference);
 
 }  // namespace weft

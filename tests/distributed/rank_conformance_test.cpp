@@ -1,5 +1,5 @@
 // Every mechanism of the registry over ranks: the same outputs and gradients as on one, however the documents
-// are cut. A new mechanism is tested by existing.
+// are cut. A new mechanism is tested by existing. On a GPU the ranks share it, and exchange through the host.
 
 #include "tests/distributed/rank_conformance.h"
 
@@ -26,7 +26,7 @@ const std::vector<int64_t> one{61}, packed{17, 1, 0, 40, 5}, few{2, 1}, even{24,
 
 // Every pair of ranks x plan, plan x strategy and ranks x strategy. Segments are shorter than a halo of 63,
 // and with `few` some ranks hold nothing.
-const std::vector<Placing> placings{
+const std::vector<Placing> all_placings{
     {1, contiguous, native, packed}, {1, zigzag, ring, one},        {1, balanced, gather, one},
     {2, contiguous, gather, packed}, {2, zigzag, native, one},      {2, balanced, ring, packed},
     {2, contiguous, heads, packed},  {2, zigzag, heads, one},       {3, contiguous, ring, one},
@@ -35,6 +35,20 @@ const std::vector<Placing> placings{
     {4, contiguous, ring, few},      {4, contiguous, gather, few},  {4, balanced, native, packed},
     {3, balanced, heads, even},      {3, contiguous, native, even}, {2, contiguous, heads, few},
 };
+
+// Who holds what is the same on every device: of a GPU, whose small kernels take their time, less is asked.
+bool on_gpu() { return default_device() == Device::cuda; }
+std::vector<Placing> placings() {
+  if (!on_gpu()) return all_placings;
+  return {{2, contiguous, gather, packed},
+          {2, zigzag, native, one},
+          {2, balanced, ring, packed},
+          {2, contiguous, heads, packed}};
+}
+std::vector<Placing> narrow_placings() {
+  if (!on_gpu()) return {{3, zigzag, native, packed}, {4, contiguous, ring, one}};
+  return {{2, zigzag, native, one}, {2, balanced, ring, packed}};
+}
 
 // Parts that move something from rank to rank.
 std::vector<PartCall> parts_across(const ConformanceCase& c) {
@@ -57,6 +71,12 @@ std::vector<PartCall> merges_across(const ConformanceCase& c) {
   return calls;
 }
 
+bool carries(const ConformanceCase& c) {
+  const std::vector<PartCall> calls = parts_across(c);
+  return std::any_of(calls.begin(), calls.end(),
+                     [](const PartCall& call) { return call.kind == PartKind::carry; });
+}
+
 // Whether some part cannot be crossed so; documents that nobody shares are no crossing.
 bool refused(const ConformanceCase& c, const Placing& placing) {
   if (placing.strategy != heads) return false;
@@ -76,7 +96,7 @@ MakeSubject of(const ConformanceCase& c, Dtype dtype) {
 
 TEST_P(RankConformance, EqualsOneRank) {
   const MakeSubject subject = of(GetParam(), Dtype::f64);
-  for (const Placing& placing : placings) {
+  for (const Placing& placing : placings()) {
     SCOPED_TRACE(testing::Message() << placing);
     if (refused(GetParam(), placing)) {
       EXPECT_THROW(run_on_ranks(subject, placing), Error);
@@ -87,10 +107,34 @@ TEST_P(RankConformance, EqualsOneRank) {
 }
 
 TEST_P(RankConformance, NarrowEqualsOneRank) {
-  const MakeSubject subject = of(GetParam(), Dtype::bf16);
-  for (const Placing& placing : {Placing{3, zigzag, native, packed}, Placing{4, contiguous, ring, one}}) {
-    SCOPED_TRACE(testing::Message() << placing);
-    expect_equal(run_on_ranks(subject, placing), run_on_one(subject, placing), tolerance::of(Dtype::bf16));
+  for (const Dtype dtype : {Dtype::f32, Dtype::bf16})
+    for (const Placing& placing : narrow_placings()) {
+      SCOPED_TRACE(testing::Message() << name_of(dtype) << ", " << placing);
+      const MakeSubject subject = of(GetParam(), dtype);
+      expect_equal(run_on_ranks(subject, placing), run_on_one(subject, placing), tolerance::of(dtype),
+                   on_gpu() ? least_difference : difference);
+    }
+}
+
+// Heads as wide as the tiles of a GPU's kernels are, over several of their chunks. A memory handed from rank
+// to rank has no such kernels, and at these sizes its steps grow without end (titans.h).
+TEST_P(RankConformance, WideHeadsEqualOneRank) {
+  if (carries(GetParam())) return;
+  const MechanismEntry& entry = find_mechanism(GetParam().id);
+  const Placing placing{2, zigzag, native, {300, 1, 0, 70}};
+  for (const int64_t size : {64, 128}) {
+    if (size > 64 && !on_gpu()) continue;  // a CPU's kernels are those of 64
+    SCOPED_TRACE(testing::Message() << "heads of " << size << ", " << placing);
+    Dimensions dims = small_dimensions(entry);
+    dims.key = dims.value = dims.width = size;
+    const MakeSubject subject = [&] {
+      return std::make_unique<Subject>(
+          dims, Dtype::bf16, [&](const Dimensions& d, const ParameterScope& scope) {
+            return entry.make(parse_attributes(split_settings(GetParam().settings)), d, scope);
+          });
+    };
+    expect_equal(run_on_ranks(subject, placing), run_on_one(subject, placing), tolerance::kBf16Norm,
+                 norm_difference);
   }
 }
 

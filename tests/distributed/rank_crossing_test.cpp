@@ -347,7 +347,7 @@ ModelConfig small_model(const std::string& checkpointing) {
 
 ModelRun run_model(const ModelConfig& config, const Layout& layout, const Tensor& tokens,
                    const Tensor& adjoint, CrossingFactory& crossings) {
-  ParameterStore store(Dtype::f64, Device::cpu, 5);
+  ParameterStore store(Dtype::f64, default_device(), 5);
   const Model model(config, store);
   store.commit();
   store.begin_step();

@@ -235,7 +235,8 @@ class GpuCheck(unittest.TestCase):
 
     def test_what_is_sanitized_is_there(self):
         sources = {name: read_all(pattern) for name, pattern in
-                   (("test_attention", "tests/attention/*.cpp"), ("step_run_test", "tests/attention/step_run_test.cpp"), ("test_autograd", "tests/autograd/**/*.cpp"), ("test_optim", "tests/optim/*.cpp"))}
+                   (("test_attention", "tests/attention/*.cpp"), ("step_run_test", "tests/attention/step_run_test.cpp"), ("test_autograd", "tests/autograd/**/*.cpp"), ("test_optim", "tests/optim/*.cpp"),
+                    ("distributed_rank_crossing_test", "tests/distributed/*.cpp"))}
         kernels = [os.path.basename(path) for path in glob.glob(os.path.join(ROOT, "**/*.cu"), recursive=True) if "/build/" not in path]
         for group, program, words, tests in map(str.split, checked()):
             for word in words.split(","):

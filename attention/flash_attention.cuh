@@ -234,6 +234,12 @@ void plain_attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& 
                               const AttentionTokens& tokens, const Tensor& bias, const Tensor& lse,
                               const Tensor& delta, const Tensor& d_o, const AttentionOptions& options);
 
+// Forward of short documents of one length in a single launch, on Hopper, where that is faster than cuDNN.
+bool short_attention_serves(const Tensor& q, const Tensor& k, const Tensor& v,
+                            const AttentionOptions& options);
+void short_attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k,
+                             const Tensor& v, const AttentionOptions& options);
+
 // The fast ones for Hopper: bf16, heads of a multiple of 8 features. o, lse and dq of heads that are off are
 // left alone.
 bool hopper_attention_serves(const Tensor& q, const Tensor& k, const Tensor& v,

@@ -7,7 +7,7 @@ namespace weft::cuda {
 namespace {
 
 // Everything that only options decide is asked there.
-bool cudnn_may_serve(const AttentionTokens& tokens, const Tensor& bias) {
+bool whole_rows(const AttentionTokens& tokens, const Tensor& bias) {
   return !bias.defined() && !tokens.active.defined();
 }
 
@@ -50,7 +50,9 @@ Tensor attention_delta(const Tensor& o, const Tensor& d_o, const Tensor& d_lse) 
 
 void flash_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
                    const AttentionTokens& tokens, const Tensor& bias, const AttentionOptions& options) {
-  if (cudnn_may_serve(tokens, bias) && cudnn_attention_forward(o, lse, q, k, v, tokens.q_position, options))
+  if (whole_rows(tokens, bias) && short_attention_serves(q, k, v, options))
+    return short_attention_forward(o, lse, q, k, v, options);
+  if (whole_rows(tokens, bias) && cudnn_attention_forward(o, lse, q, k, v, tokens.q_position, options))
     return;
   if (tokens.active.defined()) {
     o.zero();
@@ -65,7 +67,7 @@ void flash_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const 
                     const Tensor& q, const Tensor& k, const Tensor& v, const AttentionTokens& tokens,
                     const Tensor& bias, const Tensor& o, const Tensor& lse, const Tensor& d_o,
                     const Tensor& given_d_lse, const AttentionOptions& options) {
-  if (!deterministic() && !given_d_lse.defined() && cudnn_may_serve(tokens, bias) &&
+  if (!deterministic() && !given_d_lse.defined() && whole_rows(tokens, bias) &&
       !own_backward_is_faster(q, k, v, options) &&
       cudnn_attention_backward(dq, dk, dv, q, k, v, tokens.q_position, o, lse, d_o, options))
     return;

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "attention/flash_attention.h"
+#include "attention/flash_attention_cudnn.h"
 #include "attention/registry.h"
 #include "attention/seen_pairs.h"
 #include "autograd/determinism.h"
@@ -60,6 +61,12 @@ void small_op(GpuRun& run, int64_t tokens, int64_t heads, int64_t size) {
              LocalCrossing cross(layout);
              tape.backward(mechanism->forward(block, cross), seed);
            });
+}
+
+// Which cuDNN there is for softmax attention; empty if none.
+std::string with_cudnn() {
+  const std::string version = default_device() == Device::cuda ? cuda::cudnn_version() : "";
+  return version.empty() ? "" : "cuDNN " + version;
 }
 
 // What a call of softmax attention costs the host, its plan known.
@@ -257,6 +264,7 @@ double bench_gpu_attention(GpuRun& run, const std::string& name, int64_t batch, 
                  .shape = text("B", batch, " T", length, " H", heads, " D", size)};
     row.flops = 2.0 * static_cast<double>(pairs * size) * (backward ? 7 : 2);
     row.tokens = tokens;
+    row.note = with_cudnn();
     both = run.device(row, {}, [&](int64_t) {
       const std::vector<Tensor> y = flash_attention_forward(options, q, k, v, at, of, at, of);
       if (backward) flash_attention_backward(options, q, k, v, at, of, at, of, {}, {}, y[0], y[1], d_o, {});

@@ -209,6 +209,20 @@ gpu() { ours "$1" "$2" "$weft" bench gpu "${@:3}" "${gpu_flags[@]}" --json; }
 # shellcheck disable=SC2086
 torch() { peer "$1" "$2" "$python" tools/peers/torch_gpu.py $small "${@:3}"; }
 
+# The folder of the cuDNN that torch brings, unless weft's own is newer. Rows of attention are to show what our op costs over
+# cuDNN, so both sides take the same. What it loads besides lies in that folder, too.
+cudnn_of_torch() {
+  local own theirs
+  own=$(ldd "$weft" | awk '$1 ~ /^libcudnn\.so/ { print $3 }') || return 0
+  if [ -z "$peers" ] || [ ! -e "$own" ]; then return; fi
+  own=$("$python" -c 'import ctypes, sys; print(ctypes.CDLL(sys.argv[1]).cudnnGetVersion())' "$own") || return 0
+  theirs=$("$python" -c '
+import torch
+loaded = {line.split()[-1] for line in open("/proc/self/maps") if "/libcudnn.so" in line}
+print(torch.backends.cudnn.version(), *loaded)' 2>/dev/null) || return 0
+  if [ "${theirs#* }" != "$theirs" ] && [ "${theirs%% *}" -ge "$own" ]; then dirname "${theirs#* }"; fi
+}
+
 source tools/gpu_check_more.sh
 for part in tests train $named; do
   if ! wants "$part"; then continue; fi
@@ -235,7 +249,10 @@ if wants decode; then
   fi
 fi
 if wants attention; then
+  before=${LD_LIBRARY_PATH:-} cudnn=$(cudnn_of_torch)
+  if [ -n "$cudnn" ]; then export LD_LIBRARY_PATH=$cudnn${before:+:$before}; fi
   gpu attention 60 attention
+  export LD_LIBRARY_PATH=$before
   torch attention-torch 40 attention
 fi
 if wants lab; then

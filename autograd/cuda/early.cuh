@@ -1,6 +1,8 @@
 #pragma once
 // For kernels that start early in a recording (replay.h).
 
+#include <mutex>
+
 #include "autograd/cuda/kernel.cuh"
 #include "autograd/cuda/replay.h"
 
@@ -18,6 +20,31 @@ template <class Kernel, class... Arguments>
 void launch_early(Kernel kernel, dim3 blocks, int threads, size_t bytes, const Arguments&... arguments) {
   kernel<<<blocks, threads, bytes, stream()>>>(arguments...);
   starts_early();
+}
+
+// As launch_early, of a kernel with one argument. Outside of a recording it is a graph of its own whose
+// argument is set anew, which costs the host less than a launch (attention/gpu.md, "Short documents").
+template <auto kernel, class Argument>
+void launch_alone(dim3 blocks, int threads, size_t bytes, const Argument& argument) {
+  if (recording()) return launch_early(kernel, blocks, threads, bytes, argument);
+  static std::mutex mutex;
+  static cudaGraphExec_t graph = nullptr;
+  static cudaGraphNode_t node = nullptr;
+  const std::lock_guard lock(mutex);
+  void* arguments[] = {const_cast<Argument*>(&argument)};
+  cudaKernelNodeParams launch{};
+  launch.func = reinterpret_cast<void*>(kernel);
+  launch.gridDim = blocks, launch.blockDim = dim3(static_cast<unsigned>(threads));
+  launch.sharedMemBytes = static_cast<unsigned>(bytes), launch.kernelParams = arguments;
+  if (graph != nullptr) {
+    CUDA_CHECK(cudaGraphExecKernelNodeSetParams(graph, node, &launch));
+  } else {
+    cudaGraph_t made = nullptr;
+    CUDA_CHECK(cudaGraphCreate(&made, 0));
+    CUDA_CHECK(cudaGraphAddKernelNode(&node, made, nullptr, 0, &launch));
+    CUDA_CHECK(cudaGraphInstantiate(&graph, made, 0));
+  }
+  CUDA_CHECK(cudaGraphLaunch(graph, stream()));
 }
 
 template <class F>

@@ -55,11 +55,12 @@ class Gain {
   Vector<A, V> held_[kHeld > 0 ? kHeld : 1];
 };
 
-// y and rstd of x, or, if kSum, of x + branch, which is left in sum.
+// y and rstd of x, or, if kSum, of x + branch, which is left in sum. With up to three vectors a thread there
+// is room for four blocks anyway; asked for them, the compiler reads the gain before it waits for the row.
 template <class T, int kHeld, bool whole, int kLanes, bool kSum>
-__global__ void __launch_bounds__(kLanes > 0 ? kThreads : kMostThreads, kLanes == 0 ? 1
-                                                                        : kSum      ? 4
-                                                                                    : 3)
+__global__ void __launch_bounds__(kLanes > 0 ? kThreads : kMostThreads, kLanes == 0          ? 1
+                                                                        : kSum || kHeld <= 3 ? 4
+                                                                                             : 3)
     rms_norm_kernel(PitchedRows<T> y, Acc<T>* rstd, MaybeRows<T> sum, PitchedRows<T> x, MaybeRows<T> branch,
                     const Acc<T>* gain, int64_t rows, int n, int lanes, Acc<T> eps) {
   using A = Acc<T>;

@@ -94,6 +94,32 @@ TEST(FlashAttention, Bf16BiasOfMoreTilesThanFitAtATime) {
   expect_close(Attention({"", {.scale = 0.12, .block = 150}, 1, 1, 64, 64, false, 30}, layout, layout));
 }
 
+// Documents of one length that are known as such, dense and as columns of a projection.
+TEST(FlashAttention, Bf16OfShortDocumentsOfOneLength) {
+  constexpr int64_t kDocuments = 3, kHeads = 4, kKeyHeads = 2;
+  for (const int64_t length : {1, 63, 64, 65, 200, 450})
+    for (const int64_t size : {64, 128})
+      for (const bool causal : {true, false}) {
+        SCOPED_TRACE(text(length, " tokens, ", size, " features", causal ? ", causal" : ""));
+        const Layout layout = whole_documents(std::vector<int64_t>(kDocuments, length));
+        Attention a({"", {.scale = 0.12, .causal = causal}, kHeads, kKeyHeads, size, size}, layout, layout);
+        a.options.documents = kDocuments;
+        a.options.longest = static_cast<int32_t>(length);
+        expect_close(a);
+        const std::vector<Tensor> dense = a.run(Dtype::bf16);
+        const Tensor all = empty({kDocuments * length, (kHeads + 2 * kKeyHeads) * size}, Dtype::bf16);
+        int64_t at = 0;
+        for (Tensor* x : {&a.q, &a.k, &a.v}) {
+          const Tensor columns = all.columns(at, at + x->row_size()).reshape(x->shape());
+          columns.copy_from(*x);
+          at += x->row_size();
+          *x = columns;
+        }
+        const std::vector<Tensor> packed = a.run(Dtype::bf16);
+        for (size_t i = 0; i < 2; ++i) EXPECT_TRUE(same_bits(dense[i], packed[i])) << i;
+      }
+}
+
 // A GPU has fewer multiprocessors than there are pieces of work.
 TEST(FlashAttention, Bf16OfMoreTilesThanMultiprocessors) {
   const Layout layout = whole_documents({700, 40, 900, 130, 800});

@@ -109,7 +109,8 @@ def loss():
 
 
 def attention():
-    peer = f"cuDNN {torch.backends.cudnn.version()} through {VERSION}" if DEVICE == "cuda" else VERSION
+    n = torch.backends.cudnn.version() or 0
+    peer = f"cuDNN {n // 10000}.{n // 100 % 100}.{n % 100} through {VERSION}" if DEVICE == "cuda" else VERSION
     tokens, shapes = sized(16384), []
     for size in (64, 128):
         for length in [tokens] if SMALL else [1024 << i for i in range(8)]:

@@ -53,15 +53,16 @@ struct AnchoredRows {
     float2 sum{0, 0};
 #pragma unroll
     for (int i = 0; i < tokens; ++i) {
-      const float2 gate = load_shared_pair((first ^ (((i ^ (i >> 1)) & 3) << 5)) + i * 128);
+      const float2 gate = load_shared_pair((first ^ ((i & 7) << 4)) + i * 128);
       sum.x += log2_of(gate.x), sum.y += log2_of(gate.y);
       way[i] = sum;
     }
     store_shared_pair(sums + (run() * D_a + channel()) * 4, sum);
   }
-  // After all runs have started: whether one anchor cannot serve. Leaves the decay between it and either
-  // border, which is the same, at `middles`, f32 (D_a).
-  __device__ bool meet(uint32_t sums, uint32_t middles) {
+  // After all runs have started: whether one anchor cannot serve. At `decays`, f32 (2, D_a), leaves what the
+  // state is scaled by: first with the decay between the anchor and either border, which is the same, then
+  // `owed` alone.
+  __device__ bool meet(uint32_t sums, uint32_t decays, float2& owed) {
     float2 before{0, 0}, total{0, 0};
 #pragma unroll
     for (int r = 0; r < runs; ++r) {
@@ -77,8 +78,12 @@ struct AnchoredRows {
       longest = fmaxf(longest, fmaxf(fabsf(way[i].x), fabsf(way[i].y)));
       if (Reverse) way[i] = {-way[i].x, -way[i].y};
     }
-    if (run() == 0)
-      store_shared_pair(middles + channel() * 4, {exp2_fast(total.x / 2), exp2_fast(total.y / 2)});
+    if (run() == 0) {
+      const float2 middle{exp2_fast(total.x / 2), exp2_fast(total.y / 2)};
+      store_shared_pair(decays + channel() * 4, multiply(owed, middle));
+      store_shared_pair(decays + (D_a + channel()) * 4, owed);
+      owed = middle;
+    }
     return too_far(longest, total.x) || too_far(longest, total.y);
   }
   // a and b carried to the anchor, in place.
@@ -113,37 +118,24 @@ struct AnchoredColumns {
   // Whether one anchor cannot serve.
   template <class G>
   __device__ bool start(const G& g, int column0) {
-    const Lane lane;
-    const int l = threadIdx.x % 32;
     bool far = false;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const uint32_t from[2] = {place(g, column0, half, 0), place(g, column0, half, 1)};
       auto& w = way[half];
       // Eight sums abreast: a shuffle waits for the one before it otherwise.
-      float sum[chunk / 8], other[chunk / 8];
+      float pair[chunk / 8], sum[chunk / 8];
 #pragma unroll
       for (int n = 0; n < chunk / 8; ++n) {
         w[n][0] = log2_of(load_shared_float(from[0] + n * 1024));
-        sum[n] = w[n][0] + log2_of(load_shared_float(from[1] + n * 1024));
+        pair[n] = w[n][0] + log2_of(load_shared_float(from[1] + n * 1024));
       }
-#pragma unroll
-      for (int step = 1; step < 4; step *= 2) {
-#pragma unroll
-        for (int n = 0; n < chunk / 8; ++n) other[n] = __shfl_up_sync(~0u, sum[n], step, 4);
-#pragma unroll
-        for (int n = 0; n < chunk / 8; ++n) sum[n] += lane.t >= step ? other[n] : 0;
-      }
-#pragma unroll
-      for (int n = 0; n < chunk / 8; ++n) other[n] = __shfl_up_sync(~0u, sum[n], 1, 4);
-#pragma unroll
-      for (int n = 0; n < chunk / 8; ++n) w[n][0] += lane.t ? other[n] : 0, w[n][1] = sum[n];
-#pragma unroll
-      for (int n = 0; n < chunk / 8; ++n) other[n] = __shfl_sync(~0u, sum[n], l | 3);
+      quad_sums(pair, sum,
+                [&](int n, float before, float) { w[n][0] += before, w[n][1] = pair[n] + before; });
 #pragma unroll
       for (int n = 0; n < chunk / 8; ++n) {
         w[n][0] += total[half], w[n][1] += total[half];
-        total[half] += other[n];
+        total[half] += sum[n];
       }
       float longest = 0;
 #pragma unroll
@@ -157,23 +149,26 @@ struct AnchoredColumns {
     }
     return far;
   }
-  // c^T carried to the anchor, as pairs of bf16. The ways take the gates' place.
+  // Their c^T carried to the anchor, as pairs of bf16. The ways take the gates' place.
   template <class G>
-  __device__ void carry(const G& g, int column0, const Operand<chunk>& c, Operand<chunk>& high,
-                        Operand<chunk>& rest) const {
+  __device__ void carry(const G& g, int column0, Operand<chunk>& high, Operand<chunk>& rest) const {
+    const auto c = g.c.template part<64>(threadIdx.x / 128);
 #pragma unroll
-    for (int half = 0; half < 2; ++half)
+    for (int k = 0; k < chunk / 16; ++k) {
+      uint32_t rows[4];
+      load_turned(rows, c, k);
 #pragma unroll
-      for (int n = 0; n < chunk / 8; ++n) {
-        const int k = n / 2, r = n % 2 * 2 + half;
+      for (int r = 0; r < 4; ++r) {
+        const int half = r % 2, n = 2 * k + r / 2;
         const auto& w = way[half][n];
-        const float2 v = unpack(c.x[k][r]);
+        const float2 v = unpack(rows[r]);
         const Split split(v.x * exp2_fast(-w[0]), v.y * exp2_fast(-w[1]));
         high.x[k][r] = split.high, rest.x[k][r] = split.rest;
 #pragma unroll
         for (int j = 0; j < 2; ++j)
           store_shared(place(g, column0, half, j) + n * 1024, __float_as_uint(w[j]));
       }
+    }
   }
   // Where a lane has something of the columns g + 8 half for the tokens 2t + j and, 1024 bytes apart, 8
   // behind.

@@ -37,7 +37,7 @@ __device__ void prepare_a(const M& memory, const typename M::Stage& g, int n, in
   uint32_t a[8], b[8];
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    decay[i] = decay_of(load_shared_pair((first_gate ^ (((i ^ (i >> 1)) & 3) << 5)) + i * 128));
+    decay[i] = decay_of(load_shared_pair((first_gate ^ (i << 4)) + i * 128));
     total = multiply(total, decay[i]);
     a[i] = load_shared_word(place(first_a, i)), b[i] = load_shared_word(place(first_b, i));
   }

@@ -7,8 +7,10 @@
 //   of_c   out_i = scale * sum_j (a_i . b_j) (decay(i, j) * c_j)              dq, dk
 //
 // log_decay of Sweeps is (tokens, heads, d_a) or (tokens, heads, d_c). The gradient of the gate comes with
-// the sweeps of_c: forward, gate_gradient = dot * out and end_sums = the rows' sums of end_dot * state; then,
-// in reverse, gate_gradient becomes the sum over later tokens of gate_gradient - dot * out, from end_sums on.
+// the sweeps of_c: forward, end_sums = the rows' sums of end_dot * state; then, in reverse, gate_gradient
+// becomes the sum over later tokens of c * forward_out - dot * out, from end_sums on. Until then it holds
+// what the two need beside forward_out: plain, forward's dot * out; on tiles, what rounding took from
+// forward_out, as bf16, of each 64 columns in the first half of their place.
 
 #include "attention/kernels/sweep.h"
 

@@ -2,13 +2,8 @@
 // and head and 64 columns of c to a warpgroup, whose state it holds transposed, and takes chunks of 64 tokens
 // in two stages: most of them whole, those of far decays in blocks of 16 tokens.
 
-#include <type_traits>
-
-#include "attention/kernels/channel_anchored.cuh"
-#include "attention/kernels/channel_gate_gradient.cuh"
-#include "attention/kernels/channel_of_a.cuh"
-#include "attention/kernels/channel_of_c.cuh"
-#include "attention/kernels/hopper.cuh"
+#include "attention/kernels/channel_chunk.cuh"
+#include "attention/kernels/channel_maps.cuh"
 #include "attention/kernels/shared_memory.cuh"
 
 namespace weft::cuda {
@@ -17,197 +12,15 @@ namespace weft::cuda {
 
 namespace {
 
-// Behind a barrier, products may read what this thread wrote to tiles.
-template <class Products>
-__device__ void publish_to() {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  if constexpr (std::is_same_v<Products, WarpgroupProducts>) publish_shared();
-#endif
-}
-
-// One warpgroup's share of P's columns, as pairs of bf16: of x, which all have, what tokens see.
-template <bool Reverse, int W, class M>
-__device__ void keep_scores(const Accumulator<chunk>& x, const M& memory) {
-  const Lane lane;
-  const int group = threadIdx.x / 128;
-  float diagonal[2] = {};
-  if constexpr (M::diagonal_parts > 0)
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-#pragma unroll
-      for (int i = 0; i < W; ++i)
-        diagonal[half] += load_shared_float(memory.diagonal(i, lane.row() + 8 * half));
-#pragma unroll
-  for (int n = 0; n < chunk / 8; ++n) {
-    if (n * W / 8 != group) continue;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = lane.row() + 8 * half;
-      float p[2];
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const int column = 8 * n + 2 * lane.t + j;
-        p[j] = (Reverse ? column >= row : row >= column) ? x.x[n][2 * half + j] : 0;
-        if (M::diagonal_parts > 0 && row == column) p[j] = diagonal[half];
-      }
-      const Split split(p[0], p[1]);
-      const uint32_t to = memory.p(0).at(row, n) + 4 * lane.t;
-      store_shared(to, split.high);
-      store_shared(to + Tile<chunk, chunk>::bytes, split.rest);
-    }
-  }
-}
-
-// Of one warp, the tokens' rows of x^T, rounded, to the place of its 16 columns of c from column0 on.
-template <int D_c>
-__device__ void store_turned(Tile<chunk, D_c> c, const Accumulator<chunk>& x, int column0) {
-  const int l = threadIdx.x % 32;
-#pragma unroll
-  for (int n = 0; n < chunk / 8; n += 2)
-    store_matrices_transposed(c.at(8 * (n + l / 16) + l % 8, column0 / 8 + l / 8 % 2),
-                              {pack(x.x[n][0], x.x[n][1]), pack(x.x[n][2], x.x[n][3]),
-                               pack(x.x[n + 1][0], x.x[n + 1][1]), pack(x.x[n + 1][2], x.x[n + 1][3])});
-}
-
-// A chunk of a sweep of_a. Its output takes c's place.
-template <class Products, bool Reverse, int W, int D_a, class M>
-__device__ void take_a(Accumulator<D_a>& state, const Place& at, const M& memory,
-                       const typename M::Stage& g) {
-  const Lane lane;
-  const int warp = threadIdx.x / 32;
-  AnchoredRows<Reverse, 128 * W, D_a> rows;
-  rows.start(g, memory.scores().address);
-  diagonal_part<4 * W, D_a>(memory, g, warp);
-  __syncthreads();
-  if (__syncthreads_or(rows.meet(memory.scores().address, memory.total(0, 0)))) {
-    for (int task = warp; task < blocks * M::parts; task += 4 * W)
-      prepare_a<Reverse>(memory, g, task / M::parts, task % M::parts);
-    __syncthreads();
-    if (warp < blocks) sum_scores(memory, warp);
-    __syncthreads();
-    for (int i = 0; i < blocks; ++i)
-      step_a<Reverse>(state, at, memory, g, Reverse ? blocks - 1 - i : i, 16 * warp);
-    return;
-  }
-  rows.carry(g);
-  publish_to<Products>();
-  __syncthreads();
-
-  Accumulator<chunk> x;
-  Products::start(x);
-  Products::a_bt(x, TileRows<chunk, D_a>(g.a, 0), g.b, false);
-  Products::commit();
-  const Operand<chunk> c = load_turned(g.c.template part<64>(threadIdx.x / 128));
-  auto scale_state = [&] {
-#pragma unroll
-    for (int n = 0; n < D_a / 8; ++n) {
-      const float2 by = load_shared_pair(memory.total(0, 8 * n + 2 * lane.t));
-      state.x[n][0] *= by.x, state.x[n][1] *= by.y, state.x[n][2] *= by.x, state.x[n][3] *= by.y;
-    }
-  };
-  scale_state();
-  Operand<D_a> rounded;
-#pragma unroll
-  for (int n = 0; n < D_a / 8; ++n) {
-    uint32_t* const to = rounded.x[n / 2] + n % 2 * 2;
-    to[0] = pack(state.x[n][0], state.x[n][1]), to[1] = pack(state.x[n][2], state.x[n][3]);
-  }
-  Products::template wait<0>();
-  Products::settle(x);
-  keep_scores<Reverse, W>(x, memory);
-  publish_to<Products>();
-  __syncthreads();
-
-  Products::start(x), Products::start(state);
-  Products::a_bt(x, rounded, g.a, false);
-  Products::a_bt(x, c, memory.p(0), true);
-  Products::a_bt(x, c, memory.p(1), true);
-  Products::add_a_b(state, c, g.b);
-  Products::commit();
-  Products::template wait<0>();
-  Products::settle(x), Products::settle(state);
-  scale_state();
-  x.scale(at.s.scale, at.s.scale);
-  store_turned(g.c, x, 16 * warp);
-}
-
-// A chunk of a sweep of_c, with `valid` tokens from token0 on. Its output takes c's place. State and rows of
-// c are read as pairs of bf16.
-template <class Products, bool Reverse, int W, int D_a, class M>
-__device__ void take_c(Accumulator<D_a>& state, GateGradientLane<Reverse>& gradient, const Place& at,
-                       const M& memory, const typename M::Stage& g, int64_t token0, int valid) {
-  const int warp = threadIdx.x / 32, group = threadIdx.x / 128, column0 = 16 * warp;
-  Accumulator<chunk> x;
-  Products::start(x);
-  Products::a_bt(x, TileRows<chunk, D_a>(g.a, 0), g.b, false);
-  Products::commit();
-  AnchoredColumns<Reverse> columns;
-  const bool far = columns.start(g, column0);
-  Products::template wait<0>();
-  Products::settle(x);
-  if (__syncthreads_or(far)) {
-    if (warp < blocks) prepare_c<Reverse, D_a>(memory, g, warp);
-    __syncthreads();
-    for (int i = 0; i < blocks; ++i)
-      step_c<Reverse>(state, at, memory, g, Reverse ? blocks - 1 - i : i, column0);
-    __syncwarp();
-#pragma unroll
-    for (int n = 0; n < chunk / 8; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        x.x[n][i] = load_shared_float(columns.place(g, column0, i / 2, i % 2) + n * 1024);
-    if (at.sweep.gate_gradient) gradient.fetch(at, 16 * (warp % 4), token0, valid);
-  } else {
-    keep_scores<Reverse, W>(x, memory);
-    Operand<chunk> high, rest;
-    columns.carry(g, column0, load_turned(g.c.template part<64>(group)), high, rest);
-    const float middle[2] = {exp2_fast(columns.total[0] / 2), exp2_fast(columns.total[1] / 2)};
-    state.scale(middle[0], middle[1]);
-    Operand<D_a> cut, cut_rest;
-#pragma unroll
-    for (int n = 0; n < D_a / 8; ++n)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const Split split(state.x[n][2 * half], state.x[n][2 * half + 1]);
-        cut.x[n / 2][n % 2 * 2 + half] = split.high, cut_rest.x[n / 2][n % 2 * 2 + half] = split.rest;
-      }
-    publish_to<Products>();
-    __syncthreads();
-
-    Products::start(x), Products::start(state);
-    Products::a_bt(x, cut, g.a, false);
-    Products::a_bt(x, cut_rest, g.a, true);
-    Products::a_bt(x, high, memory.p(0), true);
-    Products::a_bt(x, rest, memory.p(0), true);
-    Products::a_bt(x, high, memory.p(1), true);
-    Products::commit();
-    Products::add_a_b(state, high, g.b);
-    Products::add_a_b(state, rest, g.b);
-    Products::commit();
-    Products::template wait<1>();
-    Products::settle(x);
-    if (at.sweep.gate_gradient) gradient.fetch(at, 16 * (warp % 4), token0, valid);
-#pragma unroll
-    for (int n = 0; n < chunk / 8; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        x.x[n][i] *=
-            at.s.scale * exp2_fast(load_shared_float(columns.place(g, column0, i / 2, i % 2) + n * 1024));
-    Products::template wait<0>();
-    Products::settle(state);
-    state.scale(middle[0], middle[1]);
-  }
-  store_turned(g.c, x, column0);
-  if (at.sweep.gate_gradient) gradient.store(x, load_turned(g.dot.template part<64>(group)), valid);
-}
-
 template <bool Wgmma, GateOf gate, bool Reverse, int D_a, int W>
-__global__ void __launch_bounds__(128 * W, 1) channel_sweep_kernel(const __grid_constant__ Sweeps s) {
+__global__ void __launch_bounds__(128 * W, 1)
+    channel_sweep_kernel(const __grid_constant__ Sweeps s, const __grid_constant__ ChannelMaps maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Products = std::conditional_t<Wgmma, WarpgroupProducts, WarpProducts>;
 #else
   using Products = WarpProducts;
 #endif
+  constexpr bool tma = !std::is_same_v<Products, WarpProducts>;
   constexpr int threads = 128 * W, D_c = 64 * W;
   using M = ChannelMemory<gate, D_a, D_c>;
   const int splits = s.d_c / D_c, warp = threadIdx.x / 32, unit = int(blockIdx.x) / splits;
@@ -217,66 +30,201 @@ __global__ void __launch_bounds__(128 * W, 1) channel_sweep_kernel(const __grid_
   const int chunks = (range.y + chunk - 1) / chunk;
   auto first_token = [&](int n) { return int64_t(range.x) + (Reverse ? chunks - 1 - n : n) * chunk; };
   auto valid_tokens = [&](int n) { return min(chunk, int(range.x + range.y - first_token(n))); };
+  // Such chunks travel by TMA; what is left of a document is copied by its threads.
+  auto whole = [&](int n) { return tma && valid_tokens(n) == chunk; };
 
   extern __shared__ __align__(1024) char raw[];
   const M memory{shared_address(raw)};
+  const int64_t column_a = int64_t(at.head) * D_a, column_c = int64_t(at.head) * s.d_c + column0;
+  // The gate's gradient: wanted from this sweep, and summed up in the gates' place.
+  const bool wanted = gate == GateOf::c && at.sweep.gate_gradient, sums = Reverse && wanted;
+
+  // One thread's: a chunk on its way into its stage, first what no output lies in the place of.
+  auto load = [&](auto tile, const CUtensorMap& map, int column, int n, int barrier) {
+    if constexpr (tma)
+      load_parts(tile, map, column, at.head, first_token(n), Barrier{memory.barrier(barrier)});
+  };
+  auto load_gates = [&](int n) {
+    load(memory.stage(n).gates, maps.gates, gate == GateOf::a ? 0 : column0, n, n % 2);
+  };
+  auto load_first = [&](int n) {
+    if constexpr (tma) {
+      const typename M::Stage g = memory.stage(n);
+      Barrier{memory.barrier(n % 2)}.arrive_and_expect(M::stage_bytes);
+      load(g.a, maps.a, 0, n, n % 2), load(g.b, maps.b, 0, n, n % 2);
+      if (!sums) load_gates(n);
+    }
+  };
+  auto load_rest = [&](int n) {
+    if (sums) load_gates(n);
+    load(memory.stage(n).c, maps.c, column0, n, n % 2);
+  };
+  // All threads'.
   auto fetch = [&](int n) {
     if (n < chunks) {
       const typename M::Stage g = memory.stage(n);
-      const int64_t token0 = first_token(n), column_a = int64_t(at.head) * D_a;
-      const int64_t column_c = int64_t(at.head) * s.d_c + column0;
+      const int64_t token0 = first_token(n);
       const int valid = valid_tokens(n);
       copy_in<threads>(g.a, at.sweep.a, token0, valid, column_a);
       copy_in<threads>(g.b, at.sweep.b, token0, valid, column_a);
       copy_in<threads>(g.c, at.sweep.c, token0, valid, column_c);
-      if constexpr (gate == GateOf::a) {
-        copy_in<threads>(g.gates, s.log_decay, int64_t(s.heads) * D_a, token0, valid, column_a);
-      } else {
-        copy_in<threads>(g.gates, s.log_decay, int64_t(s.heads) * s.d_c, token0, valid, column_c);
-        if (at.sweep.gate_gradient) copy_in<threads>(g.dot, at.sweep.dot, token0, valid, column_c);
-      }
+      copy_in<threads>(g.gates, s.log_decay, int64_t(s.heads) * (gate == GateOf::a ? D_a : s.d_c), token0,
+                       valid, gate == GateOf::a ? column_a : column_c);
     }
     commit_copies();
   };
-
-  // What dq left of the gate's gradient, on its way to this chunk's end.
-  auto ask_for_gradient = [&](int64_t token0, int valid) {
-    const int token = threadIdx.x / (2 * W), line = threadIdx.x % (2 * W);
-    const float* const from = at.sweep.gate_gradient + (token0 + token) * s.heads * s.d_c +
-                              int64_t(at.head) * s.d_c + column0 + line * 32;
-    if (token < valid) asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+  // What the gate's gradient needs at a chunk's end.
+  auto ask_for_dot = [&](int n) {
+    if constexpr (gate == GateOf::c) {
+      if (!whole(n))
+        copy_in<threads>(memory.dot(), at.sweep.dot, first_token(n), valid_tokens(n), column_c);
+      else if (threadIdx.x == 0)
+        load(memory.dot(), maps.dot, column0, n, 2);
+    }
+  };
+  auto ask_for_forward = [&](int n) {
+    if constexpr (gate == GateOf::c) {
+      if (!whole(n)) {
+        const int64_t token0 = first_token(n);
+        const int valid = valid_tokens(n);
+        copy_in<threads>(memory.forward_out(), at.sweep.forward_out, token0, valid, column_c);
+#pragma unroll
+        for (int i = 0; i < W; ++i)
+          copy_in<threads>(memory.lost().template part<64>(i), lost_rows(s, at.sweep), token0, valid,
+                           2 * (column_c + 64 * i));
+      } else if (threadIdx.x == 0) {
+        if constexpr (tma) Barrier{memory.barrier(2)}.arrive_and_expect(3 * M::c_bytes);
+        load(memory.forward_out(), maps.forward_out, column0, n, 2);
+#pragma unroll
+        for (int i = 0; i < W; ++i)
+          load(memory.lost().template part<64>(i), maps.lost, 2 * (column0 + 64 * i), n, 2);
+      }
+      if (!M::late_dot) ask_for_dot(n);
+      commit_copies();
+    }
+  };
+  uint32_t phases = 0;  // of the barriers, a bit each
+  auto arrived = [&](int barrier) {
+    if constexpr (tma) Barrier{memory.barrier(barrier)}.wait(phases >> barrier & 1);
+    phases ^= 1u << barrier;
+  };
+  // Of a whole chunk, one thread's.
+  auto store = [&](const typename M::Stage& g, int token) {
+    if constexpr (tma) {
+#pragma unroll
+      for (int i = 0; i < W; ++i) {
+        copy_out(g.c.part_address(i), &maps.out, column0 + 64 * i, at.head, token);
+        if constexpr (gate == GateOf::c && !Reverse)
+          if (wanted)
+            copy_out(memory.lost().part_address(i), &maps.lost, 2 * (column0 + 64 * i), at.head, token);
+      }
+      if constexpr (gate == GateOf::c && Reverse) {
+#pragma unroll
+        for (int i = 0; i < 2 * W; ++i)
+          if (wanted) copy_out(g.gates.part_address(i), &maps.gradient, column0 + 32 * i, at.head, token);
+      }
+    }
   };
 
+  if constexpr (tma) {
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < 3; ++i) Barrier{memory.barrier(i)}.init(1);
+      publish_barriers();
+    }
+    __syncthreads();
+  }
+  for (int n = 0; n < 2; ++n) {
+    if (n >= chunks || !whole(n))
+      fetch(n);
+    else if (threadIdx.x == 0)
+      load_first(n), load_rest(n);
+  }
   StatePart<Products, D_a, 1, false> part;
   part.load(at);
-  GateGradientLane<Reverse> gradient;
+  Accumulator<D_a>& state = part.state[0][0];
+  float2 owed{1, 1};
+  GateGradientLane gradient;
   if (Reverse && gate == GateOf::c && at.sweep.end_sums) gradient.start(at, 16 * (warp % 4));
-  fetch(0);
-  fetch(1);
   for (int n = 0; n < chunks; ++n) {
     const typename M::Stage g = memory.stage(n);
     const int64_t token0 = first_token(n);
     const int valid = valid_tokens(n);
-    if (gate == GateOf::c && Reverse && at.sweep.gate_gradient) ask_for_gradient(token0, valid);
-    wait_copies<1>();
+    if (whole(n)) {
+      arrived(n % 2);
+    } else {
+      wait_copies<tma ? 0 : 1>();
+      publish_to<Products>();
+      __syncthreads();
+    }
+    if (sums) ask_for_forward(n);
+    // The rest of the next chunk, to where the last one's output has left.
+    auto load_next = [&] {
+      if constexpr (tma)
+        if (n > 0 && threadIdx.x == 0) {
+          copy_out_wait();
+          if (n + 1 < chunks && whole(n + 1)) load_rest(n + 1);
+        }
+    };
+    if constexpr (gate == GateOf::a)
+      take_a<Products, Reverse, W>(state, owed, at, memory, g, load_next);
+    else
+      take_c<Products, Reverse, W>(
+          state, owed, gradient, at, memory, g, load_next,
+          [&] {
+            if (!sums || !M::late_dot) return;
+            publish_to<Products>();
+            __syncthreads();
+            ask_for_dot(n);
+            commit_copies();
+          },
+          [&] {
+            if (whole(n)) return arrived(2);
+            wait_copies<0>();
+            publish_to<Products>();
+            __syncthreads();
+          });
+    if (!whole(n)) {
+      __syncwarp();
+      store_columns(
+          static_cast<__nv_bfloat16*>(at.sweep.out.data) + token0 * at.sweep.out.pitch + column_c + 16 * warp,
+          at.sweep.out.pitch, g.c, 16 * warp, valid);
+      if constexpr (gate == GateOf::c)
+        if (wanted) {
+          if constexpr (Reverse) {
+            GateGradientLane::store(at, g.gates, column0, token0, valid);
+          } else {
+            const Rows lost = lost_rows(s, at.sweep);
+            store_columns(reinterpret_cast<__nv_bfloat16*>(at.sweep.gate_gradient) + token0 * lost.pitch +
+                              2 * (column_c + warp / 4 * 64) + warp % 4 * 16,
+                          lost.pitch, memory.lost(), 16 * warp, valid);
+          }
+        }
+    }
+    Products::template wait<0>();
+    Products::settle(state);
     publish_to<Products>();
     __syncthreads();
-    if constexpr (gate == GateOf::a)
-      take_a<Products, Reverse, W>(part.state[0][0], at, memory, g);
-    else
-      take_c<Products, Reverse, W>(part.state[0][0], gradient, at, memory, g, token0, valid);
-    __syncwarp();
-    auto* out = static_cast<__nv_bfloat16*>(at.sweep.out.data) + token0 * at.sweep.out.pitch +
-                int64_t(at.head) * s.d_c + column0 + 16 * warp;
-#pragma unroll
-    for (int i = 0; i < chunk / 16; ++i) {
-      const int row = i * 16 + threadIdx.x % 32 / 2, half = threadIdx.x % 2;
-      if (row < valid)
-        *reinterpret_cast<uint4*>(out + row * at.sweep.out.pitch + half * 8) =
-            load_shared(g.c.at(row, 2 * warp + half));
+    if (tma && threadIdx.x == 0) {
+      if (whole(n)) store(g, int(token0));
+      if (n + 2 < chunks && whole(n + 2)) load_first(n + 2);
     }
+    if (!tma || (n + 2 < chunks && !whole(n + 2))) {
+      if constexpr (tma) {
+        if (threadIdx.x == 0) copy_out_wait();
+        __syncthreads();
+      }
+      fetch(n + 2);
+    }
+  }
+  if constexpr (tma)
+    if (threadIdx.x == 0) copy_out_wait();
+  if constexpr (gate == GateOf::a) {
+    using Rows = AnchoredRows<Reverse, threads, D_a>;
+    if (Rows::run() == 0) store_shared_pair(memory.total(0, Rows::channel()), owed);
     __syncthreads();
-    fetch(n + 2);
+    scale_channels(state, memory.total(0, 0));
+  } else {
+    state.scale(owed.x, owed.y);
   }
   part.finish(at);
   if (gate == GateOf::c && !Reverse && at.sweep.end_dot) {  // for each column of c
@@ -300,7 +248,9 @@ void launch(const Sweeps& s, cudaStream_t stream) {
   constexpr auto kernel = channel_sweep_kernel<Wgmma, gate, Reverse, D_a, W>;
   constexpr int bytes = ChannelMemory<gate, D_a, 64 * W>::bytes;
   allow_shared<kernel, bytes>("channel gate");
-  kernel<<<s.documents * s.heads*(s.d_c / (64 * W)), 128 * W, bytes, stream>>>(s);
+  ChannelMaps maps{};
+  if (Wgmma) maps = channel_maps(s, gate);
+  kernel<<<s.documents * s.heads*(s.d_c / (64 * W)), 128 * W, bytes, stream>>>(s, maps);
   check_cuda(cudaGetLastError(), "channel gate");
 }
 

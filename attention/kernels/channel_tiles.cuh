@@ -44,15 +44,20 @@ __device__ inline float4 load_shared_floats(uint32_t address) {
   const uint4 v = load_shared(address);
   return {__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w)};
 }
-// f32 (chunk, D) in shared memory, in parts of 32 columns. Units of 32 bytes are permuted by the row, so that
-// lanes in several rows find different banks.
+__device__ inline void store_global(void* to, uint4 v) {
+  asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
+}
+// f32 (chunk, D) in shared memory, in parts of 32 columns, whose units of 16 bytes are permuted by the row:
+// the swizzle of Tile. Lanes in several rows find different banks.
 template <int D>
 struct Gates {
-  static constexpr int bytes = chunk * D * 4;
+  static constexpr int bytes = chunk * D * 4, parts = D / part_columns, part_width = part_columns;
   uint32_t address;
+  __device__ uint32_t part_address(int i) const { return of_block(i, 0); }
   __device__ uint32_t at(int token, int channel) const {
-    return of_block(channel / part_columns, 0) + token * 128 +
-           ((((channel >> 3) ^ token ^ (token >> 1)) & 3) << 5) + (channel & 7) * 4;
+    return of_block(channel / part_columns, 0) + token * 128 + ((((channel >> 2) ^ token) & 7) << 4) +
+           (channel & 3) * 4;
   }
   // Where the 16 rows of a block of one part lie, one after another.
   __device__ uint32_t of_block(int part, int n) const {
@@ -188,13 +193,33 @@ __device__ void store_half(Tile<chunk, D_c> c, const float (&x)[4], int to_block
   store_shared(to + 1024, pack(x[2], x[3]));
 }
 
-// The operand tile^T, over a warpgroup.
-__device__ inline Operand<chunk> load_turned(Tile<chunk, 64> tile) {
+// The operand tile^T, over a warpgroup: 16 of its columns, and all.
+__device__ inline void load_turned(uint32_t (&x)[4], Tile<chunk, 64> tile, int k) {
   const int l = threadIdx.x % 32, row = (l / 16) * 8 + l % 8, unit = Lane().warp * 2 + (l / 8) % 2;
+  load_matrices_transposed(x, tile.at(row, unit) + k * block_bytes);
+}
+__device__ inline Operand<chunk> load_turned(Tile<chunk, 64> tile) {
   Operand<chunk> a;
 #pragma unroll
-  for (int k = 0; k < chunk / 16; ++k) load_matrices_transposed(a.x[k], tile.at(16 * k + row, unit));
+  for (int k = 0; k < chunk / 16; ++k) load_turned(a.x[k], tile, k);
   return a;
+}
+
+// Of every four lanes that share columns, and for each n: sum[n] of their x[n], the same bits in all four,
+// and f(n, the sum of the lanes before, of those behind).
+template <class F>
+__device__ void quad_sums(const float (&x)[chunk / 8], float (&sum)[chunk / 8], F f) {
+  const int t = threadIdx.x % 4;
+  float next[chunk / 8];
+#pragma unroll
+  for (int n = 0; n < chunk / 8; ++n) next[n] = __shfl_xor_sync(~0u, x[n], 1);
+#pragma unroll
+  for (int n = 0; n < chunk / 8; ++n) sum[n] = __shfl_xor_sync(~0u, x[n] + next[n], 2);
+#pragma unroll
+  for (int n = 0; n < chunk / 8; ++n) {
+    f(n, (t & 1 ? next[n] : 0) + (t & 2 ? sum[n] : 0), (t & 1 ? 0 : next[n]) + (t & 2 ? 0 : sum[n]));
+    sum[n] += x[n] + next[n];
+  }
 }
 
 __device__ inline uint32_t weighted(uint32_t of, float2 weight) {
@@ -207,7 +232,7 @@ __device__ inline float decay_of(float gate) { return exp2_fast(1.44269504f * ga
 __device__ inline float2 decay_of(float2 gate) { return {decay_of(gate.x), decay_of(gate.y)}; }
 
 // Shared memory of a block of threads: two stages of a chunk's rows, P of a chunk or the scores of its
-// blocks, and decays.
+// blocks, decays, and what the gate's gradient needs at a chunk's end.
 template <GateOf gate, int D_a, int D_c>
 struct ChannelMemory {
   static constexpr int D_gate = gate == GateOf::a ? D_a : D_c, parts = D_a / part_columns;
@@ -216,25 +241,35 @@ struct ChannelMemory {
     Tile<chunk, D_a> a, b;
     Tile<chunk, D_c> c;
     Gates<D_gate> gates;
-    Tile<chunk, D_c> dot;  // of_c
   };
-  static constexpr int c_bytes = Tile<chunk, D_c>::bytes, dot_bytes = gate == GateOf::c ? c_bytes : 0;
-  static constexpr int stage_bytes = 2 * Tile<chunk, D_a>::bytes + c_bytes + Gates<D_gate>::bytes + dot_bytes;
+  static constexpr int c_bytes = Tile<chunk, D_c>::bytes;
+  static constexpr int stage_bytes = 2 * Tile<chunk, D_a>::bytes + c_bytes + Gates<D_gate>::bytes;
   static constexpr int scores_bytes = std::max(Scores::bytes, 2 * Tile<chunk, chunk>::bytes);
   static constexpr int diagonal_parts = gate == GateOf::a ? 2 : 0;
   static constexpr int totals_bytes = gate == GateOf::a ? (blocks * D_a + diagonal_parts * chunk) * 4 : 0;
-  static constexpr int bytes = 2 * stage_bytes + scores_bytes + totals_bytes;
+  // of_c, of one chunk: forward's output, what rounding took from it, and, late, `dot` in P's place.
+  static constexpr bool late_dot = D_c == 64;  // two blocks of threads have room at once
+  static constexpr int gradient_bytes = gate == GateOf::c ? (late_dot ? 2 : 3) * c_bytes : 0;
+  static constexpr int barriers_at = 2 * stage_bytes + scores_bytes + totals_bytes + gradient_bytes;
+  static constexpr int bytes = barriers_at + 3 * 8;
 
   uint32_t address;
   __device__ Stage stage(int n) const {
     const uint32_t a = address + n % 2 * stage_bytes, b = a + Tile<chunk, D_a>::bytes,
                    c = b + Tile<chunk, D_a>::bytes, gates = c + c_bytes;
-    return {{a}, {b}, {c}, {gates}, {gates + Gates<D_gate>::bytes}};
+    return {{a}, {b}, {c}, {gates}};
   }
   __device__ Scores scores() const { return {address + 2 * stage_bytes}; }
   // P as a pair of bf16, in the same place.
   __device__ Tile<chunk, chunk> p(int rest) const {
     return {scores().address + rest * Tile<chunk, chunk>::bytes};
+  }
+  // Of TMA: the two stages', and that of what the gate's gradient needs.
+  __device__ uint32_t barrier(int i) const { return address + barriers_at + 8 * i; }
+  __device__ Tile<chunk, D_c> forward_out() const { return {scores().address + scores_bytes + totals_bytes}; }
+  __device__ Tile<chunk, D_c> lost() const { return {forward_out().address + c_bytes}; }
+  __device__ Tile<chunk, D_c> dot() const {
+    return {late_dot ? scores().address : forward_out().address + 2 * c_bytes};
   }
   // of_a: f32 (blocks, D_a)
   __device__ uint32_t total(int n, int channel) const {

@@ -118,6 +118,7 @@ void backward_whole(const LinearAttention& p, Path path, Rows q, Rows k, Rows v,
     if (d.log_decay) {
       dq.dot = q, dk.dot = k;
       dq.gate_gradient = dk.gate_gradient = d.log_decay;
+      dk.forward_out = read_only(d.q);
       dq.end_dot = d_final_state;
       if (d_final_state) dq.end_sums = dk.end_sums = workspace;
     }
@@ -294,7 +295,8 @@ void linear_attention_backward(const LinearAttention& p, Rows q, Rows k, Rows v,
   require(!d.log_decay || p.gate != Gate::fixed, "set gate", "a gradient of log_decay without a gate");
   require(!d.log_decay || d.workspace, "give linear_attention_workspace() bytes",
           "the gradient of a gate needs workspace");
-  const Path path = choose(p, {q, k, v, d_o, dq_rows, dk_rows, dv_rows});
+  const Rows of_channels{p.gate == Gate::channel ? d.log_decay : nullptr, 0};
+  const Path path = choose(p, {q, k, v, d_o, dq_rows, dk_rows, dv_rows, of_channels});
   const Cut cut = path == Path::plain ? Cut{} : cut_of(p);
   const Room room(p, cut);
   auto* const floats = static_cast<float*>(d.workspace);

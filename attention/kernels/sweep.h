@@ -32,8 +32,9 @@ struct Sweep {
   const float* end_dot = nullptr;
   float* end_sums = nullptr;
   // With a gate for each channel of c (channel_sweep.h) dot_sums are not wanted, but this: (tokens, heads,
-  // d_c) f32; end_sums is (documents, heads, d_c).
+  // d_c) f32; end_sums is (documents, heads, d_c). forward_out: in reverse, what the forward sweep put out.
   float* gate_gradient = nullptr;
+  Rows forward_out;
 };
 
 constexpr int most_sweeps = 3;

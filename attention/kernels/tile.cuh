@@ -20,8 +20,9 @@ __device__ inline uint32_t shared_address(const void* p) {
 // permuted by the row (the 128-byte swizzle of TMA and wgmma). `address` is a multiple of 1024.
 template <int R, int C>
 struct Tile {
-  static constexpr int bytes = R * C * 2;
+  static constexpr int bytes = R * C * 2, parts = C / 64, part_width = 64;
   uint32_t address;
+  __device__ uint32_t part_address(int i) const { return address + i * (R * 128); }
 
   // Of the blocks of N columns, the n-th.
   template <int N>
@@ -292,6 +293,7 @@ struct TileRows {
 struct WarpProducts {
   template <int N>
   __device__ static void start(Accumulator<N>&) {}
+  __device__ static void fence() {}
   __device__ static void commit() {}
   template <int Pending>
   __device__ static void wait() {}

@@ -262,6 +262,10 @@ def channels():
     for d in (64, 128):
         p = Problem(list(range(1, 257)), 1, d, d, "channels")
         good &= show(f"T 1..256 {d}x{d}", errors(p.call("automatic"), p.f32().call("plain")), 8e-3)
+        p = Problem([8193, 63, 65, 127, 4000], 16, d, d, "channels tens", packed=True)
+        ref = p.f32().call("plain")
+        for p.segment in (0, 1024):
+            good &= show(f"odd lengths {d}x{d}, {p.segment}", errors(p.call("automatic"), ref), 8e-3)
     for decay in CHANNEL_GATES:
         p = Problem([8192], 4, 128, 128, decay, states=False, equal=True)
         good &= show(f"T 8192 {decay}", errors(p.call("automatic"), p.f32().call("plain")), 8e-3)

@@ -100,11 +100,18 @@ __device__ void publish_tiles(bool block = true) {
 
 // All batches done, and `d` final.
 template <class Products, class... D>
-__device__ void finish(D&... d) {
-  Products::commit();
+__device__ void await(D&... d) {
   Products::template wait<0>();
   (Products::settle(d), ...);
 }
+// The same of what is not a batch yet, too.
+template <class Products, class... D>
+__device__ void finish(D&... d) {
+  Products::commit();
+  await<Products>(d...);
+}
+// Which warpgroup this is, so that the compiler sees that all of a warp are in one.
+__device__ inline int warpgroup() { return __shfl_sync(~0u, threadIdx.x / 128, 0); }
 
 // The operand tile^T.
 __device__ inline Operand<64> load_transposed(SquareTile tile) {

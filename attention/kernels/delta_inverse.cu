@@ -3,8 +3,8 @@
 //   A_ij = beta_i exp(c_i - c_j) (k_i . k_j)   for j < i,  0 elsewhere
 //   P_ij = scale exp(c_i - c_j) (q_i . k_j)    for j <= i, 0 elsewhere.
 //
-// In f32, by halves of 32 rows: T = [T1 0; -T2 A21 T1, T2]. Of T1 and T2 a thread substitutes forward in a
-// column.
+// In f32, by halves: T = [T1 0; -T2 A21 T1, T2], and so T1 and T2, from blocks of 16 rows. Of these a thread
+// substitutes forward in a column.
 
 #include "attention/kernels/delta_chunk.cuh"
 
@@ -39,66 +39,104 @@ __device__ void write_gates(const DeltaStages& s, const DeltaChunk& at, int head
   gates[64 + 2 * lane] = beta[0], gates[64 + 2 * lane + 1] = beta[1];
 }
 
-// One warp: column threadIdx.x % 32 of the inverse of I + A over 32 rows, in registers; a points at their
-// first diagonal element.
-__device__ void substitute(float (&x)[32], const float* a) {
+// One warp, its halves alike: column threadIdx.x % 16 of the inverse of I + A over 16 rows, in registers; a
+// points at their first diagonal element.
+__device__ void substitute(float (&x)[16], const float* a) {
 #pragma unroll
-  for (int i = 0; i < 32; ++i) x[i] = i == threadIdx.x % 32 ? 1.f : 0.f;
+  for (int i = 0; i < 16; ++i) x[i] = i == threadIdx.x % 16 ? 1.f : 0.f;
 #pragma unroll
-  for (int j = 0; j < 31; ++j)  // x_i -= A_ij x_j for i > j; A is zero from there up
+  for (int j = 0; j < 15; ++j)  // x_i -= A_ij x_j for i > j; A is zero from there up
 #pragma unroll
-    for (int i = (j + 1) / 4 * 4; i < 32; i += 4) {
+    for (int i = (j + 1) / 4 * 4; i < 16; i += 4) {
       const float4 of = *reinterpret_cast<const float4*>(a + j * pitch + i);
       x[i] -= of.x * x[j], x[i + 1] -= of.y * x[j], x[i + 2] -= of.z * x[j], x[i + 3] -= of.w * x[j];
     }
 }
 
-// (row r, columns c .. c + 7) of a product over m in [first, last): left[r][m] at left[m * pitch + r],
+// (row r, columns c .. c + N - 1) of a product over m in [first, last): left[r][m] at left[m * pitch + r],
 // right[m][c] at right[m * pitch + c].
-__device__ void multiply(float (&x)[8], const float* left, const float* right, int r, int c, int first,
+template <int N>
+__device__ void multiply(float (&x)[N], const float* left, const float* right, int r, int c, int first,
                          int last) {
   for (float& v : x) v = 0;
 #pragma unroll 8
   for (int m = first; m < last; ++m) {
     const float l = left[m * pitch + r];
-    const float4 low = *reinterpret_cast<const float4*>(right + m * pitch + c);
-    const float4 high = *reinterpret_cast<const float4*>(right + m * pitch + c + 4);
-    x[0] += l * low.x, x[1] += l * low.y, x[2] += l * low.z, x[3] += l * low.w;
-    x[4] += l * high.x, x[5] += l * high.y, x[6] += l * high.z, x[7] += l * high.w;
+#pragma unroll
+    for (int i = 0; i < N; i += 4) {
+      const float4 of = *reinterpret_cast<const float4*>(right + m * pitch + c + i);
+      x[i] += l * of.x, x[i + 1] += l * of.y, x[i + 2] += l * of.z, x[i + 3] += l * of.w;
+    }
   }
+}
+__device__ inline void store_four(float* to, const float* x) {
+  *reinterpret_cast<float4*>(to) = {x[0], x[1], x[2], x[3]};
 }
 
 // T, rounded, from A, whose element A_ij is at a[j * pitch + i]; a is scratch afterwards. A block of 128.
+// Right of a product stands what lies by rows, left what lies by columns; nothing above the diagonal of A is
+// read, so it has room for more.
 __device__ void invert(float* a, SquareTile inverse) {
-  float* t1 = a + 32 * pitch;       // row-major, above A22 where A is zero
-  float* t2 = a + 32 * pitch + 32;  // column-major, in A22's place
+  constexpr int diagonal = 16 * (pitch + 1);  // floats from one block of 16 on it to the next
+  float* t1 = a + 32 * pitch;                 // by rows, above A22
+  float* t2 = a + 2 * diagonal;               // by columns, in A22's place
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (warp < 2) {
-    float x[32];
-    substitute(x, warp ? t2 : a);
+
+  // A block of 16 a warp: by rows into T1, and above its diagonal what T1 has no place for; by columns in
+  // A's place.
+  {
+    float x[16];
+    substitute(x, a + warp * diagonal);
     __syncwarp();
+    const int column = lane % 16;
+    const bool low = lane < 16;
+    float* by_rows = t1 + warp % 2 * 16 * pitch + (warp + 1) / 2 * 16;
+    float* by_columns = a + warp * diagonal + column * pitch;
 #pragma unroll
-    for (int i = 0; i < 32; ++i) {
-      if (warp == 0)
-        t1[i * pitch + lane] = x[i];
-      else
-        t2[lane * pitch + i] = x[i];
-      const uint32_t to = inverse.at(32 * warp + i, 4 * warp + lane / 8) + lane % 8 * 2;
-      asm volatile("st.shared.u16 [%0], %1;" ::"r"(to), "h"(uint16_t(pack(x[i], 0))) : "memory");
+    for (int i = 0; i < 16; i += 4) {
+      if (low) {
+#pragma unroll
+        for (int j = i; j < i + 4; ++j) by_rows[j * pitch + column] = x[j];
+      } else {
+        store_four(by_columns + i, x + i);
+      }
     }
-  } else {  // zeros, right of T1
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const uint32_t to = inverse.at(lane, 4 + (warp - 2) * 2 + i);
+    for (int i = 0; i < 8; ++i) {
+      const uint32_t to = inverse.at(16 * warp + (low ? i : 8 + i), 2 * warp + column / 8) + column % 8 * 2;
+      asm volatile("st.shared.u16 [%0], %1;" ::"r"(to), "h"(uint16_t(pack(low ? x[i] : x[8 + i], 0)))
+                   : "memory");
+    }
+    for (int block = warp + 1; block < 4; ++block) {  // zeros
+      const uint32_t to = inverse.at(16 * warp + column, 2 * block + lane / 16);
       asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(to), "r"(0) : "memory");
     }
+  }
+  // Two warps: the block of 16 below the diagonal of T1, or of T2.
+  {
+    const int pair = warp / 2, row = threadIdx.x % 16, column = threadIdx.x % 64 / 16 * 4;
+    float* between = a + 16 * pitch + pair * 2 * diagonal;
+    float x[4];
+    sync_threads(1 + pair, 64);
+    multiply(x, a + pair * 2 * diagonal + 16, t1 + pair * 16, row, column, 0, 16);
+    store_four(between + row * pitch + column, x);
+    sync_threads(1 + pair, 64);
+    multiply(x, a + (2 * pair + 1) * diagonal, between, row, column, 0, 16);
+#pragma unroll
+    for (float& v : x) v = -v;
+    if (pair == 0) {
+      store_four(t1 + (16 + row) * pitch + column, x);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) t2[(column + i) * pitch + 16 + row] = x[i];
+    }
+    const uint32_t to = inverse.at(32 * pair + 16 + row, 4 * pair + column / 8) + column % 8 * 2;
+    store_shared(to, pack(x[0], x[1])), store_shared(to + 4, pack(x[2], x[3]));
   }
   __syncthreads();
   float x[8];
   multiply(x, a + 32, t1, lane, 8 * warp, 8 * warp, 32);  // A21 T1, into A11's place
-#pragma unroll
-  for (int i = 0; i < 8; i += 4)
-    *reinterpret_cast<float4*>(a + lane * pitch + 8 * warp + i) = {x[i], x[i + 1], x[i + 2], x[i + 3]};
+  store_four(a + lane * pitch + 8 * warp, x), store_four(a + lane * pitch + 8 * warp + 4, x + 4);
   __syncthreads();
   const int row = 8 * warp + lane / 4, unit = lane % 4;
   multiply(x, t2, a, row, 8 * unit, 0, 8 * warp + 8);

@@ -1,13 +1,14 @@
-// The two stages of the chunked delta rule that go chunk by chunk (delta_rule.md). A block has one
-// document, one head and 64 W columns of v; each of its W warpgroups holds the state of 64 of them transposed
-// in registers, in f32, and products read a bf16 shadow of it in shared memory. Tiles of the next chunk are
-// fetched as soon as this chunk is done with their place; two blocks of an SM overlap each other. Where there
-// are so few blocks that each has an SM for itself, two warpgroups share 64 columns instead
-// (delta_sweep_apart.cuh).
+// The two stages of the chunked delta rule that go chunk by chunk (delta_rule.md). A block has one document,
+// one head and 64 columns of v, or 128 by two warpgroups for every 64 of them (delta_sweep_wide.cuh), or,
+// where there are so few blocks that each has an SM for itself, 64 by two (delta_sweep_apart.cuh). Here one
+// warpgroup holds the state of 64 transposed in registers, in f32, and products read a bf16 shadow of it in
+// shared memory. Tiles of the next chunk are fetched as soon as this chunk is done with their place; two
+// blocks of an SM overlap each other.
 
 #include <utility>
 
 #include "attention/kernels/delta_sweep_apart.cuh"
+#include "attention/kernels/delta_sweep_wide.cuh"
 #include "attention/kernels/shared_memory.cuh"
 
 namespace weft::cuda {
@@ -16,21 +17,19 @@ namespace weft::cuda {
 
 namespace {
 
-template <int D_k, int W>
+template <int D_k>
 struct Memory {
-  Tile<64, D_k> q, k, shadow;                    // the shadow, v and between are the warpgroup's own
-  SquareTile v, between, inverse, scores;        // v or do; what lies between two products
-  float *level, *beta, *weight, *second_weight;  // forward, weights of both warpgroups
+  Tile<64, D_k> q, k, shadow;
+  SquareTile v, between, inverse, scores;  // v or do; what lies between two products
+  float *level, *beta, *weight, *second_weight;
 
-  static constexpr int bytes = (2 + W) * Tile<64, D_k>::bytes + (2 + 2 * W) * SquareTile::bytes + 4 * 64 * 4;
+  static constexpr int bytes = 3 * Tile<64, D_k>::bytes + 4 * SquareTile::bytes + 4 * 64 * 4;
 
   __device__ explicit Memory(char* raw) {
     uint32_t next = shared_address(raw);
     auto take = [&](int size) { return std::exchange(next, next + size); };
-    const int own = threadIdx.x / 128;
-    q.address = take(q.bytes), k.address = take(k.bytes);
-    shadow.address = take(W * k.bytes) + own * k.bytes;
-    v.address = take(W * v.bytes) + own * v.bytes, between.address = take(W * v.bytes) + own * v.bytes;
+    q.address = take(q.bytes), k.address = take(k.bytes), shadow.address = take(k.bytes);
+    v.address = take(v.bytes), between.address = take(v.bytes);
     inverse.address = take(v.bytes), scores.address = take(v.bytes);
     level = reinterpret_cast<float*>(raw + (next - shared_address(raw)));
     beta = level + 64, weight = level + 128, second_weight = level + 192;
@@ -38,12 +37,12 @@ struct Memory {
   __device__ float total() const { return level[63]; }
 };
 
-template <class Products, int D_k, int W>
+template <class Products, int D_k>
 __device__ void forward(const DeltaStages& s, const Rows& q, const Rows& k, const Rows& v,
                         const float* state_in, const MutableRows& o, float* state_out) {
   extern __shared__ __align__(1024) char raw[];
-  const Memory<D_k, W> m(raw);
-  const Part at(s, W);
+  const Memory<D_k> m(raw);
+  const Part at(s, 1);
   const int row = Lane().row();
   const int64_t column_k = int64_t(at.head) * D_k;
   auto fetch_first = [&](int n) {
@@ -56,7 +55,6 @@ __device__ void forward(const DeltaStages& s, const Rows& q, const Rows& k, cons
     fetch_rows(m.v, v, at.token0(n), at.valid(n), at.column, at.crew());
     fetch_tile(m.scores, s.scores, at.unit(s, n));
   };
-  float* weight = m.weight + threadIdx.x / 128 * 64;  // the warpgroup's own
   Accumulator<D_k> state;
   state.fill(0);
   if (state_in) each(state, s, at, [&](float& x, int64_t i) { x = state_in[i]; });
@@ -65,7 +63,7 @@ __device__ void forward(const DeltaStages& s, const Rows& q, const Rows& k, cons
   for (int n = 0; n < at.chunks; ++n) {
     wait_fetched();
     publish_tiles<Products>();
-    if (threadIdx.x % 128 < 64) weight[threadIdx.x % 64] = exp2_fast(m.total() - m.level[threadIdx.x % 64]);
+    if (threadIdx.x < 64) m.weight[threadIdx.x] = exp2_fast(m.total() - m.level[threadIdx.x]);
 
     Accumulator<64> x;
     Products::start(x);
@@ -84,11 +82,10 @@ __device__ void forward(const DeltaStages& s, const Rows& q, const Rows& k, cons
     publish_tiles<Products>(false);
 
     const float total = exp2_fast(m.total());
-    const Operand<64> weighted = cuda::load_transposed<false>(m.v, weight).high;
+    const Operand<64> weighted = cuda::load_transposed<false>(m.v, m.weight).high;
     state.scale(total, total);
     Products::start(state);
     Products::add_a_b(state, weighted, m.k);
-    if constexpr (W == 2) finish<Products>(state);  // no registers for both at once
     Products::start(x);
     Products::a_bt(x, TileRows<64, D_k>(m.q, 0), m.shadow, false);  // o
     finish<Products>(x, state);
@@ -111,12 +108,12 @@ __device__ void forward(const DeltaStages& s, const Rows& q, const Rows& k, cons
 }
 
 // The state is dS^T / scale.
-template <class Products, int D_k, int W>
+template <class Products, int D_k>
 __device__ void reverse(const DeltaStages& s, const Rows& q, const Rows& k, const Rows& d_o,
                         const float* state_in, float* state_out) {
   extern __shared__ __align__(1024) char raw[];
-  const Memory<D_k, W> m(raw);
-  const Part at(s, W);
+  const Memory<D_k> m(raw);
+  const Part at(s, 1);
   const int row = Lane().row();
   const int64_t column_k = int64_t(at.head) * D_k;
   const float inverse_scale = 1 / s.scale;
@@ -181,8 +178,12 @@ __device__ void reverse(const DeltaStages& s, const Rows& q, const Rows& k, cons
   if (state_out) each(state, s, at, [&](float& x, int64_t i) { state_out[i] = s.scale * x; });
 }
 
+// A block has 64 W columns of v.
+template <int W, bool Apart>
+constexpr int threads_of = Apart ? 256 * W : 128;
+
 template <bool Wgmma, int D_k, int W, bool Apart>
-__global__ void __launch_bounds__(Apart ? 256 : 128 * W, Apart ? 1 : 2)
+__global__ void __launch_bounds__(threads_of<W, Apart>, Apart ? 1 : 2)
     delta_forward_kernel(const __grid_constant__ DeltaStages s, Rows q, Rows k, Rows v, const float* state_in,
                          MutableRows o, float* state_out) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -190,13 +191,15 @@ __global__ void __launch_bounds__(Apart ? 256 : 128 * W, Apart ? 1 : 2)
 #else
   using Products = WarpProducts;
 #endif
-  if constexpr (Apart)
+  if constexpr (W == 2)
+    forward_wide<Products, D_k>(s, q, k, v, state_in, o, state_out);
+  else if constexpr (Apart)
     forward_apart<Products, D_k>(s, q, k, v, state_in, o, state_out);
   else
-    forward<Products, D_k, W>(s, q, k, v, state_in, o, state_out);
+    forward<Products, D_k>(s, q, k, v, state_in, o, state_out);
 }
 template <bool Wgmma, int D_k, int W, bool Apart>
-__global__ void __launch_bounds__(Apart ? 256 : 128 * W, Apart ? 1 : 2)
+__global__ void __launch_bounds__(threads_of<W, Apart>, Apart ? 1 : 2)
     delta_reverse_kernel(const __grid_constant__ DeltaStages s, Rows q, Rows k, Rows d_o,
                          const float* state_in, float* state_out) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -204,20 +207,23 @@ __global__ void __launch_bounds__(Apart ? 256 : 128 * W, Apart ? 1 : 2)
 #else
   using Products = WarpProducts;
 #endif
-  if constexpr (Apart)
+  if constexpr (W == 2)
+    reverse_wide<Products, D_k>(s, q, k, d_o, state_in, state_out);
+  else if constexpr (Apart)
     reverse_apart<Products, D_k>(s, q, k, d_o, state_in, state_out);
   else
-    reverse<Products, D_k, W>(s, q, k, d_o, state_in, state_out);
+    reverse<Products, D_k>(s, q, k, d_o, state_in, state_out);
 }
 
 // launchers
 
 template <auto kernel, int D_k, int W, bool Apart, class... Arguments>
 void launch(const DeltaStages& s, cudaStream_t stream, Arguments... arguments) {
-  constexpr int bytes = Apart ? ApartMemory<D_k>::bytes : Memory<D_k, W>::bytes;
-  constexpr int threads = Apart ? 256 : 128 * W;
+  constexpr int bytes = !Apart   ? Memory<D_k>::bytes
+                        : W == 2 ? WideMemory<D_k>::bytes
+                                 : ApartMemory<D_k>::bytes;
   allow_shared<kernel, bytes>("delta rule (sweep)");
-  kernel<<<s.documents * s.heads*(s.d_v / (64 * W)), threads, bytes, stream>>>(s, arguments...);
+  kernel<<<s.documents * s.heads*(s.d_v / (64 * W)), threads_of<W, Apart>, bytes, stream>>>(s, arguments...);
   check_cuda(cudaGetLastError(), "delta rule (sweep)");
 }
 
@@ -230,7 +236,7 @@ void with_shape(const DeltaStages& s, bool wgmma, F f) {
              alone = units * (s.d_v / 64) <= device_attribute(cudaDevAttrMultiProcessorCount);
   auto with_w = [&]<bool Wgmma, int D_k>() {
     if (wide)
-      f.template operator()<Wgmma, D_k, 2, false>();
+      f.template operator()<Wgmma, D_k, 2, true>();
     else
       alone ? f.template operator()<Wgmma, D_k, 1, true>() : f.template operator()<Wgmma, D_k, 1, false>();
   };

@@ -9,7 +9,8 @@
 # Unpacks that archive if it is there, else builds. Logs go to $LOGS (build/gpu_logs), rows to $LOGS/rows.jsonl, for
 # `tools/benchmarks.py add`. A part has a time limit of its own and never more than is left of $SECONDS_IN_ALL (460, builds not
 # counted). Beside each bench runs its peer, if $PYTHON (.venv/bin/python, else python3) has torch and $PEERS is not off. Exit code 1: a
-# test failed, or a bench of weft's. FILTER chooses tests. WEFT_DEVICE=cpu: all of it at tiny sizes, to see that it works.
+# test failed, or a bench of weft's. FILTER chooses tests, the
+# regular expression RUNS benches and groups of sanitize. WEFT_DEVICE=cpu: all of it at tiny sizes, to see that it works.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -87,10 +88,12 @@ report() { printf '%-26s %4d s  %s\n' "$@" | tee -a "$logs/summary.txt"; }
 # is_over CODE BEGIN LIMIT: whether `timeout` ended it; who is killed before, as for memory, has failed.
 is_over() { case $1 in 124 | 137) [ $((SECONDS - $2)) -ge "$3" ] ;; *) false ;; esac; }
 
+is_chosen() { [[ $1 =~ ^(${RUNS:-.*})$ ]]; }
 # bench NAME LIMIT COMMAND...   rows of its stdout to rows/NN-NAME.jsonl, the rest to NAME.log. 2: its time was over.
 bench() {
   local name=$1 limit=$2 begin=$SECONDS code=0 verdict=good found rows=$logs/rows/$((++count))-$1.jsonl
   shift 2
+  if ! is_chosen "$name"; then return 0; fi
   if [ "$(left)" -lt "$limit" ]; then limit=$(left); fi
   if [ "$limit" -lt 3 ]; then
     report "$name" 0 "NOT RUN: no time left"

@@ -5,7 +5,7 @@
 # trained NAME LIMIT STEPS RECIPE ARGUMENTS...   a row of so many steps of a recipe; what its start took
 trained() {
   ours "train-$1" "$2" bash -c 'train_steps "$@"' _ "$3" "$logs/run-$1" "recipes/$4.yaml" "${@:5}"
-  if [ ! -e "$logs/train-$1.log" ]; then return; fi # it was not begun
+  if [ ! -e "$logs/train-$1.log" ]; then return 0; fi # it was not begun
   sed -nE 's/.*(first step [0-9.]+ s after the start.*)/    \1/p' "$logs/train-$1.log" | tee -a "$logs/summary.txt"
 }
 
@@ -264,6 +264,7 @@ sanitize() {
   fi
   for tool in ${TOOLS:-racecheck memcheck initcheck synccheck}; do
     while read -r group program words filter; do
+      if ! is_chosen "$group"; then continue; fi
       if [ "$tool-$group" = racecheck-runs ]; then
         report "$tool-$group" 0 "NOT RUN: so slow that blocks take each other for dead, after 2^24 looks"
         continue

@@ -2,6 +2,8 @@
 // Positions of linear attention by learned rotations (LRPE; Qin et al., "Linearized relative positional
 // encoding", 2023), in the form of TransNormerLLM: features whose products depend on the distance alone.
 
+#include <type_traits>
+
 #include "autograd/tape.h"
 
 namespace weft {
@@ -28,10 +30,9 @@ struct LrpePart {
 template <class F>
 void with_lrpe_types(Dtype x, Dtype y, F f) {
   with_float(x, [&]<class T>() {
-    if (y == x)
-      f.template operator()<T, T>();
-    else
-      f.template operator()<T, Acc<T>>();
+    if constexpr (!std::is_same_v<T, Acc<T>>)
+      if (y != x) return f.template operator()<T, Acc<T>>();
+    f.template operator()<T, T>();
   });
 }
 void lrpe_forward(const std::vector<LrpePart>& parts, const Tensor& theta, const Tensor& position);

@@ -4,7 +4,6 @@
 // partner, fetches the next chunk's tiles, writes what the backward pass wants, and forward makes the output,
 // from the state's shadow of the chunk before and from U as soon as it is there.
 
-#include <algorithm>
 #include <utility>
 
 #include "attention/kernels/delta_sweep.cuh"
@@ -58,12 +57,6 @@ struct Memory {
   }
   __device__ Tile<64, D_k> shadow(int chunk) const { return {shadows + chunk % 2 * q.bytes}; }
 
-  // Of all the grid's work; and the first of this one's from `block` on that has chunks.
-  __device__ static int blocks(const DeltaStages& s) { return s.documents * s.heads * (s.d_v / (64 * W)); }
-  __device__ static int find(const DeltaStages& s, int block) {
-    while (block < blocks(s) && Part(s, W, own(), block).chunks == 0) block += gridDim.x;
-    return block;
-  }
   __device__ static void init(char* raw) {
     if constexpr (by_tma<Products>) {
       const Barrier first = Memory(raw, 0).full,
@@ -154,90 +147,80 @@ template <class Products, int D_k, int W>
 __device__ void forward(const DeltaStages& s, const Operands& of, const float* state_in, float* state_out) {
   extern __shared__ __align__(1024) char raw[];
   using M = Memory<Products, D_k, W>;
-  const int thread = threadIdx.x % 128, own = M::own(), blocks = M::blocks(s);
-  int i = 0;  // chunks so far
+  const Part at(s, W, M::own());
+  const int thread = threadIdx.x % 128;
   M::init(raw);
   if (M::carries()) {
     share_registers<Products, W, registers_of_state>();
-    for (int block = blockIdx.x; block < blocks; block += gridDim.x) {
-      const Part at(s, W, own, block);
-      Accumulator<D_k> state;
-      state.fill(0);
-      if (state_in) each(state, s, at, [&](float& x, int64_t i) { x = state_in[i]; });
-      store(M(raw, i).shadow(i), 0, state);
-      for (int n = 0; n < at.chunks; ++n, ++i) {
-        const M m(raw, i);
-        m.meet(i);
-        if (thread < 64) m.weight[thread] = exp2_fast(m.level[63] - m.level[thread]);
-        Accumulator<64> x;
-        Products::start(x);
-        Products::a_bt(x, TileRows<64, D_k>(m.k, 0), m.shadow(i), false);
-        finish<Products>(x);
-        correct(x, m.v, m.level, m.beta);
-        store(m.between, 0, x);
-        publish_tiles<Products>(false);
+    Accumulator<D_k> state;
+    state.fill(0);
+    if (state_in) each(state, s, at, [&](float& x, int64_t i) { x = state_in[i]; });
+    store(M(raw, 0).shadow(0), 0, state);
+    for (int n = 0; n < at.chunks; ++n) {
+      const M m(raw, n);
+      m.meet(n);
+      if (thread < 64) m.weight[thread] = exp2_fast(m.level[63] - m.level[thread]);
+      Accumulator<64> x;
+      Products::start(x);
+      Products::a_bt(x, TileRows<64, D_k>(m.k, 0), m.shadow(n), false);
+      finish<Products>(x);
+      correct(x, m.v, m.level, m.beta);
+      store(m.between, 0, x);
+      publish_tiles<Products>(false);
 
-        x.fill(0);  // U
-        Products::start(x);
-        Products::add_a_b(x, load(m.inverse), m.between);
-        finish<Products>(x);
-        store(m.v, 0, x);  // in v's place
-        publish_tiles<Products>(false);
-        M::hand_over();
+      x.fill(0);  // U
+      Products::start(x);
+      Products::add_a_b(x, load(m.inverse), m.between);
+      finish<Products>(x);
+      store(m.v, 0, x);  // in v's place
+      publish_tiles<Products>(false);
+      M::hand_over();
 
-        const float total = exp2_fast(m.level[63]);
-        const Operand<64> weighted = cuda::load_transposed<false>(m.v, m.weight).high;
-        state.scale(total, total);
-        Products::start(state);
-        Products::add_a_b(state, weighted, m.k);
-        finish<Products>(state);
-        if (n + 1 < at.chunks) store(m.shadow(i + 1), 0, state);
-      }
-      if (state_out) each(state, s, at, [&](float& x, int64_t i) { state_out[i] = x; });
+      const float total = exp2_fast(m.level[63]);
+      const Operand<64> weighted = cuda::load_transposed<false>(m.v, m.weight).high;
+      state.scale(total, total);
+      Products::start(state);
+      Products::add_a_b(state, weighted, m.k);
+      finish<Products>(state);
+      store(m.shadow(n + 1), 0, state);
     }
+    if (state_out) each(state, s, at, [&](float& x, int64_t i) { state_out[i] = x; });
   } else {
     share_registers<Products, W, registers_of_partner>();
     const int row = Lane().row();
-    int block = M::find(s, blockIdx.x);
-    if (block < blocks) M(raw, 0).fetch(s, Part(s, W, own, block), 0, of);
-    while (block < blocks) {
-      const Part at(s, W, own, block);
-      block = M::find(s, block + gridDim.x);
-      for (int n = 0; n < at.chunks; ++n, ++i) {
-        const M m(raw, i);
-        M::template wait_copied<1>(at.valid(n));  // all but o
-        m.meet(i);
-        const bool more = n + 1 < at.chunks;
-        if (more || block < blocks)
-          M(raw, i + 1).fetch(s, more ? at : Part(s, W, own, block), more ? n + 1 : 0, of);
-        Accumulator<64> x;
-        Products::start(x);
-        Products::a_bt(x, TileRows<64, D_k>(m.q, 0), m.shadow(i), false);
-        Products::commit();
-        M::write_tile(s.states, at.split_unit(s, n), m.shadow(i));
-        await<Products>(x);
-        x.scale(s.scale * exp2_fast(m.level[row]), s.scale * exp2_fast(m.level[row + 8]));
+    if (at.chunks > 0) M(raw, 0).fetch(s, at, 0, of);
+    for (int n = 0; n < at.chunks; ++n) {
+      const M m(raw, n);
+      M::template wait_copied<1>(at.valid(n));  // all but o
+      m.meet(n);
+      if (n + 1 < at.chunks) M(raw, n + 1).fetch(s, at, n + 1, of);
+      Accumulator<64> x;
+      Products::start(x);
+      Products::a_bt(x, TileRows<64, D_k>(m.q, 0), m.shadow(n), false);
+      Products::commit();
+      M::write_tile(s.states, at.split_unit(s, n), m.shadow(n));
+      await<Products>(x);
+      x.scale(s.scale * exp2_fast(m.level[row]), s.scale * exp2_fast(m.level[row + 8]));
+      if constexpr (by_tma<Products>) {
+        if (thread == 0) wait_copies_out<0>();  // the last o, so that this one may take its place
+      }
+      M::receive();
+      Products::start(x);
+      Products::add_a_b(x, load(m.scores), m.v);
+      Products::commit();
+      M::write_tile(s.writes, at.split_unit(s, n), m.v);
+      await<Products>(x);
+      store(m.result, 0, x);
+      publish_tiles<Products>(false);
+      if (by_tma<Products> && at.valid(n) == delta_tokens) {
         if constexpr (by_tma<Products>) {
-          if (thread == 0) wait_copies_out<0>();  // the last o, so that this one may take its place
-        }
-        M::receive();
-        Products::start(x);
-        Products::add_a_b(x, load(m.scores), m.v);
-        Products::commit();
-        M::write_tile(s.writes, at.split_unit(s, n), m.v);
-        await<Products>(x);
-        store(m.result, 0, x);
-        publish_tiles<Products>(false);
-        if (by_tma<Products> && at.valid(n) == delta_tokens) {
-          if constexpr (by_tma<Products>) {
-            if (thread == 0) {
-              commit_copies_out();
-              copy_rows_out(of.out.map, at.column0, at.head, at.token0(n), m.result);
-            }
+          if (thread == 0) {
+            commit_copies_out();
+            copy_rows_out(of.out.map, at.column0, at.head, at.token0(n), m.result);
           }
-        } else {
-          store_rows(of.out.rows, at.token0(n), at.valid(n), at.column, m.result, at.crew());
         }
+      } else {
+        store_rows(of.out.rows, at.token0(n), at.valid(n), at.column, m.result, at.crew());
       }
     }
     M::template wait_copied<0>(delta_tokens);
@@ -249,79 +232,65 @@ template <class Products, int D_k, int W>
 __device__ void reverse(const DeltaStages& s, const Operands& of, const float* state_in, float* state_out) {
   extern __shared__ __align__(1024) char raw[];
   using M = Memory<Products, D_k, W>;
-  const int thread = threadIdx.x % 128, own = M::own(), blocks = M::blocks(s);
-  int i = 0;
+  const Part at(s, W, M::own());
+  const int thread = threadIdx.x % 128, last = at.chunks - 1;
   M::init(raw);
   if (M::carries()) {
     share_registers<Products, W, registers_of_state>();
     const int row = Lane().row();
     const float inverse_scale = 1 / s.scale;
-    for (int block = blockIdx.x; block < blocks; block += gridDim.x) {
-      const Part at(s, W, own, block);
-      Accumulator<D_k> state;
-      state.fill(0);
-      if (state_in) each(state, s, at, [&](float& x, int64_t i) { x = inverse_scale * state_in[i]; });
-      for (int n = at.chunks - 1; n >= 0; --n, ++i) {
-        const M m(raw, i);
-        store(m.shadow(i), 0, state);
-        m.meet(i);
-        const float end = m.level[63], total = exp2_fast(end);
-        if (thread < 64) {
-          const float decay = exp2_fast(m.level[thread]);
-          m.weight[thread] = decay;
-          m.second_weight[thread] = -inverse_scale * decay * m.beta[thread];
-        }
-        Accumulator<64> x;  // dU
-        Products::start(x);
-        Products::a_bt(x, TileRows<64, D_k>(m.k, 0), m.shadow(i), false);
-        finish<Products>(x);
-        x.scale(s.scale * exp2_fast(end - m.level[row]), s.scale * exp2_fast(end - m.level[row + 8]));
-        Products::start(x);
-        Products::add_a_b(x, load_transposed(m.scores), m.v);
-        finish<Products>(x);
-        store(m.between, 0, x);
-        publish_tiles<Products>(false);  // of the weights, too
-
-        state.scale(total, total);
-        const Operand<64> weighted = cuda::load_transposed<false>(m.v, m.weight).high;
-        x.fill(0);  // R
-        Products::start(state), Products::start(x);
-        Products::add_a_b(x, load_transposed(m.inverse), m.between);
-        Products::add_a_b(state, weighted, m.q);
-        finish<Products>(state, x);
-        store(m.result, 0, x);
-        publish_tiles<Products>(false);
-        M::hand_over();
-
-        const Operand<64> second = cuda::load_transposed<false>(m.result, m.second_weight).high;
-        Products::start(state);
-        Products::add_a_b(state, second, m.k);
-        finish<Products>(state);
+    Accumulator<D_k> state;
+    state.fill(0);
+    if (state_in) each(state, s, at, [&](float& x, int64_t i) { x = inverse_scale * state_in[i]; });
+    for (int n = last; n >= 0; --n) {
+      const M m(raw, n);
+      store(m.shadow(n), 0, state);
+      m.meet(last - n);
+      const float end = m.level[63], total = exp2_fast(end);
+      if (thread < 64) {
+        const float decay = exp2_fast(m.level[thread]);
+        m.weight[thread] = decay;
+        m.second_weight[thread] = -inverse_scale * decay * m.beta[thread];
       }
-      if (state_out) each(state, s, at, [&](float& x, int64_t i) { state_out[i] = s.scale * x; });
+      Accumulator<64> x;  // dU
+      Products::start(x);
+      Products::a_bt(x, TileRows<64, D_k>(m.k, 0), m.shadow(n), false);
+      finish<Products>(x);
+      x.scale(s.scale * exp2_fast(end - m.level[row]), s.scale * exp2_fast(end - m.level[row + 8]));
+      Products::start(x);
+      Products::add_a_b(x, load_transposed(m.scores), m.v);
+      finish<Products>(x);
+      store(m.between, 0, x);
+      publish_tiles<Products>(false);  // of the weights, too
+
+      state.scale(total, total);
+      const Operand<64> weighted = cuda::load_transposed<false>(m.v, m.weight).high;
+      x.fill(0);  // R
+      Products::start(state), Products::start(x);
+      Products::add_a_b(x, load_transposed(m.inverse), m.between);
+      Products::add_a_b(state, weighted, m.q);
+      finish<Products>(state, x);
+      store(m.result, 0, x);
+      publish_tiles<Products>(false);
+      M::hand_over();
+
+      const Operand<64> second = cuda::load_transposed<false>(m.result, m.second_weight).high;
+      Products::start(state);
+      Products::add_a_b(state, second, m.k);
+      finish<Products>(state);
     }
+    if (state_out) each(state, s, at, [&](float& x, int64_t i) { state_out[i] = s.scale * x; });
   } else {
     share_registers<Products, W, registers_of_partner>();
-    int block = M::find(s, blockIdx.x);
-    if (block < blocks) {
-      const Part first(s, W, own, block);
-      M(raw, 0).fetch(s, first, first.chunks - 1, of);
-    }
-    while (block < blocks) {
-      const Part at(s, W, own, block);
-      block = M::find(s, block + gridDim.x);
-      for (int n = at.chunks - 1; n >= 0; --n, ++i) {
-        const M m(raw, i);
-        M::template wait_copied<0>(at.valid(n));
-        m.meet(i);
-        if (n > 0 || block < blocks) {
-          const Part to = n > 0 ? at : Part(s, W, own, block);
-          M(raw, i + 1).fetch(s, to, n > 0 ? n - 1 : to.chunks - 1, of);
-        }
-        M::write_tile(s.d_states, at.split_unit(s, n), m.shadow(i));
-        M::receive();
-        M::write_tile(s.d_rhs, at.split_unit(s, n), m.result);
-      }
+    if (at.chunks > 0) M(raw, last).fetch(s, at, last, of);
+    for (int n = last; n >= 0; --n) {
+      const M m(raw, n);
+      M::template wait_copied<0>(at.valid(n));
+      m.meet(last - n);
+      if (n > 0) M(raw, n - 1).fetch(s, at, n - 1, of);
+      M::write_tile(s.d_states, at.split_unit(s, n), m.shadow(n));
+      M::receive();
+      M::write_tile(s.d_rhs, at.split_unit(s, n), m.result);
     }
     M::template wait_copied<0>(delta_tokens);
   }

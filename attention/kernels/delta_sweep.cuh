@@ -12,11 +12,11 @@ struct Part {
   int first, length, chunks;
   int64_t slot0;
 
-  // block: of those with 64 W columns of a document and head
-  __device__ Part(const DeltaStages& s, int W, int own, int block) {
-    const int splits = s.d_v / (64 * W), of = block / splits;
+  __device__ Part(const DeltaStages& s, int W) : Part(s, W, threadIdx.x / 128) {}
+  __device__ Part(const DeltaStages& s, int W, int own) {
+    const int splits = s.d_v / (64 * W), of = blockIdx.x / splits;
     document = of / s.heads, head = of % s.heads;
-    column0 = (block % splits * W + own) * 64, column = int64_t(head) * s.d_v + column0;
+    column0 = (blockIdx.x % splits * W + own) * 64, column = int64_t(head) * s.d_v + column0;
     const int2 range = document_range(s, document);
     first = range.x, length = range.y, chunks = (length + delta_tokens - 1) / delta_tokens;
     slot0 = slot_of(first, document, 0);

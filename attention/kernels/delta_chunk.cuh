@@ -86,16 +86,61 @@ __device__ inline void fetch_gates(const DeltaStages& s, float* gates, int64_t u
 }
 __device__ inline void wait_fetched() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
+// Which warpgroup this is, so that the compiler sees that all of a warp are in one.
+__device__ inline int warpgroup() { return __shfl_sync(~0u, threadIdx.x / 128, 0); }
+
+// Copies by TMA leave the way to shared memory to the warps, which hundreds of cp.async block for thousands
+// of cycles. It copies tiles as they lie, and rows of whole chunks; where a document ends inside a chunk, the
+// functions above copy its rows.
+
+// Each by one thread.
+template <int C>
+__device__ void copy_rows_in(Tile<delta_tokens, C> tile, const CUtensorMap& map, int column, int head,
+                             int64_t token0, Barrier full) {
+#pragma unroll
+  for (int n = 0; n < C / 64; ++n)
+    copy_in(tile.template part<64>(n).address, &map, column + 64 * n, head, static_cast<int>(token0), full);
+}
+template <int C>
+__device__ void copy_rows_out(const CUtensorMap& map, int column, int head, int64_t token0,
+                              Tile<delta_tokens, C> tile) {
+#pragma unroll
+  for (int n = 0; n < C / 64; ++n)
+    copy_out(tile.template part<64>(n).address, &map, column + 64 * n, head, static_cast<int>(token0));
+}
+// As fetch_tile, store_tile and fetch_gates.
+template <int R, int C>
+__device__ void copy_tile_in(Tile<R, C> tile, const char* from, int64_t unit, Barrier full) {
+  copy_in(tile.address, from + unit * tile.bytes, tile.bytes, full);
+}
+template <int R, int C>
+__device__ void copy_tile_out(char* to, int64_t unit, Tile<R, C> tile) {
+  copy_out(tile.address, to + unit * tile.bytes, tile.bytes);
+}
+constexpr int gates_bytes = 128 * 4;
+__device__ inline void copy_gates_in(const DeltaStages& s, float* gates, int64_t unit, Barrier full) {
+  copy_in(shared_address(gates), s.gates + unit * 128, gates_bytes, full);
+}
+
+// Products whose kernels copy so.
+template <class Products>
+constexpr bool by_tma = std::is_same_v<Products, WarpgroupProducts>;
+
+// Ordinary writes to tiles before this are seen by products, and by TMA, after the next barrier.
+template <class Products>
+__device__ void publish() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  if constexpr (by_tma<Products>) publish_shared();
+#endif
+}
 // A barrier of the block, or of this warpgroup, behind which products may read what was written to tiles.
 template <class Products>
 __device__ void publish_tiles(bool block = true) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  if constexpr (std::is_same_v<Products, WarpgroupProducts>) publish_shared();
-#endif
+  publish<Products>();
   if (block)
     __syncthreads();
   else
-    sync_threads(1 + threadIdx.x / 128, 128);
+    sync_threads(1 + warpgroup(), 128);
 }
 
 // All batches done, and `d` final.
@@ -110,8 +155,6 @@ __device__ void finish(D&... d) {
   Products::commit();
   await<Products>(d...);
 }
-// Which warpgroup this is, so that the compiler sees that all of a warp are in one.
-__device__ inline int warpgroup() { return __shfl_sync(~0u, threadIdx.x / 128, 0); }
 
 // The operand tile^T.
 __device__ inline Operand<64> load_transposed(SquareTile tile) {

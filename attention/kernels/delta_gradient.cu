@@ -3,7 +3,8 @@
 //   reader     dq: tokens as they read the memory at their query
 //   corrector  dk, first part, and dbeta: as they read it at their key
 //   writer     dk, second part: as they write at their key
-// A block goes through many chunks, and fetches the tiles of the next one as places fall free.
+// A block goes through many chunks, and fetches the tiles of the next one as places fall free: states a chunk
+// ahead, values when the first products are done, keys when the last are.
 
 #include <algorithm>
 
@@ -17,6 +18,7 @@ namespace weft::cuda {
 namespace {
 
 constexpr int threads = 3 * 128;
+constexpr int values_read = 5, keys_read = 6, exchanged = 7;  // barriers
 
 template <int D_k, int D_v>
 struct Memory {
@@ -27,7 +29,8 @@ struct Memory {
   static constexpr int exchange_bytes = 64 * D_k * 4, results_bytes = exchange_bytes + 2 * Keys::bytes;
   static constexpr bool over_states = results_bytes <= 2 * States::bytes;
   static constexpr int bytes = 2 * Keys::bytes + 4 * Values::bytes + 4 * States::bytes +
-                               (over_states ? 0 : results_bytes) + (4 * 64 + 5 * 64 + threads / 32) * 4;
+                               (over_states ? 0 : results_bytes) + (4 * 64 + 5 * 64 + threads / 32) * 4 +
+                               4 * 8;
 
   Keys q, k, dq, dk;
   Values v, d_o, writes, d_rhs;
@@ -36,6 +39,7 @@ struct Memory {
   float *level, *beta;
   float *of_q, *of_k, *of_write, *of_end, *d_beta;  // row sums, one a token
   float* of_state;                                  // one a warp
+  Barrier states_full, values_full, keys_full;      // what TMA fetches is there
 
   // Of two places for the states and for the gates, turn says which.
   __device__ Memory(char* raw, int turn) {
@@ -58,6 +62,9 @@ struct Memory {
     of_q = gates + 256, of_k = gates + 320, of_write = gates + 384, of_end = gates + 448,
     d_beta = gates + 512;
     of_state = gates + 576;
+    const uint32_t barriers = next + (576 + threads / 32) * 4;
+    states_full.address = barriers + turn * 8, values_full.address = barriers + 16,
+    keys_full.address = barriers + 24;
   }
   __device__ static Tile<64, D_k> part_of(States states, int split) {
     return {states.address + split * Tile<64, D_k>::bytes};
@@ -139,68 +146,79 @@ __device__ inline void write_rows(float* to, float2 x) {
   if (lane.t == 0) to[lane.row()] = x.x, to[lane.row() + 8] = x.y;
 }
 
-// out = left * states, scores = left * right^T, summed over the columns of v.
+// out = left * states, scores = left * right^T, both under way: two batches.
 template <class Products, int D_k, int D_v>
 __device__ void read_states(Accumulator<D_k>& out, Accumulator<64>& scores, Tile<64, D_v> left,
-                            Tile<64, D_v> right, const Memory<D_k, D_v>& m,
-                            typename Memory<D_k, D_v>::States states) {
+                            Tile<64, D_v> right, typename Memory<D_k, D_v>::States states) {
   out.fill(0);
   Products::start(out), Products::start(scores);
+  Products::a_bt(scores, TileRows<64, D_v>(left, 0), right, false);
+  Products::commit();
 #pragma unroll
-  for (int split = 0; split < D_v / 64; ++split) {
-    const Operand<64> a = load(left.template part<64>(split));
-    Products::a_bt(scores, a, right.template part<64>(split), split > 0);
-    Products::add_a_b(out, a, m.part_of(states, split));
-  }
-  finish<Products>(out, scores);
+  for (int split = 0; split < D_v / 64; ++split)
+    Products::add_a_b(out, load(left.template part<64>(split)), Memory<D_k, D_v>::part_of(states, split));
+  Products::commit();
 }
 
-template <class Products, int D_k, int D_v>
-__device__ void reader(Accumulator<D_k>& out, const Memory<D_k, D_v>& m, float scale) {
+// Each of the three calls meanwhile() beside its first products, pass() when it has read the states and the
+// values (v, dO, U, R) and before it reads the keys, and done() when it has read these.
+
+template <class Products, int D_k, int D_v, class Meanwhile, class Pass, class Done>
+__device__ void reader(Accumulator<D_k>& out, const Memory<D_k, D_v>& m, float scale, Meanwhile meanwhile,
+                       Pass pass, Done done) {
   const int row = Lane().row();
   Accumulator<64> scores;
-  read_states<Products>(out, scores, m.d_o, m.writes, m, m.state);
+  read_states<Products>(out, scores, m.d_o, m.writes, m.state);
+  meanwhile();
+  await<Products>(out, scores);
+  pass();
   const Operand<64> p = weigh<false, false>(scores, m.level, scale);
   out.scale(scale * exp2_fast(m.level[row]), scale * exp2_fast(m.level[row + 8]));
   Products::start(out);
   Products::add_a_b(out, p, m.k);
   finish<Products>(out);
   write_rows(m.of_q, whole_row_dots(m.q, out));
+  done();
 }
 
-template <class Products, int D_k, int D_v>
-__device__ void corrector(Accumulator<D_k>& out, const Memory<D_k, D_v>& m) {
+template <class Products, int D_k, int D_v, class Meanwhile, class Pass, class Done>
+__device__ void corrector(Accumulator<D_k>& out, const Memory<D_k, D_v>& m, Meanwhile meanwhile, Pass pass,
+                          Done done) {
   const int row = Lane().row();
   Accumulator<64> scores;
-  read_states<Products>(out, scores, m.d_rhs, m.writes, m, m.state);
+  read_states<Products>(out, scores, m.d_rhs, m.writes, m.state);
+  meanwhile();
+  const float2 of_v = row_dots(m.d_rhs, m.v);
+  await<Products>(out, scores);
+  pass();
   const Operand<64> p = weigh<false, true>(scores, m.level, -1, m.beta);
   const float2 by{divisible(m.beta[row]), divisible(m.beta[row + 8])};
   out.scale(-by.x * exp2_fast(m.level[row]), -by.y * exp2_fast(m.level[row + 8]));
   Products::start(out);
   Products::add_a_b(out, p, m.k);
   finish<Products>(out);
-  const float2 of_k = whole_row_dots(m.k, out), of_v = row_dots(m.d_rhs, m.v);
+  const float2 of_k = whole_row_dots(m.k, out);
   write_rows(m.d_beta, {of_k.x / by.x + of_v.x, of_k.y / by.y + of_v.y});
   write_rows(m.of_k, of_k);
+  done();
 }
 
-template <class Products, int D_k, int D_v>
-__device__ void writer(Accumulator<D_k>& out, const Memory<D_k, D_v>& m, float scale) {
+template <class Products, int D_k, int D_v, class Meanwhile, class Pass, class Done>
+__device__ void writer(Accumulator<D_k>& out, const Memory<D_k, D_v>& m, float scale, Meanwhile meanwhile,
+                       Pass pass, Done done) {
   const int row = Lane().row();
   const float end = m.level[63];
-  Operand<64> p, met;
-  {
-    Accumulator<64> scores;
-    read_states<Products>(out, scores, m.writes, m.d_o, m, m.d_state);
-    p = weigh<true, false>(scores, m.level, scale);
-    Products::start(scores);
-#pragma unroll
-    for (int split = 0; split < D_v / 64; ++split)
-      Products::a_bt(scores, load(m.writes.template part<64>(split)), m.d_rhs.template part<64>(split),
-                     split > 0);
-    finish<Products>(scores);
-    met = weigh<true, true>(scores, m.level, -1, m.beta);
-  }
+  Accumulator<64> scores;
+  read_states<Products>(out, scores, m.writes, m.d_o, m.d_state);
+  meanwhile();
+  Products::template wait<1>();
+  Products::settle(scores);
+  const Operand<64> p = weigh<true, false>(scores, m.level, scale);
+  Products::start(scores);
+  Products::a_bt(scores, TileRows<64, D_v>(m.writes, 0), m.d_rhs, false);
+  finish<Products>(out, scores);
+  pass();
+  const Operand<64> met = weigh<true, true>(scores, m.level, -1, m.beta);
   out.scale(scale * exp2_fast(end - m.level[row]), scale * exp2_fast(end - m.level[row + 8]));
   write_rows(m.of_end, whole_row_dots(m.k, out));
   Products::start(out);
@@ -208,13 +226,14 @@ __device__ void writer(Accumulator<D_k>& out, const Memory<D_k, D_v>& m, float s
   Products::add_a_b(out, met, m.k);
   finish<Products>(out);
   write_rows(m.of_write, whole_row_dots(m.k, out));
+  done();
 }
 
 // One warp: the decay's gradient, two tokens a lane.
 template <int D_k, int D_v>
 __device__ void store_numbers(const DeltaStages& s, const DeltaChunk& at, int head, const Memory<D_k, D_v>& m,
                               float* d_beta, float* d_log_decay) {
-  const int lane = threadIdx.x, token = 2 * lane;
+  const int lane = threadIdx.x % 32, token = 2 * lane;
   float dc[2], end = 0;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -248,6 +267,7 @@ __device__ void multiply_states(const Memory<D_k, D_v>& m) {
     const float2 x = unpack(a), y = unpack(b);
     sum += x.x * y.x + x.y * y.y;
   };
+#pragma unroll 2
   for (int i = threadIdx.x * 16; i < m.state.bytes; i += threads * 16) {
     const uint4 x = load_shared(m.state.address + i), y = load_shared(m.d_state.address + i);
     add(x.x, y.x), add(x.y, y.y), add(x.z, y.z), add(x.w, y.w);
@@ -261,6 +281,7 @@ __device__ void multiply_states(const Memory<D_k, D_v>& m) {
 template <int D_k, int D_v>
 __device__ void store_d_values(const MutableRows& rows, const DeltaChunk& at, int64_t column,
                                const Memory<D_k, D_v>& m) {
+#pragma unroll 1
   for (int i = threadIdx.x; i < at.valid * (D_v / 8); i += threads) {
     const int row = i / (D_v / 8), unit = i % (D_v / 8);
     const uint4 r = load_shared(m.d_rhs.at(row, unit));
@@ -274,17 +295,25 @@ __device__ void store_d_values(const MutableRows& rows, const DeltaChunk& at, in
   }
 }
 
+struct Operands {
+  MappedRows q, k, v, d_o;
+  Mapped<MutableRows> d_q, d_k;
+};
+
 template <bool Wgmma, int D_k, int D_v>
 __global__ void __launch_bounds__(threads)
-    delta_gradient_kernel(const __grid_constant__ DeltaStages s, Rows q, Rows k, Rows v, Rows d_o,
+    delta_gradient_kernel(const __grid_constant__ DeltaStages s, const __grid_constant__ Operands of,
                           const __grid_constant__ DeltaRuleGradients d, int units) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Products = std::conditional_t<Wgmma, WarpgroupProducts, WarpProducts>;
 #else
   using Products = WarpProducts;
 #endif
+  using M = Memory<D_k, D_v>;
+  constexpr bool tma = by_tma<Products>;
   extern __shared__ __align__(1024) char raw[];
-  const int role = threadIdx.x / 128;
+  const int role = warpgroup();
+  const Crew crew{int(threadIdx.x % 128), 128};
   auto head_of = [&](int unit) { return unit % s.heads; };
   // The next chunk and head of this block, from `unit` on, that hold tokens.
   auto find = [&](int unit, DeltaChunk& at) {
@@ -294,100 +323,191 @@ __global__ void __launch_bounds__(threads)
     }
     return unit;
   };
+  // By TMA one thread fetches; else the reader dO and U, the corrector what is left of values, and keys, and
+  // all of the block the states.
   auto fetch_states = [&](int unit, int turn) {
-    const Memory<D_k, D_v> m(raw, turn);
-    fetch_tile(m.state, s.states, unit);
-    fetch_tile(m.d_state, s.d_states, unit);
-    fetch_gates(s, m.level, unit);
+    if (unit < units) {
+      const M m(raw, turn);
+      if constexpr (tma) {
+        if (threadIdx.x == 0) {
+          m.states_full.arrive_and_expect(2 * m.state.bytes + gates_bytes);
+          copy_gates_in(s, m.level, unit, m.states_full);
+          copy_tile_in(m.state, s.states, unit, m.states_full);
+        }
+      } else {
+        fetch_tile(m.state, s.states, unit);
+        fetch_tile(m.d_state, s.d_states, unit);
+        fetch_gates(s, m.level, unit);
+      }
+    }
+    commit_copies();
   };
-  auto fetch_tokens = [&](int unit, const DeltaChunk& at) {
-    const Memory<D_k, D_v> m(raw, 0);
-    const int64_t head = head_of(unit);
-    fetch_rows(m.d_o, d_o, at.token0, at.valid, head * D_v);
-    fetch_tile(m.writes, s.writes, unit);
-    fetch_tile(m.d_rhs, s.d_rhs, unit);
-    fetch_rows(m.k, k, at.token0, at.valid, head * D_k);
-    fetch_rows(m.q, q, at.token0, at.valid, head * D_k);
-    fetch_rows(m.v, v, at.token0, at.valid, head * D_v);
+  auto fetch_d_states = [&](int unit, int turn) {  // the rest of states_full
+    if constexpr (tma) {
+      const M m(raw, turn);
+      if (threadIdx.x == 0 && unit < units) copy_tile_in(m.d_state, s.d_states, unit, m.states_full);
+    }
+  };
+  auto fetch_values = [&](int unit, const DeltaChunk& at) {
+    if (unit < units) {
+      const M m(raw, 0);
+      const int head = head_of(unit);
+      const bool rows = !tma || at.valid < delta_tokens;
+      if constexpr (tma) {
+        if (threadIdx.x == 0) {
+          m.values_full.arrive_and_expect((rows ? 2 : 4) * m.writes.bytes);
+          if (!rows) copy_rows_in(m.d_o, of.d_o.map, 0, head, at.token0, m.values_full);
+          copy_tile_in(m.writes, s.writes, unit, m.values_full);
+          copy_tile_in(m.d_rhs, s.d_rhs, unit, m.values_full);
+          if (!rows) copy_rows_in(m.v, of.v.map, 0, head, at.token0, m.values_full);
+        }
+      } else if (role == 0) {
+        fetch_tile(m.writes, s.writes, unit, crew);
+      } else if (role == 1) {
+        fetch_tile(m.d_rhs, s.d_rhs, unit, crew);
+      }
+      const int64_t column = int64_t(head) * D_v;
+      if (rows && role == 0) fetch_rows(m.d_o, of.d_o.rows, at.token0, at.valid, column, crew);
+      if (rows && role == 1) fetch_rows(m.v, of.v.rows, at.token0, at.valid, column, crew);
+    }
+    commit_copies();
+  };
+  auto fetch_keys = [&](int unit, const DeltaChunk& at) {
+    if (unit < units && role == 1) {
+      const M m(raw, 0);
+      const int head = head_of(unit);
+      const bool rows = !tma || at.valid < delta_tokens;
+      if constexpr (tma) {
+        if (crew.index == 0) {
+          m.keys_full.arrive_and_expect(rows ? 0 : 2 * m.q.bytes);
+          if (!rows) {
+            copy_rows_in(m.k, of.k.map, 0, head, at.token0, m.keys_full);
+            copy_rows_in(m.q, of.q.map, 0, head, at.token0, m.keys_full);
+          }
+        }
+      }
+      if (rows) {
+        fetch_rows(m.k, of.k.rows, at.token0, at.valid, int64_t(head) * D_k, crew);
+        fetch_rows(m.q, of.q.rows, at.token0, at.valid, int64_t(head) * D_k, crew);
+      }
+    }
+    commit_copies();
+  };
+  // A warpgroup's result, from tile to memory.
+  auto write = [&](const Mapped<MutableRows>& to, const DeltaChunk& at, int head, typename M::Keys tile) {
+    publish_tiles<Products>(false);
+    if (tma && at.valid == delta_tokens) {
+      if constexpr (tma) {
+        if (crew.index == 0) copy_rows_out(to.map, 0, head, at.token0, tile), commit_copies_out();
+      }
+    } else {
+      store_rows(to.rows, at.token0, at.valid, int64_t(head) * D_k, tile, crew);
+    }
   };
 
+  if constexpr (tma) {
+    if (threadIdx.x == 0) {
+      const M m(raw, 0);
+      m.states_full.init(1), M(raw, 1).states_full.init(1), m.values_full.init(1), m.keys_full.init(1);
+      publish_barriers();
+    }
+    __syncthreads();
+  }
   DeltaChunk at, next_at;
   int unit = find(blockIdx.x, at);
-  if (unit < units) fetch_states(unit, 0), fetch_tokens(unit, at);
-  for (int turn = 0; unit < units; turn ^= 1) {
-    const Memory<D_k, D_v> m(raw, turn);
+  fetch_states(unit, 0), fetch_d_states(unit, 0), fetch_values(unit, at), fetch_keys(unit, at);
+  for (int step = 0; unit < units; ++step) {
+    const M m(raw, step % 2);
     const int head = head_of(unit), next = find(unit + gridDim.x, next_at);
-    wait_fetched();
+    wait_copies<1>();  // all but the keys
     publish_tiles<Products>();
-    if (next < units) fetch_states(next, turn ^ 1);
+    if constexpr (tma) m.states_full.wait(step / 2 % 2), m.values_full.wait(step % 2);
+    fetch_states(next, (step + 1) % 2);
 
+    auto meanwhile = [&] {
+      multiply_states(m);
+      store_d_values(d.v, at, int64_t(head) * D_v, m);
+    };
+    auto pass = [&] {
+      wait_copies<1>();  // all but the next states
+      if constexpr (tma) {
+        if (crew.index == 0) wait_copies_out<0>();  // dq and dk of the last chunk, where states come now
+      }
+      publish<Products>();
+      sync_threads(values_read, threads);
+      if constexpr (tma) m.keys_full.wait(step % 2);
+      fetch_d_states(next, (step + 1) % 2);
+      fetch_values(next, next_at);
+    };
     Accumulator<D_k> out;
-    if (role == 0)
-      reader<Products>(out, m, s.scale);
-    else if (role == 1)
-      corrector<Products>(out, m);
-    else
-      writer<Products>(out, m, s.scale);
-    multiply_states(m);
-    store_d_values(d.v, at, int64_t(head) * D_v, m);
-    __syncthreads();
-    if (next < units) fetch_tokens(next, next_at);
-
-    if (threadIdx.x < 32) store_numbers(s, at, head, m, d.beta, d.log_decay);
-    float* mine = m.exchange + threadIdx.x % 128;
-    if (role == 0) store(m.dq, 0, out);
-    if (role == 1) {
+    // Results lie over this chunk's states, which nobody reads any more.
+    if (role == 0) {
+      reader<Products>(out, m, s.scale, meanwhile, pass, [] { arrive_threads(keys_read, threads); });
+      fetch_keys(next, next_at);
+      store(m.dq, 0, out);
+      write(of.d_q, at, head, m.dq);
+    } else if (role == 1) {
+      corrector<Products>(out, m, meanwhile, pass, [&] {
+        float* mine = m.exchange + threadIdx.x % 128;
 #pragma unroll
-      for (int i = 0; i < D_k / 2; ++i) mine[i * 128] = out.x[i / 4][i % 4];
-    }
-    __syncthreads();
-    if (role == 2) {
+        for (int i = 0; i < D_k / 2; ++i) mine[i * 128] = out.x[i / 4][i % 4];
+        arrive_threads(exchanged, 256);
+        sync_threads(keys_read, threads);
+      });
+      fetch_keys(next, next_at);
+      if (threadIdx.x % 128 < 32) store_numbers(s, at, head, m, d.beta, d.log_decay);
+    } else {
+      writer<Products>(out, m, s.scale, meanwhile, pass, [] { arrive_threads(keys_read, threads); });
+      fetch_keys(next, next_at);
+      sync_threads(exchanged, 256);
+      const float* theirs = m.exchange + threadIdx.x % 128;
 #pragma unroll
-      for (int i = 0; i < D_k / 2; ++i) out.x[i / 4][i % 4] += mine[i * 128];
+      for (int i = 0; i < D_k / 2; ++i) out.x[i / 4][i % 4] += theirs[i * 128];
       store(m.dk, 0, out);
+      write(of.d_k, at, head, m.dk);
     }
-    __syncthreads();
-    store_rows(d.q, at.token0, at.valid, int64_t(head) * D_k, m.dq);
-    store_rows(d.k, at.token0, at.valid, int64_t(head) * D_k, m.dk);
     unit = next, at = next_at;
+  }
+  if constexpr (tma) {
+    if (crew.index == 0) wait_copies_out<0>();
   }
 }
 
 // launchers
 
 template <bool Wgmma, int D_k, int D_v>
-void launch(const DeltaStages& s, Rows q, Rows k, Rows v, Rows d_o, const DeltaRuleGradients& d,
-            cudaStream_t stream) {
+void launch(const DeltaStages& s, const Operands& of, const DeltaRuleGradients& d, cudaStream_t stream) {
   constexpr auto kernel = delta_gradient_kernel<Wgmma, D_k, D_v>;
   constexpr int bytes = Memory<D_k, D_v>::bytes;
   allow_shared<kernel, bytes>("delta rule (gradient)");
   static const int processors = device_attribute(cudaDevAttrMultiProcessorCount);
   const int units = static_cast<int>(delta_slots(s.tokens, s.documents) * s.heads);
-  kernel<<<std::min(units, processors), threads, bytes, stream>>>(s, q, k, v, d_o, d, units);
+  kernel<<<std::min(units, processors), threads, bytes, stream>>>(s, of, d, units);
   check_cuda(cudaGetLastError(), "delta rule (gradient)");
 }
 
 template <bool Wgmma>
-void launch(const DeltaStages& s, Rows q, Rows k, Rows v, Rows d_o, const DeltaRuleGradients& d,
-            cudaStream_t stream) {
+void launch(const DeltaStages& s, const Operands& of, const DeltaRuleGradients& d, cudaStream_t stream) {
   if (s.d_k == 64 && s.d_v == 64)
-    launch<Wgmma, 64, 64>(s, q, k, v, d_o, d, stream);
+    launch<Wgmma, 64, 64>(s, of, d, stream);
   else if (s.d_k == 64)
-    launch<Wgmma, 64, 128>(s, q, k, v, d_o, d, stream);
+    launch<Wgmma, 64, 128>(s, of, d, stream);
   else if (s.d_v == 64)
-    launch<Wgmma, 128, 64>(s, q, k, v, d_o, d, stream);
+    launch<Wgmma, 128, 64>(s, of, d, stream);
   else
-    launch<Wgmma, 128, 128>(s, q, k, v, d_o, d, stream);
+    launch<Wgmma, 128, 128>(s, of, d, stream);
 }
 
 }  // namespace
 
-void delta_gradient(const DeltaStages& s, bool wgmma, Rows q, Rows k, Rows v, Rows d_o,
-                    const DeltaRuleGradients& d, cudaStream_t stream) {
+void delta_gradient(const DeltaStages& s, bool wgmma, const MappedRows& q, const MappedRows& k,
+                    const MappedRows& v, const MappedRows& d_o, const DeltaRuleGradients& d,
+                    cudaStream_t stream) {
+  const Operands of{q, k, v, d_o, mapped(s, wgmma, d.q, s.d_k), mapped(s, wgmma, d.k, s.d_k)};
   if (wgmma)
-    launch<true>(s, q, k, v, d_o, d, stream);
+    launch<true>(s, of, d, stream);
   else
-    launch<false>(s, q, k, v, d_o, d, stream);
+    launch<false>(s, of, d, stream);
 }
 
 }  // namespace weft::cuda

@@ -16,7 +16,7 @@ namespace {
 
 constexpr int pitch = 68;  // floats between columns of A: lanes write it without bank conflicts
 constexpr int tile_bytes = 64 * 128 * 2, matrix_bytes = 64 * pitch * 4;
-constexpr int inverse_bytes = tile_bytes + matrix_bytes + 128 * 4;
+constexpr int inverse_bytes = tile_bytes + matrix_bytes + 128 * 4 + 8;
 
 // One warp: gates[0 .. 63] = the running sum of log2 decays, gates[64 .. 127] = beta.
 __device__ void write_gates(const DeltaStages& s, const DeltaChunk& at, int head, float* gates) {
@@ -176,9 +176,15 @@ __device__ void weigh_both(float* a, SquareTile p, const Accumulator<64>& of_k, 
   }
 }
 
-template <int D_k>
+template <bool Wgmma, int D_k>
 __global__ void __launch_bounds__(128, 5)
-    delta_inverse_kernel(const __grid_constant__ DeltaStages s, Rows q_rows, Rows k_rows) {
+    delta_inverse_kernel(const __grid_constant__ DeltaStages s, const __grid_constant__ MappedRows of_q,
+                         const __grid_constant__ MappedRows of_k) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  using Products = std::conditional_t<Wgmma, WarpgroupProducts, WarpProducts>;
+#else
+  using Products = WarpProducts;
+#endif
   const int slot = blockIdx.x / s.heads, head = blockIdx.x % s.heads;
   const DeltaChunk at = chunk_of(s, slot);
   if (at.valid == 0) return;
@@ -190,30 +196,56 @@ __global__ void __launch_bounds__(128, 5)
   auto* a = reinterpret_cast<float*>(raw + tile_bytes);  // A_ij at a[j * pitch + i]
   auto* gates = reinterpret_cast<float*>(raw + tile_bytes + matrix_bytes);
   const float *level = gates, *beta = gates + 64;
+  const Barrier full{shared_address(gates + 128)};
 
-  fetch_rows(k, k_rows, at.token0, at.valid, int64_t(head) * D_k);
-  fetch_rows(q, q_rows, at.token0, at.valid, int64_t(head) * D_k);
+  const bool rows = !by_tma<Products> || at.valid < delta_tokens;
+  if constexpr (by_tma<Products>) {
+    if (threadIdx.x == 0 && !rows) {
+      full.init(1);
+      publish_barriers();
+      full.arrive_and_expect(2 * k.bytes);
+      copy_rows_in(k, of_k.map, 0, head, at.token0, full);
+      copy_rows_in(q, of_q.map, 0, head, at.token0, full);
+    }
+  }
+  if (rows) {
+    fetch_rows(k, of_k.rows, at.token0, at.valid, int64_t(head) * D_k);
+    fetch_rows(q, of_q.rows, at.token0, at.valid, int64_t(head) * D_k);
+  }
   if (threadIdx.x < 32) write_gates(s, at, head, gates);
   wait_fetched();
-  __syncthreads();
+  publish_tiles<Products>();
+  if constexpr (by_tma<Products>) {
+    if (!rows) full.wait(0);
+  }
 
   s.gates[int64_t(blockIdx.x) * 128 + threadIdx.x] = gates[threadIdx.x];
-  Accumulator<64> of_q, of_k;
-  WarpProducts::a_bt(of_q, TileRows<64, D_k>(q, 0), k, false);
-  WarpProducts::a_bt(of_k, TileRows<64, D_k>(k, 0), k, false);
+  Accumulator<64> q_k, k_k;
+  Products::start(q_k), Products::start(k_k);
+  Products::a_bt(q_k, TileRows<64, D_k>(q, 0), k, false);
+  Products::a_bt(k_k, TileRows<64, D_k>(k, 0), k, false);
+  finish<Products>(q_k, k_k);
   __syncthreads();
-  weigh_both(a, weighed, of_k, of_q, level, beta, s.scale);
+  weigh_both(a, weighed, k_k, q_k, level, beta, s.scale);
   __syncthreads();
   invert(a, inverse);
-  __syncthreads();
-  store_tile(s.inverse, blockIdx.x, inverse);
-  store_tile(s.scores, blockIdx.x, weighed);
+  publish_tiles<Products>();
+  if constexpr (by_tma<Products>) {
+    if (threadIdx.x == 0) {
+      copy_tile_out(s.inverse, blockIdx.x, inverse);
+      copy_tile_out(s.scores, blockIdx.x, weighed);
+      copy_out_wait();
+    }
+  } else {
+    store_tile(s.inverse, blockIdx.x, inverse);
+    store_tile(s.scores, blockIdx.x, weighed);
+  }
 }
 
-template <int D_k>
-void launch(const DeltaStages& s, Rows q, Rows k, cudaStream_t stream) {
+template <bool Wgmma, int D_k>
+void launch(const DeltaStages& s, const MappedRows& q, const MappedRows& k, cudaStream_t stream) {
   const auto blocks = static_cast<unsigned>(delta_slots(s.tokens, s.documents) * s.heads);
-  delta_inverse_kernel<D_k><<<blocks, 128, inverse_bytes, stream>>>(s, q, k);
+  delta_inverse_kernel<Wgmma, D_k><<<blocks, 128, inverse_bytes, stream>>>(s, q, k);
   check_cuda(cudaGetLastError(), "delta rule (inverse)");
 }
 
@@ -221,11 +253,12 @@ void launch(const DeltaStages& s, Rows q, Rows k, cudaStream_t stream) {
 
 // launchers
 
-void delta_inverse(const DeltaStages& s, Rows q, Rows k, cudaStream_t stream) {
-  if (s.d_k == 64)
-    launch<64>(s, q, k, stream);
+void delta_inverse(const DeltaStages& s, bool wgmma, const MappedRows& q, const MappedRows& k,
+                   cudaStream_t stream) {
+  if (wgmma)
+    s.d_k == 64 ? launch<true, 64>(s, q, k, stream) : launch<true, 128>(s, q, k, stream);
   else
-    launch<128>(s, q, k, stream);
+    s.d_k == 64 ? launch<false, 64>(s, q, k, stream) : launch<false, 128>(s, q, k, stream);
 }
 
 }  // namespace weft::cuda

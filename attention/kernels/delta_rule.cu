@@ -125,8 +125,10 @@ void delta_rule_forward(const DeltaRule& p, Rows q, Rows k, Rows v, const float*
     return delta_plain_forward(s, p.dtype, stream);
   }
   const DeltaStages s = kept_by(p, static_cast<char*>(kept), backward_follows).stages;
-  if (p.tokens > 0) delta_inverse(s, q, k, stream);
-  delta_forward(s, path == Path::wgmma, q, k, v, initial_state, o, final_state, stream);
+  const bool wgmma = path == Path::wgmma;
+  const MappedRows of_q = mapped(s, wgmma, q, s.d_k), of_k = mapped(s, wgmma, k, s.d_k);
+  if (p.tokens > 0) delta_inverse(s, wgmma, of_q, of_k, stream);
+  delta_forward(s, wgmma, of_q, of_k, mapped(s, wgmma, v, s.d_v), initial_state, o, final_state, stream);
 }
 
 void delta_rule_backward(const DeltaRule& p, Rows q, Rows k, Rows v, const float* initial_state, Rows d_o,
@@ -150,8 +152,11 @@ void delta_rule_backward(const DeltaRule& p, Rows q, Rows k, Rows v, const float
   }
   DeltaStages s = kept_by(p, before, true).stages;
   add_workspace(s, static_cast<char*>(workspace));
-  delta_reverse(s, path == Path::wgmma, q, k, d_o, d_final_state, d.initial_state, stream);
-  if (p.tokens > 0) delta_gradient(s, path == Path::wgmma, q, k, v, d_o, d, stream);
+  const bool wgmma = path == Path::wgmma;
+  const MappedRows of_q = mapped(s, wgmma, q, s.d_k), of_k = mapped(s, wgmma, k, s.d_k),
+                   of_d_o = mapped(s, wgmma, d_o, s.d_v);
+  delta_reverse(s, wgmma, of_q, of_k, of_d_o, d_final_state, d.initial_state, stream);
+  if (p.tokens > 0) delta_gradient(s, wgmma, of_q, of_k, mapped(s, wgmma, v, s.d_v), of_d_o, d, stream);
 }
 
 }  // namespace weft::cuda

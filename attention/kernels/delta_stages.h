@@ -4,6 +4,7 @@
 
 #include "attention/kernels/delta_rule.h"
 #include "attention/kernels/sweep.h"
+#include "attention/kernels/tensor_map.h"
 
 namespace weft::cuda {
 
@@ -27,17 +28,34 @@ struct DeltaStages {
 // Chunks have slots, some of which stay empty.
 inline int64_t delta_slots(int64_t tokens, int documents) { return tokens / 64 + documents; }
 
+// Rows of all tokens, and for wgmma what TMA has to know of them.
+template <class R>
+struct Mapped {
+  CUtensorMap map;
+  R rows;
+};
+using MappedRows = Mapped<Rows>;
+template <class R>
+Mapped<R> mapped(const DeltaStages& s, bool wgmma, R rows, int width) {
+  Mapped<R> m{{}, rows};
+  if (wgmma && s.tokens > 0) m.map = tensor_map(rows.data, rows.pitch, width, s.heads, s.tokens, 64);
+  return m;
+}
+
 // gates, inverse and scores, for all chunks at once
-void delta_inverse(const DeltaStages& s, Rows q, Rows k, cudaStream_t stream);
+void delta_inverse(const DeltaStages& s, bool wgmma, const MappedRows& q, const MappedRows& k,
+                   cudaStream_t stream);
 // Chunk by chunk, from inverse and scores: o, the final state, and writes and states where they are kept.
-void delta_forward(const DeltaStages& s, bool wgmma, Rows q, Rows k, Rows v, const float* state_in,
-                   MutableRows o, float* state_out, cudaStream_t stream);
+void delta_forward(const DeltaStages& s, bool wgmma, const MappedRows& q, const MappedRows& k,
+                   const MappedRows& v, const float* state_in, MutableRows o, float* state_out,
+                   cudaStream_t stream);
 // Chunk by chunk from the end: d_rhs, d_states, the initial state's gradient.
-void delta_reverse(const DeltaStages& s, bool wgmma, Rows q, Rows k, Rows d_o, const float* d_state_in,
-                   float* d_state_out, cudaStream_t stream);
+void delta_reverse(const DeltaStages& s, bool wgmma, const MappedRows& q, const MappedRows& k,
+                   const MappedRows& d_o, const float* d_state_in, float* d_state_out, cudaStream_t stream);
 // All gradients of tokens, for all chunks at once.
-void delta_gradient(const DeltaStages& s, bool wgmma, Rows q, Rows k, Rows v, Rows d_o,
-                    const DeltaRuleGradients& d, cudaStream_t stream);
+void delta_gradient(const DeltaStages& s, bool wgmma, const MappedRows& q, const MappedRows& k,
+                    const MappedRows& v, const MappedRows& d_o, const DeltaRuleGradients& d,
+                    cudaStream_t stream);
 
 // The token by token form (delta_plain.cu), any width up to 256, bf16 or f32.
 struct DeltaPlain {

@@ -207,10 +207,20 @@ __device__ inline void copy_out(uint32_t shared, const CUtensorMap* map, int col
                "r"(column), "r"(head), "r"(token), "r"(shared)
                : "memory");
 }
-// Until shared memory may be written again.
-__device__ inline void copy_out_wait() {
-  asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;" ::: "memory");
+// Bytes as they lie, as copy_in.
+__device__ inline void copy_out(uint32_t shared, void* to, int bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(shared),
+               "r"(bytes)
+               : "memory");
 }
+// All that a thread has copied out since its last group are a group.
+__device__ inline void commit_copies_out() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// Until shared memory may be written again, but for what at most `Left` of this thread's groups read.
+template <int Left>
+__device__ void wait_copies_out() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(Left) : "memory");
+}
+__device__ inline void copy_out_wait() { commit_copies_out(), wait_copies_out<0>(); }
 
 // Barriers 1 to 15 of a block by number; barrier 0 is that of __syncthreads.
 __device__ inline void sync_threads(int barrier, int threads) {

@@ -1,5 +1,6 @@
 #pragma once
-// What both ways to sweep a document's chunks share (delta_sweep.cu, delta_sweep_apart.cuh).
+// A document as the sweeps of delta_sweep.cu go through it: a warpgroup's part of it, and what both ways
+// share.
 
 #include "attention/kernels/delta_chunk.cuh"
 

@@ -237,8 +237,8 @@ for part in tests train $named; do
 done
 if wants recurrences; then
   gpu recurrences 30 recurrence
-  # shellcheck disable=SC2086  # peers has them, too
-  wants peers || peer recurrences-fla 100 "$python" tools/peers/recurrences.py $small --few --seconds 45 ema lightning gla
+  # shellcheck disable=SC2086
+  peer recurrences-fla 100 "$python" tools/peers/recurrences.py $small --few --seconds 45 ema lightning gla
 fi
 if wants kernels; then
   gpu kernels 40 memory loss small products step

@@ -69,26 +69,15 @@ fetch_wheels() {
   export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH}
 }
 
-# fla_rows PYTHON TURN SMALL CPU_SIZE: fla's recurrences beside its training
-# shellcheck disable=SC2086,SC2317  # flags that may be none; bash -c calls it
-fla_rows() {
-  local python=$1 turn=$2 small=$3 cpu_size=$4 code=0 recurrences
-  recurrences="$python tools/peers/recurrences.py $small --few --turn $turn"
-  { $recurrences --seconds 105 gla --shape "B2 T16384 H16 D128" --shape "B8 T8192 H16 D128" || code=1; $recurrences --seconds 45 ema lightning && exit $code; } &
-  $python tools/peers/fla_train.py lightning gla --few --seconds 105 --turn "$turn" --steps 4 $cpu_size || code=$?
-  wait $! && return $code
-}
-
-# Whole training steps of other libraries and of our own PyTorch; fla's recurrences.
+# Whole training steps of other libraries and of our own PyTorch.
 peers() {
   local one=(context=8192 micro_tokens=32768 batch_tokens=131072)
   corpus_for_training
   fetch_wheels
   sized_training peers-lightning 15 8 124m/lightning lightning "${one[@]}"
   sized_training peers-gla 20 8 124m/gla gla "${one[@]}"
-  # side by side until they take times
-  export -f fla_rows
-  peer fla 230 bash -c 'fla_rows "$@"' _ "$python" "$logs/turn" "$small" "$cpu_size"
+  # shellcheck disable=SC2016  # bash -c expands them; side by side until they take times
+  peer fla 230 bash -c 'python=$0 turn=$1 small=$2 cpu_size=$3; $python tools/peers/recurrences.py $small --few --seconds 105 --turn $turn gla --shape "B2 T16384 H16 D128" & other=$!; code=0; $python tools/peers/fla_train.py lightning gla --few --seconds 105 --turn $turn --steps 4 $cpu_size || code=$?; wait $other && exit $code' "$python" "$logs/turn" "$small" "$cpu_size"
   gpu recurrences 30 recurrence
 }
 

@@ -160,6 +160,11 @@ class GpuCheck(unittest.TestCase):
             out = self.check("peers", PEERS="on", PYTHON=self.path("stub/python"))
             self.assertRegex(out, r"fla +\d+ s  1 rows, FAILED with exit code 70", broken)
 
+    def test_runs_choose_benches(self):
+        out = self.check("kernels attention", RUNS="attention.*")
+        self.assertNotIn("kernels", out)
+        self.assertRegex(out, r"attention +\d+ s  1 rows, good")
+
     def test_training_ends_when_its_steps_are_logged(self):
         self.check("train")
         rows = self.rows()

@@ -6,11 +6,11 @@
 #   tools/gpu_check.sh pack [BUILD]   stripped programs of BUILD (build/cuda) and the libraries they need beyond those of
 #                                     CUDA and MPI, to .carry/gpu.tar.xz, for a machine without compilers
 #
-# Unpacks that archive if it is there, else builds. Logs go to $LOGS (build/gpu_logs), rows to $LOGS/rows.jsonl, for
-# `tools/benchmarks.py add`. A part has a time limit of its own and never more than is left of $SECONDS_IN_ALL (460, builds not
-# counted). Beside each bench runs its peer, if $PYTHON (.venv/bin/python, else python3) has torch and $PEERS is not off. Exit code 1: a
-# test failed, or a bench of weft's. FILTER chooses tests, the
-# regular expression RUNS benches and groups of sanitize. WEFT_DEVICE=cpu: all of it at tiny sizes, to see that it works.
+# Unpacks that archive if it is there, else builds. Logs go to $LOGS (build/gpu_logs), rows to $LOGS/rows.jsonl, for `tools/benchmarks.py
+# add`. A part has a time limit of its own and never more than is left of $SECONDS_IN_ALL (460, builds not counted). Beside each bench runs
+# its peer, if $PYTHON (.venv/bin/python, else python3) has torch and $PEERS is not off. Exit code 1: a test failed, or a bench of weft's.
+# FILTER chooses tests, the regular expression RUNS benches and groups of sanitize. WEFT_DEVICE=cpu: all of it at tiny sizes, to see that it
+# works.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

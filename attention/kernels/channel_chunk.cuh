@@ -2,8 +2,6 @@
 // A chunk of either kind of sweep, by a block of threads: with one anchor, or, where decays are far, in
 // blocks of 16 tokens (channel_gate.md).
 
-#include <type_traits>
-
 #include "attention/kernels/channel_anchored.cuh"
 #include "attention/kernels/channel_gate_gradient.cuh"
 #include "attention/kernels/channel_of_a.cuh"
@@ -11,14 +9,6 @@
 #include "attention/kernels/hopper.cuh"
 
 namespace weft::cuda {
-
-// Behind a barrier, products may read what this thread wrote to tiles.
-template <class Products>
-__device__ void publish_to() {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  if constexpr (std::is_same_v<Products, WarpgroupProducts>) publish_shared();
-#endif
-}
 
 // One warpgroup's share of P's columns, as pairs of bf16: of x, which all have, what tokens see.
 template <bool Reverse, int W, class M>
@@ -132,7 +122,7 @@ __device__ void take_a(Accumulator<D_a>& state, float2& owed, const Place& at, c
     to[0] = pack(state.x[n][0], state.x[n][1]), to[1] = pack(state.x[n][2], state.x[n][3]);
   }
   rows.carry(g);
-  publish_to<Products>();
+  publish<Products>();
   __syncthreads();
 
   Accumulator<chunk> x, out;
@@ -145,7 +135,7 @@ __device__ void take_a(Accumulator<D_a>& state, float2& owed, const Place& at, c
   Products::template wait<1>();
   Products::settle(x);
   keep_scores<Reverse, W>(x, memory);
-  publish_to<Products>();
+  publish<Products>();
   __syncthreads();
 
   Products::fence();
@@ -209,7 +199,7 @@ __device__ void take_c(Accumulator<D_a>& state, float2& owed, GateGradientLane& 
         const Split split(state.x[n][2 * half], state.x[n][2 * half + 1]);
         cut.x[n / 2][n % 2 * 2 + half] = split.high, cut_rest.x[n / 2][n % 2 * 2 + half] = split.rest;
       }
-    publish_to<Products>();
+    publish<Products>();
     __syncthreads();
 
     Products::start(x), Products::start(state);

@@ -1,7 +1,5 @@
 // The state that each segment leaves behind it (segments.h), with a gate for each channel of the keys.
 
-#include <type_traits>
-
 #include "attention/kernels/channel_maps.cuh"
 #include "attention/kernels/segments.h"
 #include "attention/kernels/shared_memory.cuh"
@@ -33,12 +31,8 @@ template <bool Wgmma, int D, int W>
 __global__ void __launch_bounds__(128 * W, 1)
     channel_segment_states_kernel(const __grid_constant__ SegmentStates p,
                                   const __grid_constant__ ChannelSegmentMaps maps) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  using Products = std::conditional_t<Wgmma, WarpgroupProducts, WarpProducts>;
-#else
-  using Products = WarpProducts;
-#endif
-  constexpr bool tma = !std::is_same_v<Products, WarpProducts>;
+  using Products = ProductsOf<Wgmma>;
+  constexpr bool tma = by_tma<Products>;
   using M = ChannelSegmentMemory<D, W>;
   const Sweeps& s = p.sweeps;
   const int splits = s.d_a / D, unit = int(blockIdx.x) / splits, group = threadIdx.x / 128;
@@ -150,9 +144,7 @@ __global__ void __launch_bounds__(128 * W, 1)
       if (!reverse) way = multiply(way, step);
     }
     const Operand<chunk> c = load_turned(g.c.template part<64>(group));
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-    if (Wgmma) publish_shared();
-#endif
+    publish<Products>();
     __syncthreads();
     Products::start(state);
     Products::add_a_b(state, c, g.b);

@@ -15,12 +15,8 @@ namespace {
 template <bool Wgmma, GateOf gate, bool Reverse, int D_a, int W>
 __global__ void __launch_bounds__(128 * W, 1)
     channel_sweep_kernel(const __grid_constant__ Sweeps s, const __grid_constant__ ChannelMaps maps) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  using Products = std::conditional_t<Wgmma, WarpgroupProducts, WarpProducts>;
-#else
-  using Products = WarpProducts;
-#endif
-  constexpr bool tma = !std::is_same_v<Products, WarpProducts>;
+  using Products = ProductsOf<Wgmma>;
+  constexpr bool tma = by_tma<Products>;
   constexpr int threads = 128 * W, D_c = 64 * W;
   using M = ChannelMemory<gate, D_a, D_c>;
   const int splits = s.d_c / D_c, warp = threadIdx.x / 32, unit = int(blockIdx.x) / splits;
@@ -153,7 +149,7 @@ __global__ void __launch_bounds__(128 * W, 1)
       arrived(n % 2);
     } else {
       wait_copies<tma ? 0 : 1>();
-      publish_to<Products>();
+      publish<Products>();
       __syncthreads();
     }
     if (sums) ask_for_forward(n);
@@ -172,7 +168,7 @@ __global__ void __launch_bounds__(128 * W, 1)
           state, owed, gradient, at, memory, g, load_next,
           [&] {
             if (!sums || !M::late_dot) return;
-            publish_to<Products>();
+            publish<Products>();
             __syncthreads();
             ask_for_dot(n);
             commit_copies();
@@ -180,7 +176,7 @@ __global__ void __launch_bounds__(128 * W, 1)
           [&] {
             if (whole(n)) return arrived(2);
             wait_copies<0>();
-            publish_to<Products>();
+            publish<Products>();
             __syncthreads();
           });
     if (!whole(n)) {
@@ -202,7 +198,7 @@ __global__ void __launch_bounds__(128 * W, 1)
     }
     Products::template wait<0>();
     Products::settle(state);
-    publish_to<Products>();
+    publish<Products>();
     __syncthreads();
     if (tma && threadIdx.x == 0) {
       if (whole(n)) store(g, int(token0));

@@ -1,8 +1,6 @@
 #pragma once
 // What the stages of the chunked delta rule share: where chunks are, copies, decays between tokens.
 
-#include <type_traits>
-
 #include "attention/kernels/delta_stages.h"
 #include "attention/kernels/hopper.cuh"
 
@@ -122,17 +120,6 @@ __device__ inline void copy_gates_in(const DeltaStages& s, float* gates, int64_t
   copy_in(shared_address(gates), s.gates + unit * 128, gates_bytes, full);
 }
 
-// Products whose kernels copy so.
-template <class Products>
-constexpr bool by_tma = std::is_same_v<Products, WarpgroupProducts>;
-
-// Ordinary writes to tiles before this are seen by products, and by TMA, after the next barrier.
-template <class Products>
-__device__ void publish() {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  if constexpr (by_tma<Products>) publish_shared();
-#endif
-}
 // A barrier of the block, or of this warpgroup, behind which products may read what was written to tiles.
 template <class Products>
 __device__ void publish_tiles(bool block = true) {

@@ -304,11 +304,7 @@ template <bool Wgmma, int D_k, int D_v>
 __global__ void __launch_bounds__(threads)
     delta_gradient_kernel(const __grid_constant__ DeltaStages s, const __grid_constant__ Operands of,
                           const __grid_constant__ DeltaRuleGradients d, int units) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  using Products = std::conditional_t<Wgmma, WarpgroupProducts, WarpProducts>;
-#else
-  using Products = WarpProducts;
-#endif
+  using Products = ProductsOf<Wgmma>;
   using M = Memory<D_k, D_v>;
   constexpr bool tma = by_tma<Products>;
   extern __shared__ __align__(1024) char raw[];

@@ -180,11 +180,7 @@ template <bool Wgmma, int D_k>
 __global__ void __launch_bounds__(128, 5)
     delta_inverse_kernel(const __grid_constant__ DeltaStages s, const __grid_constant__ MappedRows of_q,
                          const __grid_constant__ MappedRows of_k) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  using Products = std::conditional_t<Wgmma, WarpgroupProducts, WarpProducts>;
-#else
-  using Products = WarpProducts;
-#endif
+  using Products = ProductsOf<Wgmma>;
   const int slot = blockIdx.x / s.heads, head = blockIdx.x % s.heads;
   const DeltaChunk at = chunk_of(s, slot);
   if (at.valid == 0) return;

@@ -4,6 +4,8 @@
 
 #include <cuda.h>
 
+#include <type_traits>
+
 #include "attention/kernels/tile.cuh"
 
 namespace weft::cuda {
@@ -148,8 +150,26 @@ struct WarpgroupProducts {
   }
 };
 
+// The products of kernels that are written once for both. Those by wgmma also copy by TMA.
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+template <bool Wgmma>
+using ProductsOf = std::conditional_t<Wgmma, WarpgroupProducts, WarpProducts>;
+#else
+template <bool Wgmma>
+using ProductsOf = WarpProducts;
+#endif
+template <class Products>
+constexpr bool by_tma = std::is_same_v<Products, WarpgroupProducts>;
+
 // Ordinary writes to shared memory before this are seen by wgmma and TMA after the next barrier.
 __device__ inline void publish_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// The same in kernels that are written once for both kinds of products.
+template <class Products>
+__device__ void publish() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  if constexpr (by_tma<Products>) publish_shared();
+#endif
+}
 
 // An mbarrier; waits alternate between phase 0 and 1.
 struct Barrier {

@@ -112,16 +112,14 @@ mechanisms() {
   fetch_wheels
   export -f start_row
   if [ "$WEFT_DEVICE" != cpu ]; then # where a start is no more than a step
-    export XDG_CACHE_HOME=$logs/cache
     for cached in nothing products; do
-      ours "start-$cached" 20 bash -c 'start_row "$@"' _ "start to the first step, $cached cached" "$logs/run-start-$cached" \
+      XDG_CACHE_HOME=$logs/cache ours "start-$cached" 20 bash -c 'start_row "$@"' _ "start to the first step, $cached cached" "$logs/run-start-$cached" \
         batch_tokens=32768 checkpoint.every=0
     done
     if command -v mpirun >/dev/null; then
-      LAUNCHER="mpirun --allow-run-as-root --oversubscribe --bind-to none -n 1" ours start-mpirun 20 bash -c 'start_row "$@"' _ \
+      XDG_CACHE_HOME=$logs/cache LAUNCHER="mpirun --allow-run-as-root --oversubscribe --bind-to none -n 1" ours start-mpirun 20 bash -c 'start_row "$@"' _ \
         "start to the first step, under mpirun" "$logs/run-start-mpirun" batch_tokens=32768 checkpoint.every=0
     fi
-    unset XDG_CACHE_HOME
   fi
   for recipe in transnormer_llm gated_delta moh mega sparsek; do
     sized_training 124m-$recipe 20 5 124m/$recipe "${recipe/gated_delta/gated_delta_rule}" context=8192 micro_tokens=16384 batch_tokens=32768

@@ -18,7 +18,7 @@ namespace weft::cuda {
 namespace {
 
 constexpr int threads = 3 * 128;
-constexpr int values_read = 5, keys_read = 6, exchanged = 7;  // barriers
+constexpr int values_read = 5, keys_read = 8, exchanged = 9;  // barriers, the first of them one for each role
 
 template <int D_k, int D_v>
 struct Memory {
@@ -430,7 +430,10 @@ __global__ void __launch_bounds__(threads)
         if (crew.index == 0) wait_copies_out<0>();  // dq and dk of the last chunk, where states come now
       }
       publish<Products>();
-      sync_threads(values_read, threads);
+      // Each comes from a place of its own in the code, so each waits at a barrier of its own.
+      arrive_threads(values_read + (role + 1) % 3, threads),
+          arrive_threads(values_read + (role + 2) % 3, threads);
+      sync_threads(values_read + role, threads);
       if constexpr (tma) m.keys_full.wait(step % 2);
       fetch_d_states(next, (step + 1) % 2);
       fetch_values(next, next_at);

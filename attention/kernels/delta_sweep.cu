@@ -162,10 +162,18 @@ struct Memory {
       if (threadIdx.x % 128 == 0) commit_copies_out(), wait_copies_out<Left>();
     }
   }
-  // All of the block, which come on ways of their own, at the start of its i-th chunk.
+  // All of the block, at the start of its i-th chunk: first the partners come, then the others, so that
+  // neither kind can come to a barrier twice before the other has left it.
   __device__ void meet(int i) const {
+    constexpr int partners_came = 1 + 3 * W, all_came = 2 + 3 * W;
     publish<Products>();
-    sync_threads(1 + 3 * W, 256 * W);
+    if (carries()) {
+      sync_threads(partners_came, threads);
+      arrive_threads(all_came, threads);
+    } else {
+      arrive_threads(partners_came, threads);
+      sync_threads(all_came, threads);
+    }
     if constexpr (by_tma<Products>) full.wait(i / 2 % 2);
   }
   // Of both of a pair: U, or R, is there.

@@ -11,6 +11,7 @@ struct OpenModel {
   std::unique_ptr<ParameterStore> store;
   std::unique_ptr<Model> model;
   int64_t step = 0;
+  std::string weights_hash;           // of the checkpoint
   std::vector<std::string> warnings;  // print them: which checkpoint was passed over, and why
 };
 

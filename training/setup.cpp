@@ -6,11 +6,20 @@
 #include <set>
 
 #include "attention/recording_crossing.h"
+#include "distributed/agree.h"
+#include "training/checkpoint/hash.h"
+#include "training/log/environment_file.h"
 
 namespace weft {
 
 Dtype precision_of(const Recipe& recipe) {
   return recipe.precision == "f64" ? Dtype::f64 : recipe.precision == "bf16" ? Dtype::bf16 : Dtype::f32;
+}
+
+void require_same_program(Communicator* world) {
+  if (size_of(world) > 1)
+    require_same(world, "the program",
+                 text("commit ", build_commit().substr(0, 12), " ", hash_file("/proc/self/exe")));
 }
 
 namespace {

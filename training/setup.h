@@ -1,6 +1,7 @@
 #pragma once
 // From a recipe to the parts it names.
 
+#include "distributed/communicator.h"
 #include "distributed/segments.h"
 #include "layers/model.h"
 #include "training/data/dataset.h"
@@ -11,6 +12,10 @@
 namespace weft {
 
 Dtype precision_of(const Recipe& recipe);
+
+// Another program may not even make the same calls: its ranks would wait for ever. Error (recipe), as
+// require_same.
+void require_same_program(Communicator* world);
 
 // Warnings about what a recipe may say but hardly means: a learning rate that is never reached, a key that
 // nothing listens to, validation on the training text.

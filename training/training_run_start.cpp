@@ -15,7 +15,6 @@
 #include "distributed/mpi_comm.h"
 #include "training/checkpoint/files.h"
 #include "training/checkpoint/folder.h"
-#include "training/checkpoint/hash.h"
 #include "training/device_peak.h"
 #include "training/log/environment_file.h"
 #include "training/mechanism_settings.h"
@@ -42,9 +41,7 @@ std::map<std::string, std::string> library_versions(Device device, const Communi
 
 // True: the run goes on from its checkpoint.
 bool TrainingRun::start() {
-  if (world_ != nullptr)  // another program may not even make the same calls: its ranks would wait for ever
-    require_same(world_, "the program",
-                 text("commit ", build_commit().substr(0, 12), " ", hash_file("/proc/self/exe")));
+  require_same_program(world_);
   require_same(world_, "recipe", resolved_recipe(recipe_));
   {
     const StartSpan span("driver");

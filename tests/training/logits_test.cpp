@@ -189,6 +189,52 @@ TEST_F(Logits, AFailureOfOneRankIsSaidOnce) {
     ++lines;
   EXPECT_EQ(lines, 1u) << ran.err;
 }
+
+// Rank 1 is another command than rank 0, as on a machine where files differ.
+Ran launch_two(const TinyRun& tiny, const Words& first, const std::string& flags_of_second,
+               const Words& second) {
+  std::string other = "-n 1 " WEFT_PROGRAM;
+  for (const std::string& word : first) other += " " + word;
+  Words words{"launch", "-n", "1", "--pass", other + " : " + flags_of_second + " -n 1"};
+  words.insert(words.end(), second.begin(), second.end());
+  return tiny.weft(words);
+}
+
+void expect_rank_one_named(const Ran& ran, int code, const std::string& what) {
+  EXPECT_EQ(ran.code, code) << ran.err;
+  EXPECT_EQ(ran.json()["exit"], code) << ran.out;
+  EXPECT_EQ(ran.json()["error"]["rank"], 1) << ran.out;
+  EXPECT_NE(ran.out.find(what), std::string::npos) << ran.out;
+  EXPECT_NE(ran.err.find("weft: " + what), std::string::npos) << ran.err;
+  EXPECT_EQ(ran.err.find("weft: "), ran.err.rfind("weft: ")) << "said once: " << ran.err;
+}
+
+TEST_F(Logits, WhatFailsOnRankOneAloneIsSaid) {
+  write("in", 1, 40, some_ids(40));
+  const TestFolder elsewhere;
+  const Words words{"logits", "runs/tiny", "--in", "in.safetensors", "--out", "x.safetensors", "--json"};
+  expect_rank_one_named(launch_two(*tiny_, words, "-wdir " + elsewhere.path(), words), 66, "not a run");
+}
+
+// Scores of other tokens would be wrong, and messages of other lengths do not fit.
+TEST_F(Logits, RanksThatReadOtherFilesAreFound) {
+  write("in", 1, 40, some_ids(40));
+  write("short", 1, 30, some_ids(30));
+  auto changed = some_ids(40);
+  changed[35] = 66;
+  write("changed", 1, 40, changed);
+  for (const char* other : {"short", "changed"}) {
+    SCOPED_TRACE(other);
+    Words words{"logits", "runs/tiny", "--in", "in.safetensors", "--out", "x.safetensors", "--json"};
+    const Words first = words;
+    words[3] = std::string(other) + ".safetensors";
+    expect_rank_one_named(launch_two(*tiny_, first, "", words), 65, "ranks do not agree on the tokens");
+  }
+  const Words words{"logits", "runs/tiny", "--in", "in.safetensors", "--out", "x.safetensors", "--json"};
+  Words before = words;
+  before[1] += "/checkpoints/step-15";
+  expect_rank_one_named(launch_two(*tiny_, words, "", before), 78, "ranks do not agree on the model");
+}
 #endif
 
 TEST_F(Logits, HiddenStatesOfEveryLayer) {

@@ -1,5 +1,4 @@
-#include <exception>
-#include <optional>
+#include <memory>
 
 #include "autograd/nearest_name.h"
 #include "distributed/agree.h"
@@ -8,9 +7,10 @@
 #include "tools/commands.h"
 #include "tools/device_flag.h"
 #include "tools/flags.h"
+#include "tools/rank_failure.h"
 #include "tools/segments_flag.h"
+#include "training/checkpoint/hash.h"
 #include "training/checkpoint/safetensors.h"
-#include "training/log/failure.h"
 #include "training/open_model.h"
 #include "training/score.h"
 
@@ -60,6 +60,14 @@ Batch read_batch(const SafetensorsFile& file, const std::string& in, int64_t voc
   return batch;
 }
 
+// The same for the same tokens in the same documents.
+std::string described(const Batch& batch) {
+  Hash128 hash;
+  hash.add(batch.tokens.data(), batch.tokens.size() * sizeof(batch.tokens[0]));
+  hash.add(batch.offsets.data(), batch.offsets.size() * sizeof(batch.offsets[0]));
+  return text(batch.tokens.size(), " in ", batch.offsets.size() - 1, " documents (", hash.hex(), ")");
+}
+
 void write_scores(const Scores& scores, const std::vector<int64_t>& batch, bool hidden,
                   const std::string& out) {
   std::vector<Tensor> kept;
@@ -76,9 +84,7 @@ void write_scores(const Scores& scores, const std::vector<int64_t>& batch, bool 
   write_safetensors(out, arrays, {{"format", "pt"}, {"weft", "logits/1"}});
 }
 
-}  // namespace
-
-int run_logits(const Words& words) {
+int score_file(const Words& words, const Launched& launched, Communicator* world) {
   std::string in, out, dtype = "f32", device, segments;
   bool hidden = false, json = false;
   Flags flags(
@@ -98,35 +104,45 @@ int run_logits(const Words& words) {
       flag_choice<Dtype>("--dtype", dtype, {{"f64", Dtype::f64}, {"f32", Dtype::f32}, {"bf16", Dtype::bf16}});
   compute_on(device);
   const SegmentsFlag split = parse_segments(segments);
-  const Launched launched = detect_launch();
   if (launched.size > 1 && split.ranks > 0 && split.ranks != launched.size)
     throw Error(
         Exit::usage, text("--segments needs ", split.ranks, " ranks, ", launched.size, " were started"),
         "--segments", text("start ", split.ranks, ", or leave out mpirun, so that ranks are threads"));
+  require_same_program(world);
   const OpenModel m = open_model(flags.arguments()[0], type);
   if (launched.rank == 0) print_warnings(m.warnings);
   const SafetensorsFile file(in);
   const Batch batch = read_batch(file, in, m.model->config().vocab);
-  std::optional<Error>
-      unwritten;  // thrown when the ranks have parted: left alone, they would report a dead one
+  // While a run goes on, ranks may find different checkpoints of it.
+  require_same(world, "the model", text("step ", m.step, " (", m.weights_hash, ")"));
+  require_same(world, "the tokens", described(batch), Exit::data);
+  require_same(world, "the flags", text("--dtype ", dtype, " --segments ", segments), Exit::usage);
   const auto score_on = [&](Communicator* ranks) {
     const Scores scores = score(*m.model, batch, ranks, split.plan, split.strategy);
-    if (rank_of(ranks) > 0) return;
-    try {
-      write_scores(scores, file.at("ids").shape, hidden, out);
-    } catch (const std::exception& exception) {
-      unwritten = as_error(exception);
-    }
+    if (rank_of(ranks) == 0) write_scores(scores, file.at("ids").shape, hidden, out);
   };
-  if (launched.size > 1)
-    score_on(world_communicator(launched).get());
-  else if (split.ranks > 1)
+  if (world == nullptr && split.ranks > 1)
     run_ranks(split.ranks, [&](Communicator& ranks) { score_on(&ranks); });
   else
-    score_on(nullptr);
-  if (unwritten) throw Error(*unwritten);
+    score_on(world);
   if (json && launched.rank == 0) print("{\"weft\":\"logits/1\",\"exit\":0}\n");
   return 0;
+}
+
+}  // namespace
+
+int run_logits(const Words& words) {
+  const Launched launched = detect_launch();
+  if (launched.size == 1) return score_file(words, launched, nullptr);
+  std::unique_ptr<Communicator> world = world_communicator(launched);
+  leave_word(*world, "", "logits/1", wants_json(words));
+  try {
+    const int code = score_file(words, launched, world.get());
+    world.reset();
+    return code;
+  } catch (const std::exception& e) {
+    return end_rank(world.get(), e, wants_json(words) ? "logits/1" : "");
+  }
 }
 
 }  // namespace weft

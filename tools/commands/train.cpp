@@ -9,18 +9,16 @@
 #include <cstring>
 #include <filesystem>
 #include <optional>
-#include <thread>
 
 #include "autograd/fault.h"
-#include "autograd/rank_error.h"
 #include "distributed/environment.h"
 #include "distributed/exit_code.h"
 #include "tools/command.h"
 #include "tools/commands.h"
 #include "tools/device_flag.h"
 #include "tools/flags.h"
+#include "tools/rank_failure.h"
 #include "tools/recipe_path.h"
-#include "training/log/failure.h"
 #include "training/log/printable.h"
 #include "training/log/stop_request.h"
 #include "training/recipe/load.h"
@@ -108,17 +106,6 @@ Request parse(const Words& words) {
   return r;
 }
 
-// A job that all ranks find at fault says so once. The others stay until the one that speaks has left, which
-// their watch sees: a launcher ends all ranks when the first leaves. What is wrong before the first step is
-// mostly wrong on all ranks, and rank 0, whose line of JSON tells it, is let go first.
-void say_once(Communicator& world, const Error& error, bool training) {
-  if (!training && world.rank() > 0) std::this_thread::sleep_for(std::chrono::milliseconds(500));
-  if (world.first_to_say())
-    print_error(error);
-  else
-    std::this_thread::sleep_for(std::chrono::seconds(2));
-}
-
 void print_summary(const TrainSummary& s) {
   std::printf("%s: %lld of %lld steps", s.status.c_str(), static_cast<long long>(s.step),
               static_cast<long long>(s.steps));
@@ -151,25 +138,16 @@ int run_train(const Words& words) {
   std::optional<StopRequest> stop(std::in_place, launched.rank == 0);
   std::string run;
   int64_t step = 0;
-  // What a rank leaves behind when it or a peer fails: its code, and of rank 0 the line of JSON. `weft
-  // launch` writes that line itself, since it knows the first cause.
-  const auto leave_word_in = [&](const std::string& folder) {
-    world->on_leave([folder, json, rank = launched.rank](Exit code, int culprit, const std::string& what) {
-      leave_exit_code(folder, rank, code, culprit, what);
-      if (!json || rank > 0 || std::getenv(launch_variable) != nullptr || anything_printed()) return;
-      print_failure(failure_json("train/1", Error(code, what), culprit) + "\n");
-    });
-  };
   try {
     fault::configure_from_environment();
     if (launched.size > 1) {
       world = world_communicator(launched, watched());
-      leave_word_in("");  // of a recipe that cannot be read there is no folder
+      leave_word(*world, "", "train/1", json);  // of a recipe that cannot be read there is no folder
     }
     Request request = parse(words);
     run = request.recipe.run;
     request.options.step = &step;
-    if (world) leave_word_in(run);
+    if (world) leave_word(*world, run, "train/1", json);
     const TrainSummary summary = train(request.recipe, request.options, world.get());
     if (launched.rank == 0) {
       if (json)
@@ -186,17 +164,7 @@ int run_train(const Words& words) {
     return static_cast<int>(summary.exit);
   } catch (const std::exception& e) {
     stop.reset();
-    const Error error = as_error(e);
-    const auto* of_rank = dynamic_cast<const RankError*>(&e);
-    const int culprit = of_rank != nullptr ? of_rank->rank : launched.rank;
-    if (json && launched.rank == 0)
-      print_failure(failure_json("train/1", error, culprit, step > 0 ? std::optional(step) : std::nullopt) +
-                    "\n");
-    if (!world) throw error;
-    std::fflush(stdout);
-    say_once(*world, error, step > 0);
-    world->leave(error.code, culprit, error_line(error));
-    return static_cast<int>(error.code);
+    return end_rank(world.get(), e, json ? "train/1" : "", step > 0 ? std::optional(step) : std::nullopt);
   }
 }
 

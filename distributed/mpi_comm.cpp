@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
@@ -14,6 +15,7 @@
 #include <optional>
 #include <thread>
 
+#include "autograd/rank_error.h"
 #include "distributed/copy_bytes.h"
 #include "distributed/exit_code.h"
 #include "distributed/peers.h"
@@ -26,14 +28,29 @@ int64_t piece = int64_t{1} << 30;  // bytes of one MPI message at most
 // Messages of the two kinds never match each other.
 constexpr int collective_tag = 1, pair_tag = 2;
 
-void check_mpi(int code, const char* call) {
-  if (code == MPI_SUCCESS) return;
+Error mpi_error(int code, const std::string& call) {
   char why[MPI_MAX_ERROR_STRING] = {};
   int length = 0;
   MPI_Error_string(code, why, &length);
   int kind = 0;
   MPI_Error_class(code, &kind);
-  throw Error(kind == MPI_ERR_TRUNCATE ? Exit::internal : Exit::peer_lost, text(call, ": ", why));
+  return Error(kind == MPI_ERR_TRUNCATE ? Exit::internal : Exit::peer_lost, text(call, ": ", why));
+}
+
+void check_mpi(int code, const char* call) {
+  if (code != MPI_SUCCESS) throw Error(mpi_error(code, call));
+}
+
+// Of all ranks, the one that is `rank` of comm.
+int world_rank(MPI_Comm comm, int rank) {
+  MPI_Group members = MPI_GROUP_NULL, all = MPI_GROUP_NULL;
+  MPI_Comm_group(comm, &members);
+  MPI_Comm_group(MPI_COMM_WORLD, &all);
+  int found = rank;
+  MPI_Group_translate_ranks(members, 1, &rank, all, &found);
+  MPI_Group_free(&members);
+  MPI_Group_free(&all);
+  return found;
 }
 
 // A set of messages under way.
@@ -44,46 +61,71 @@ class Messages {
   void receive(void* data, int64_t bytes, int from, int tag) {
     auto* p = static_cast<std::byte*>(data);
     for_pieces(bytes, [&](int64_t at, int n) {
-      check_mpi(MPI_Irecv(p + at, n, MPI_BYTE, from, tag, comm_, &next()), "MPI_Irecv");
-      expected_.push_back({requests_.size() - 1, n, from});
+      MPI_Request& request = next({from, true, n});
+      check(MPI_Irecv(p + at, n, MPI_BYTE, from, tag, comm_, &request), "MPI_Irecv", ends_.back());
     });
   }
 
   void send(const void* data, int64_t bytes, int to, int tag) {
     const auto* p = static_cast<const std::byte*>(data);
     for_pieces(bytes, [&](int64_t at, int n) {
-      check_mpi(MPI_Isend(p + at, n, MPI_BYTE, to, tag, comm_, &next()), "MPI_Isend");
+      MPI_Request& request = next({to, false, n});
+      check(MPI_Isend(p + at, n, MPI_BYTE, to, tag, comm_, &request), "MPI_Isend", ends_.back());
     });
   }
 
   bool finished() {
     int flag = 0;
-    check_mpi(MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &flag, MPI_STATUSES_IGNORE),
-              "MPI_Testall");
+    std::vector<MPI_Status> status(requests_.size());
+    const int code = MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &flag, status.data());
+    check_all(code, status, "MPI_Testall");
     return flag != 0;
   }
 
   void wait() {
     std::vector<MPI_Status> status(requests_.size());
     const int code = MPI_Waitall(static_cast<int>(requests_.size()), requests_.data(), status.data());
-    if (code == MPI_ERR_IN_STATUS)
-      for (const MPI_Status& s : status)
-        if (s.MPI_ERROR != MPI_ERR_PENDING) check_mpi(s.MPI_ERROR, "MPI_Waitall");
-    check_mpi(code, "MPI_Waitall");
-    for (const Expected& e : expected_) {
+    check_all(code, status, "MPI_Waitall");
+    for (size_t i = 0; i < ends_.size(); ++i) {
+      const End& end = ends_[i];
+      if (!end.sends) continue;
       int got = 0;
-      MPI_Get_count(&status[e.request], MPI_BYTE, &got);
-      CHECK(got == e.bytes, "expected ", e.bytes, " bytes from rank ", e.from, ", got ", got);
+      MPI_Get_count(&status[i], MPI_BYTE, &got);
+      CHECK(got == end.bytes, "expected ", end.bytes, " bytes from rank ", world_rank(comm_, end.rank),
+            ", got ", got);
     }
   }
 
  private:
-  struct Expected {
-    size_t request;
-    int bytes, from;
+  // The other end of a request.
+  struct End {
+    int rank;
+    bool sends;
+    int bytes;
   };
 
-  MPI_Request& next() { return requests_.emplace_back(MPI_REQUEST_NULL); }
+  MPI_Request& next(const End& end) {
+    ends_.push_back(end);
+    return requests_.emplace_back(MPI_REQUEST_NULL);
+  }
+
+  void check_all(int code, const std::vector<MPI_Status>& status, const char* call) const {
+    if (code == MPI_ERR_IN_STATUS)
+      for (size_t i = 0; i < status.size(); ++i)
+        if (status[i].MPI_ERROR != MPI_ERR_PENDING) check(status[i].MPI_ERROR, call, ends_[i]);
+    check_mpi(code, call);
+  }
+
+  // A message that fails is its other end's fault, unless it is not the one that was expected.
+  void check(int code, const char* call, const End& end) const {
+    if (code == MPI_SUCCESS) return;
+    const int rank = world_rank(comm_, end.rank);
+    const Error error = mpi_error(code, text(call, end.sends ? " from rank " : " to rank ", rank));
+    if (error.code != Exit::peer_lost) throw Error(error);
+    // Of a rank of this machine the watch knows what became of it, and ends this process.
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
+    throw RankError(rank, error);
+  }
 
   template <class F>
   static void for_pieces(int64_t bytes, F f) {
@@ -92,7 +134,7 @@ class Messages {
 
   MPI_Comm comm_;
   std::vector<MPI_Request> requests_;
-  std::vector<Expected> expected_;
+  std::vector<End> ends_;  // of each request
 };
 
 class MpiComm : public Communicator {

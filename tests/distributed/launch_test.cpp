@@ -312,6 +312,15 @@ TEST_F(Job, NamesADeadRankOnceAndQuickly) {
   }
 }
 
+TEST_F(Job, NamesTheRankWhoseMessageFailed) {
+  testing::internal::CaptureStderr();
+  const LaunchResult result = run_job("mpi");
+  EXPECT_EQ(result.code, Exit::peer_lost);
+  EXPECT_EQ(result.rank, 1);
+  const std::string said = testing::internal::GetCapturedStderr();
+  EXPECT_NE(said.find("rank 2: MPI_Waitall from rank 1: MPI_ERR_OTHER"), std::string::npos) << said;
+}
+
 TEST_F(Job, NamesAStoppedRank) {
   testing::internal::CaptureStderr();
   const LaunchResult result = run_job("hang");

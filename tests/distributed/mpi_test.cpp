@@ -10,6 +10,11 @@
 #include <string>
 #include <thread>
 
+#ifdef WEFT_WITH_MPI
+#include <mpi.h>
+#endif
+
+#include "autograd/rank_error.h"
 #include "distributed/agree.h"
 #include "distributed/environment.h"
 #include "distributed/exit_code.h"
@@ -84,10 +89,22 @@ void test_checks(Communicator& world) {
          "a mismatch is named: " + what);
 }
 
+// Rank 2's MPI says that its message from rank 1, which is rank 0 of their group, has failed.
+bool waiting_fails = false;
+void fail_in_mpi(Communicator& world) {
+  const auto group = world.split(world.rank() == 0 ? 1 : 0, world.rank());
+  double x = 0;
+  if (world.rank() == 1) group->send(&x, 1, Dtype::f64, 1);
+  waiting_fails = world.rank() == 2;
+  if (world.rank() == 2) group->recv(&x, 1, Dtype::f64, 0);
+  world.barrier();
+}
+
 // What rank 1 does while the others wait for it.
 void misbehave(Communicator& world, const std::string& how) {
   world.beat(7, "forward");
   world.barrier();
+  if (how == "mpi") fail_in_mpi(world);
   if (world.rank() == 1) {
     if (how == "die") raise(SIGKILL);
     if (how == "crash") std::abort();
@@ -136,7 +153,8 @@ int test_main(const std::string& how) {
     world.reset();
   } catch (const Error& error) {
     std::fprintf(stderr, "rank %d: %s\n", launched.rank, error.what());
-    if (world) world->leave(error.code, launched.rank, error.what());
+    const auto* of_rank = dynamic_cast<const RankError*>(&error);
+    if (world) world->leave(error.code, of_rank ? of_rank->rank : launched.rank, error.what());
     code = static_cast<int>(error.code);
   }
   leave_exit_code({}, launched.rank, static_cast<Exit>(code), launched.rank, "");
@@ -145,6 +163,16 @@ int test_main(const std::string& how) {
 
 }  // namespace
 }  // namespace weft
+
+#ifdef WEFT_WITH_MPI
+// The library's own, but for one call that a test lets fail.
+int MPI_Waitall(int count, MPI_Request* requests, MPI_Status* statuses) {
+  const int code = PMPI_Waitall(count, requests, statuses);
+  if (!weft::waiting_fails) return code;
+  statuses[0].MPI_ERROR = MPI_ERR_OTHER;
+  return MPI_ERR_IN_STATUS;
+}
+#endif
 
 // MPI keeps memory until the process ends; nobody's leak.
 extern "C" const char* __asan_default_options() { return "detect_leaks=0"; }

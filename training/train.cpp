@@ -8,6 +8,7 @@
 #include "autograd/fault.h"
 #include "autograd/notes.h"
 #include "autograd/out_of_memory.h"
+#include "autograd/rank_error.h"
 #include "autograd/start_span.h"
 #include "distributed/agree.h"
 #include "training/data/baseline.h"
@@ -69,10 +70,10 @@ bool TrainingRun::step() {
   const bool asked = votes % kRefused > 0, applied = votes < kRefused;
   if (result.rewind) {
     if (saved_step_ < 0)
-      throw Error(
-          Exit::numerics,
-          text("step ", state_.step, ": ", result.reason, ", too often, and no checkpoint to go back to"), {},
-          "lower optim.lr, or save earlier with checkpoint.every");
+      throw RankError(result.rank, Error(Exit::numerics,
+                                         text("step ", state_.step, ": ", result.reason,
+                                              ", too often, and no checkpoint to go back to"),
+                                         {}, "lower optim.lr, or save earlier with checkpoint.every"));
     rewind();
     return !asked;
   }

@@ -9,8 +9,10 @@
 #include "autograd/determinism.h"
 #include "autograd/fault.h"
 #include "autograd/flops.h"
+#include "autograd/rank_error.h"
 #include "distributed/agree.h"
 #include "distributed/collectives.h"
+#include "distributed/reduce.h"
 #include "optim/gradient_norm.h"
 #ifdef WEFT_CUDA
 #include "autograd/cuda/replay.h"
@@ -58,6 +60,24 @@ Mesh mesh_of(const Recipe& recipe, Communicator* world, Device device) {
     return {shape, planned_communicator(world->rank() / shape.cp, shape.dp),
             planned_communicator(world->rank() % shape.cp, shape.cp)};
   return make_mesh(*world, shape);
+}
+
+// Where a number that is not finite came into a sum over ranks. Those that share sequences pass it on to each
+// other.
+struct Origin {
+  int rank = 0;  // the first
+  std::string ranks;
+};
+
+Origin origin_of(const std::vector<double>& losses, const std::vector<double>& gradients) {
+  const auto count = std::ssize(losses);
+  std::vector<int> bad;
+  for (int r = 0; r < count; ++r)
+    if (!std::isfinite(losses[r]) || !std::isfinite(gradients[r])) bad.push_back(r);
+  if (count == 1 || bad.empty()) return {};
+  if (std::ssize(bad) == count) return {0, "on all ranks"};
+  if (bad.size() == 1) return {bad[0], text("on rank ", bad[0])};
+  return {bad[0], text("on ", bad.size(), " of ", count, " ranks, first on rank ", bad[0])};
 }
 
 double value_of(const Tensor& scalar) { return scalar.device() == Device::meta ? 0 : to_values(scalar)[0]; }
@@ -205,6 +225,8 @@ StepResult Trainer::step(int64_t step, const Batch& batch) {
   check_wire();
   break_gradient({fault::Phase::forward, fault::Phase::backward, fault::Phase::collective});
 
+  // The sum takes its place: afterwards nobody could say whose was not finite.
+  const double own = size_of(world_) > 1 ? squared_gradient_norm(store_, whole(store_)) : 0;
   const auto start = Clock::now();
   fault::point(fault::Phase::collective);
   reduce_gradients();
@@ -215,18 +237,26 @@ StepResult Trainer::step(int64_t step, const Batch& batch) {
   double loss = 0;
   if (device_ != Device::meta)
     for (const double part : to_values(losses)) loss += part;
-  if (size_of(world_) > 1) world_->all_reduce(&loss, 1, Dtype::f64, Reduce::sum, "loss");
+  const std::vector<double> losses_of = gather_values(world_, loss),
+                            gradients_of = gather_values(world_, own);
+  reduce_over_ranks(&loss, losses_of.data(), size_of(world_), 1, Dtype::f64, Reduce::sum);
   result.loss = loss * share;
   const SpikeGuard::Verdict verdict = guard_.judge(step, result.loss, result.grad_norm);
+  const Origin origin = origin_of(losses_of, gradients_of);
+  result.rank = origin.rank;
   if (verdict.action == SpikeGuard::Action::stop)
-    throw Error(
-        Exit::numerics,
-        text("step ", step + 1, ": ", verdict.reason, guard_.rewinds() > 0 ? ", again after going back" : ""),
-        norm.non_finite, "lower optim.lr, or look at the data of these steps");
+    throw RankError(
+        result.rank,
+        Error(Exit::numerics,
+              text("step ", step + 1, ": ", verdict.reason, origin.ranks.empty() ? "" : ", " + origin.ranks,
+                   guard_.rewinds() > 0 ? ", again after going back" : ""),
+              norm.non_finite, "lower optim.lr, or look at the data of these steps"));
   result.applied = verdict.action == SpikeGuard::Action::apply;
   result.rewind = verdict.action == SpikeGuard::Action::rewind;
   result.reason = verdict.reason;
-  if (!norm.non_finite.empty()) result.reason += text(" (first in the gradient of ", norm.non_finite, ")");
+  std::string found = norm.non_finite.empty() ? "" : "first in the gradient of " + norm.non_finite;
+  if (!origin.ranks.empty()) found += (found.empty() ? "" : ", ") + origin.ranks;
+  if (!found.empty()) result.reason += " (" + found + ")";
 
   StepState state;
   state.rate = schedule_.at(step);

@@ -26,6 +26,7 @@ struct StepResult {
   bool applied = true;  // false: the guard refused it and no weight changed
   bool rewind = false;  // the guard asks for the last checkpoint
   std::string reason;   // why it was not applied
+  int rank = 0;         // the first that brought in a number that is not finite
   double comm_s = 0;
 };
 

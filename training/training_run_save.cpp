@@ -70,7 +70,8 @@ bool TrainingRun::may_finish(const StepResult& result) {
     order_hash_ = OrderHash(state_.order_hash);
     save();
   }
-  throw Error(Exit::numerics, what, recipe_.run, "lower optim.lr, or look at the data of these steps");
+  throw RankError(result.rank, Error(Exit::numerics, what, recipe_.run,
+                                     "lower optim.lr, or look at the data of these steps"));
 }
 
 // Before it is read or written: it may be another run's by now.

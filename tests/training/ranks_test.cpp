@@ -272,6 +272,43 @@ TEST(Ranks, NanOnOneIsSkippedByAll) {
   EXPECT_NE(tiny.weights_hash_at(4), tiny.weights_hash_at(5));
 }
 
+// The sum over ranks is not finite on any of them; the message names where it came from.
+TEST(Ranks, NanNamesTheRankThatMadeIt) {
+  const TinyRun tiny;
+  const Ran ran = tiny.launch(3, {"steps=6"},
+                              {.environment = {"WEFT_FAULT=nan@rank=1,step=3,phase=forward;"
+                                               "nan@rank=2,step=4,phase=collective;"
+                                               "nan@rank=1,step=5;nan@rank=2,step=5"}});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  const auto skips = tiny.events("skip");
+  ASSERT_EQ(skips.size(), 3u);
+  const auto reason = [&](size_t i) { return skips[i]["reason"].get<std::string>(); };
+  EXPECT_TRUE(reason(0).starts_with("the loss is nan (first in the gradient of ")) << reason(0);
+  EXPECT_TRUE(reason(0).ends_with(", on rank 1)")) << reason(0);
+  EXPECT_TRUE(reason(1).starts_with("the gradient norm is nan (first in the gradient of ")) << reason(1);
+  EXPECT_TRUE(reason(1).ends_with(", on rank 2)")) << reason(1);
+  EXPECT_TRUE(reason(2).ends_with(", on 2 of 3 ranks, first on rank 1)")) << reason(2);
+}
+
+TEST(Ranks, NanThatEndsARunNamesTheRankThatMadeIt) {
+  const TinyRun tiny;
+  const RunOptions fault{.environment = {"WEFT_FAULT=nan@rank=2,step=4"}};
+  const auto expect = [&](const Ran& ran, const char* what) {
+    EXPECT_EQ(ran.json()["exit"], 80) << ran.out;
+    EXPECT_EQ(ran.json()["error"]["rank"], 2) << ran.out;
+    EXPECT_NE(ran.err.find(what), std::string::npos) << ran.err;
+    EXPECT_NE(ran.err.find("on rank 2"), std::string::npos) << ran.err;
+  };
+  const Words words{"numerics.max_skips=0"};
+  expect(tiny.launch(3, words, fault), "no checkpoint to go back to");
+  expect(tiny.mpirun(3, words + Words{"run=runs/mpirun"}, fault), "no checkpoint to go back to");
+  expect(tiny.launch(3, words + Words{"numerics.rewind=0", "run=runs/stop"}, fault),
+         "step 4: the loss is nan");
+  expect(tiny.launch(3, {"steps=4", "run=runs/end"},
+                     {.environment = {"WEFT_FAULT=nan@rank=2,step=2;nan@rank=2,step=3;nan@rank=2,step=4"}}),
+         "the last 3 steps were not applied");
+}
+
 // A bit that flips behind the sum of the gradients changes one rank's weights alone: the losses hardly tell,
 // and a checkpoint would be made of shares of different models.
 TEST(Ranks, WeightsThatDriftApartAreFound) {

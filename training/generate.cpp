@@ -7,6 +7,11 @@
 
 namespace weft {
 
+int32_t drawn_start(const std::vector<int32_t>& starts, uint32_t seed) {
+  const RandomKey key{.seed = seed, .stream = stream_of("generate.start")};
+  return starts[key.draw(0)[0] % starts.size()];
+}
+
 std::vector<std::vector<int32_t>> generate(const Model& model,
                                            const std::vector<std::vector<int32_t>>& prompts,
                                            const SamplingOptions& options,

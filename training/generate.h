@@ -16,6 +16,10 @@ struct SamplingOptions {
   int32_t stop = -1;  // a token that ends a text; -1: none
 };
 
+// What an empty prompt starts with: one of the first tokens of training documents (at least one), drawn. Of
+// anything else, the end token included, no loss has read what follows it at a start.
+int32_t drawn_start(const std::vector<int32_t>& starts, uint32_t seed);
+
 // Continues every prompt (at least one token each), side by side. each(i, token) is called as the tokens of
 // prompt i come; false ends its text. Returns the new tokens, without `stop`. Every text is drawn from the
 // same numbers, so a text depends on its prompt and the options alone: on the CPU bit for bit; on a

@@ -29,6 +29,7 @@ OpenModel open_model(const std::string& path, std::optional<Dtype> dtype) {
   restore_weights(*m.store, loaded.checkpoint);
   m.warnings = loaded.warnings;
   m.step = loaded.checkpoint.manifest().step;
+  m.starts = saved_starts(loaded.checkpoint);
   m.weights_hash = loaded.checkpoint.manifest().weights_hash;
   return m;
 }

@@ -12,6 +12,7 @@ struct OpenModel {
   std::unique_ptr<Model> model;
   int64_t step = 0;
   std::string weights_hash;           // of the checkpoint
+  std::vector<int32_t> starts;        // first tokens of training documents; empty where it kept none
   std::vector<std::string> warnings;  // print them: which checkpoint was passed over, and why
 };
 

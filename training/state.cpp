@@ -126,6 +126,7 @@ std::vector<std::string> save_run(Trainer& trainer, const RunState& state, const
       {"skipped_steps", state.skipped_steps},
       {"updates", trainer.updates()},
       {"data", state.data},
+      {"starts", state.starts},
       {"seed", trainer.recipe().seed},
       {"guard", trainer.guard().state()},
       {"mechanisms", mechanism_settings(trainer.recipe())},
@@ -257,6 +258,16 @@ std::vector<std::string> start_from(ParameterStore& store, const ckpt::Checkpoin
     throw Error(Exit::recipe, "no parameter of " + checkpoint.folder() + " has a name of this model", "init");
   store.refresh_working();
   return absent;
+}
+
+std::vector<int32_t> saved_starts(const ckpt::Checkpoint& checkpoint) {
+  const json extra = json::parse(checkpoint.manifest().extra, nullptr, false);
+  if (!extra.is_object() || !extra.contains("starts")) return {};
+  try {
+    return extra["starts"].get<std::vector<int32_t>>();
+  } catch (const json::exception&) {
+    return {};
+  }
 }
 
 void restore_weights(ParameterStore& store, const ckpt::Checkpoint& checkpoint) {

@@ -15,6 +15,7 @@ struct RunState {
   int64_t skipped_steps = 0;  // steps of data passed over by rewinds: step s reads the data of step s + this
   std::string order_hash;     // OrderHash, 32 hex digits; "" before the first step
   std::string data = {};      // Datasets::fingerprint, before that its sampled one, before that ""
+  std::vector<int32_t> starts = {};  // Dataset::first_tokens of the training text
 };
 
 // XXH3-128 over the f32 masters (docs/contract.md). Every rank has the same.
@@ -60,6 +61,9 @@ RunState restore_run(Trainer& trainer, const ckpt::Checkpoint& checkpoint);
 // takes those of the layer of a plain mechanism. Returns the names of the parameters that the checkpoint
 // lacks. Errors: Exit::recipe for another shape or precision, or where nothing fits.
 std::vector<std::string> start_from(ParameterStore& store, const ckpt::Checkpoint& checkpoint);
+
+// RunState::starts of what saved it; empty where it kept none.
+std::vector<int32_t> saved_starts(const ckpt::Checkpoint& checkpoint);
 
 // Weights only, for generation and scoring: their running mean where the run keeps one, as its own validation
 // and samples have it.

@@ -77,6 +77,7 @@ class TrainingRun {
   bool impossible_ = false;     // more than that was counted once, and it was said
   std::optional<Datasets> data_;
   std::string fingerprint_;                // of the data
+  std::vector<int32_t> starts_;            // first tokens of training documents
   std::vector<RecipeDifference> changes_;  // of a resumed run's recipe
   std::set<int64_t> damaged_;              // checkpoints that were passed over
   std::optional<SampleOrder> order_;

@@ -80,7 +80,8 @@ void TrainingRun::sample() {
   if (!recipe_.data.task.empty()) return;  // whose tokens are no text
   const AveragedWeights averaged(trainer_->store(), trainer_->optimizer());
   std::vector<int32_t> prompt = tokenizer_->encode(recipe_.sample.prompt);
-  if (prompt.empty()) prompt = {tokenizer_->eos_id()};
+  const bool unprompted = prompt.empty();
+  if (unprompted) prompt = {drawn_start(starts_, static_cast<uint32_t>(recipe_.sample.seed))};
   const SamplingOptions options{.tokens = recipe_.sample.tokens,
                                 .temperature = recipe_.sample.temperature,
                                 .top_k = recipe_.sample.top_k,
@@ -90,7 +91,7 @@ void TrainingRun::sample() {
   try {
     const std::vector<int32_t> tokens = generate(trainer_->model(), {prompt}, options)[0];
     StreamDecoder decoder(*tokenizer_, !recipe_.sample.prompt.empty());
-    summary_.sample = recipe_.sample.prompt;
+    summary_.sample = unprompted ? decoder.push(prompt[0]) : recipe_.sample.prompt;
     for (const int32_t token : tokens) summary_.sample += decoder.push(token);
     summary_.sample += decoder.finish();
   } catch (const Error& e) {

@@ -20,6 +20,7 @@ void TrainingRun::save() {
   save_is_due_ = false;
   state_.order_hash = order_hash_.hex();
   state_.data = fingerprint_;
+  state_.starts = starts_;
   if (world_ != nullptr) world_->beat(state_.step, "save");
   hold_folder();
   try {

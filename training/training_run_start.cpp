@@ -55,6 +55,7 @@ bool TrainingRun::start() {
     const StartSpan span("data");
     data_.emplace(open_recipe_data(recipe_, *tokenizer_, vocab));
     fingerprint_ = data_->fingerprint();
+    starts_ = data_->train.first_tokens();
   }
   require_same(world_, "data", fingerprint_, Exit::data);
   order_.emplace(data_->train.order(static_cast<uint64_t>(recipe_.seed), recipe_.data.shuffle));

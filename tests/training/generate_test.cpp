@@ -5,6 +5,8 @@
 #include "tests/training/tiny_run.h"
 
 #include <algorithm>
+#include <set>
+
 #include "training/checkpoint/safetensors.h"
 
 namespace weft {
@@ -44,6 +46,30 @@ TEST_F(Generate, IsAFunctionOfTheSeed) {
   EXPECT_EQ(text({"--prompt", "Once upon", "--tokens", "40", "--top-k", "1", "--seed", "3"}),
             text({"--prompt", "Once upon", "--tokens", "40", "--temperature", "0"}));
   EXPECT_FALSE(text({"--tokens", "3"}).empty()) << "from nothing";
+}
+
+// After anything else it would draw from a state that no loss has read.
+TEST_F(Generate, AnEmptyPromptStartsAsTrainingDocumentsDo) {
+  const std::string stories = tiny_->folder().read("stories.txt");
+  std::set<char> letters{stories[0]}, found;
+  for (size_t at = 0; (at = stories.find("\n\n\n", at)) != std::string::npos; at += 3)
+    if (at + 3 < stories.size()) letters.insert(stories[at + 3]);
+  const auto flags = [](int seed) {
+    return Words{"--tokens", "12", "--temperature", "3", "--seed", std::to_string(seed)};
+  };
+  for (int seed = 1; seed <= 12; ++seed) {
+    const std::string out = text(flags(seed));
+    EXPECT_TRUE(letters.contains(out[0])) << out;
+    found.insert(out[0]);
+    Words words = flags(seed);
+    words.insert(words.end(), {"--prompt", out.substr(0, 1)});
+    EXPECT_EQ(text(words), out);
+  }
+  EXPECT_GT(found.size(), 1u) << "not always the same document";
+  const Ran run = tiny_->train({"run=runs/unprompted", "steps=1", "sample.prompt="});
+  ASSERT_EQ(run.code, 0) << run.err;
+  const std::string sample = run.json()["sample"];
+  EXPECT_TRUE(letters.contains(sample[0])) << sample;
 }
 
 TEST_F(Generate, GreedyTakesTheLikeliestTokenEachTime) {

@@ -39,7 +39,8 @@ int run_generate(const Words& words) {
       "generate", "RUN",
       "Continues texts with a trained model, several side by side, each as it would be continued alone.");
   flags.add("--prompt", prompts, "TEXT",
-            "text to continue; may be given more than once; default: an empty one");
+            "text to continue; may be given more than once; default: an empty one, which starts as a "
+            "training document does");
   flags.add("--prompts", file, "FILE", "file of texts to continue, one a line");
   flags.add("--tokens", options.tokens, "N", "at most this many tokens for each text; default 128",
             {.min = 1});
@@ -75,15 +76,21 @@ int run_generate(const Words& words) {
   if (prompts.empty()) prompts.emplace_back();
   std::vector<std::vector<int32_t>> ids;
   std::vector<StreamDecoder> decoders;
+  Words texts(prompts.size());
   for (const std::string& prompt : prompts) {
     ids.push_back(m.tokenizer->encode(prompt));
-    if (ids.back().empty()) ids.back() = {m.tokenizer->eos_id()};
     decoders.emplace_back(*m.tokenizer, !prompt.empty());
+    if (!ids.back().empty()) continue;
+    if (m.starts.empty())
+      throw Error(Exit::usage,
+                  "the checkpoint does not say how a text starts, so the prompt may not be empty", "--prompt",
+                  "give the start of a text");
+    ids.back() = {drawn_start(m.starts, options.seed)};
+    texts[ids.size() - 1] = decoders.back().push(ids.back()[0]);
   }
   // One text is printed as it comes, several when all are done.
   const bool live = prompts.size() == 1 && !json;
   if (live) print(prompts[0]);
-  Words texts(prompts.size());
   const auto tokens = generate(*m.model, ids, options, [&](size_t i, int32_t token) {
     texts[i] += decoders[i].push(token);
     if (live) {

@@ -53,6 +53,21 @@ int64_t Dataset::bad_documents() const {
   return bad;
 }
 
+std::vector<int32_t> Dataset::first_tokens() const {
+  constexpr size_t kDocuments = 64;
+  std::vector<int32_t> tokens;
+  for (const Part& part : parts_) {
+    const std::vector<Span>& spans = part.corpus.spans();
+    const size_t apart = (spans.size() + kDocuments - 1) / kDocuments;
+    for (size_t i = 0; i < spans.size(); i += apart) {
+      const Span& s = spans[i];
+      if (i == 0 || s.begin == 0)  // what others begin with is within a document
+        s.source->read(s.document, s.begin, s.begin + 1, &tokens.emplace_back());
+    }
+  }
+  return tokens;
+}
+
 void Dataset::require_labels() const {
   for (const Part& part : parts_) {
     const std::vector<Span>& spans = part.corpus.spans();

@@ -56,6 +56,8 @@ class Dataset {
   int64_t samples() const { return first_.back(); }  // numbered through the parts
   int64_t tokens() const;                            // in all samples
   int64_t bad_documents() const;                     // left out of the files, SourceOptions::skip_bad
+  // How documents start: the first tokens of some in each part, evenly spread. None of made samples.
+  std::vector<int32_t> first_tokens() const;
   void require_labels() const;  // Error (data) where a part has no token with one before it
   const std::vector<Part>& parts() const { return parts_; }  // none of made samples
   const SampleMaker* maker() const { return maker_.get(); }  // null where samples are read

@@ -152,7 +152,7 @@ void Recipe::Eval::fields(FieldVisitor& f) {
 void Recipe::Sample::fields(FieldVisitor& f) {
   f("every", every, "steps between samples; 0: only after the last step", {.unit = "steps", .min = 0});
   f("tokens", tokens, "length of a sample; 0: no samples", {.unit = "tokens", .min = 0});
-  f("prompt", prompt, "text that the sample continues");
+  f("prompt", prompt, "text that the sample continues; empty: it starts as a training document does");
   f("temperature", temperature, "divides the logits; 0: always take the most likely token", {.min = 0});
   f("top_k", top_k, "draw only from this many most likely tokens; 0: from all", {.unit = "tokens", .min = 0});
   f("seed", seed, "seed of the draws", {.min = 0, .max = kMaxSeed});

@@ -148,6 +148,25 @@ TEST(Dataset, PartsAreNumberedOneAfterAnother) {
   EXPECT_EQ(from_a, 750);
 }
 
+TEST(Dataset, KnowsHowDocumentsStart) {
+  TempFolder dir;
+  std::string many;
+  for (int i = 0; i < 200; ++i) many += std::string(1, static_cast<char>('a' + i / 10)) + "zz\n\n\n";
+  write_file(dir / "many.txt", many);
+  write_file(dir / "two.txt", "Yes.\n\n\nNo.");
+  const auto at = [&](const char* name) { return open_corpus({dir / name}, byte_options()); };
+  const std::vector<int32_t> tokens = Dataset({{at("many.txt"), 1}, {at("two.txt"), 1}}, 2).first_tokens();
+  const std::string starts(tokens.begin(), tokens.end());
+  EXPECT_LE(starts.size(), 66u);
+  EXPECT_TRUE(starts.ends_with("YN")) << starts;
+  for (char letter = 'a'; letter < 'a' + 20; ++letter)
+    EXPECT_NE(starts.find(letter), std::string::npos) << letter;
+  EXPECT_EQ(starts.find('z'), std::string::npos) << "within a document";
+  // What is left of the only one begins within it.
+  const std::vector<Span> rest{{at("two.txt").spans()[0].source, 0, 2, 5}};
+  EXPECT_EQ(Dataset({{Corpus(rest), 1}}, 2).first_tokens(), (std::vector<int32_t>{'s'}));
+}
+
 TEST(Split, HoldsOutAShareByDocument) {
   TempFolder dir;
   const Corpus all = open_corpus({write_file(dir / "a.txt", story_corpus(1, 1'000'000))}, byte_options());

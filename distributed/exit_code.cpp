@@ -23,7 +23,7 @@ void write(const fs::path& folder, const ExitRecord& record) {
   const fs::path part = folder / text(name, ".part");
   std::ofstream(part) << "weft-exit 1\nrank " << record.rank << "\ncode " << static_cast<int>(record.code)
                       << "\nculprit " << record.culprit << "\ntime " << time << "\nlaunch " << record.launch
-                      << "\nwhat " << record.what << "\n";
+                      << "\nsaid " << record.said << "\nwhat " << record.what << "\n";
   fs::rename(part, folder / name, ignored);
 }
 
@@ -47,6 +47,8 @@ std::optional<ExitRecord> read(const fs::path& path) {
       record.time = std::atof(value.c_str());
     else if (key == "launch")
       record.launch = value;
+    else if (key == "said")
+      record.said = value != "0";
     else if (key == "what")
       record.what = value;
   }
@@ -67,10 +69,10 @@ int distance(Exit code) {
 
 }  // namespace
 
-void leave_exit_code(const std::string& run_folder, int rank, Exit code, int culprit,
-                     const std::string& what) noexcept {
+void leave_exit_code(const std::string& run_folder, int rank, Exit code, int culprit, const std::string& what,
+                     bool said) noexcept {
   try {
-    ExitRecord record{rank, code, 0, "-", what, culprit};
+    ExitRecord record{rank, code, 0, "-", what, culprit, said};
     record.time = std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
     std::replace(record.what.begin(), record.what.end(), '\n', ' ');
     const char* launch = std::getenv(launch_variable);

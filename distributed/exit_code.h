@@ -9,6 +9,7 @@
 //   culprit 3                   the rank at fault; another one where this rank noticed its failure
 //   time 1780000000.123456      seconds since 1970
 //   launch /tmp/weft-launch-x7  the launcher's folder, or -
+//   said 1                      0: not on stderr, where rank 0 alone speaks
 //   what unknown key optim.lrr
 
 #include <optional>
@@ -28,12 +29,13 @@ struct ExitRecord {
   std::string launch;
   std::string what;
   int culprit = rank;
+  bool said = true;
 };
 
 // Never throws: it runs when things have already gone wrong. run_folder may be empty or not exist: nothing is
 // made there.
-void leave_exit_code(const std::string& run_folder, int rank, Exit code, int culprit,
-                     const std::string& what) noexcept;
+void leave_exit_code(const std::string& run_folder, int rank, Exit code, int culprit, const std::string& what,
+                     bool said = true) noexcept;
 
 // The records in folder, by rank; those of another launch are passed over when launch is not empty, as are
 // files that cannot be read.

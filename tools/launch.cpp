@@ -168,12 +168,11 @@ LaunchCommand launch_command(const LaunchOptions& options, const LaunchHost& hos
     words = {"srun", "-n", n, "--kill-on-bad-exit=1", "--cpu-bind=none"};
     words.push_back(host.mpi == LaunchHost::Mpi::mpich ? "--mpi=pmi2" : "--mpi=pmix");
   } else if (host.mpi == LaunchHost::Mpi::open_mpi) {
-    // Any number of ranks on any number of cores, bound to none of them. Quiet, where it can be asked for:
-    // the ranks report failures themselves.
+    // Any number of ranks on any number of cores, bound to none of them.
     if (host.mpi_major >= 5)
       words = {"mpirun", "-n", n, "--bind-to", "none", "--map-by", ":OVERSUBSCRIBE"};
     else
-      words = {"mpirun", "-n", n, "--quiet", "--bind-to", "none", "--oversubscribe"};
+      words = {"mpirun", "-n", n, "--bind-to", "none", "--oversubscribe"};
     if (host.root) words.push_back("--allow-run-as-root");
     words.insert(words.end(), {"-x", "OMP_NUM_THREADS", "-x", launch_variable});
   } else {
@@ -201,7 +200,8 @@ LaunchResult read_launcher_status(int wait_status, bool stop) {
   if (stop) return {Exit::stopped, "stopped by a signal before any rank could answer"};
   if (!exited) return {Exit::peer_lost, text("the launcher was ended by signal ", code - 128)};
   // Open MPI 4 says 137 whenever it had to kill, whatever the others said.
-  if (code > 128) return {Exit::peer_lost, text("a rank was ended by signal ", code - 128)};
+  if (code > 128 && code <= 128 + SIGRTMAX)
+    return {Exit::peer_lost, text("a rank was ended by signal ", code - 128)};
   return {Exit::internal,
           text("the ranks did not start or ended in an unknown way: the launcher returned ", code)};
 }
@@ -235,7 +235,7 @@ LaunchResult launch(const LaunchOptions& options, const std::vector<std::string>
     if (abandoned > kTicksAbandoned) kill(-launcher, SIGKILL);
   };
   LauncherNotes notes;
-  if (command.words[0] == "mpirun" && host.mpi == LaunchHost::Mpi::open_mpi && host.mpi_major >= 5)
+  if (command.words[0] == "mpirun" && host.mpi == LaunchHost::Mpi::open_mpi)
     child.on_err = [&](std::string_view bytes) {
       const std::string shown = bytes.empty() ? notes.rest() : notes.pass(bytes);
       std::fwrite(shown.data(), 1, shown.size(), stderr);
@@ -246,7 +246,12 @@ LaunchResult launch(const LaunchOptions& options, const std::vector<std::string>
     const auto more = read_exit_codes(fs::path(options.run_folder) / "log", codes.path());
     records.insert(records.end(), more.begin(), more.end());
   }
-  if (const auto cause = first_cause(records)) return {cause->code, {}, cause->culprit, cause->what};
+  if (const auto cause = first_cause(records)) {
+    const std::string what = cause->what.substr(cause->what.starts_with("weft: ") ? 6 : 0);
+    const bool said = std::any_of(records.begin(), records.end(),
+                                  [](const ExitRecord& r) { return r.code != Exit::ok && r.said; });
+    return {cause->code, said ? "" : what, cause->culprit, what};
+  }
   return read_launcher_status(ended.wait_status, ended.stop);
 }
 

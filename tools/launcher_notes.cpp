@@ -12,9 +12,10 @@ bool is_rule(const std::string& line) {
 }
 
 bool tells_which_process_ended(const std::string& note) {
-  return note.find("prterun detected that one or more processes exited") != note.npos ||
-         note.find("prterun noticed that process rank") != note.npos ||
-         note.find("prterun has exited due to process rank") != note.npos;
+  for (const char* words : {"run detected that one or more processes exited", "run noticed that process rank",
+                            "run has exited due to process rank", "Primary job  terminated normally, but"})
+    if (note.find(words) != note.npos) return true;  // of prterun, and of mpirun of Open MPI 4
+  return false;
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 #pragma once
-// What mpirun of Open MPI 5 adds when a rank ends the job, which the rank has said better: --quiet is gone
-// there.
+// What mpirun of Open MPI adds when a rank ends the job, which the rank has said better. Its --quiet, where
+// it still has that, would also hide why it cannot start ranks.
 
 #include <string>
 #include <string_view>

@@ -9,6 +9,7 @@
 #include "autograd/field_value.h"
 #include "autograd/nearest_name.h"
 #include "distributed/environment.h"
+#include "distributed/exit_code.h"
 #include "distributed/mpi_comm.h"
 #include "training/log/failure.h"
 #include "training/log/printable.h"
@@ -91,6 +92,7 @@ int run_command(const Words& words) noexcept {
       return dispatch(words, rank);
     } catch (const std::exception& exception) {
       const Error error = as_error(exception);
+      leave_exit_code({}, rank, error.code, rank, error_line(error), rank == 0);  // for `weft launch`
       report(error, words, rank);
       return static_cast<int>(error.code);
     }

@@ -66,11 +66,21 @@ TEST(LauncherNotes, OnlyThoseOfAProcessThatEndedAreLeftOut) {
   const std::string improper =
       rule + "\nprterun has exited due to process rank 1 with PID 7 on node n exiting\n\n1. this\n" + rule +
       "\n";
+  const std::string of_open_mpi_4[] = {
+      "Primary job  terminated normally, but 1 process returned\na non-zero exit code. Per user-direction, "
+      "the "
+      "job has been aborted.\n",
+      "mpirun noticed that process rank 1 with PID 0 on node n exited on signal 9 (Killed).\n",
+      "mpirun detected that one or more processes exited with non-zero status, thus causing\nthe job to be "
+      "terminated. The first process to do so was:\n\n  Process name: [[1,1],0]\n  Exit code:    78\n",
+      "mpirun has exited due to process rank 1 with PID 0 on\nnode n exiting improperly.\n\n1. this\n"};
+  std::string older;
+  for (const std::string& words : of_open_mpi_4) older += rule + "\n" + words + rule + "\n";
   const std::string other = rule + "\nThere are not enough slots available in the system.\n" + rule + "\n";
   const std::string said = "step: 1\n--help\n\nweft: the loss is nan\n";
   for (const size_t piece : {1, 7, 1000}) {
     LauncherNotes notes;
-    const std::string all = said + note + improper + other + "no newline\r50%\n" + note + "-----";
+    const std::string all = said + note + older + improper + other + "no newline\r50%\n" + note + "-----";
     std::string shown;
     for (size_t i = 0; i < all.size(); i += piece)
       shown += notes.pass(std::string_view(all).substr(i, piece));
@@ -85,7 +95,7 @@ TEST(LauncherNotes, OnlyThoseOfAProcessThatEndedAreLeftOut) {
 TEST(LaunchCommand, OpenMpi4And5) {
   LaunchHost host = open_mpi(4);
   EXPECT_EQ(shown({4, "auto", {}, ""}, host),
-            "OMP_NUM_THREADS=2 mpirun -n 4 --quiet --bind-to none --oversubscribe -x OMP_NUM_THREADS -x "
+            "OMP_NUM_THREADS=2 mpirun -n 4 --bind-to none --oversubscribe -x OMP_NUM_THREADS -x "
             "WEFT_LAUNCH "
             "weft train r.yaml 'run=a b'");
   host = open_mpi(5);
@@ -145,6 +155,7 @@ TEST(LauncherStatus, IsMappedOnTheContract) {
   EXPECT_EQ(read_launcher_status(exited(137), false).code, Exit::peer_lost);
   EXPECT_EQ(read_launcher_status(exited(139), false).code, Exit::peer_lost);
   EXPECT_EQ(read_launcher_status(exited(1), false).code, Exit::internal);
+  EXPECT_EQ(read_launcher_status(exited(255), false).code, Exit::internal) << "there is no signal 127";
   EXPECT_EQ(read_launcher_status(exited(127), false).code, Exit::internal);
   EXPECT_EQ(read_launcher_status(exited(1), true).code, Exit::stopped);
   EXPECT_EQ(read_launcher_status(exited(138), true).code, Exit::stopped);
@@ -156,12 +167,14 @@ TEST(ExitCode, IsLeftAndRead) {
   const Folder run;
   setenv(launch_variable, "", 1);
   leave_exit_code(run.path(), 12, Exit::recipe, 7, "unknown key\noptim.lrr");
-  leave_exit_code(run.path(), 3, Exit::ok, 3, "");
+  leave_exit_code(run.path(), 3, Exit::ok, 3, "", false);
   std::ofstream(run.path() + "/log/exit-0004") << "not one\n";
   const auto records = read_exit_codes(run.path() + "/log");
   ASSERT_EQ(records.size(), 2u);
   EXPECT_EQ(records[0].rank, 3);
+  EXPECT_FALSE(records[0].said);
   EXPECT_EQ(records[1].rank, 12);
+  EXPECT_TRUE(records[1].said);
   EXPECT_EQ(records[1].culprit, 7);
   EXPECT_EQ(records[1].code, Exit::recipe);
   EXPECT_EQ(records[1].what, "unknown key optim.lrr");
@@ -398,6 +411,16 @@ TEST_F(Job, ASignalReachesRanksThatStillStart) {
 TEST_F(Job, EndsWhereMpirunMissesTheEndOfItsRanks) {
   const LaunchResult result = launch_by("\"$program\" \"$@\" &\nexec sleep 60\n", "sleep 0.2; exit 3");
   EXPECT_EQ(result.code, Exit::peer_lost);
+}
+
+// mpirun knows why it starts no rank.
+TEST_F(Job, SaysWhyThereAreNoRanks) {
+  testing::internal::CaptureStderr();
+  const LaunchResult result =
+      launch({2, "mpirun", {"--hostfile", "no-such-hosts"}, ""}, {"good"}, MPI_TEST_PROGRAM);
+  EXPECT_EQ(result.code, Exit::internal);
+  const std::string said = testing::internal::GetCapturedStderr();
+  EXPECT_NE(said.find("no-such-hosts"), said.rfind("no-such-hosts")) << "not in the command alone: " << said;
 }
 
 TEST_F(Job, AProgramThatIsNotThereIsAnError) {

@@ -415,6 +415,29 @@ TEST(Ranks, ErrorsAreSaidOnceUnderMpirunToo) {
   EXPECT_TRUE(alone.json().contains("error")) << alone.out;
 }
 
+// Rank 1 fails before it can tell the others, and rank 0 has nothing to say.
+TEST(Ranks, WhatKeepsOneFromStartingIsSaid) {
+  const TinyRun tiny;
+  for (const bool json : {true, false}) {
+    Words words{"launch",
+                "-n",
+                "1",
+                "--pass",
+                "-n 1 " WEFT_PROGRAM " train tiny.yaml : -x WEFT_FAULT=no-such-fault -n 1",
+                "train",
+                "tiny.yaml"};
+    if (json) words.emplace_back("--json-summary");
+    const Ran ran = tiny.weft(words);
+    EXPECT_EQ(ran.code, 64) << ran.err;
+    const size_t said = ran.err.find("weft: WEFT_FAULT: 'no-such-fault' is not known");
+    EXPECT_NE(said, std::string::npos) << ran.err;
+    EXPECT_EQ(ran.err.find("WEFT_FAULT: ", said + 7), std::string::npos) << "once: " << ran.err;
+    if (!json) continue;
+    EXPECT_EQ(ran.json()["error"]["rank"], 1) << ran.out;
+    EXPECT_NE(ran.out.find("'no-such-fault' is not known"), std::string::npos) << ran.out;
+  }
+}
+
 TEST(Ranks, AFailureNamesItsRankAndStep) {
   const TinyRun tiny;
   const Ran one = tiny.train({}, {.environment = {"WEFT_FAULT=eio@step=3,phase=backward"}});

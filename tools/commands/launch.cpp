@@ -100,7 +100,7 @@ int launch_for_json(const LaunchOptions& options, const Words& words) {
   if (!result.what.empty()) print_error(Error(result.code, result.what));
   if (said.empty() && result.code != Exit::ok) {
     std::string what = result.what.empty() ? "a rank failed, as stderr says" : result.what;
-    if (!result.cause.empty()) what = result.cause.substr(result.cause.starts_with("weft: ") ? 6 : 0);
+    if (!result.cause.empty()) what = result.cause;
     print_failure(failure_json(words[0] + "/1", Error(result.code, what), result.rank) + "\n");
   }
   return static_cast<int>(result.code);

@@ -84,64 +84,74 @@ void write_scores(const Scores& scores, const std::vector<int64_t>& batch, bool 
   write_safetensors(out, arrays, {{"format", "pt"}, {"weft", "logits/1"}});
 }
 
-int score_file(const Words& words, const Launched& launched, Communicator* world) {
-  std::string in, out, dtype = "f32", device, segments;
+struct LogitsFlags {
+  std::string model, in, out, dtype = "f32", segments;
   bool hidden = false, json = false;
-  Flags flags(
-      "logits", "MODEL",
-      "Computes logits and losses of token ids with a trained model; under mpirun on all ranks together.");
-  flags.add("--in", in, "FILE", "safetensors with ids (B, T) i32 or i64, and optionally doc (B, T)",
-            {.required = true});
-  flags.add("--out", out, "FILE", "safetensors: logits (B, T, V), nll (B, T)", {.required = true});
-  flags.add("--hidden", hidden, "also write hidden.0 ... hidden.L (B, T, C), 0 = embedding");
-  flags.add("--dtype", dtype, "f64|f32|bf16", "type to compute in; default f32");
-  flags.add("--device", device, "cpu|cuda", kDeviceHelp);
-  flags.add("--segments", segments, kSegmentsUnit,
-            "split over RANKS ranks: threads, or under mpirun its ranks");
-  flags.add("--json", json, "one line of JSON, logits/1");
-  if (!flags.parse(words)) return 0;
-  const Dtype type =
-      flag_choice<Dtype>("--dtype", dtype, {{"f64", Dtype::f64}, {"f32", Dtype::f32}, {"bf16", Dtype::bf16}});
-  compute_on(device);
-  const SegmentsFlag split = parse_segments(segments);
-  if (launched.size > 1 && split.ranks > 0 && split.ranks != launched.size)
-    throw Error(
-        Exit::usage, text("--segments needs ", split.ranks, " ranks, ", launched.size, " were started"),
-        "--segments", text("start ", split.ranks, ", or leave out mpirun, so that ranks are threads"));
+  Dtype type = Dtype::f32;
+  SegmentsFlag split;
+};
+
+void score_file(const LogitsFlags& said, const Launched& launched, Communicator* world) {
   require_same_program(world);
-  const OpenModel m = open_model(flags.arguments()[0], type);
+  const OpenModel m = open_model(said.model, said.type);
   if (launched.rank == 0) print_warnings(m.warnings);
-  const SafetensorsFile file(in);
-  const Batch batch = read_batch(file, in, m.model->config().vocab);
+  const SafetensorsFile file(said.in);
+  const Batch batch = read_batch(file, said.in, m.model->config().vocab);
   // While a run goes on, ranks may find different checkpoints of it.
   require_same(world, "the model", text("step ", m.step, " (", m.weights_hash, ")"));
   require_same(world, "the tokens", described(batch), Exit::data);
-  require_same(world, "the flags", text("--dtype ", dtype, " --segments ", segments), Exit::usage);
+  require_same(world, "the flags", text("--dtype ", said.dtype, " --segments ", said.segments), Exit::usage);
   const auto score_on = [&](Communicator* ranks) {
-    const Scores scores = score(*m.model, batch, ranks, split.plan, split.strategy);
-    if (rank_of(ranks) == 0) write_scores(scores, file.at("ids").shape, hidden, out);
+    const Scores scores = score(*m.model, batch, ranks, said.split.plan, said.split.strategy);
+    if (rank_of(ranks) == 0) write_scores(scores, file.at("ids").shape, said.hidden, said.out);
   };
-  if (world == nullptr && split.ranks > 1)
-    run_ranks(split.ranks, [&](Communicator& ranks) { score_on(&ranks); });
+  if (world == nullptr && said.split.ranks > 1)
+    run_ranks(said.split.ranks, [&](Communicator& ranks) { score_on(&ranks); });
   else
     score_on(world);
-  if (json && launched.rank == 0) print("{\"weft\":\"logits/1\",\"exit\":0}\n");
-  return 0;
+  if (said.json && launched.rank == 0) print("{\"weft\":\"logits/1\",\"exit\":0}\n");
 }
 
 }  // namespace
 
 int run_logits(const Words& words) {
+  LogitsFlags said;
+  std::string device;
+  Flags flags(
+      "logits", "MODEL",
+      "Computes logits and losses of token ids with a trained model; under mpirun on all ranks together.");
+  flags.add("--in", said.in, "FILE", "safetensors with ids (B, T) i32 or i64, and optionally doc (B, T)",
+            {.required = true});
+  flags.add("--out", said.out, "FILE", "safetensors: logits (B, T, V), nll (B, T)", {.required = true});
+  flags.add("--hidden", said.hidden, "also write hidden.0 ... hidden.L (B, T, C), 0 = embedding");
+  flags.add("--dtype", said.dtype, "f64|f32|bf16", "type to compute in; default f32");
+  flags.add("--device", device, "cpu|cuda", kDeviceHelp);
+  flags.add("--segments", said.segments, kSegmentsUnit,
+            "split over RANKS ranks: threads, or under mpirun its ranks");
+  flags.add("--json", said.json, "one line of JSON, logits/1");
+  if (!flags.parse(words)) return 0;
+  said.model = flags.arguments()[0];
+  said.type = flag_choice<Dtype>("--dtype", said.dtype,
+                                 {{"f64", Dtype::f64}, {"f32", Dtype::f32}, {"bf16", Dtype::bf16}});
+  compute_on(device);
+  said.split = parse_segments(said.segments);
   const Launched launched = detect_launch();
-  if (launched.size == 1) return score_file(words, launched, nullptr);
+  if (launched.size > 1 && said.split.ranks > 0 && said.split.ranks != launched.size)
+    throw Error(
+        Exit::usage, text("--segments needs ", said.split.ranks, " ranks, ", launched.size, " were started"),
+        "--segments", text("start ", said.split.ranks, ", or leave out mpirun, so that ranks are threads"));
+  if (launched.size == 1) {
+    score_file(said, launched, nullptr);
+    return 0;
+  }
   std::unique_ptr<Communicator> world = world_communicator(launched);
-  leave_word(*world, "", "logits/1", wants_json(words));
+  leave_word(*world, "", "logits/1", said.json);
   try {
-    const int code = score_file(words, launched, world.get());
+    score_file(said, launched, world.get());
     world.reset();
-    return code;
+    return 0;
   } catch (const std::exception& e) {
-    return end_rank(world.get(), e, wants_json(words) ? "logits/1" : "");
+    return end_rank(world.get(), e, said.json ? "logits/1" : "");
   }
 }
 

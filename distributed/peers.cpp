@@ -174,7 +174,8 @@ std::optional<PeerBoard::Lost> PeerBoard::lost() const {
     // The state is read again: between the two looks the process may have ended as planned.
     if (r != rank_ && peer.state == running && !peer.process().alive() && peer.state == running)
       return Lost{Exit::peer_lost, r,
-                  text("rank ", r, " (process ", peer.pid.load(), ") is gone, last ", peer.place())};
+                  text("rank ", r, " (process ", peer.pid.load(), ") is gone, last ", peer.place(),
+                       "; where nobody ended it, its machine's log (dmesg) may say why")};
   }
   return std::nullopt;
 }

@@ -35,11 +35,15 @@ int end_rank(Communicator* world, const std::exception& failure, const std::stri
   // which their watch sees: a launcher ends all ranks when the first leaves. What is wrong before the first
   // step is mostly wrong on all ranks, and rank 0, whose line of JSON tells it, is let go first.
   if (!step && world->rank() > 0) std::this_thread::sleep_for(std::chrono::milliseconds(500));
+  // Whose disk is full, of a job on many machines; what rank 0 finds at the start all find.
+  const bool own = of_rank == nullptr && (step || world->rank() > 0);
+  const Error said(error.code, text(own ? text("on rank ", world->rank(), ": ") : "", error.what()),
+                   error.where, error.advice);
   if (world->first_to_say())
-    print_error(error);
+    print_error(said);
   else
     std::this_thread::sleep_for(std::chrono::seconds(2));
-  world->leave(error.code, culprit, error_line(error));
+  world->leave(error.code, culprit, error_line(said));
   return static_cast<int>(error.code);
 }
 

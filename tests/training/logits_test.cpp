@@ -213,7 +213,8 @@ TEST_F(Logits, WhatFailsOnRankOneAloneIsSaid) {
   write("in", 1, 40, some_ids(40));
   const TestFolder elsewhere;
   const Words words{"logits", "runs/tiny", "--in", "in.safetensors", "--out", "x.safetensors", "--json"};
-  expect_rank_one_named(launch_two(*tiny_, words, "-wdir " + elsewhere.path(), words), 66, "not a run");
+  expect_rank_one_named(launch_two(*tiny_, words, "-wdir " + elsewhere.path(), words), 66,
+                        "on rank 1: not a run");
 }
 
 // Scores of other tokens would be wrong, and messages of other lengths do not fit.

@@ -446,6 +446,7 @@ TEST(Ranks, AFailureNamesItsRankAndStep) {
       tiny.launch(2, {"run=runs/two"}, {.environment = {"WEFT_FAULT=eio@rank=1,step=3,phase=backward"}});
   EXPECT_EQ(two.code, 74);
   EXPECT_EQ(two.json()["error"]["rank"], 1) << two.out;
+  EXPECT_NE(two.err.find("weft: on rank 1: input/output error"), std::string::npos) << two.err;
   EXPECT_NE(two.json()["error"]["what"].get<std::string>().find("input/output error"), std::string::npos);
 }
 

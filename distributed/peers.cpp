@@ -96,13 +96,15 @@ PeerBoard::PeerBoard(const std::string& job, int rank, int ranks) : rank_(rank),
   bytes_ = sizeof(Shared) + sizeof(Cell) * static_cast<size_t>(ranks);
   const int file = ::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
   void* memory = MAP_FAILED;
-  if (file >= 0 && ::ftruncate(file, static_cast<off_t>(bytes_)) == 0)
+  int error = file < 0 ? errno : ::posix_fallocate(file, 0, static_cast<off_t>(bytes_));
+  if (error == 0) {  // the memory is there: a full /dev/shm is no SIGBUS later
     memory = ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-  const int error = errno;
+    error = errno;
+  }
   if (file >= 0) ::close(file);
   if (memory == MAP_FAILED)
     throw Error(Exit::io, text("no shared memory for the board of ranks: ", std::strerror(error)), path_,
-                "give the machine a writable /dev/shm");
+                "give the machine a writable /dev/shm with free space");
   // Fresh pages are zero, which is a cell of an absent rank; cells that a dead job left behind are not
   // `here`.
   shared_ = static_cast<Shared*>(memory);

@@ -6,12 +6,14 @@
 #include "attention/delta_run.h"
 #include "attention/ema_run.h"
 #include "attention/flash_attention.h"
+#include "attention/kept_attention.h"
 #include "attention/linear_run.h"
 #include "attention/memory_ops.h"
 #include "attention/merge_partials.h"
 #include "attention/selected_attention.h"
 #include "attention/sparsek_rows.h"
 #include "attention/steps.h"
+#include "autograd/determinism.h"
 
 namespace weft {
 namespace {
@@ -164,32 +166,32 @@ TEST(LargeTensors, MovingAverages) {
       {noise({kRows, kWidth}, Dtype::bf16, 1)}, shared, tolerance::kLargeRows);
 }
 
-// Softmax by our own kernels: forward, and with what arrived at o the gradients.
-void expect_attention(const AttentionOptions& options, const std::vector<Tensor>& x, int64_t length,
-                      double tolerance) {
+// Softmax: outputs, and with o as what arrived the gradients, of all documents of one length and of some at a
+// time. options.documents other than 0: cuDNN may serve.
+void expect_attention(const AttentionOptions& given, const std::vector<Tensor>& x, int64_t length,
+                      double tolerance, const Tensor& active = {}) {
   struct Results {
     std::vector<Tensor> out, d;
   };
   const auto run = [&](int64_t begin, int64_t end) {
+    AttentionOptions options = given;
+    if (given.documents != 0) options.documents = static_cast<int32_t>((end - begin) / length);
     const Layout layout = documents(begin, end, length);
-    std::vector<Tensor> part;
-    for (const Tensor& each : x) part.push_back(each.rows(begin, end));
+    const auto part = [&](const Tensor& of) { return of.defined() ? of.rows(begin, end) : of; };
+    const Tensor q = part(x[0]), k = part(x[1]), v = part(x[2]), on = part(active);
     Results r;
-    r.out = flash_attention_forward(options, part[0], part[1], part[2], layout.position, layout.document,
-                                    layout.position, layout.document);
-    r.d =
-        flash_attention_backward(options, part[0], part[1], part[2], layout.position, layout.document,
-                                 layout.position, layout.document, {}, {}, r.out[0], r.out[1], r.out[0], {});
+    r.out = flash_attention_forward(options, q, k, v, layout.position, layout.document, layout.position,
+                                    layout.document, {}, on);
+    r.d = flash_attention_backward(options, q, k, v, layout.position, layout.document, layout.position,
+                                   layout.document, {}, on, r.out[0], r.out[1], r.out[0], {});
     return r;
   };
-  const int64_t rows = x[0].dim(0);
+  const int64_t rows = x[0].dim(0), piece = kPiece / length * length;
   const Results whole = run(0, rows);
-  for (int64_t begin = 0; begin < rows; begin += kPiece) {
-    const int64_t end = std::min(rows, begin + kPiece);
+  for (int64_t begin = 0; begin < rows; begin += piece) {
+    const int64_t end = std::min(rows, begin + piece);
     const Results part = run(begin, end);
-    for (size_t i = 0; i < 2; ++i)
-      EXPECT_LE(apart(whole.out[i].rows(begin, end), part.out[i]), tolerance)
-          << "output " << i << " from " << begin;
+    EXPECT_LE(apart(whole.out[0].rows(begin, end), part.out[0]), tolerance) << "output from " << begin;
     for (size_t i = 0; i < 3; ++i)
       EXPECT_LE(apart(whole.d[i].rows(begin, end), part.d[i]), tolerance)
           << "gradient " << i << " from " << begin;
@@ -199,6 +201,29 @@ void expect_attention(const AttentionOptions& options, const std::vector<Tensor>
 TEST(LargeTensors, Attention) {
   NEEDS_GPU_MEMORY(100);
   expect_attention({.scale = 0.1}, queries_keys_values(kRows, 32), 1024, 0);
+}
+
+TEST(LargeTensors, AttentionOfHeadsThatAreSometimesOff) {
+  NEEDS_GPU_MEMORY(100);
+  const Tensor active = relu(Variable(noise({kRows, 32}, Dtype::f32, 9)));
+  expect_attention({.scale = 0.1}, queries_keys_values(kRows, 32), 1024, tolerance::kLargeRows, active);
+}
+
+// Views of a packed projection, which has three times the elements of o: these alone cuDNN could count in 32
+// bits.
+TEST(LargeTensors, AttentionOfAPackedProjection) {
+  NEEDS_GPU_MEMORY(80);
+  const int64_t length = 4000, rows = 131 * length;
+  const Tensor packed = noise({rows, 3 * kWidth}, Dtype::bf16, 1);
+  std::vector<Tensor> x;
+  for (int64_t i = 0; i < 3; ++i)
+    x.push_back(packed.columns(i * kWidth, (i + 1) * kWidth).reshape({rows, 32, kSize}));
+  const AttentionOptions options{.scale = 0.1, .documents = 1, .longest = static_cast<int32_t>(length)};
+  expect_attention(options, x, length, 0);
+  const bool before = deterministic();
+  set_deterministic(false);  // cuDNN's backward, too
+  expect_attention(options, x, length, tolerance::kLargeRows);
+  set_deterministic(before);
 }
 
 TEST(LargeTensors, AttentionOfWideHeads) {
@@ -281,6 +306,20 @@ TEST(LargeTensors, SelectedRows) {
     const int64_t end = std::min(rows, begin + piece);
     EXPECT_EQ(apart(whole.rows(begin, end), attend(begin, end)), 0) << begin;
   }
+}
+
+TEST(LargeTensors, KeptPairs) {
+  NEEDS_GPU_MEMORY(100);
+  const int64_t rows = (int64_t{1} << 18) + 5, heads = 65, length = 1024;
+  const Shape numbers_of_heads{rows, heads};
+  std::vector<Tensor> x = queries_keys_values(rows, heads, Dtype::f32);
+  x.push_back(noise({rows, heads}, Dtype::f32, 4, 3));
+  expect_pieces(
+      [&](const Inputs& v, int64_t begin, int64_t end) {
+        return kept_attention(v[0], v[1], v[2], v[3], documents(begin, end, length),
+                              {.kept = 16, .support = 32, .scale = 0.1})[0];
+      },
+      x, {}, tolerance::kLargeF32, int64_t{1} << 15);
 }
 
 TEST(LargeTensors, PairsThatDoNotFitAreRefused) {

@@ -132,15 +132,30 @@ TEST(LargeTensors, DeltaRuleOfOneText) {  // 2^31: states of every chunk are kep
       x);
 }
 
-// Of f32 the kernels go token by token.
-TEST(LargeTensors, TokenByTokenOfManyDocuments) {
+// As LRPE asks for them: 2^31 by a kernel of its own.
+TEST(LargeTensors, LinearAttentionWithGradientsInF32) {
   NEEDS_GPU_MEMORY(120);
-  const int64_t rows = kRows / 2 + 9, heads = 33, length = 512;
-  std::vector<Tensor> x = queries_keys_values(rows, heads, Dtype::f32);
-  x.push_back(noise({rows, heads}, Dtype::f32, 4, 0.02, -0.03));
-  expect_pieces([&](const Inputs& v, int64_t begin,
-                    int64_t end) { return linear(v, v[3], {}, documents(begin, end, length), false).o; },
-                x, {}, tolerance::kLargeF32);
+  std::vector<Tensor> x = queries_keys_values(kRows, 17, Dtype::f32);
+  x[2] = noise({kRows, 17, kSize}, Dtype::bf16, 3);
+  const Tensor decay = full({1, 17}, -0.02, Dtype::f32);
+  expect_one_text([&](const Inputs& v, const Variable& state, const Layout& layout,
+                      bool ends) { return linear(v, decay.repeated(v[0].dim(0)), state, layout, ends); },
+                  x);
+}
+
+// Of f32 the kernels go token by token. That takes long: of the pieces only the last is compared.
+TEST(LargeTensors, TokenByToken) {
+  NEEDS_GPU_MEMORY(80);
+  const int64_t heads = 9, length = 512, rows = kRows - 13, last = length * 2047, key = 8, value = 256;
+  const std::vector<Tensor> x{
+      noise({rows, heads, key}, Dtype::f32, 1), noise({rows, heads, key}, Dtype::f32, 2),
+      noise({rows, heads, value}, Dtype::f32, 3), noise({rows, heads}, Dtype::f32, 4, 0.02, -0.03)};
+  const RowsOp f = [&](const Inputs& v, int64_t begin, int64_t end) {
+    return linear(v, v[3], {}, documents(begin, end, length), false).o;
+  };
+  const Outcome whole = run_rows(f, x, {}, 0, rows), part = run_rows(f, x, {}, last, rows);
+  EXPECT_EQ(apart(whole.y.rows(last, rows), part.y), 0);
+  for (size_t i = 0; i < x.size(); ++i) EXPECT_EQ(apart(whole.d[i].rows(last, rows), part.d[i]), 0) << i;
 }
 
 TEST(LargeTensors, GatesOfMoreDocumentsThanAGridHasAlongY) {
@@ -164,6 +179,13 @@ TEST(LargeTensors, MovingAverages) {
         return ema_run(v[0], v[1], v[2], v[3], {}, documents(begin, end), false).y;
       },
       {noise({kRows, kWidth}, Dtype::bf16, 1)}, shared, tolerance::kLargeRows);
+  // f32 has kernels of its own.
+  const int64_t half = kRows / 2 + 40;
+  expect_pieces(
+      [](const Inputs& v, int64_t begin, int64_t end) {
+        return ema_run(v[0], v[1], v[2], v[3], {}, documents(begin, end), false).y;
+      },
+      {noise({half, kWidth}, Dtype::f32, 1)}, shared, tolerance::kLargeF32);
 }
 
 // Softmax: outputs, and with o as what arrived the gradients, of all documents of one length and of some at a
@@ -286,6 +308,32 @@ TEST(LargeTensors, Memories) {
       {noise(weights, Dtype::f32, 4), noise(rows, Dtype::f32, 5), noise(rows, Dtype::f32, 6), step, keep,
        momentum},
       {}, tolerance::kLargeF32, piece);
+}
+
+TEST(LargeTensors, ReadingMemories) {
+  NEEDS_GPU_MEMORY(110);
+  const int64_t heads = (int64_t{1} << 16) + 9, tokens = 128, size = 192, piece = 1 << 13;
+  const Shape gates{heads, tokens, 1}, rows{heads, tokens, size};
+  expect_pieces(
+      [](const Inputs& v, int64_t, int64_t) {
+        return read_while_learning(v[0], v[1], {}, v[2], v[3], learning_coefficients(v[4], v[5], {}));
+      },
+      {noise(rows, Dtype::f32, 1, 0.1), noise({heads, size, 16}, Dtype::f32, 2),
+       noise(rows, Dtype::f32, 3, 0.1), noise({heads, tokens, 16}, Dtype::f32, 4),
+       noise(gates, Dtype::f32, 5, 0.4, 0.5), noise(gates, Dtype::f32, 6, 0.1, 0.85)},
+      {}, tolerance::kLargeF32, piece);
+}
+
+TEST(LargeTensors, TokensOfMemories) {
+  NEEDS_GPU_MEMORY(90);
+  const int64_t length = 1024, rows = length * 1025, heads = 16, size = 64;
+  expect_pieces(
+      [=](const Inputs& v, int64_t begin, int64_t end) {
+        const int64_t texts = (end - begin) / length;
+        const Inputs m = memory_tokens(v[0], v[1], {texts, 0, heads, size, size});
+        return heads_together(multiply(m[0], m[3]), texts, Dtype::bf16);
+      },
+      {noise({rows, 3 * heads * size}, Dtype::bf16, 1), noise({rows, 3 * heads}, Dtype::bf16, 2)});
 }
 
 TEST(LargeTensors, SelectedRows) {

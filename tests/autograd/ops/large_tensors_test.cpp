@@ -124,6 +124,15 @@ TEST(LargeTensors, Products) {
   expect_pieces(times, {rows_of_noise()},
                 {noise({64, kWidth}, Dtype::bf16, 2, 0.03), noise({64}, Dtype::bf16, 3)},
                 tolerance::kLargeRows);
+  // Few rows by as large a weight.
+  const Tensor few = noise({4, kWidth}, Dtype::bf16, 6),
+               weight = noise({kRows, kWidth}, Dtype::bf16, 7, 0.03);
+  const Tensor all = linear(few, weight);
+  for (int64_t begin = 0; begin < kRows; begin += kPiece) {
+    const int64_t end = std::min(kRows, begin + kPiece);
+    EXPECT_LE(apart(all.columns(begin, end), linear(few, weight.rows(begin, end))), tolerance::kLargeRows)
+        << begin;
+  }
   const Tensor many = noise({kRows, 64, 64}, Dtype::bf16, 4);
   expect_pieces(
       [](const Inputs& v, int64_t, int64_t) {

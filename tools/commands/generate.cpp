@@ -59,8 +59,8 @@ int run_generate(const Words& words) {
   flags.add("--top-k", options.top_k, "K",
             "draw only from the K most likely tokens; 0, the default: from all", {.min = 0});
   flags.add("--top-p", top_p, "P",
-            "of these, draw only from the fewest most likely whose probabilities, after --temperature and "
-            "--top-k, sum to P or more; 1, the default: from all");
+            "of these, draw only from the fewest most likely whose probabilities sum to P or more; 1, the "
+            "default: from all");
   flags.add("--seed", seed, "S",
             "seed of the draws, the same for each text: equal prompts give equal texts; default 1",
             {.min = 0, .max = UINT32_MAX});

@@ -114,6 +114,7 @@ void launch(const RecurrentStep<T>& p, int64_t documents) {
   const size_t bytes = 3 * sizeof(Acc<T>) * static_cast<size_t>(p.d);
   constexpr auto kernel = recurrent_step_kernel<T, delta>;
   CHECK(fits_shared<kernel>(bytes), "recurrent step: keys of ", p.d, " are too wide for this GPU");
+  CHECK(documents <= 65535, "recurrent step: ", documents, " documents at once, a grid takes 65535");
   launch_early(kernel, grid, kThreads, bytes, p);
   check_launch("recurrent step");
 }

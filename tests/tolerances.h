@@ -34,4 +34,11 @@ inline constexpr double kCudnnLogSum = 1e-5;
 // Two computations that keep 16 bits or more on the way and then round to bf16: few elements go another way.
 inline constexpr double kRoundedOnce = 1e-3;
 
+// Large tensors at once beside some rows at a time, a row's norm of the difference over the rows' root mean
+// square: products and recurrences of bf16 that are cut otherwise; sums over all rows, rounded to bf16 once
+// in all or once a piece; sums in f32 and transforms.
+inline constexpr double kLargeRows = 4e-2;
+inline constexpr double kLargeSums = 2e-2;
+inline constexpr double kLargeF32 = 2e-4;
+
 }  // namespace weft::tolerance

@@ -16,7 +16,8 @@ cd "$(dirname "$0")/.."
 
 programs="tests/autograd/test_autograd tests/optim/test_optim tests/attention/test_attention tests/attention/step_run_test tests/layers/test_layers
   tests/distributed/distributed_collectives_test tests/distributed/distributed_rank_crossing_test
-  tests/distributed/distributed_rank_conformance_test tests/tools/test_apply tests/training/training_decoder_test tests/training/training_graphs_test"
+  tests/distributed/distributed_rank_conformance_test tests/tools/test_apply tests/training/training_decoder_test tests/training/training_graphs_test
+  tests/optim/large_tensors_test"
 every="tests train recurrences kernels decode attention lab" named="large mechanisms peers losses parity sanitize"
 
 pack() {
@@ -148,12 +149,15 @@ tests() {
       report "$name" 0 "NOT RUN: it was not built"
       continue
     fi
+    if [ "$name" = large_tensors_test ]; then continue; fi # it takes most of the memory: alone, behind the others
     for ((shard = 0; shard < ${shards[$name]:-1}; ++shard)); do
       run_shard "$name" "$path" $shard &
       pids+=($!)
     done
   done
   for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
+  path=$(built tests/optim/large_tensors_test)
+  if [ -e "$path" ]; then run_shard large_tensors_test "$path" 0 || failed=1; fi
 }
 
 # train_steps STEPS RUN ARGUMENTS...   a row of so many steps, of TOTAL; ends weft train then, before it saves gigabytes that nobody wants

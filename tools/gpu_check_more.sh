@@ -132,16 +132,17 @@ mechanisms() {
 }
 
 # What recipes reach: RECIPES (124m 340m 1b), TOKENS (4 million; 1 million of 1.3 billion weights) of the text or shard CORPUS, else of
-# generated text, with the recipe's schedule drawn together to that length.
+# generated text, with the recipe's schedule drawn together to that length: 32 steps.
 losses() {
-  local size path recipe batch=131072 steps
+  local size path recipe batch steps
   corpus_for_training 20000000
   for size in ${RECIPES:-124m 340m 1b}; do
+    batch=$([ "$size" = 1b ] && echo 32768 || echo 131072)
     steps=$((${TOKENS:-$([ "$size" = 1b ] && echo 1048576 || echo 4194304)} / batch))
     for path in recipes/"$size"/*.yaml; do
       recipe=$(basename "$path" .yaml)
       TOTAL=$steps sized_training "loss-$size-$recipe" 120 "$steps" "$size/$recipe" "${recipe/gated_delta/gated_delta_rule}" \
-        batch_tokens=$batch optim.warmup=$((steps / 8))
+        batch_tokens=$batch optim.warmup=$((steps / 4))
     done
   done
 }

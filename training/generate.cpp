@@ -19,7 +19,8 @@ std::vector<std::vector<int32_t>> generate(const Model& model,
   std::vector<std::vector<int32_t>> out(prompts.size());
   if (prompts.empty() || options.tokens <= 0) return out;
   Decoder decoder(model, prompts, options.tokens,
-                  {options.temperature, options.top_k, options.seed, stream_of("generate")}, options.vocab);
+                  {options.temperature, options.top_k, options.top_p, options.seed, stream_of("generate")},
+                  options.vocab);
   std::vector<bool> finished(prompts.size(), false);
   while (true) {
     const std::vector<int32_t> tokens = decoder.tokens();

@@ -11,6 +11,7 @@ struct SamplingOptions {
   int64_t tokens = 128;
   double temperature = 0.8;  // 0: the likeliest token
   int64_t top_k = 0;         // 0: all
+  double top_p = 1;          // 1: all
   int64_t vocab = 0;         // only ids below it: a model may have more rows than its tokenizer; 0: all
   uint32_t seed = 1;
   int32_t stop = -1;  // a token that ends a text; -1: none

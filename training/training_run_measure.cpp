@@ -85,6 +85,7 @@ void TrainingRun::sample() {
   const SamplingOptions options{.tokens = recipe_.sample.tokens,
                                 .temperature = recipe_.sample.temperature,
                                 .top_k = recipe_.sample.top_k,
+                                .top_p = recipe_.sample.top_p,
                                 .vocab = tokenizer_->vocab_size(),
                                 .seed = static_cast<uint32_t>(recipe_.sample.seed),
                                 .stop = tokenizer_->eos_id()};

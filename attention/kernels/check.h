@@ -24,6 +24,9 @@ void check_sizes(const char* kernel, const Problem& p) {
   require(kernel, p.heads > 0 && p.documents > 0 && p.tokens >= 0 && p.tokens < (int64_t(1) << 31),
           "use fewer than 2^31 tokens", p.tokens, " tokens, ", p.documents, " documents, ", p.heads,
           " heads");
+  // A launch has up to three blocks for each document, head and 32 columns of 256.
+  require(kernel, int64_t(p.documents) * p.heads <= INT32_MAX / 24, "compute some documents at a time",
+          p.documents, " documents of ", p.heads, " heads; together at most ", INT32_MAX / 24);
   require(kernel, p.offsets || p.tokens % p.documents == 0, "give offsets, or equal documents", p.tokens,
           " tokens in ", p.documents, " documents without offsets");
   require(kernel, p.scale > 0, "it has to be positive", "scale ", p.scale);

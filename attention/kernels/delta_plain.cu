@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(256) delta_plain_read_kernel(const __grid_cons
 #pragma unroll
   for (int step = 1; step < 32; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
   const int part = s.split * 8 + threadIdx.x / 32;
-  if (threadIdx.x % 32 == 0) p.gate_end[(part * p.documents + s.document) * p.heads + s.head] = sum;
+  if (threadIdx.x % 32 == 0) p.gate_end[(int64_t(part) * p.documents + s.document) * p.heads + s.head] = sum;
 }
 
 // dbeta = dL/du . error; a warp has a token and a head.

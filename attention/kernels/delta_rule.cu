@@ -22,6 +22,9 @@ bool has_tiles(int width) { return width == 64 || width == 128; }
 
 void check(const DeltaRule& p) {
   check_sizes(name, p);
+  // Chunks of heads are numbered in 32 bits, with room to count past the last.
+  require(delta_slots(p.tokens, p.documents) * p.heads <= INT32_MAX / 2, "compute some documents at a time",
+          p.tokens, " tokens in ", p.documents, " documents of ", p.heads, " heads");
   require(p.beta || p.tokens == 0, "give (tokens, heads) f32", "beta is null");
 }
 

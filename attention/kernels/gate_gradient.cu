@@ -29,14 +29,14 @@ __device__ float suffix_sum(float x, float (&of_warp)[32]) {
 __global__ void __launch_bounds__(block) gate_gradient_kernel(const GateGradient g) {
   __shared__ float of_warp[32];
   __shared__ double later;  // what arrives from behind the tokens at hand
-  const int head = blockIdx.x, document = blockIdx.y;
+  const int head = blockIdx.x % g.heads, document = blockIdx.x / g.heads;
   const int length = g.offsets ? g.offsets[document + 1] - g.offsets[document] : int(g.tokens / g.documents);
   const int64_t start = g.offsets ? g.offsets[document] : int64_t(document) * length;
 
   if (threadIdx.x == 0) {
     later = 0;
     for (int part = 0; part < g.end_parts; ++part)
-      later += g.end_sums[(part * gridDim.y + document) * g.heads + head];
+      later += g.end_sums[(int64_t(part) * g.documents + document) * g.heads + head];
   }
 
   for (int tile = (length + block - 1) / block - 1; tile >= 0; --tile) {
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(block) gate_gradient_kernel(const GateGradient
 // launchers
 
 void gate_gradient(const GateGradient& g, cudaStream_t stream) {
-  gate_gradient_kernel<<<dim3(g.heads, g.documents), block, 0, stream>>>(g);
+  gate_gradient_kernel<<<g.heads * g.documents, block, 0, stream>>>(g);
   check_cuda(cudaGetLastError(), "linear attention (gate gradient)");
 }
 

@@ -93,7 +93,8 @@ __global__ void __launch_bounds__(256) sweep_plain_kernel(const __grid_constant_
 #pragma unroll
     for (int step = 1; step < 32; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
     const int part = split * 8 + threadIdx.x / 32;
-    if (threadIdx.x % 32 == 0) sweep.end_sums[(part * s.documents + document) * s.heads + head] = sum;
+    if (threadIdx.x % 32 == 0)
+      sweep.end_sums[(int64_t(part) * s.documents + document) * s.heads + head] = sum;
   }
 }
 

@@ -9,6 +9,8 @@ namespace weft::cuda {
 
 Buckets buckets_of(const Tensor& index, int64_t rows) {
   const int64_t n = index.numel();
+  CHECK(n <= INT32_MAX && rows < INT32_MAX, "scatter: ", n, " entries for ", rows,
+        " rows, more than 32 bits number");
   const Tensor place = empty({n}, Dtype::i32, Device::cuda), key = empty_like(place),
                sorted = empty_like(place);
   const Buckets b{empty({rows + 1}, Dtype::i32, Device::cuda), empty_like(place)};

@@ -110,6 +110,7 @@ cublasLtMatrixLayout_t layout_of(const Matrix& m, int64_t batch) {
   cublasLtMatrixLayout_t layout = nullptr;
   BLAS_CHECK(cublasLtMatrixLayoutCreate(&layout, type, static_cast<uint64_t>(m.columns),
                                         static_cast<uint64_t>(m.rows), m.pitch));
+  CHECK(batch <= INT32_MAX, "gemm: a batch of ", batch, " matrices, cuBLASLt takes ", INT32_MAX);
   const auto count = static_cast<int32_t>(batch);
   BLAS_CHECK(
       cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count));

@@ -91,15 +91,19 @@ void affine_as(const Tensor& y, const Tensor& x, Acc<T> alpha, Acc<T> beta) {
       y.numel(), data<T>(y), [=] __device__(Acc<T> v) { return alpha * v + beta; }, data<const T>(x));
 }
 
+constexpr int64_t kAlongX = int64_t{1} << 30;  // outputs
+
 // One block an output: `kept` walks the output, `gone` what is summed into one of its elements, in an order
 // that the sizes alone decide.
 template <class T>
-__global__ void sum_to_kernel(T* y, const T* x, Walk kept, Walk gone, int64_t n) {
-  const int64_t from = place_of(kept, blockIdx.x).a;
+__global__ void sum_to_kernel(T* y, const T* x, Walk kept, Walk gone, int64_t outputs, int64_t n) {
+  const int64_t at = blockIdx.y * kAlongX + blockIdx.x;
+  if (at >= outputs) return;
+  const int64_t from = place_of(kept, at).a;
   Acc<T> sum = 0;
   for (int64_t i = threadIdx.x; i < n; i += blockDim.x) sum += Acc<T>(x[from + place_of(gone, i).a]);
   sum = block_sum(sum);
-  if (threadIdx.x == 0) y[blockIdx.x] = static_cast<T>(sum);
+  if (threadIdx.x == 0) y[at] = static_cast<T>(sum);
 }
 
 }  // namespace
@@ -139,9 +143,11 @@ void sum_to(const Tensor& to, const Tensor& from) {
   if (from.numel() == 0) return fill(to, 0);
   const Summation s = summation_of(to.shape(), from.shape());
   const int threads = row_threads(s.count);
+  const dim3 blocks(static_cast<unsigned>(std::min(to.numel(), kAlongX)),
+                    static_cast<unsigned>((to.numel() + kAlongX - 1) / kAlongX));
   with_float(to.dtype(), [&]<class T>() {
-    sum_to_kernel<<<static_cast<unsigned>(to.numel()), threads, 0, stream()>>>(
-        data<T>(to), data<const T>(from), s.kept, s.gone, s.count);
+    sum_to_kernel<<<blocks, threads, 0, stream()>>>(data<T>(to), data<const T>(from), s.kept, s.gone,
+                                                    to.numel(), s.count);
   });
   check_launch("sum_to");
 }

@@ -18,6 +18,8 @@ HeadTokens from_lists(const std::vector<std::vector<int32_t>>& lists, int64_t to
                       Device device) {
   HeadTokens on{.tokens = tokens, .always = always};
   const int64_t heads = always + static_cast<int64_t>(lists.size());
+  CHECK(tokens * heads <= INT32_MAX, "heads of tokens: ", tokens, " tokens of ", heads,
+        " heads are more than 32 bits number");
   std::vector<int32_t> rows, slots;
   for (size_t i = 0; i < lists.size(); ++i) {
     for (const int32_t t : lists[i]) {

@@ -58,6 +58,8 @@ Variable mean(const Variable& x, int axis, bool keep) {
 
 Variable max(const Variable& x, int axis, bool keep) {
   CHECK(x.dim(axis) > 0, "max: x ", x.shape(), " over axis ", axis);
+  CHECK(x.dim(axis) <= INT32_MAX, "max: x ", x.shape(), " over axis ", axis,
+        ", which has more places than 32 bits number");
   const Folded f = fold("max", x, axis, keep);
   const Tensor y = empty(f.inner, x.dtype(), x.device()), index = empty(f.inner, Dtype::i32, x.device());
   ON_DEVICE(y.device(), reduce_max(y, index, f.x));

@@ -7,8 +7,8 @@ void sample_rows_into(const Tensor& to, const Tensor& logits, const Tensor& inde
             index.dtype() == Dtype::i32 && to.shape() == index.shape() && to.dtype() == Dtype::i32 &&
             to.dense(),
         "sample: logits ", logits.shape(), ", index ", index.shape());
-  CHECK(draws.temperature >= 0 && draws.top_k >= 0, "sample: temperature ", draws.temperature, ", top_k ",
-        draws.top_k);
+  CHECK(draws.temperature >= 0 && draws.top_k >= 0 && draws.top_p > 0 && draws.top_p <= 1,
+        "sample: temperature ", draws.temperature, ", top_k ", draws.top_k, ", top_p ", draws.top_p);
   if (to.numel() > 0) ON_DEVICE(logits.device(), sample_rows(to, logits, index, draws));
 }
 

@@ -9,24 +9,43 @@
 namespace weft::cpu {
 namespace {
 
+// The fewest from the largest down that have the share `top_p` of the weight `total`, which becomes theirs.
+template <class Before>
+void keep_top_p(std::vector<int32_t>& order, const std::vector<double>& weight, double top_p, double& total,
+                Before before) {
+  // All that weigh less than this have together less than may be missing, so they need no order.
+  const double least = (1 - top_p) * total / static_cast<double>(order.size());
+  order.erase(std::remove_if(order.begin(), order.end(), [&](int32_t i) { return weight[i] < least; }),
+              order.end());
+  std::sort(order.begin(), order.end(), before);
+  double reached = 0;
+  size_t kept = 0;
+  while (kept < order.size() && reached < top_p * total) reached += weight[order[kept++]];
+  order.resize(kept);
+  total = reached;
+}
+
 template <class T>
 int32_t draw(const T* z, int64_t n, uint64_t index, const DrawOptions& draws) {
   if (draws.temperature == 0) return static_cast<int32_t>(std::max_element(z, z + n) - z);
   std::vector<int32_t> order(static_cast<size_t>(n));
   std::iota(order.begin(), order.end(), 0);
-  const int64_t kept = draws.top_k > 0 ? std::min(draws.top_k, n) : n;
-  if (kept < n)
-    std::partial_sort(order.begin(), order.begin() + kept, order.end(),
-                      [&](int32_t a, int32_t b) { return z[a] > z[b] || (z[a] == z[b] && a < b); });
+  const auto before = [&](int32_t a, int32_t b) { return z[a] > z[b] || (z[a] == z[b] && a < b); };
+  if (draws.top_k > 0 && draws.top_k < n) {
+    std::partial_sort(order.begin(), order.begin() + draws.top_k, order.end(), before);
+    order.resize(static_cast<size_t>(draws.top_k));
+  }
   double top = -INFINITY, total = 0;
-  for (int64_t i = 0; i < kept; ++i) top = std::max(top, static_cast<double>(z[order[i]]));
-  std::vector<double> weight(static_cast<size_t>(kept));
-  for (int64_t i = 0; i < kept; ++i)
-    total += weight[i] = std::exp((static_cast<double>(z[order[i]]) - top) / draws.temperature);
+  for (const int32_t i : order) top = std::max(top, static_cast<double>(z[i]));
+  std::vector<double> weight(static_cast<size_t>(n));
+  for (const int32_t i : order)
+    total += weight[i] = std::exp((static_cast<double>(z[i]) - top) / draws.temperature);
+  // A NaN makes the total one, and has no place in an order.
+  if (draws.top_p < 1 && total > 0) keep_top_p(order, weight, draws.top_p, total, before);
   double left = total * RandomKey{draws.seed, draws.stream, 0}.uniform(index);
-  for (int64_t i = 0; i < kept; ++i)
-    if ((left -= weight[i]) <= 0) return order[i];
-  return order[kept - 1];
+  for (const int32_t i : order)
+    if ((left -= weight[i]) <= 0) return i;
+  return order.back();
 }
 
 }  // namespace

@@ -14,12 +14,17 @@ __device__ uint32_t key_of(float z) {
   return (bits >> 31) != 0 ? ~bits : bits | 0x80000000u;
 }
 
+__device__ float float_of(uint32_t key) {
+  return __uint_as_float((key >> 31) != 0 ? key & 0x7fffffffu : ~key);
+}
+
 // The running sum over the block's threads, in one order.
-__device__ double running_sum(double* space, double value) {
+template <class A>
+__device__ A running_sum(A* space, A value) {
   space[threadIdx.x] = value;
   for (int step = 1; step < kDrawThreads; step *= 2) {
     __syncthreads();
-    const double before = static_cast<int>(threadIdx.x) >= step ? space[threadIdx.x - step] : 0;
+    const A before = static_cast<int>(threadIdx.x) >= step ? space[threadIdx.x - step] : 0;
     __syncthreads();
     space[threadIdx.x] += before;
   }
@@ -39,7 +44,7 @@ __global__ void __launch_bounds__(kDrawThreads)
 
 struct Draw {
   int64_t n, pitch, kept;
-  double temperature;
+  double temperature, top_p;
   RandomKey random;
 };
 
@@ -195,10 +200,195 @@ __global__ void __launch_bounds__(kDrawThreads)
   if (threadIdx.x != 0) return;
   double total = 0;
   for (uint32_t i = 0; i < kept; ++i) total += weights[i];
+  uint32_t count = kept;
+  if (d.top_p < 1) {
+    double reached = weights[0];
+    for (count = 1; count < kept && reached < d.top_p * total; ++count) reached += weights[count];
+    total = reached;
+  }
   double left = total * d.random.uniform(static_cast<uint64_t>(index[blockIdx.x]));
   uint32_t place = 0;
-  while (place + 1 < kept && (left -= weights[place]) > 0) ++place;
+  while (place + 1 < count && (left -= weights[place]) > 0) ++place;
   to[blockIdx.x] = static_cast<int32_t>(at(place));
+}
+
+// Top-p of a whole row, without a sort: where the running sum of weights, from the largest key down, reaches
+// the share, and then where it reaches the draw, is found digit by digit of the key. For this a weight is a
+// whole number of units, its mass: sums of masses are the same in any order, so threads may add as they come.
+constexpr int kDigitBits = 11, kFirstShift = 32 - kDigitBits;  // the last digit, of three, has ten
+constexpr int kBins = 1 << kDigitBits;
+static_assert(kBins == 2 * kDrawThreads && kBins % kParts == 0);
+
+struct Weigher {
+  double top, temperature, units;
+  __device__ uint64_t mass(float z) const {
+    const double weight = exp((static_cast<double>(z) - top) / temperature);
+    return weight > 0 ? __double2ull_rn(weight * units) : 0;  // NaN weighs nothing
+  }
+};
+
+// `n` of them sum to less than 2^63.
+__device__ Weigher weigher_of(const float* highs, const Draw& d) {
+  const float high = threadIdx.x < kParts ? highs[threadIdx.x] : -INFINITY;
+  return {block_max(high), d.temperature, exp2(static_cast<double>(__clzll(d.n) - 2))};
+}
+
+// Sums of masses, in halves: shared memory adds 32 bits at a time.
+struct Bins {
+  uint32_t low[kBins], high[kBins];
+  __device__ void clear() {
+    for (unsigned i = threadIdx.x; i < kBins; i += blockDim.x) low[i] = high[i] = 0;
+    __syncthreads();
+  }
+  __device__ void add(uint32_t bin, uint64_t mass) {
+    const auto more = static_cast<uint32_t>(mass);
+    const uint32_t carried = atomicAdd(&low[bin], more) + more < more ? 1 : 0;
+    if (const uint32_t rest = static_cast<uint32_t>(mass >> 32) + carried; rest != 0)
+      atomicAdd(&high[bin], rest);
+  }
+  __device__ uint64_t mass(unsigned bin) const { return uint64_t{high[bin]} << 32 | low[bin]; }
+};
+
+// The largest logit of each part of a row, and no mass.
+__global__ void __launch_bounds__(kThreads)
+    highs_kernel(float* highs, uint64_t* masses, const float* logits, const __grid_constant__ Draw d) {
+  wait_for_earlier();
+  const float* z = logits + blockIdx.y * d.pitch;
+  const int64_t end = part_begin(d.n, blockIdx.x + 1);
+  float high = -INFINITY;
+  for (int64_t i = part_begin(d.n, blockIdx.x) + threadIdx.x; i < end; i += kThreads)
+    high = z[i] > high ? z[i] : high;
+  high = block_max(high);
+  if (threadIdx.x == 0) highs[blockIdx.y * kParts + blockIdx.x] = high;
+  constexpr unsigned kMine = kBins / kParts;
+  if (threadIdx.x < kMine) masses[blockIdx.y * kBins + blockIdx.x * kMine + threadIdx.x] = 0;
+}
+
+// The mass of each first digit of a row.
+__global__ void __launch_bounds__(kThreads)
+    masses_kernel(uint64_t* masses, const float* highs, const float* logits, const __grid_constant__ Draw d) {
+  __shared__ Bins bins;
+  bins.clear();
+  wait_for_earlier();
+  const Weigher weigher = weigher_of(highs + blockIdx.y * kParts, d);
+  const float* z = logits + blockIdx.y * d.pitch;
+  const int64_t end = part_begin(d.n, blockIdx.x + 1);
+  for (int64_t i = part_begin(d.n, blockIdx.x) + threadIdx.x; i < end; i += kThreads)
+    bins.add(key_of(z[i]) >> kFirstShift, weigher.mass(z[i]));
+  __syncthreads();
+  for (int i = static_cast<int>(threadIdx.x); i < kBins; i += kThreads)
+    if (const uint64_t mass = bins.mass(i); mass != 0)
+      atomicAdd(reinterpret_cast<unsigned long long*>(&masses[blockIdx.y * kBins + i]), mass);
+}
+
+// Where the running mass of a row reaches what is wanted: a key, the mass of a logit that has it, and how
+// much is missing when the logits with that key begin.
+struct Reached {
+  uint32_t key;
+  uint64_t mass, missing;
+  __device__ uint64_t place() const { return (missing - 1) / mass; }  // among equal logits
+};
+
+__device__ Reached reach(uint64_t wanted, const float* z, int64_t n, const uint64_t* masses,
+                         const Weigher& weigher, Bins& bins, uint64_t* space) {
+  __shared__ uint32_t digit;
+  __shared__ uint64_t missing;
+  constexpr int kAhead = 4;  // loads in flight
+  uint32_t prefix = 0, known = 0;
+  for (int shift = kFirstShift; known != ~0u; shift = max(0, shift - kDigitBits)) {
+    if (known != 0) {
+      bins.clear();
+      for (int64_t from = 0; from < n; from += kAhead * kDrawThreads) {
+        float ahead[kAhead];
+#pragma unroll
+        for (int j = 0; j < kAhead; ++j) {
+          const int64_t i = from + j * kDrawThreads + threadIdx.x;
+          ahead[j] = i < n ? z[i] : -INFINITY;  // weighs nothing
+        }
+#pragma unroll
+        for (int j = 0; j < kAhead; ++j) {
+          const uint32_t key = key_of(ahead[j]);
+          const bool counted = (key & known) == prefix;
+          const unsigned all = __ballot_sync(~0u, counted);
+          if (!counted) continue;
+          const unsigned alike = __match_any_sync(all, key);  // one addition for equal logits of a warp
+          if (threadIdx.x % kWarp == static_cast<unsigned>(__ffs(static_cast<int>(alike)) - 1))
+            bins.add((key & ~known) >> shift, __popc(alike) * weigher.mass(ahead[j]));
+        }
+      }
+      __syncthreads();
+    }
+    const unsigned last = kBins - 1 - 2 * threadIdx.x;  // a thread has this bin and the one below
+    const uint64_t mine = known != 0 ? bins.mass(last) : masses[last],
+                   both = mine + (known != 0 ? bins.mass(last - 1) : masses[last - 1]);
+    const uint64_t upto = running_sum(space, both), before = upto - both;
+    if (before < wanted && wanted <= upto) {
+      const bool below = before + mine < wanted;
+      digit = last - (below ? 1 : 0);
+      missing = wanted - before - (below ? mine : 0);
+    }
+    __syncthreads();
+    prefix |= digit << shift;
+    wanted = missing;
+    known = ~0u << shift;
+  }
+  return {prefix, weigher.mass(float_of(prefix)), wanted};
+}
+
+// The index of the logit with this key before which come `place` others.
+__device__ void find(int32_t* to, uint32_t key, uint64_t place, const float* z, int64_t n) {
+  constexpr unsigned kWarps = kDrawThreads / kWarp;
+  __shared__ uint32_t counts[kWarps];
+  const unsigned lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int64_t begin = n * warp / kWarps, end = n * (warp + 1) / kWarps;
+  const auto votes = [&](int64_t from) {
+    const int64_t i = from + lane;
+    return __ballot_sync(~0u, i < end && key_of(z[i]) == key);
+  };
+  uint32_t count = 0;
+  for (int64_t from = begin; from < end; from += kWarp) count += __popc(votes(from));
+  if (lane == 0) counts[warp] = count;
+  __syncthreads();
+  for (unsigned w = 0; w < warp; ++w) {
+    if (place < counts[w]) return;
+    place -= counts[w];
+  }
+  if (place >= count) return;
+  for (int64_t from = begin; from < end; from += kWarp) {
+    const unsigned equal = votes(from), here = __popc(equal);
+    if (place < here) {
+      if ((equal >> lane & 1) != 0 && __popc(equal & ((1u << lane) - 1)) == place)
+        *to = static_cast<int32_t>(from + lane);
+      return;
+    }
+    place -= here;
+  }
+}
+
+__global__ void __launch_bounds__(kDrawThreads)
+    draw_top_p_kernel(int32_t* to, const float* logits, const int32_t* index, const float* highs,
+                      const uint64_t* masses, const __grid_constant__ Draw d) {
+  __shared__ Bins bins;
+  __shared__ uint64_t space[kDrawThreads];
+  wait_for_earlier();
+  const float* z = logits + blockIdx.x * d.pitch;
+  masses += blockIdx.x * kBins;
+  const Weigher weigher = weigher_of(highs + blockIdx.x * kParts, d);
+  const uint64_t total = block_sum(masses[threadIdx.x] + masses[threadIdx.x + kDrawThreads]);
+  if (total == 0) {  // of NaN and infinities
+    if (threadIdx.x == 0) to[blockIdx.x] = static_cast<int32_t>(d.n - 1);
+    return;
+  }
+  const auto share = [](uint64_t mass, double part) {
+    const uint64_t some = __double2ull_ru(static_cast<double>(mass) * part);
+    return max(uint64_t{1}, min(mass, some));
+  };
+  const uint64_t bound = share(total, d.top_p);
+  const Reached last = reach(bound, z, d.n, masses, weigher, bins, space);
+  const uint64_t nucleus = bound - last.missing + (last.place() + 1) * last.mass;  // with the last one whole
+  const uint64_t drawn = share(nucleus, d.random.uniform(static_cast<uint64_t>(index[blockIdx.x])));
+  const Reached at = reach(drawn, z, d.n, masses, weigher, bins, space);
+  find(to + blockIdx.x, at.key, at.place(), z, d.n);
 }
 
 }  // namespace
@@ -211,7 +401,7 @@ void sample_rows(const Tensor& to, const Tensor& logits, const Tensor& index, co
     cpu::sample_rows(here, logits.contiguous().to(Device::cpu), index.contiguous().to(Device::cpu), draws);
     return to.copy_from(here);
   }
-  const Draw d{n, logits.pitch(), kept, draws.temperature, {draws.seed, draws.stream, 0}};
+  const Draw d{n, logits.pitch(), kept, draws.temperature, draws.top_p, {draws.seed, draws.stream, 0}};
   const auto rows = static_cast<unsigned>(to.dim(0));
   const auto* z = data<const float>(logits);
   if (draws.temperature == 0)
@@ -219,7 +409,16 @@ void sample_rows(const Tensor& to, const Tensor& logits, const Tensor& index, co
   else if (kept < n)
     draw_of_best_kernel<<<rows, kDrawThreads, 0, stream()>>>(data<int32_t>(to), z, data<const int32_t>(index),
                                                              d);
-  else {
+  else if (draws.top_p < 1) {
+    const Tensor highs = empty({to.dim(0), kParts}, Dtype::f32, Device::cuda),
+                 masses = empty({to.dim(0), kBins}, Dtype::f64, Device::cuda);  // 64 bits
+    auto* bins = static_cast<uint64_t*>(masses.raw());
+    const dim3 parts(kParts, rows);
+    launch_early(highs_kernel, parts, kThreads, 0, data<float>(highs), bins, z, d);
+    launch_early(masses_kernel, parts, kThreads, 0, bins, data<const float>(highs), z, d);
+    launch_early(draw_top_p_kernel, rows, kDrawThreads, 0, data<int32_t>(to), z, data<const int32_t>(index),
+                 data<const float>(highs), static_cast<const uint64_t*>(bins), d);
+  } else {
     const Tensor parts = empty({to.dim(0), kParts, 2}, Dtype::f64, Device::cuda);
     launch_early(parts_kernel, dim3(kParts, rows), kThreads, 0, static_cast<Part*>(parts.raw()), z, d);
     launch_early(draw_kernel, rows, kDrawThreads, 0, data<int32_t>(to), z, data<const int32_t>(index),

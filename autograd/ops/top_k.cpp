@@ -37,6 +37,7 @@ Tensor marks(const Tensor& indices, int64_t width, Dtype dtype) {
 
 TopK top_k(const Variable& x, int64_t k) {
   CHECK(x.rank() >= 1 && k >= 0 && k <= x.dim(-1), "top_k: ", k, " of x ", x.shape());
+  CHECK(x.dim(-1) <= INT32_MAX, "top_k: rows of x ", x.shape(), " have more places than 32 bits number");
   const Tensor rows = x.value().contiguous();
   const Tensor indices = empty(x.shape().with(-1, k), Dtype::i32, x.device());
   ON_DEVICE(x.device(), top_k_indices(indices, rows));

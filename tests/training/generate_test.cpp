@@ -45,6 +45,9 @@ TEST_F(Generate, IsAFunctionOfTheSeed) {
   EXPECT_NE(seeded("2"), first);
   EXPECT_EQ(text({"--prompt", "Once upon", "--tokens", "40", "--top-k", "1", "--seed", "3"}),
             text({"--prompt", "Once upon", "--tokens", "40", "--temperature", "0"}));
+  EXPECT_EQ(text({"--prompt", "Once upon", "--tokens", "40", "--top-p", "1e-9", "--seed", "3"}),
+            text({"--prompt", "Once upon", "--tokens", "40", "--temperature", "0"}));
+  EXPECT_EQ(text({"--prompt", "Once upon", "--tokens", "40", "--top-p", "1.0"}), first);
   EXPECT_FALSE(text({"--tokens", "3"}).empty()) << "from nothing";
 }
 
@@ -144,6 +147,9 @@ TEST_F(Generate, Refuses) {
   EXPECT_EQ(tiny_->weft({"generate"}).code, 64);
   for (const char* temperature : {"-1", "nan", "inf", "warm", "", "1x"})
     EXPECT_EQ(tiny_->weft({"generate", "runs/tiny", "--temperature", temperature}).code, 64) << temperature;
+  for (const char* top_p : {"-0.1", "0", "1.01", "nan", "inf", "most", "", "0.9x"})
+    EXPECT_EQ(tiny_->weft({"generate", "runs/tiny", "--top-p", top_p}).code, 64) << top_p;
+  EXPECT_EQ(tiny_->weft({"generate", "runs/tiny", "--top-k", "-1"}).code, 64);
   EXPECT_EQ(tiny_->weft({"generate", "runs/tiny", "--tokens", "0"}).code, 64);
   EXPECT_EQ(tiny_->weft({"generate", "runs/tiny", "--seed", "4294967296"}).code, 64) << "32 bits";
 }

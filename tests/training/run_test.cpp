@@ -269,6 +269,18 @@ TEST(Run, MoreBatchesThanTheHeldOutTextHasAreAllOfIt) {
   EXPECT_EQ(most.json()["val_loss"], all.json()["val_loss"]) << most.err;
 }
 
+TEST(Run, ItsSampleHonoursTheRecipe) {
+  const TinyRun tiny;
+  const auto sample = [&](const std::string& run, Words words) {
+    words.insert(words.end(), {"steps=2", "run=runs/" + run});
+    return tiny.train(words).json()["sample"];
+  };
+  const auto likeliest = sample("likeliest", {"sample.temperature=0"});
+  EXPECT_NE(sample("all", {}), likeliest);
+  EXPECT_EQ(sample("top-k", {"sample.top_k=1"}), likeliest);
+  EXPECT_EQ(sample("top-p", {"sample.top_p=1e-9"}), likeliest);
+}
+
 TEST(Run, NoTokensAreNoSample) {
   const TinyRun tiny;
   const Ran ran = tiny.train({"steps=2", "sample.every=1", "sample.tokens=0"});

@@ -27,6 +27,17 @@ Words read_prompts(const std::string& path) {
   return prompts;
 }
 
+// A finite number, or NaN.
+double number_of(const std::string& word) {
+  try {
+    size_t used = 0;
+    const double number = std::stod(word, &used);
+    return used == word.size() && std::isfinite(number) ? number : NAN;
+  } catch (const std::logic_error&) {
+    return NAN;
+  }
+}
+
 }  // namespace
 
 int run_generate(const Words& words) {
@@ -34,7 +45,7 @@ int run_generate(const Words& words) {
   int64_t seed = 1;
   bool json = false;
   Words prompts;
-  std::string file, temperature = "0.8", device;
+  std::string file, temperature = "0.8", top_p = "1", device;
   Flags flags(
       "generate", "RUN",
       "Continues texts with a trained model, several side by side, each as it would be continued alone.");
@@ -48,6 +59,9 @@ int run_generate(const Words& words) {
             "divides the logits; 0: always take the most likely token; default 0.8");
   flags.add("--top-k", options.top_k, "K",
             "draw only from the K most likely tokens; 0, the default: from all", {.min = 0});
+  flags.add("--top-p", top_p, "P",
+            "of these, draw only from the fewest most likely whose probabilities sum to P or more; 1, the "
+            "default: from all");
   flags.add("--seed", seed, "S",
             "seed of the draws, the same for each text: equal prompts give equal texts; default 1",
             {.min = 0, .max = UINT32_MAX});
@@ -55,14 +69,12 @@ int run_generate(const Words& words) {
   flags.add("--json", json, "one line of JSON, generate/1");
   if (!flags.parse(words)) return 0;
   compute_on(device);
-  try {
-    size_t used = 0;
-    options.temperature = std::stod(temperature, &used);
-    if (used != temperature.size() || !(options.temperature >= 0) || std::isinf(options.temperature))
-      throw std::invalid_argument("");
-  } catch (const std::logic_error&) {
+  options.temperature = number_of(temperature);
+  if (!(options.temperature >= 0))
     throw Error(Exit::usage, text("--temperature needs a number >= 0, got ", temperature), "--temperature");
-  }
+  options.top_p = number_of(top_p);
+  if (!(options.top_p > 0 && options.top_p <= 1))
+    throw Error(Exit::usage, text("--top-p needs a number > 0 and <= 1, got ", top_p), "--top-p");
   options.seed = static_cast<uint32_t>(seed);
   const OpenModel m = open_model(flags.arguments()[0]);
   print_warnings(m.warnings);

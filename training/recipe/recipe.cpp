@@ -155,6 +155,9 @@ void Recipe::Sample::fields(FieldVisitor& f) {
   f("prompt", prompt, "text that the sample continues; empty: it starts as a training document does");
   f("temperature", temperature, "divides the logits; 0: always take the most likely token", {.min = 0});
   f("top_k", top_k, "draw only from this many most likely tokens; 0: from all", {.unit = "tokens", .min = 0});
+  f("top_p", top_p,
+    "of these, draw only from the fewest most likely whose probabilities sum to this; 1: from all",
+    {.min = 0, .max = 1, .above_min = true});
   f("seed", seed, "seed of the draws", {.min = 0, .max = kMaxSeed});
 }
 

@@ -131,6 +131,7 @@ struct Recipe {
     std::string prompt;
     double temperature = 0.8;  // 0 = the likeliest token
     int64_t top_k = 0;         // 0 = all
+    double top_p = 1;          // 1 = all
     int64_t seed = 1;
     void fields(FieldVisitor& f);
   };

@@ -103,6 +103,9 @@ TEST(LoadRecipe, RefusesWrongValues) {
   EXPECT_ERROR(parse("optim: {lr: .nan}\n"), recipe, "r.yaml:1:13", "not a finite number", "");
   EXPECT_ERROR(parse("optim: {lr: nan}\n"), recipe, "r.yaml:1:13", "not a finite number", "");
   EXPECT_ERROR(parse("optim: {beta2: 1}\n"), recipe, "r.yaml:1:16", "out of range", "0 to 0.999999");
+  EXPECT_ERROR(parse("sample: {top_p: 0}\n"), recipe, "r.yaml:1:17", "sample.top_p is 0, out of range",
+               "above 0");
+  EXPECT_ERROR(parse("sample: {top_p: 1.1}\n"), recipe, "r.yaml:1:17", "out of range", "1");
   EXPECT_ERROR(parse("precision: fp16\n"), recipe, "r.yaml:1:12", "not a known choice",
                "one of bf16, f32, f64");
   EXPECT_ERROR(parse("data: {prefetch: 0}\n"), recipe, "r.yaml:1:18", "data.prefetch is 0, out of range",

@@ -93,10 +93,10 @@ int run_generate(const Words& words) {
     ids.push_back(m.tokenizer->encode(prompt));
     decoders.emplace_back(*m.tokenizer, !prompt.empty());
     if (!ids.back().empty()) continue;
-    if (m.starts.empty())
-      throw Error(Exit::usage,
-                  "the checkpoint does not say how a text starts, so the prompt may not be empty", "--prompt",
-                  "give the start of a text");
+    if (m.starts.empty()) {  // a checkpoint of before these were kept
+      ids.back() = {m.tokenizer->eos_id()};
+      continue;
+    }
     ids.back() = {drawn_start(m.starts, options.seed)};
     texts[ids.size() - 1] = decoders.back().push(ids.back()[0]);
   }

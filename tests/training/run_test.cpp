@@ -340,7 +340,11 @@ TEST(Run, GoesBackToNoOtherRunsCheckpoint) {
     ran =
         tiny.train({"numerics.max_skips=0"}, {.environment = {"WEFT_FAULT=slow:600@phase=load;nan@step=9"}});
   });
-  while (!fs::exists(tiny.run() + "/latest")) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  // Not `latest`, which is there while the save still goes on.
+  const auto saved = [&] {
+    return tiny.folder().read("runs/tiny/metrics.jsonl").find("\"checkpoint\"") != std::string::npos;
+  };
+  while (!saved()) std::this_thread::sleep_for(std::chrono::milliseconds(10));
   fs::rename(tiny.run(), tiny.run("moved"));
   EXPECT_EQ(tiny.train({"steps=5"}).code, 0);
   const size_t lines = tiny.steps().size();

@@ -168,33 +168,6 @@ int64_t gate_floats(const LinearAttention& p) {
 
 // Of documents in segments
 
-Cut cut_of(const LinearAttention& p) {
-  if (p.dtype != Dtype::bf16 || !has_tiles(p, p.d_k) || !has_tiles(p, p.d_v)) return {};
-  static const CutDevice device = [] {  // asking for a clock takes long
-    CutDevice d;
-    d.multiprocessors = device_attribute(cudaDevAttrMultiProcessorCount);
-    int id = 0, kilohertz = 0, bits = 0;
-    const bool known = cudaGetDevice(&id) == cudaSuccess &&
-                       cudaDeviceGetAttribute(&kilohertz, cudaDevAttrMemoryClockRate, id) == cudaSuccess &&
-                       cudaDeviceGetAttribute(&bits, cudaDevAttrGlobalMemoryBusWidth, id) == cudaSuccess;
-    // Of two transfers a cycle 0.88 are reached.
-    if (known && kilohertz > 0 && bits > 0) d.bytes_us = 0.88 * 2 * (kilohertz / 1000.0) * (bits / 8.0);
-    cudaGetLastError();  // without a GPU plans are made all the same
-    return d;
-  }();
-  // Each pass asks twice, layer after layer for the same sizes, and for a long text it takes as long as some
-  // launches.
-  const std::tuple sizes(p.tokens, p.documents, p.offsets != nullptr, p.longest, p.heads, p.d_k, p.d_v,
-                         p.gate, p.segment);
-  thread_local std::optional<decltype(sizes)> known;
-  thread_local Cut cut;
-  if (known != sizes) {
-    cut = choose_cut(p, device);
-    known.emplace(sizes);
-  }
-  return cut;
-}
-
 // A decay for each segment and head, or channel.
 int64_t decay_floats(const LinearAttention& p, const Cut& cut) {
   return int64_t(cut.most) * p.heads * (p.gate == Gate::channel ? p.d_k : 1);
@@ -255,6 +228,33 @@ void make_states(const LinearAttention& p, const LinearAttention& segments, Swee
 }
 
 }  // namespace
+
+Cut cut_of(const LinearAttention& p) {
+  if (p.dtype != Dtype::bf16 || !has_tiles(p, p.d_k) || !has_tiles(p, p.d_v)) return {};
+  static const CutDevice device = [] {  // asking for a clock takes long
+    CutDevice d;
+    d.multiprocessors = device_attribute(cudaDevAttrMultiProcessorCount);
+    int id = 0, kilohertz = 0, bits = 0;
+    const bool known = cudaGetDevice(&id) == cudaSuccess &&
+                       cudaDeviceGetAttribute(&kilohertz, cudaDevAttrMemoryClockRate, id) == cudaSuccess &&
+                       cudaDeviceGetAttribute(&bits, cudaDevAttrGlobalMemoryBusWidth, id) == cudaSuccess;
+    // Of two transfers a cycle 0.88 are reached.
+    if (known && kilohertz > 0 && bits > 0) d.bytes_us = 0.88 * 2 * (kilohertz / 1000.0) * (bits / 8.0);
+    cudaGetLastError();  // without a GPU plans are made all the same
+    return d;
+  }();
+  // Each pass asks twice, layer after layer for the same sizes, and for a long text it takes as long as some
+  // launches.
+  const std::tuple sizes(p.tokens, p.documents, p.offsets != nullptr, p.longest, p.heads, p.d_k, p.d_v,
+                         p.gate, p.segment);
+  thread_local std::optional<decltype(sizes)> known;
+  thread_local Cut cut;
+  if (known != sizes) {
+    cut = choose_cut(p, device);
+    known.emplace(sizes);
+  }
+  return cut;
+}
 
 void linear_attention_forward(const LinearAttention& p, Rows q, Rows k, Rows v, const float* initial_state,
                               MutableRows o, float* final_state, void* kept, cudaStream_t stream) {

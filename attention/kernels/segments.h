@@ -86,6 +86,9 @@ inline Cut choose_cut(const LinearAttention& p, const CutDevice& device) {
   return best;
 }
 
+// That of calls with this shape, on this GPU.
+Cut cut_of(const LinearAttention& p);
+
 // offsets (cut.most + 1): the tokens where segments begin, after the last one where documents end. first
 // (documents + 1): the segments where documents begin.
 void cut_documents(const LinearAttention& p, const Cut& cut, int* offsets, int* first, cudaStream_t stream);

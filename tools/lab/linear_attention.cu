@@ -2,6 +2,7 @@
 
 #include "attention/kernels/linear_attention.h"
 
+#include "attention/kernels/segments.h"
 #include "tools/lab/guarded.h"
 
 using namespace weft;
@@ -51,3 +52,5 @@ extern "C" int backward(const Arguments* a, cudaStream_t stream) {
 
 extern "C" int64_t kept(const Arguments* a) { return linear_attention_kept(shape_of(*a)); }
 extern "C" int64_t workspace(const Arguments* a) { return linear_attention_workspace(shape_of(*a)); }
+// Tokens of the segments that documents are cut into, 0: none.
+extern "C" int64_t cut_length(const Arguments* a) { return cut_of(shape_of(*a)).length; }

@@ -238,8 +238,8 @@ Cut cut_of(const LinearAttention& p) {
     const bool known = cudaGetDevice(&id) == cudaSuccess &&
                        cudaDeviceGetAttribute(&kilohertz, cudaDevAttrMemoryClockRate, id) == cudaSuccess &&
                        cudaDeviceGetAttribute(&bits, cudaDevAttrGlobalMemoryBusWidth, id) == cudaSuccess;
-    // Of two transfers a cycle 0.88 are reached.
-    if (known && kilohertz > 0 && bits > 0) d.bytes_us = 0.88 * 2 * (kilohertz / 1000.0) * (bits / 8.0);
+    // Of two transfers a cycle 0.85 are reached.
+    if (known && kilohertz > 0 && bits > 0) d.bytes_us = 0.85 * 2 * (kilohertz / 1000.0) * (bits / 8.0);
     cudaGetLastError();  // without a GPU plans are made all the same
     return d;
   }();

@@ -29,58 +29,66 @@ struct CutDevice {
   double bytes_us = 3e6;  // that memory moves in a microsecond
 };
 
-// The cut with the least time expected of both passes, for sweeps that run side by side (one forward, three
-// backward) or, with a gate of channels, one after another. A block of threads needs chunk_us for a chunk of
-// 64 tokens, as long as memory keeps up with all that run at once.
+// The cut with the least time expected of both passes (README, "Few heads", has what the constants are of):
+// of sweeps that run side by side (one forward, three backward) or, with a gate of channels, one after
+// another, and of the passes for states. A block of threads takes start_us and chunk_us for each chunk of 64
+// tokens, as long as memory keeps up with all that run at once.
 inline Cut choose_cut(const LinearAttention& p, const CutDevice& device) {
-  const bool channels = p.gate == Gate::channel, gated = p.gate == Gate::head;
-  const double state_chunk_us = channels ? 3 : 0.8;
-  constexpr double launches_us = 15;  // to cut, of states and their fold, in each pass
   if (p.documents > most_cut_documents || p.tokens == 0 || p.segment == 0) return {};
   if (p.segment > 0) return {p.segment, int(p.documents + p.tokens / p.segment)};
+  constexpr double start_us = 8;                // state, first tiles
+  constexpr double fold_us = 4, step_us = .16;  // once, and for each segment of a document
+  const auto chunk_us = [](int d_a) { return d_a == 64 ? 1 : d_a == 128 ? 1.55 : 2; };
+  const bool channels = p.gate == Gate::channel;
+  const double forward = channels ? 2.25 : 1, backward = channels ? 3 : p.gate == Gate::head ? 1.75 : 1;
+
   const auto mean = double(p.tokens) / p.documents;
   const int64_t longest = std::max(p.longest, int64_t(std::ceil(mean)));
-  const int at_once = p.d_k == 64 ? 2 : 1;
+  const auto pieces_of_longest = [&](int64_t length) { return std::ceil(double(longest) / double(length)); };
   const double rows = double(p.tokens) * p.heads;
   const double row_bytes = 2.0 * (p.d_k + p.d_v) + (channels ? 4 * p.d_k : 0);
 
-  auto kernel = [&](int64_t segments, int64_t length, int blocks_each, int places, double us, double bytes) {
-    const double waves = std::ceil(double(segments) * blocks_each / places);
-    const double chain =
-        std::min(waves * double(length), double(p.tokens) * blocks_each / places + double(length));
-    return std::max(chain / 64 * us, bytes / device.bytes_us);
+  auto both_passes = [&](double segments, int64_t length) {
+    auto kernel = [&](int blocks_each, int d_a, double slower, double bytes) {
+      const bool two = d_a == 64;  // on a multiprocessor, where each is the slower for it
+      const double blocks = segments * blocks_each, places = device.multiprocessors * (two ? 2 : 1);
+      const double rounds =
+          std::min(std::ceil(blocks / places), double(p.tokens) * blocks_each / (places * length) + 1);
+      const double us = chunk_us(d_a) * slower * (two && blocks > device.multiprocessors ? 1.4 : 1);
+      return std::max(rounds * (start_us + double(length) / 64 * us), bytes / device.bytes_us);
+    };
+    auto sweeps = [&](int count, int d_a, int d_c, double slower, double tensors) {
+      const int turns = channels ? count : 1;
+      const int columns = channels ? d_c : d_a >= 128 && d_c >= 128 ? 128 : 64;
+      return turns * kernel(p.heads * (d_c / columns) * (count / turns), d_a, slower,
+                            rows * row_bytes / 2 * tensors / turns);
+    };
+    double us = sweeps(1, p.d_k, p.d_v, forward, 4);
+    us += p.d_k == p.d_v ? sweeps(3, p.d_k, p.d_k, backward, 10)
+                         : sweeps(2, p.d_v, p.d_k, backward, 7) + sweeps(1, p.d_k, p.d_v, forward, 3);
+    if (length < longest) {
+      const double states =
+          kernel(p.heads * (channels ? 1 : std::max(1, p.d_v / 128)), p.d_k, forward / 2, rows * row_bytes);
+      const double bytes = 12.0 * segments * p.heads * p.d_k * p.d_v;
+      const double fold = std::max(step_us * pieces_of_longest(length), bytes / device.bytes_us);
+      us += 2 * (states + fold_us + fold);
+    }
+    return us;
   };
-  auto sweeps = [&](int64_t segments, int64_t length, bool backward) {
-    const bool exact = backward && gated, wide = p.d_k >= 128;
-    const double chunk_us = channels       ? (p.d_k == 64 ? 3
-                                              : backward  ? 5.3
-                                                          : 4)
-                            : exact        ? (p.d_k == 256 ? 4.5 : 3)
-                            : p.d_k == 256 ? 2.2
-                            : p.d_k == 64  ? (backward ? 1.65 : 1.35)
-                                           : (backward ? 1.8 : 2);
-    const int columns = channels ? p.d_v : wide && p.d_v >= 128 ? 128 : 64, count = backward ? 3 : 1;
-    const int turns = channels ? count : 1;
-    return turns * kernel(segments, length, p.heads * (count / turns) * (p.d_v / columns),
-                          device.multiprocessors * at_once, chunk_us,
-                          rows * row_bytes * (backward ? 5 : 2) / turns);
-  };
-  auto states = [&](int64_t segments, int64_t length) {
-    const double bytes = 16.0 * double(segments) * p.heads * p.d_k * p.d_v;
-    return launches_us + kernel(segments, length, p.heads * std::max(1, p.d_v / 128), device.multiprocessors,
-                                state_chunk_us, rows * row_bytes + bytes);
-  };
-  double least = sweeps(p.documents, longest, false) + sweeps(p.documents, longest, true);
+  double least = both_passes(p.documents, longest);
   Cut best;
   for (int64_t pieces = 2; pieces <= 256; ++pieces) {
     const int64_t length = (longest + 64 * pieces - 1) / (64 * pieces) * 64;
-    if (length < 256) break;
-    const auto segments = int64_t(p.documents * std::ceil(mean / double(length)));
-    const double total =
-        sweeps(segments, length, false) + sweeps(segments, length, true) + 2 * states(segments, length);
-    if (total < 0.97 * least) {  // more segments have to gain something
-      least = total;
-      best = {length, int(p.offsets ? p.documents + p.tokens / length : segments)};
+    if (length < 128) break;
+    const double of_equal = double(p.documents) * pieces_of_longest(length);
+    const double segments =
+        double(longest) == mean
+            ? of_equal
+            : pieces_of_longest(length) + std::max(p.documents - 1.0, double(p.tokens - longest) / length);
+    const double us = both_passes(segments, length);
+    if (us < 0.97 * least) {  // more segments have to gain something
+      least = us;
+      best = {length, int(p.offsets ? p.documents + p.tokens / length : int64_t(of_equal))};
     }
   }
   return best;

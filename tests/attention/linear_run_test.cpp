@@ -322,7 +322,7 @@ TEST(ChooseCut, AsMeasured) {
                                   .d_k = d,
                                   .d_v = d,
                                   .gate = gate};
-    return cuda::choose_cut(p, {132, 4.33e6}).length;
+    return cuda::choose_cut(p, {132, 4.18e6}).length;
   };
   for (const cuda::Gate gate : {cuda::Gate::fixed, cuda::Gate::head}) {
     EXPECT_GT(length(1, 131072, 8, 128, gate), 0);
@@ -331,6 +331,10 @@ TEST(ChooseCut, AsMeasured) {
     EXPECT_EQ(length(8, 8192, 16, 128, gate), 0);
     EXPECT_EQ(length(8, 8192, 16, 64, gate), 0);
     EXPECT_EQ(length(8, 2048, 32, 256, gate), 0);
+    EXPECT_EQ(length(4, 2048, 16, 64, gate), 0);
+    EXPECT_EQ(length(1, 2048, 1, 128, gate), 128);
+    // As many segments as multiprocessors would take longer to fold.
+    EXPECT_GT(length(1, 65536, 1, 64, gate), 500);
   }
   const auto of_channels = [&](int64_t documents, int64_t tokens, int heads, int d) {
     return length(documents, tokens, heads, d, cuda::Gate::channel);
@@ -340,7 +344,7 @@ TEST(ChooseCut, AsMeasured) {
   EXPECT_EQ(of_channels(2, 16384, 16, 128), 4096);
   EXPECT_LT(of_channels(1, 32768, 12, 64), 3000);
   EXPECT_EQ(of_channels(8, 8192, 16, 128), 0);
-  EXPECT_EQ(of_channels(8, 8192, 16, 64), 0);
+  EXPECT_EQ(of_channels(8, 8192, 16, 64), 4096);  // two blocks on a multiprocessor instead of one
   EXPECT_EQ(of_channels(16, 1024, 32, 128), 0);
 }
 #endif

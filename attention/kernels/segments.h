@@ -44,6 +44,7 @@ inline Cut choose_cut(const LinearAttention& p, const CutDevice& device) {
 
   const auto mean = double(p.tokens) / p.documents;
   const int64_t longest = std::max(p.longest, int64_t(std::ceil(mean)));
+  const auto pieces_of_longest = [&](int64_t length) { return std::ceil(double(longest) / double(length)); };
   const double rows = double(p.tokens) * p.heads;
   const double row_bytes = 2.0 * (p.d_k + p.d_v) + (channels ? 4 * p.d_k : 0);
 
@@ -69,7 +70,7 @@ inline Cut choose_cut(const LinearAttention& p, const CutDevice& device) {
       const double states =
           kernel(p.heads * (channels ? 1 : std::max(1, p.d_v / 128)), p.d_k, forward / 2, rows * row_bytes);
       const double bytes = 12.0 * segments * p.heads * p.d_k * p.d_v;
-      const double fold = std::max(step_us * std::ceil(double(longest) / length), bytes / device.bytes_us);
+      const double fold = std::max(step_us * pieces_of_longest(length), bytes / device.bytes_us);
       us += 2 * (states + fold_us + fold);
     }
     return us;
@@ -79,11 +80,11 @@ inline Cut choose_cut(const LinearAttention& p, const CutDevice& device) {
   for (int64_t pieces = 2; pieces <= 256; ++pieces) {
     const int64_t length = (longest + 64 * pieces - 1) / (64 * pieces) * 64;
     if (length < 128) break;
-    const double of_equal = p.documents * std::ceil(mean / length);
-    // The last segments of unequal documents are short, and run beside others.
-    const double segments = double(longest) == mean
-                                ? of_equal
-                                : std::max(double(p.tokens) / length, double(p.documents + pieces - 1));
+    const double of_equal = double(p.documents) * pieces_of_longest(length);
+    const double segments =
+        double(longest) == mean
+            ? of_equal
+            : pieces_of_longest(length) + std::max(p.documents - 1.0, double(p.tokens - longest) / length);
     const double us = both_passes(segments, length);
     if (us < 0.97 * least) {  // more segments have to gain something
       least = us;

@@ -1,6 +1,7 @@
 """Times both passes whole and in segments of many lengths: what choose_cut (attention/kernels/segments.h) costs beside the best.
 
     python3 tools/lab/segments.py [fit | fresh] [--seconds 45] >lengths.jsonl
+    python3 tools/lab/segments.py bits [--seconds 45]     nothing is timed: have equal calls equal bits, at every length?
 
 Needs torch and a GPU. A line for each shape; regret, the time of the length chosen over the least of all, goes to
 stderr, as does a comparison of all results with those of whole documents. Fitted were the shapes of `fit`.
@@ -110,8 +111,54 @@ def time_shape(gate, documents, heads, d_k, d_v, repeat=5):
     return chosen, times, max(flaws, default=0)
 
 
+def compare_bits(gate, tokens, heads, d, deadline, turns=12):
+    """Every length again and again, with final states and without: outputs that change, and those far from f32."""
+    p = Problem([tokens], heads, d, d, gate, states=False, equal=True)
+    reference = {n: x.clone() for n, x in p.f32().call("plain").items()}
+    lengths = [0, *lengths_of(tokens, heads)]
+    p.segment = min(x for x in lengths if x)
+    p.call("automatic")  # with room for all others
+    outputs = {n: p.outputs[n] for n in ("o", "dq", "dk", "dv", "dg") if n in p.outputs}
+    stream, first, bad = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream), {}, 0
+    for turn in range(turns):
+        for length in lengths:
+            for ends in (True, False):
+                if time.time() > deadline:
+                    print(f"{gate} {tokens} H{heads} D{d}: no time after {turn} turns", file=sys.stderr)
+                    return bad
+                a = Arguments.from_buffer_copy(p.prepared)
+                a.segment = length
+                if not ends:
+                    a.final_state, a.d_initial_state = None, None
+                for x in outputs.values():
+                    x.fill_(math.nan)
+                if library.forward(ctypes.byref(a), stream) or library.backward(ctypes.byref(a), stream):
+                    raise SystemExit("refused")
+                for n, x in outputs.items():
+                    where = f"{gate} {tokens} H{heads} D{d} in {length}, {'with' if ends else 'without'} final states: {n}"
+                    if turn == 0:
+                        first[length, ends, n], off = x.clone(), error(x, reference[n])
+                        if not off <= 5e-3:
+                            rows = (x.double() - reference[n].double()).abs().flatten(1).amax(1).topk(6).indices
+                            print(f"OFF {where} {off:.1e}, most at tokens {rows.tolist()}", file=sys.stderr)
+                            bad += 1
+                    elif not torch.equal(x, first[length, ends, n]):
+                        rows = (x != first[length, ends, n]).flatten(1).any(1).nonzero().flatten().tolist()
+                        print(f"MOVED {where}, turn {turn}: {len(rows)} tokens from {rows[0]} to {rows[-1]}", file=sys.stderr)
+                        bad += 1
+    print(f"{gate} {tokens} H{heads} D{d}: {len(lengths)} lengths, {turns} turns, {bad} outputs moved or off", file=sys.stderr)
+    return bad
+
+
+def bits(deadline):
+    wide = (("gated", 32768, 1, 256), ("gated", 16384, 1, 256), ("gated hundreds", 16384, 2, 256), ("fixed", 32768, 1, 256))
+    raise SystemExit(sum([compare_bits(*x, deadline) for x in (*wide, ("gated", 16384, 2, 128))]) > 0)
+
+
 def main():
     begin, seconds = time.time(), float(sys.argv[sys.argv.index("--seconds") + 1]) if "--seconds" in sys.argv else 45
+    if "bits" in sys.argv:
+        bits(begin + seconds)
     shapes = list(fresh_shapes() if "fresh" in sys.argv else fit_shapes())
     random.Random(1).shuffle(shapes)  # what there is no time for is of all kinds
     regrets, worst_flaw = {}, 0

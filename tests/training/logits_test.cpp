@@ -190,16 +190,6 @@ TEST_F(Logits, AFailureOfOneRankIsSaidOnce) {
   EXPECT_EQ(lines, 1u) << ran.err;
 }
 
-// Rank 1 is another command than rank 0, as on a machine where files differ.
-Ran launch_two(const TinyRun& tiny, const Words& first, const std::string& flags_of_second,
-               const Words& second) {
-  std::string other = "-n 1 " WEFT_PROGRAM;
-  for (const std::string& word : first) other += " " + word;
-  Words words{"launch", "-n", "1", "--pass", other + " : " + flags_of_second + " -n 1"};
-  words.insert(words.end(), second.begin(), second.end());
-  return tiny.weft(words);
-}
-
 void expect_rank_one_named(const Ran& ran, int code, const std::string& what) {
   EXPECT_EQ(ran.code, code) << ran.err;
   EXPECT_EQ(ran.json()["exit"], code) << ran.out;
@@ -213,8 +203,7 @@ TEST_F(Logits, WhatFailsOnRankOneAloneIsSaid) {
   write("in", 1, 40, some_ids(40));
   const TestFolder elsewhere;
   const Words words{"logits", "runs/tiny", "--in", "in.safetensors", "--out", "x.safetensors", "--json"};
-  expect_rank_one_named(launch_two(*tiny_, words, "-wdir " + elsewhere.path(), words), 66,
-                        "on rank 1: not a run");
+  expect_rank_one_named(tiny_->launch_unlike("cd " + elsewhere.path(), words), 66, "on rank 1: not a run");
 }
 
 // Scores of other tokens would be wrong, and messages of other lengths do not fit.
@@ -224,17 +213,20 @@ TEST_F(Logits, RanksThatReadOtherFilesAreFound) {
   auto changed = some_ids(40);
   changed[35] = 66;
   write("changed", 1, 40, changed);
-  for (const char* other : {"short", "changed"}) {
+  const auto with = [](const std::string& model, const std::string& in) {
+    return Words{"logits", model, "--in", in, "--out", "x.safetensors", "--json"};
+  };
+  const auto unlike = [&](const Words& second) {
+    std::string lines = "set -- \"$1\"";
+    for (const std::string& word : second) lines += " " + word;
+    return tiny_->launch_unlike(lines, with("runs/tiny", "in.safetensors"));
+  };
+  for (const char* other : {"short.safetensors", "changed.safetensors"}) {
     SCOPED_TRACE(other);
-    Words words{"logits", "runs/tiny", "--in", "in.safetensors", "--out", "x.safetensors", "--json"};
-    const Words first = words;
-    words[3] = std::string(other) + ".safetensors";
-    expect_rank_one_named(launch_two(*tiny_, first, "", words), 65, "ranks do not agree on the tokens");
+    expect_rank_one_named(unlike(with("runs/tiny", other)), 65, "ranks do not agree on the tokens");
   }
-  const Words words{"logits", "runs/tiny", "--in", "in.safetensors", "--out", "x.safetensors", "--json"};
-  Words before = words;
-  before[1] += "/checkpoints/step-15";
-  expect_rank_one_named(launch_two(*tiny_, words, "", before), 78, "ranks do not agree on the model");
+  expect_rank_one_named(unlike(with("runs/tiny/checkpoints/step-15", "in.safetensors")), 78,
+                        "ranks do not agree on the model");
 }
 #endif
 

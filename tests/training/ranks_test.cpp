@@ -225,8 +225,7 @@ TEST(Ranks, AnotherProgramIsFound) {
   std::filesystem::copy_file(WEFT_PROGRAM, other);
   std::ofstream(other, std::ios::app) << "x";  // it runs as before
   const Ran ran =
-      tiny.weft({"launch", "-n", "2", "--pass", "-n 1 " + other + " train tiny.yaml --json-summary : -n 1",
-                 "train", "tiny.yaml", "--json-summary"});
+      tiny.launch_unlike("shift; set -- " + other + " \"$@\"", {"train", "tiny.yaml", "--json-summary"});
   EXPECT_EQ(ran.code, 78) << ran.err;
   EXPECT_EQ(ran.json()["error"]["rank"], 1) << "not as rank 0: " << ran.out;
   EXPECT_NE(ran.err.find("ranks do not agree on the program"), std::string::npos) << ran.err;
@@ -419,15 +418,9 @@ TEST(Ranks, ErrorsAreSaidOnceUnderMpirunToo) {
 TEST(Ranks, WhatKeepsOneFromStartingIsSaid) {
   const TinyRun tiny;
   for (const bool json : {true, false}) {
-    Words words{"launch",
-                "-n",
-                "1",
-                "--pass",
-                "-n 1 " WEFT_PROGRAM " train tiny.yaml : -x WEFT_FAULT=no-such-fault -n 1",
-                "train",
-                "tiny.yaml"};
+    Words words{"train", "tiny.yaml"};
     if (json) words.emplace_back("--json-summary");
-    const Ran ran = tiny.weft(words);
+    const Ran ran = tiny.launch_unlike("export WEFT_FAULT=no-such-fault", words);
     EXPECT_EQ(ran.code, 64) << ran.err;
     const size_t said = ran.err.find("weft: WEFT_FAULT: 'no-such-fault' is not known");
     EXPECT_NE(said, std::string::npos) << ran.err;
@@ -496,11 +489,8 @@ TEST(Ranks, AFailedSaveNamesItsRankAndCause) {
 
 TEST(Ranks, OneThatDoesNotSeeTheFolderIsNamed) {
   const TinyRun tiny, elsewhere;
-  const std::string program = WEFT_PROGRAM, other = elsewhere.folder().path();
-  const Ran ran = tiny.weft({"launch", "-n", "1", "--pass",
-                             "-wdir " + tiny.folder().path() + " -n 1 " + program +
-                                 " train tiny.yaml --json-summary : -wdir " + other + " -n 1",
-                             "train", "tiny.yaml", "--json-summary"});
+  const Ran ran =
+      tiny.launch_unlike("cd " + elsewhere.folder().path(), {"train", "tiny.yaml", "--json-summary"});
   EXPECT_EQ(ran.code, 73) << ran.err;
   EXPECT_EQ(ran.json()["error"]["rank"], 1) << ran.out;
 }

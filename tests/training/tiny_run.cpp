@@ -64,6 +64,14 @@ Ran TinyRun::launch(int ranks, const Words& words, RunOptions options) const {
               std::move(options));
 }
 
+Ran TinyRun::launch_unlike(const std::string& lines, const Words& words) const {
+  folder_.write("unlike.sh", "#!/bin/sh\nif [ \"${OMPI_COMM_WORLD_RANK:-$PMI_RANK}\" = 1 ]; then\n" + lines +
+                                 "\nfi\nexec \"$@\"\n");
+  const std::string path = folder_ / "unlike.sh";
+  std::filesystem::permissions(path, std::filesystem::perms::owner_all);
+  return weft(joined({"launch", "-n", "2", "--pass", path}, words));
+}
+
 Ran TinyRun::mpirun(int ranks, const Words& words, RunOptions options) const {
   for (const char* setting :
        {"OMP_NUM_THREADS=1", "OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1"})

@@ -27,6 +27,10 @@ class TinyRun {
   // And on ranks that mpirun itself starts.
   Ran mpirun(int ranks, const Words& words, RunOptions options = {}) const;
   Ran weft(const Words& words, RunOptions options = {}) const;
+  // `weft WORDS` by `weft launch` on two ranks. Rank 1 first runs lines of sh, where "$@" is its command: it
+  // differs, as on a machine of its own. (mpirun's own way to say so, a colon, ends that of Open MPI 5.0.7 by
+  // signal 11.)
+  Ran launch_unlike(const std::string& lines, const Words& words) const;
 
   std::string run(const std::string& name = "tiny") const { return folder_ / ("runs/" + name); }
   // Lines of metrics.jsonl: those of steps, and events of one kind.

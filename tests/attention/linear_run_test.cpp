@@ -1,6 +1,7 @@
 // Heads as wide as the tiles of a GPU's kernels are, which the small heads of the conformance suite are not:
 // bf16 against f64, with gradients, over packed documents and piece by piece.
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 
@@ -346,6 +347,31 @@ TEST(ChooseCut, AsMeasured) {
   EXPECT_EQ(of_channels(8, 8192, 16, 128), 0);
   EXPECT_EQ(of_channels(8, 8192, 16, 64), 4096);  // two blocks on a multiprocessor instead of one
   EXPECT_EQ(of_channels(16, 1024, 32, 128), 0);
+}
+
+TEST(ChooseCut, OfUnequalDocumentsAsMeasured) {
+  const auto length = [](const std::vector<int64_t>& documents, int heads, cuda::Gate gate) {
+    const int offsets[1] = {};  // that there are some is all that is asked
+    const cuda::LinearAttention p{.tokens = std::accumulate(documents.begin(), documents.end(), int64_t{0}),
+                                  .documents = static_cast<int>(documents.size()),
+                                  .offsets = offsets,
+                                  .longest = *std::max_element(documents.begin(), documents.end()),
+                                  .heads = heads,
+                                  .d_k = 128,
+                                  .d_v = 128,
+                                  .gate = gate};
+    const cuda::Cut cut = cuda::choose_cut(p, {132, 4.18e6});
+    int64_t segments = 0;
+    for (const int64_t tokens : documents) segments += (tokens + cut.length - 1) / cut.length;
+    EXPECT_GE(cut.most, segments) << "there is room for all";
+    return cut.length;
+  };
+  for (const cuda::Gate gate : {cuda::Gate::fixed, cuda::Gate::head, cuda::Gate::channel}) {
+    EXPECT_EQ(length({5120, 2048, 1024}, 16, gate), 1024);
+    EXPECT_EQ(length({30001, 9000, 700}, 6, gate), 1920);
+  }
+  // 3584, half a segment less by the tokens, needs a second round of blocks.
+  EXPECT_EQ(length({50000, 3000, 3000, 3000}, 8, cuda::Gate::channel), 3904);
 }
 #endif
 
